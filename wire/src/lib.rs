@@ -1,0 +1,48 @@
+//! The vocabulary and the byte formats that every Undercroft crate shares.
+//!
+//! This crate owns: page keys and how they are chained ([`PageKey`], [`Chain`]), the identity
+//! under which keys mean something ([`Space`], [`Family`]), the shape of a page ([`Geometry`]),
+//! newtype ids, the messages between client and daemon and their framing.
+//!
+//! It never does I/O, holds no unsafe code, knows no clock and no runtime. Every decoder here is
+//! bounded before it allocates: it may be fed with hostile bytes.
+
+mod error;
+mod frame;
+mod geometry;
+mod ids;
+mod key;
+mod message;
+mod page;
+mod run;
+mod space;
+mod status;
+
+pub use error::DecodeError;
+pub use frame::{
+    Decoded, HEADER_BYTES, Header, MAGIC, MAX_BODY_BYTES, PROTOCOL_MAX, PROTOCOL_MIN, decode_reply,
+    decode_request, encode_reply, encode_request, negotiate, split_frame,
+};
+pub use geometry::{
+    FRAME_ALIGN, Geometry, GeometryError, MAX_PAGE_BYTES, MIN_PAGE_BYTES, frame_bytes,
+};
+pub use ids::{
+    DeviceId, DomainId, Epoch, FrameId, HoldId, JobId, LeaseId, OfferId, PartId, RequestId,
+    SegmentId, SegmentUse, SessionId, SlotId, SpaceId, Stamp,
+};
+pub use key::{Chain, PageKey};
+pub use message::{
+    Commit, CommitReply, DropHold, Fetch, FetchEnd, FetchReady, FetchSource, Hello, Hint, HintKind,
+    Lookup, LookupReply, Mode, Offer, OfferReply, OpenSpace, PartAdded, Prefetch, PrefetchReply,
+    Refused, RefusedReason, Release, Reply, Request, SpaceOpened, Welcome,
+};
+pub use page::{CommitOutcome, Extent, FetchOutcome, OfferOutcome, PageIdentity, PagePlace, Tier};
+pub use run::{KeyRun, MAX_KEYS};
+pub use space::{
+    Dtype, Family, FamilyDigest, MAX_SPACES_PER_LOOKUP, MAX_TEXT_BYTES, Rank, Space, SpaceDigest,
+    SpaceError,
+};
+pub use status::{
+    ArenaStatus, HitStatus, SessionStatus, SpaceStatus, SsdStatus, StatusReport, StoreStatus,
+    TierStatus,
+};

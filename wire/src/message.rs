@@ -1,0 +1,336 @@
+use crate::{
+    Epoch, HoldId, KeyRun, LeaseId, OfferId, PageKey, PagePlace, PartId, SessionId, SlotId, Space,
+    SpaceId, Stamp, StatusReport,
+};
+use serde::{Deserialize, Serialize};
+
+/// How pages reach a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Mode {
+    /// The session maps the arena read-only and copies pages straight out of it.
+    ZeroCopy,
+    /// Pages are delivered into the session's staging area.
+    Copy,
+}
+
+/// First message of a connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Oldest protocol version the client speaks.
+    pub min: u16,
+    /// Newest protocol version the client speaks.
+    pub max: u16,
+    /// What the client calls itself, for `status`. At most 64 bytes are kept.
+    pub name: String,
+    /// Ask for copy mode although zero-copy would be possible.
+    pub copy_mode: bool,
+}
+
+/// Names a space and asks for a staging area for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenSpace {
+    /// The full identity.
+    pub space: Space,
+}
+
+/// Which leading pages are held by all of `spaces`?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lookup<'a> {
+    /// Opened spaces of one family; at least one.
+    pub spaces: Vec<SpaceId>,
+    /// The keys of one chain from its start.
+    #[serde(borrow)]
+    pub keys: KeyRun<'a>,
+    /// If not 0, what was found stays until it is fetched, given back, or this long has passed.
+    pub hold_ms: u32,
+}
+
+/// What to fetch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FetchSource<'a> {
+    /// These keys: a run of one chain.
+    Keys {
+        /// The keys, in prefix order.
+        #[serde(borrow)]
+        keys: KeyRun<'a>,
+    },
+    /// `count` pages of what a lookup held, from `first` on. The hold stays until it is dropped
+    /// or expires, so that every space of the family can be fetched under it.
+    Hold {
+        /// The hold a lookup answered with.
+        hold: HoldId,
+        /// First page, counted from the start of the lookup's keys.
+        first: u32,
+        /// How many pages.
+        count: u32,
+    },
+}
+
+/// Deliver pages under a lease, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fetch<'a> {
+    /// The space to fetch from.
+    pub space: SpaceId,
+    /// The lease's number, chosen by the client, never used before in this session.
+    pub lease: LeaseId,
+    /// What to fetch.
+    #[serde(borrow)]
+    pub source: FetchSource<'a>,
+    /// The request this fetch belongs to, as its lookup answered; 0 for now.
+    pub stamp: Stamp,
+    /// After this long the daemon ends the fetch with what was ready.
+    pub deadline_ms: u32,
+}
+
+/// Ends a lease, or a part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// The session the lease was made in: another one of the same process may release it.
+    pub session: SessionId,
+    /// Which lease.
+    pub lease: LeaseId,
+    /// Pages before this index (counted as in the fetch) are released; `u32::MAX` ends the lease.
+    pub upto: u32,
+}
+
+/// Gives a hold back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropHold {
+    /// Which hold.
+    pub hold: HoldId,
+}
+
+/// Would the daemon like these pages?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer<'a> {
+    /// The space they belong to.
+    pub space: SpaceId,
+    /// The page before the first key; `None` if the run starts the chain.
+    pub parent: Option<PageKey>,
+    /// Depth of the first key: 0 if the run starts the chain.
+    pub first: u32,
+    /// A run of one chain.
+    #[serde(borrow)]
+    pub keys: KeyRun<'a>,
+    /// The request's stamp, the same for all its offers; 0 for now.
+    pub stamp: Stamp,
+}
+
+/// These slots are filled (or will not be).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Commit {
+    /// The space of the offer.
+    pub space: SpaceId,
+    /// The offer the slots were assigned by.
+    pub offer: OfferId,
+    /// Slots that hold their page, in prefix order.
+    pub filled: Vec<SlotId>,
+    /// Slots given back unfilled.
+    pub returned: Vec<SlotId>,
+}
+
+/// Lift pages towards DRAM ahead of need.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prefetch<'a> {
+    /// The space they belong to.
+    pub space: SpaceId,
+    /// A run of one chain from its start.
+    #[serde(borrow)]
+    pub keys: KeyRun<'a>,
+    /// How long they should stay.
+    pub ttl_ms: u32,
+}
+
+/// What the engine knows about a conversation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum HintKind {
+    /// In use now.
+    Active,
+    /// Waiting for its user or a tool.
+    Paused,
+    /// Will not go on.
+    Ended,
+    /// Expected to go on after this many milliseconds.
+    ExpectedInMs(u32),
+    /// Keep it for this many milliseconds.
+    PinMs(u32),
+    /// Give its DRAM up first.
+    Demote,
+}
+
+/// Tells the daemon about a conversation, named by the key of its last page.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hint<'a> {
+    /// The space.
+    pub space: SpaceId,
+    /// The conversation's pages, or its last ones.
+    #[serde(borrow)]
+    pub keys: KeyRun<'a>,
+    /// What about it.
+    pub kind: HintKind,
+}
+
+/// Everything a client may say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each variant is the message of that name")]
+pub enum Request<'a> {
+    Hello(Hello),
+    OpenSpace(OpenSpace),
+    Lookup(Lookup<'a>),
+    Fetch(Fetch<'a>),
+    Release(Release),
+    DropHold(DropHold),
+    Offer(Offer<'a>),
+    Commit(Commit),
+    Prefetch(Prefetch<'a>),
+    Hint(Hint<'a>),
+    Status,
+    Ping,
+}
+
+/// Answer to a hello. The arena's parts follow as [`PartAdded`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The version both sides use from here on.
+    pub version: u16,
+    /// This session.
+    pub session: SessionId,
+    /// The arena's lifetime; another one means the old mappings are of no use.
+    pub epoch: Epoch,
+    /// How pages will be delivered.
+    pub mode: Mode,
+    /// How many parts follow before anything else.
+    pub parts: u32,
+}
+
+/// A part of the arena; its read-only descriptor travels with the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartAdded {
+    /// Which part.
+    pub part: PartId,
+    /// Its length, bytes.
+    pub bytes: u64,
+}
+
+/// A space is open. The staging area's descriptor travels with the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpaceOpened {
+    /// The number to use in requests.
+    pub space: SpaceId,
+    /// Slots in the staging area.
+    pub slots: u32,
+    /// Bytes from one slot to the next.
+    pub slot_bytes: u32,
+}
+
+/// What a lookup found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LookupReply {
+    /// Leading pages that every space asked about holds.
+    pub pages: u32,
+    /// Of these, how many are in DRAM in every space.
+    pub dram: u32,
+    /// Of these, how many must be read from SSD in at least one space.
+    pub ssd: u32,
+    /// The hold, if one was asked for and anything was found.
+    pub hold: Option<HoldId>,
+    /// The request's stamp, to be used in its fetches and offers.
+    pub stamp: Stamp,
+    /// Estimated time until all pages are in DRAM, microseconds.
+    pub estimate_us: u64,
+}
+
+/// Some pages of a fetch are ready, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchReady {
+    /// The fetch's lease.
+    pub lease: LeaseId,
+    /// Index of the first page in `places`, counted as in the fetch.
+    pub first: u32,
+    /// Where they lie.
+    pub places: Vec<PagePlace>,
+}
+
+/// No more pages will come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FetchEnd {
+    /// The fetch's lease.
+    pub lease: LeaseId,
+    /// How many pages were delivered in all, from the first on.
+    pub ready: u32,
+    /// Of these, how many were read from SSD.
+    pub ssd: u32,
+    /// A [`crate::FetchOutcome`] byte.
+    pub outcome: u8,
+}
+
+/// What the daemon wants of an offer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfferReply {
+    /// Number to commit under.
+    pub offer: OfferId,
+    /// One [`crate::OfferOutcome`] byte per key.
+    pub outcomes: Vec<u8>,
+    /// The slots of the wanted keys, in order.
+    pub slots: Vec<SlotId>,
+}
+
+/// What became of the committed slots; they are free again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommitReply {
+    /// The offer.
+    pub offer: OfferId,
+    /// One [`crate::CommitOutcome`] byte per filled slot, in the commit's order.
+    pub outcomes: Vec<u8>,
+}
+
+/// How many of a prefetch's pages are in DRAM or on their way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefetchReply {
+    /// Already in DRAM.
+    pub resident: u32,
+    /// Being read.
+    pub started: u32,
+}
+
+/// Why a request was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum RefusedReason {
+    /// A limit is reached; the same request may succeed later.
+    Busy,
+    /// The request names something that is not there.
+    Unknown,
+    /// The daemon is stopping.
+    Stopping,
+    /// No version in common.
+    Version,
+    /// A field is out of range.
+    Invalid,
+}
+
+/// A request was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// Why.
+    pub reason: RefusedReason,
+    /// One line for people.
+    pub detail: String,
+}
+
+/// Everything the daemon may say.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "each variant is the message of that name")]
+pub enum Reply {
+    Welcome(Welcome),
+    PartAdded(PartAdded),
+    SpaceOpened(SpaceOpened),
+    Lookup(LookupReply),
+    FetchReady(FetchReady),
+    FetchEnd(FetchEnd),
+    Offer(OfferReply),
+    Commit(CommitReply),
+    Prefetch(PrefetchReply),
+    Status(Box<StatusReport>),
+    Refused(Refused),
+    Done,
+}
