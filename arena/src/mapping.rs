@@ -1,0 +1,180 @@
+#![expect(
+    unsafe_code,
+    reason = "mapping memory is a raw system call; the only mmap of the workspace"
+)]
+
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use std::ffi::c_void;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::ptr::{self, NonNull};
+
+/// Size of a huge page on every machine this runs on (x86-64, and arm64 with 4 KiB base pages).
+pub(crate) const HUGE_BYTES: usize = 2 << 20;
+
+/// One mapping, unmapped on drop. It starts at a multiple of [`HUGE_BYTES`] when it is at least
+/// that long: the kernel aligns shared memory only where huge pages are its default, and a
+/// mapping that is out of step with the file can never use them.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a mapping is an address range of the process, not of a thread; nothing in it is bound
+// to the thread that made it. Who may touch its bytes is the contract in the crate's head.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; every method that takes `&self` is a system call or returns a raw pointer.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes of `fd` from its start, shared. `len` is a multiple of the file's page size.
+    pub(crate) fn shared(fd: BorrowedFd<'_>, len: usize, writable: bool) -> Result<Self, Errno> {
+        let prot = if writable {
+            ProtFlags::READ | ProtFlags::WRITE
+        } else {
+            ProtFlags::READ
+        };
+        let reserved = Self::reserve(len)?;
+        let at = reserved.base.as_ptr().cast::<c_void>();
+        // SAFETY: `at..at + len` is the reservation made above: mapped by us, used by nobody, and
+        // replaced as a whole.
+        unsafe { rustix::mm::mmap(at, len, prot, MapFlags::SHARED | MapFlags::FIXED, fd, 0)? };
+        Ok(reserved)
+    }
+
+    /// Maps `len` bytes of private zeroed memory.
+    pub(crate) fn anonymous(len: usize) -> Result<Self, Errno> {
+        let reserved = Self::reserve(len)?;
+        let at = reserved.base.as_ptr().cast::<c_void>();
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: as in `shared`.
+        unsafe { rustix::mm::mmap_anonymous(at, len, prot, MapFlags::PRIVATE | MapFlags::FIXED)? };
+        Ok(reserved)
+    }
+
+    /// Reserves an aligned range of addresses without memory behind it.
+    fn reserve(len: usize) -> Result<Self, Errno> {
+        let slack = if len >= HUGE_BYTES { HUGE_BYTES } else { 0 };
+        let whole = len.checked_add(slack).ok_or(Errno::NOMEM)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: no address is asked for, so nothing existing is replaced.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(ptr::null_mut(), whole, ProtFlags::empty(), flags)?
+        };
+        let start = start.cast::<u8>();
+        let head = if slack == 0 {
+            0
+        } else {
+            start.align_offset(HUGE_BYTES)
+        };
+        // SAFETY: `head <= slack`, so all three ranges lie inside the reservation; nobody knows
+        // its address yet.
+        unsafe {
+            if head > 0 {
+                rustix::mm::munmap(start.cast(), head)?;
+            }
+            let base = start.add(head);
+            if slack > head {
+                rustix::mm::munmap(base.add(len).cast(), slack - head)?;
+            }
+            Ok(Self {
+                base: NonNull::new(base).ok_or(Errno::NOMEM)?,
+                len,
+            })
+        }
+    }
+
+    pub(crate) fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    fn at(&self, range: &Range<usize>) -> (*mut c_void, usize) {
+        assert!(
+            range.start <= range.end && range.end <= self.len,
+            "range inside the mapping"
+        );
+        // SAFETY: the assertion above keeps the pointer inside the mapping.
+        let start = unsafe { self.base.as_ptr().add(range.start) };
+        (start.cast(), range.end - range.start)
+    }
+
+    /// Leaves the whole mapping out of core dumps.
+    pub(crate) fn keep_out_of_dumps(&self) -> Result<(), Errno> {
+        self.advise(&(0..self.len), Advice::LinuxDontDump)
+    }
+
+    /// Allows huge pages where the kernel leaves the choice to the process.
+    pub(crate) fn allow_huge(&self) -> Result<(), Errno> {
+        self.advise(&(0..self.len), Advice::LinuxHugepage)
+    }
+
+    /// Forbids huge pages.
+    pub(crate) fn forbid_huge(&self) -> Result<(), Errno> {
+        self.advise(&(0..self.len), Advice::LinuxNoHugepage)
+    }
+
+    /// Faults every page of `range` in, for writing or only for reading.
+    pub(crate) fn populate(&self, range: &Range<usize>, write: bool) -> Result<(), Errno> {
+        let advice = if write {
+            Advice::LinuxPopulateWrite
+        } else {
+            Advice::LinuxPopulateRead
+        };
+        self.advise(range, advice)
+    }
+
+    fn advise(&self, range: &Range<usize>, advice: Advice) -> Result<(), Errno> {
+        let (start, len) = self.at(range);
+        // SAFETY: the range is inside the mapping, and the advice given by this module changes no
+        // byte of it.
+        retry(|| unsafe { rustix::mm::madvise(start, len, advice) })
+    }
+
+    /// Makes `range` one run of huge pages, at once and whatever the system's settings for shared
+    /// memory are (Linux 6.1). At least one page of each must be present.
+    pub(crate) fn collapse(&self, range: &Range<usize>) -> Result<(), Errno> {
+        let (start, len) = self.at(range);
+        retry(|| {
+            // SAFETY: the range is inside the mapping; collapsing moves bytes, it changes none.
+            let rc = unsafe { libc::madvise(start, len, libc::MADV_COLLAPSE) };
+            if rc == 0 { Ok(()) } else { Err(last_errno()) }
+        })
+    }
+
+    /// Keeps the mapping in memory.
+    pub(crate) fn lock(&self) -> Result<(), Errno> {
+        // SAFETY: the range is the mapping.
+        unsafe { rustix::mm::mlock(self.base.as_ptr().cast(), self.len) }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is ours alone and every `Span` into it keeps its region, and so this
+        // mapping, alive; so nothing refers to it any more.
+        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "munmap of our own range: {unmapped:?}");
+    }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
+}
+
+/// Populating and collapsing give up early when a signal or a shortage of a moment comes between.
+fn retry(mut call: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    const TRIES: u32 = 8;
+    for _ in 1..TRIES {
+        match call() {
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            other => return other,
+        }
+    }
+    call()
+}

@@ -1,0 +1,58 @@
+use crate::ArenaError;
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use rustix::io::Errno;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+const NAME: &str = "undercroft-arena";
+/// No holder of a descriptor can make a mapping of it fault: it neither shrinks nor grows, and
+/// nobody can add seals that would lock the owner out.
+const SEALS: SealFlags = SealFlags::from_bits_retain(
+    SealFlags::SHRINK.bits() | SealFlags::GROW.bits() | SealFlags::SEAL.bits(),
+);
+
+/// Creates a sealed memfd of `bytes` bytes that only its owner may open again.
+pub(crate) fn create(bytes: u64, hugetlb: bool) -> Result<OwnedFd, ArenaError> {
+    let mut flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    if hugetlb {
+        flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+    }
+    let fd = match rustix::fs::memfd_create(NAME, flags | MemfdFlags::NOEXEC_SEAL) {
+        // Before Linux 6.3 the flag is unknown.
+        Err(Errno::INVAL) => rustix::fs::memfd_create(NAME, flags),
+        other => other,
+    }
+    .map_err(ArenaError::system("create a memfd", bytes))?;
+    rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR)
+        .map_err(ArenaError::system("set the mode of a memfd", bytes))?;
+    rustix::fs::ftruncate(&fd, bytes).map_err(ArenaError::system("size a memfd", bytes))?;
+    rustix::fs::fcntl_add_seals(&fd, SEALS).map_err(ArenaError::system("seal a memfd", bytes))?;
+    Ok(fd)
+}
+
+/// Opens the same memory once more, unable to write: a descriptor fit to be handed out.
+pub(crate) fn reopen_read_only(fd: &OwnedFd, bytes: u64) -> Result<OwnedFd, ArenaError> {
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(
+        ArenaError::system("open a memfd read-only through /proc/self/fd", bytes),
+    )
+}
+
+/// Checks a received descriptor against what was announced for it and returns how many bytes to
+/// map: `bytes` rounded up to the file's own page size.
+pub(crate) fn check(fd: impl AsFd, bytes: u64) -> Result<u64, ArenaError> {
+    let seals = rustix::fs::fcntl_get_seals(&fd).map_err(|_| ArenaError::NotSealed)?;
+    if !seals.contains(SEALS) {
+        return Err(ArenaError::NotSealed);
+    }
+    let stat = rustix::fs::fstat(&fd).map_err(ArenaError::system("inspect a descriptor", bytes))?;
+    let found = u64::try_from(stat.st_size).unwrap_or(0);
+    let page = u64::try_from(stat.st_blksize).unwrap_or(0).max(1);
+    let expected = bytes.checked_next_multiple_of(page);
+    if bytes == 0 || expected != Some(found) {
+        return Err(ArenaError::WrongSize {
+            found,
+            expected: bytes,
+        });
+    }
+    Ok(found)
+}
