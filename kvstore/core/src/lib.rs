@@ -1,1 +1,23 @@
-//! Not yet written.
+//! Every decision of the Undercroft daemon, as one pure state machine: [`Core`].
+//!
+//! This crate owns: the index of pages, frames and who may use them, the order in which pages
+//! leave DRAM, leases and holds, offers and credits, fetches, which page lies on SSD and what
+//! reclaim does about it. The daemon around it carries out [`Action`]s and reports [`Event`]s.
+//!
+//! It never does I/O, reads a clock, starts a thread or knows a runtime; the same configuration
+//! and events give the same actions. Every table is bounded by [`Limits`].
+
+mod action;
+mod config;
+
+mod event;
+mod machine;
+mod micros;
+mod stats;
+
+pub use action::{Action, FramePlace};
+pub use config::{Config, ConfigError, Limits, Policy, SsdConfig};
+pub use event::{AppendOutcome, CopyOutcome, Event, ProcessId, ReadOutcome, RecoveredRecord};
+pub use machine::Core;
+pub use micros::Micros;
+pub use stats::{SessionLeases, SpaceInfo, Stats, TierFill};

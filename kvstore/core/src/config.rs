@@ -1,0 +1,161 @@
+use thiserror::Error;
+use undercroft_wire::{FRAME_ALIGN, MAX_KEYS};
+
+/// In which order pages leave DRAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Policy {
+    /// Least recently used, tail first: inside one request the deepest page is the oldest, so a
+    /// page never leaves before its children.
+    #[default]
+    Lru,
+}
+
+/// The SSD tier as the core sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SsdConfig {
+    /// Room for records, bytes: each page counts with its frame's size.
+    pub capacity_bytes: u64,
+    /// Reclaim starts when no more than this many segments are free.
+    pub low_water_segments: u32,
+    /// Segments free at start. The first [`crate::Event::Recovered`] replaces it.
+    pub free_segments: u32,
+    /// Read speed assumed by a lookup's estimate, bytes per second.
+    pub read_bytes_per_s: u64,
+    /// Delay of one read assumed by a lookup's estimate, microseconds.
+    pub read_latency_us: u64,
+}
+
+/// The bounds of every table. A limit reached is a refusal or a declined outcome, never growth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Pages known in any tier, the missing ancestors of known pages included.
+    pub max_pages: u32,
+    /// Spaces known.
+    pub max_spaces: u32,
+    /// Sessions, those included whose socket is closed and whose leases are still held.
+    pub max_sessions: u32,
+    /// Leases of one session.
+    pub max_leases_per_session: u32,
+    /// Pages in all leases of one session.
+    pub max_leased_pages_per_session: u32,
+    /// Holds of all sessions.
+    pub max_holds: u32,
+    /// Pages in all holds; a page held in several spaces counts once in each.
+    pub max_held_pages: u32,
+    /// The longest a hold may last, milliseconds. Longer wishes are cut to it.
+    pub max_hold_ms: u32,
+    /// Prefetches under way for all sessions.
+    pub max_prefetches: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_pages: 1 << 20,
+            max_spaces: 1024,
+            max_sessions: 1024,
+            max_leases_per_session: 4096,
+            max_leased_pages_per_session: 4 * MAX_KEYS as u32,
+            max_holds: 4096,
+            max_held_pages: 16 * MAX_KEYS as u32,
+            max_hold_ms: 60_000,
+            max_prefetches: 64,
+        }
+    }
+}
+
+/// Everything the core must be told before its first step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Usable bytes of each part of the arena, in the order of their part numbers.
+    pub parts: Vec<u64>,
+    /// Parts are cut on demand into slabs of this many bytes, each for frames of one size.
+    pub slab_bytes: u64,
+    /// The SSD tier, if there is one.
+    pub ssd: Option<SsdConfig>,
+    /// How many of the coldest pages of a nearly full tier are kept written to SSD ahead of need.
+    pub demote_ahead: u32,
+    /// Pages a fetch may have in flight from SSD.
+    pub fetch_window: u32,
+    /// In which order pages leave DRAM.
+    pub policy: Policy,
+    /// Bounds of all tables.
+    pub limits: Limits,
+    /// Decides how keys spread over the index, so that nobody outside can choose collisions.
+    pub seed: u64,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A value is out of range.
+    #[error("{field} is {found}, allowed {allowed}")]
+    Range {
+        /// Which value.
+        field: &'static str,
+        /// What it is.
+        found: u64,
+        /// The allowed range, for people.
+        allowed: &'static str,
+    },
+}
+
+impl Config {
+    /// One part of `bytes` bytes, no SSD, everything else as by default.
+    #[must_use]
+    pub fn dram_only(bytes: u64) -> Self {
+        Self {
+            parts: vec![bytes],
+            slab_bytes: 64 << 20,
+            ssd: None,
+            demote_ahead: 64,
+            fetch_window: 32,
+            policy: Policy::Lru,
+            limits: Limits::default(),
+            seed: 0,
+        }
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// The first value out of range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let range = |ok: bool, field, found, allowed| {
+            if ok {
+                Ok(())
+            } else {
+                Err(ConfigError::Range {
+                    field,
+                    found,
+                    allowed,
+                })
+            }
+        };
+        let frame = u64::from(FRAME_ALIGN);
+        let frames: u64 = self.parts.iter().map(|bytes| bytes / frame).sum();
+        range(
+            frames < 1 << 31,
+            "parts",
+            frames,
+            "fewer than 2^31 frames of 4096 bytes",
+        )?;
+        let slab = self.slab_bytes;
+        range(slab >= frame, "slab_bytes", slab, "4096 or more")?;
+        let window = self.fetch_window;
+        range(window > 0, "fetch_window", 0, "1 or more")?;
+        let limits = &self.limits;
+        for (field, found) in [
+            ("max_pages", limits.max_pages),
+            ("max_spaces", limits.max_spaces),
+            ("max_sessions", limits.max_sessions),
+        ] {
+            // Ids are 32 bits wide and the highest stands for "none".
+            let ok = (1..1 << 31).contains(&found);
+            range(ok, field, u64::from(found), "1..2^31")?;
+        }
+        Ok(())
+    }
+}

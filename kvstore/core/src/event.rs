@@ -1,0 +1,169 @@
+use undercroft_wire::{
+    DeviceId, DomainId, Extent, JobId, Mode, PageIdentity, Request, RequestId, SegmentId,
+    SegmentUse, SessionId, SpaceDigest,
+};
+
+/// A process as the kernel tells it apart from every other: its number and when it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ProcessId {
+    /// Process number.
+    pub pid: u32,
+    /// Start time in the kernel's ticks, or anything else that differs when the number is reused.
+    pub start: u64,
+}
+
+/// How a copy out of a staging slot into a frame ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyOutcome {
+    /// The frame holds the page; this is the CRC-64/NVME of the frame's `page_bytes`.
+    Ok(u64),
+    /// The frame's bytes mean nothing.
+    Failed,
+}
+
+/// How an append or a relocation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AppendOutcome {
+    /// The record is on SSD and readable.
+    Written(Extent),
+    /// No segment had room for it.
+    NoSpace,
+    /// The write (or a relocation's read or proof) failed.
+    Failed,
+}
+
+/// How a read ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReadOutcome {
+    /// The record proved itself; this is the CRC-64/NVME of its payload.
+    Ok(u64),
+    /// The record did not prove itself.
+    Corrupt,
+    /// The device failed.
+    Failed,
+}
+
+/// One record found on SSD at start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecoveredRecord {
+    /// What it says it is.
+    pub identity: PageIdentity,
+    /// Where it lies.
+    pub extent: Extent,
+    /// CRC-64/NVME of its payload.
+    pub payload_crc: u64,
+}
+
+/// Everything that can happen to the core.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// Time has passed: [`crate::Core::next_timer`] is due.
+    Tick,
+    /// A client said hello and was welcomed.
+    SessionOpened {
+        /// Its number.
+        session: SessionId,
+        /// The process behind it.
+        process: ProcessId,
+        /// How it receives pages.
+        mode: Mode,
+    },
+    /// The session's socket is closed. What it offered and did not commit is dropped, its holds
+    /// end, its leases stay: the process may still be reading.
+    SessionClosed {
+        /// Which.
+        session: SessionId,
+    },
+    /// The session's process is dead and reaped: its leases end.
+    ProcessGone {
+        /// Which.
+        session: SessionId,
+    },
+    /// The daemon made a staging area for a space it interned with
+    /// [`crate::Core::intern_space`]. Answered with `SpaceOpened`.
+    SpaceOpened {
+        /// The session that asked.
+        session: SessionId,
+        /// Its request.
+        request: RequestId,
+        /// The session's domain.
+        domain: DomainId,
+        /// The space.
+        digest: SpaceDigest,
+        /// Size of its pages, bytes.
+        page_bytes: u32,
+        /// Slots in the staging area.
+        slots: u32,
+    },
+    /// A client's request. Those that are the daemon's own to answer are refused as invalid.
+    Request {
+        /// The session that asked.
+        session: SessionId,
+        /// Its request.
+        request: RequestId,
+        /// What it asks.
+        body: &'a Request<'a>,
+    },
+    /// An [`crate::Action::CopyIn`] ended.
+    CopiedIn {
+        /// Which.
+        job: JobId,
+        /// How.
+        outcome: CopyOutcome,
+    },
+    /// An [`crate::Action::CopyOut`] ended.
+    CopiedOut {
+        /// Which.
+        job: JobId,
+        /// Whether the slot holds the page.
+        ok: bool,
+    },
+    /// An [`crate::Action::Append`] ended.
+    Appended {
+        /// Which.
+        job: JobId,
+        /// How.
+        outcome: AppendOutcome,
+        /// Segments free now.
+        free_segments: u32,
+    },
+    /// An [`crate::Action::Read`] ended.
+    ReadDone {
+        /// Which.
+        job: JobId,
+        /// How.
+        outcome: ReadOutcome,
+    },
+    /// An [`crate::Action::Relocate`] ended.
+    Relocated {
+        /// Which.
+        job: JobId,
+        /// How.
+        outcome: AppendOutcome,
+        /// Segments free now.
+        free_segments: u32,
+    },
+    /// An [`crate::Action::FreeSegment`] ended.
+    SegmentFreed {
+        /// Which device.
+        device: DeviceId,
+        /// Which segment.
+        segment: SegmentId,
+        /// Which use of it.
+        segment_use: SegmentUse,
+        /// Segments free now.
+        free_segments: u32,
+    },
+    /// Records found on SSD at start, in the order they were appended. May come in several
+    /// pieces.
+    Recovered {
+        /// The records.
+        records: &'a [RecoveredRecord],
+        /// Segments free now.
+        free_segments: u32,
+    },
+    /// The SSD is out for good: its pages are lost and nothing is demoted any more. Jobs under
+    /// way still report their end.
+    DeviceLost,
+}
