@@ -1,2 +1,95 @@
-//! Not yet written.
-fn main() {}
+//! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`.
+
+mod ci;
+mod command;
+mod fuzz;
+mod steps;
+mod suite;
+mod tidy;
+mod tree;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// What CI runs, and what people run before they push.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version)]
+#[command(after_help = "Exit codes: 0 all is well, 1 a step failed, 2 wrong usage.")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Everything a change must pass: fmt, tidy, clippy, test, docs, fuzz targets, audits
+    ///
+    /// Steps that need a tool which is not installed (cargo-deny, systemd-analyze) are skipped
+    /// and named in the summary. The first failing step ends the run.
+    Ci,
+    /// Builds the `undercroft` binary, then runs every test of the workspace
+    ///
+    /// Arguments after `--` go to `cargo test`, such as `cargo xtask test -- -p undercroft-wire`.
+    Test {
+        /// Passed on to `cargo test` in place of `--workspace`
+        #[arg(last = true)]
+        cargo_test: Vec<String>,
+    },
+    /// Checks the house rules: crate arrows, sizes, names, unsafe, manifests
+    Tidy,
+    /// Builds every fuzz target and runs each for a moment
+    ///
+    /// The plain driver (seeded, no instrumentation) always runs. libFuzzer runs after it where a
+    /// C++ compiler can build it. For real fuzzing use `cargo fuzz run <target>` in `fuzz/`.
+    FuzzSmoke {
+        /// Inputs per target for the plain driver
+        #[arg(long, default_value_t = 20_000)]
+        iterations: u64,
+        /// Seconds per target for libFuzzer
+        #[arg(long, default_value_t = 5)]
+        seconds: u64,
+        /// Seed of both drivers
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task) -> Result<()> {
+    let root = tree::workspace_root()?;
+    match task {
+        Task::Ci => ci::run(&root),
+        Task::Test { cargo_test } => {
+            let outcome = suite::run(&root, &cargo_test)?;
+            println!("{outcome}");
+            Ok(())
+        }
+        Task::Tidy => tidy::run(&root),
+        Task::FuzzSmoke {
+            iterations,
+            seconds,
+            seed,
+        } => {
+            let drivers = fuzz::run(
+                &root,
+                &fuzz::Budget {
+                    iterations,
+                    seconds,
+                    seed,
+                },
+            )?;
+            println!("fuzz-smoke: {drivers}");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Where `unsafe` may stand.
+
+use super::Finding;
+use super::sources::{Source, each_ident};
+
+/// Files whose path starts so may hold unsafe code: the mappings, the ring, its bare twin, the
+/// foreign edges.
+const ALLOWED: &[&str] = &[
+    "arena/src/",
+    "ssd-tier/src/ring",
+    "benches/src/bare_ring",
+    "gpu-shim/src/cuda",
+    "client/src/ffi",
+    "python/src/",
+];
+const LIMIT: &str = "the modules listed in xtask/src/tidy/unsafety.rs";
+
+pub(super) fn check(source: &Source) -> Vec<Finding> {
+    if ALLOWED
+        .iter()
+        .any(|allowed| source.path.starts_with(allowed))
+    {
+        return Vec::new();
+    }
+    let mut findings = Vec::new();
+    each_ident(&source.tokens, &mut |word, line| {
+        if word == "unsafe" {
+            findings.push(Finding::new(&source.path, line, "unsafe code", LIMIT));
+        }
+    });
+    findings
+}
