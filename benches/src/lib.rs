@@ -1,1 +1,22 @@
-//! Not yet written.
+//! Workloads and measurements: real and generated request traces, what their pages contain, an
+//! exact reference for the eviction policy, trace replay through a running daemon, and the limits
+//! of the machine beside what the daemon reaches.
+//!
+//! This crate is a client of the daemon like any engine: it speaks to it over its socket only and
+//! never links it. The one exception to "no unsafe code" is the bare twin of the ring in
+//! `limits`, which measures what the daemon's own ring is held against.
+
+mod content;
+mod error;
+mod exact_lru;
+mod generate;
+pub mod replay_defaults;
+mod size;
+mod trace;
+
+pub use content::{PageContent, WrongBytes};
+pub use error::BenchError;
+pub use exact_lru::ExactLru;
+pub use generate::{GeneratorOptions, generate};
+pub use size::{ByteSize, SizeError, TierSize};
+pub use trace::{MAX_REQUEST_PAGES, RawRequest, Trace, TraceReader, TraceRequest, TraceStats};
