@@ -114,7 +114,7 @@ impl Span {
             self.len, source.len,
             "source and destination are of one length"
         );
-        self.copy_within(0, source, 0, self.len);
+        self.copy_at(0, source, 0, self.len);
     }
 
     /// Copies `len` bytes from `source_at` in `source` to `at` in this span.
@@ -122,7 +122,7 @@ impl Span {
     /// # Panics
     /// On a read-only span, or where a range is outside its span.
     #[inline]
-    pub fn copy_within(&self, at: usize, source: &Self, source_at: usize, len: usize) {
+    pub fn copy_at(&self, at: usize, source: &Self, source_at: usize, len: usize) {
         self.check(at, len);
         source.check(source_at, len);
         let to = self.as_mut_ptr();

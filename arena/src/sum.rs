@@ -21,7 +21,7 @@ pub fn copy_checked(source: &Span, target: &Span) -> u64 {
     let mut at = 0;
     while at < target.len() {
         let len = CHUNK_BYTES.min(target.len() - at);
-        target.copy_within(at, source, at, len);
+        target.copy_at(at, source, at, len);
         target.read_at(at, len, |bytes| digest.update(bytes));
         at += len;
     }
@@ -44,8 +44,46 @@ pub fn checksum_bytes(bytes: &[u8]) -> u64 {
 }
 
 /// The checksum of `a` and `b` put one after the other, from the checksums of both and the length
-/// of `b`, bytes.
+/// of `b`, bytes. Takes about a tenth of a microsecond for a page.
+///
+/// crc-fast can do this too, by squaring 64 × 64 bit matrices: that takes longer than copying
+/// the page. So here it is the multiplication by x^(8 × `len_b`) that zlib's `crc32_combine` does.
 #[must_use]
 pub fn combine(a: u64, b: u64, len_b: u64) -> u64 {
-    crc_fast::checksum_combine(ALGORITHM, a, b, len_b)
+    let mut shifted = a;
+    let mut left = len_b;
+    while left != 0 {
+        shifted = multiply(shifted, SHIFTS[left.trailing_zeros() as usize]);
+        left &= left - 1;
+    }
+    shifted ^ b
+}
+
+/// The polynomial of CRC-64/NVME, reflected: the coefficient of x^63 is bit 0.
+const POLYNOMIAL: u64 = 0x9a6c_9329_ac4b_c9b5;
+/// `SHIFTS[k]` is x^(8 × 2^k): what 2^k bytes more do to a checksum.
+const SHIFTS: [u64; 64] = shifts();
+
+const fn shifts() -> [u64; 64] {
+    let mut table = [0; 64];
+    // x^8: bit 63 is x^0.
+    table[0] = 1 << (63 - 8);
+    let mut k = 1;
+    while k < 64 {
+        table[k] = multiply(table[k - 1], table[k - 1]);
+        k += 1;
+    }
+    table
+}
+
+/// The product of two polynomials modulo [`POLYNOMIAL`], all three reflected.
+const fn multiply(a: u64, mut b: u64) -> u64 {
+    let mut product = 0;
+    let mut bit = 64;
+    while bit > 0 {
+        bit -= 1;
+        product ^= b & (a >> bit & 1).wrapping_neg();
+        b = b >> 1 ^ POLYNOMIAL & (b & 1).wrapping_neg();
+    }
+    product
 }

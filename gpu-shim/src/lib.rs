@@ -1,1 +1,23 @@
-//! Not yet written.
+//! Device memory: copying pages between an engine's blocks and host memory.
+//!
+//! A page is contiguous on the host and scattered on the device: per layer and part (K, V) one
+//! fragment at `base[layer][part] + block × stride`. This crate owns that difference and nothing
+//! else: it knows no keys, no daemon and no policy. [`Device`] is the seam; [`HostDevice`] is the
+//! device made of ordinary memory that tests and machines without a GPU use.
+
+mod batch;
+mod device;
+mod error;
+mod host;
+mod layout;
+mod pace;
+mod transfer;
+mod workers;
+
+pub use device::{BlockId, Device, LoadJob, StoreJob};
+pub use error::DeviceError;
+pub use host::{HostDevice, HostOptions};
+pub use transfer::{Completion, Transfer};
+
+#[cfg(test)]
+mod tests;

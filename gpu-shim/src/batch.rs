@@ -1,0 +1,198 @@
+use crate::layout::Layout;
+use crate::pace::{Link, sleep_until};
+use crate::{Completion, DeviceError};
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use undercroft_arena::Span;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// Host to device.
+    Load,
+    /// Device to host.
+    Store,
+}
+
+/// One page and one block.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) page: Span,
+    pub(crate) block: u32,
+}
+
+/// The jobs of one call, cut into items: one layer of one job each, all jobs' first layers first,
+/// so that an engine can start on layer 0 while the rest is copied.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    layout: Layout,
+    memory: Span,
+    link: Option<Arc<Link>>,
+    direction: Direction,
+    jobs: Vec<Job>,
+    /// The next item that no thread has taken.
+    next: AtomicUsize,
+    /// Per layer, how many jobs are not copied yet.
+    left: Vec<AtomicUsize>,
+    progress: Mutex<Progress>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    layers_done: u32,
+    failed: bool,
+}
+
+impl Progress {
+    fn outcome(&self) -> Result<bool, DeviceError> {
+        if self.failed {
+            return Err(DeviceError::Lost {
+                reason: "a copy panicked".to_owned(),
+            });
+        }
+        Ok(true)
+    }
+}
+
+impl Batch {
+    pub(crate) fn new(
+        layout: Layout,
+        memory: Span,
+        link: Option<Arc<Link>>,
+        direction: Direction,
+        jobs: Vec<Job>,
+    ) -> Self {
+        let layers = layout.geometry.layers();
+        let done = if jobs.is_empty() { layers } else { 0 };
+        Self {
+            layout,
+            memory,
+            link,
+            direction,
+            next: AtomicUsize::new(0),
+            left: (0..layers).map(|_| AtomicUsize::new(jobs.len())).collect(),
+            jobs,
+            progress: Mutex::new(Progress {
+                layers_done: done,
+                failed: false,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Whether every item was taken by some thread.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.next.load(Ordering::Relaxed) >= self.items()
+    }
+
+    fn items(&self) -> usize {
+        self.jobs.len() * self.left.len()
+    }
+
+    /// Takes items and copies them until none is left.
+    pub(crate) fn work(&self) {
+        loop {
+            let item = self.next.fetch_add(1, Ordering::Relaxed);
+            if item >= self.items() {
+                break;
+            }
+            let (layer, job) = (item / self.jobs.len(), item % self.jobs.len());
+            // A panic here is our bug. It must not become a thread that is gone and an engine that
+            // waits for it: the item counts as done and the batch as failed.
+            let copied = panic::catch_unwind(AssertUnwindSafe(|| {
+                self.copy_layer(&self.jobs[job], layer as u32);
+            }));
+            if copied.is_err() {
+                self.lock().failed = true;
+            }
+            self.pace(u64::from(self.layout.geometry.parts()));
+            // The last to finish a layer publishes what all of them copied.
+            if self.left[layer].fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.publish();
+            }
+        }
+    }
+
+    /// Copies everything on the calling thread, page by page: nobody can wait for a layer
+    /// meanwhile, and so the order is the memory's.
+    pub(crate) fn work_alone(&self) {
+        for job in &self.jobs {
+            for layer in 0..self.layout.geometry.layers() {
+                self.copy_layer(job, layer);
+            }
+        }
+        let fragments = u64::from(self.layout.geometry.parts()) * self.items() as u64;
+        self.pace(fragments);
+        for left in &self.left {
+            left.store(0, Ordering::Release);
+        }
+        self.publish();
+    }
+
+    fn copy_layer(&self, job: &Job, layer: u32) {
+        let len = self.layout.fragment_bytes();
+        for part in 0..self.layout.geometry.parts() {
+            let on_device = self.layout.on_device(job.block, layer, part);
+            let in_page = self.layout.in_page(layer, part);
+            match self.direction {
+                Direction::Load => self.memory.copy_at(on_device, &job.page, in_page, len),
+                Direction::Store => job.page.copy_at(in_page, &self.memory, on_device, len),
+            }
+        }
+    }
+
+    fn pace(&self, fragments: u64) {
+        if let Some(link) = &self.link {
+            sleep_until(link.book(fragments * self.layout.fragment_bytes() as u64));
+        }
+    }
+
+    fn publish(&self) {
+        let mut progress = self.lock();
+        let copied = self
+            .left
+            .iter()
+            .take_while(|left| left.load(Ordering::Acquire) == 0);
+        progress.layers_done = copied.count() as u32;
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Completion for Arc<Batch> {
+    fn wait_layers(&self, layers: u32, deadline: Option<Instant>) -> Result<bool, DeviceError> {
+        let mut progress = self.lock();
+        loop {
+            if progress.failed {
+                return Err(DeviceError::Lost {
+                    reason: "a copy thread panicked".to_owned(),
+                });
+            }
+            if progress.layers_done >= layers {
+                return Ok(true);
+            }
+            let Some(deadline) = deadline else {
+                progress = self
+                    .changed
+                    .wait(progress)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            let waited = self.changed.wait_timeout(progress, left);
+            progress = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn layers_done(&self) -> u32 {
+        self.lock().layers_done
+    }
+}
