@@ -1,1 +1,38 @@
-//! Not yet written.
+//! What a serving engine links: a session with the daemon of its node.
+//!
+//! This crate owns: the connection and its reconnection, lookups, fetches under a lease, stores
+//! through staging, prefetches and hints. It never loads a runtime, never copies a page by itself
+//! (a [`Device`](undercroft_gpu_shim::Device) does), and never makes its caller wait longer than
+//! the deadline of the call: whatever is wrong with the daemon becomes a miss, or a page that was
+//! not stored, and [`MissReason`] says why.
+//!
+//! Calls may come from any number of threads. The calling thread writes its request and reads its
+//! reply itself; where several wait at once, one of them reads for all.
+
+mod bell;
+mod client;
+mod connection;
+mod error;
+mod fetch;
+mod handshake;
+mod inbox;
+mod keeper;
+mod load;
+mod lookup;
+mod miss;
+mod options;
+mod outbox;
+mod reader;
+mod shared;
+mod space;
+mod store;
+
+pub use client::{Client, ClientState};
+pub use error::{ConnectError, OpenError};
+pub use fetch::{Fetch, FetchFrom, FetchReport, ReadyRun};
+pub use load::Loaded;
+pub use lookup::{Found, Hold, LookupOptions};
+pub use miss::MissReason;
+pub use options::{ConnectOptions, MAX_SOCKET_PATH_BYTES, Wait};
+pub use space::{Prefetched, SpaceHandle};
+pub use store::{Declined, StoreOptions, StoreRun, Stored};

@@ -1,0 +1,201 @@
+use crate::bell::{Bell, from_now};
+use crate::connection::Connection;
+use crate::handshake::shake_hands;
+use crate::inbox::Expects;
+use crate::keeper;
+use crate::options::{ConnectOptions, Wait};
+use crate::shared::Shared;
+use crate::space::{SpaceHandle, SpaceState, open};
+use crate::{ConnectError, MissReason, OpenError};
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use undercroft_wire::{Epoch, Mode, Reply, Request, SessionId, Space, StatusReport, Welcome};
+
+/// A connection to the daemon of this node, kept up behind the caller's back. Cheap to clone; all
+/// clones are one session. It ends with the last clone and the last handle made from it.
+///
+/// A client belongs to the process that made it. In a forked child every call is a miss
+/// ([`MissReason::Forked`]); connect anew there.
+#[derive(Debug, Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+/// Ends the keeper thread with the last handle.
+#[derive(Debug)]
+pub(crate) struct Inner(Arc<Shared>);
+
+impl Deref for Inner {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // The session of a forked child's parent is not the child's to end.
+        if !self.0.is_foreign() {
+            self.0.stop();
+        }
+    }
+}
+
+/// How a client stands with its daemon.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ClientState {
+    /// Connected; calls are answered.
+    Connected {
+        /// The session, as the daemon numbers it.
+        session: SessionId,
+        /// The arena's lifetime.
+        epoch: Epoch,
+        /// How pages are delivered.
+        mode: Mode,
+    },
+    /// Not connected; every call is a miss, and a thread tries to connect.
+    Connecting {
+        /// What ended the last connection or attempt.
+        failure: Option<String>,
+    },
+    /// This process was forked from the one that connected; every call is a miss.
+    Forked,
+}
+
+impl Client {
+    /// Connects, or with [`Wait::Background`] starts to.
+    ///
+    /// # Errors
+    /// The path is too long for a socket, or threads cannot be made. With [`Wait::Now`] also: no
+    /// daemon, no right to connect to it, no greeting in time, or a refusal.
+    pub fn connect(options: ConnectOptions) -> Result<Self, ConnectError> {
+        options.check()?;
+        let path = options.socket.clone();
+        let wait = options.wait;
+        let bell = Bell::new().map_err(|errno| ConnectError::System {
+            path: path.clone(),
+            doing: "make an event descriptor",
+            source: errno.into(),
+        })?;
+        let shared = Arc::new(Shared::new(options, Arc::new(bell)));
+        let connection = match wait {
+            Wait::Background => None,
+            Wait::Now(patience) => {
+                let connection = shake_hands(&shared, patience)?;
+                keeper::publish(&shared, &connection)?;
+                Some(connection)
+            }
+        };
+        let inner = Arc::new(Inner(shared));
+        keeper::start(&inner.0, connection).map_err(|source| ConnectError::System {
+            path,
+            doing: "start a thread",
+            source,
+        })?;
+        Ok(Self { inner })
+    }
+
+    /// Opens a space, now and again in every later session. Where nobody insisted on a daemon
+    /// ([`Wait::Background`]), the handle is given out even if the daemon is not there or does not
+    /// answer in time; what is asked of it misses until the space is open.
+    ///
+    /// # Errors
+    /// The space is not acceptable or refused, or with [`Wait::Now`], not answered in time.
+    pub fn open_space(&self, space: &Space, deadline: Duration) -> Result<SpaceHandle, OpenError> {
+        space.validate()?;
+        if self.inner.is_foreign() {
+            return Err(OpenError::Unanswered(MissReason::Forked));
+        }
+        let until = from_now(deadline);
+        let state = self.inner.remember(SpaceState::new(space.clone()));
+        let handle = SpaceHandle::new(Arc::clone(&self.inner), Arc::clone(&state));
+        let opened = match self.inner.connection_by(until) {
+            Ok(connection) => open(&connection, &state, until),
+            Err(reason) => Err(OpenError::Unanswered(reason)),
+        };
+        match opened {
+            Ok(()) => Ok(handle),
+            Err(OpenError::Unanswered(_)) if self.inner.options.wait == Wait::Background => {
+                Ok(handle)
+            }
+            Err(error) => {
+                if matches!(&error, OpenError::Refused { .. }) {
+                    self.inner.forget(&state);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The daemon's report about itself.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn status(&self, deadline: Duration) -> Result<Box<StatusReport>, MissReason> {
+        let until = from_now(deadline);
+        let connection = self.inner.connection()?;
+        match connection.call(&Request::Status, Expects::Reply, until)? {
+            Reply::Status(report) => Ok(report),
+            other => Err(not_expected(&connection, &other, "a status")),
+        }
+    }
+
+    /// Asks for a sign of life and says how long it took.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn ping(&self, deadline: Duration) -> Result<Duration, MissReason> {
+        let began = Instant::now();
+        let until = from_now(deadline);
+        let connection = self.inner.connection()?;
+        match connection.call(&Request::Ping, Expects::Reply, until)? {
+            Reply::Done => Ok(began.elapsed()),
+            other => Err(not_expected(&connection, &other, "a sign of life")),
+        }
+    }
+
+    /// How the client stands with its daemon, without asking it.
+    #[must_use]
+    pub fn state(&self) -> ClientState {
+        match self.inner.connection() {
+            Err(MissReason::Forked) => ClientState::Forked,
+            Err(_) => ClientState::Connecting {
+                failure: self.inner.failure(),
+            },
+            Ok(connection) => match connection.welcome() {
+                Some(&Welcome {
+                    session,
+                    epoch,
+                    mode,
+                    ..
+                }) => ClientState::Connected {
+                    session,
+                    epoch,
+                    mode,
+                },
+                None => ClientState::Connecting { failure: None },
+            },
+        }
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+
+    /// Waits until a daemon is connected. Says whether one is.
+    #[must_use]
+    pub fn wait_connected(&self, deadline: Duration) -> bool {
+        self.inner.connection_by(from_now(deadline)).is_ok()
+    }
+}
+
+/// What a reply of the wrong kind means: a refusal, or the end of the connection.
+pub(crate) fn not_expected(connection: &Connection, reply: &Reply, wanted: &str) -> MissReason {
+    match reply {
+        Reply::Refused(refused) => MissReason::Refused(refused.reason),
+        _ => connection.violated(&format!("another answer where {wanted} was due")),
+    }
+}

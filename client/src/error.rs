@@ -1,0 +1,106 @@
+use crate::MissReason;
+use crate::options::MAX_SOCKET_PATH_BYTES;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+use thiserror::Error;
+use undercroft_wire::{RefusedReason, SpaceError};
+
+/// Why there is no connection.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The socket's path has no length a socket can have.
+    #[error(
+        "the socket path {path:?} has {bytes} bytes, allowed 1..={MAX_SOCKET_PATH_BYTES}; \
+         use a shorter directory"
+    )]
+    Path {
+        /// The path.
+        path: PathBuf,
+        /// Its length, bytes.
+        bytes: usize,
+    },
+    /// There is no socket, or nobody listens on it.
+    #[error(
+        "no daemon listens on {path:?} ({source}); start one with `undercroft serve`, or give \
+         the path of its socket"
+    )]
+    Absent {
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The socket is there but not for this user.
+    #[error(
+        "not allowed to connect to {path:?} ({source}); the user must be in the group that owns \
+         the socket"
+    )]
+    Denied {
+        /// The path.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A system call failed.
+    #[error("cannot {doing} for {path:?}: {source}")]
+    System {
+        /// The socket's path.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Connected, but the daemon did not greet in time.
+    #[error(
+        "the daemon on {path:?} did not greet within {waited:?}; it is overloaded, stopped or \
+         not a daemon of ours: see `undercroft status`"
+    )]
+    Silent {
+        /// The path.
+        path: PathBuf,
+        /// How long it had.
+        waited: Duration,
+    },
+    /// The daemon turned the session away.
+    #[error("the daemon on {path:?} refused the session ({reason:?}): {detail}")]
+    Refused {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        reason: RefusedReason,
+        /// The daemon's words.
+        detail: String,
+    },
+    /// The daemon said something it may not say, or closed the connection, or its arena could not
+    /// be mapped.
+    #[error("the connection to {path:?} ended during the greeting: {reason}")]
+    Closed {
+        /// The path.
+        path: PathBuf,
+        /// What ended it.
+        reason: String,
+    },
+}
+
+/// Why a space cannot be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The identity is not acceptable.
+    #[error("the space is not acceptable: {0}")]
+    Space(#[from] SpaceError),
+    /// The daemon refused it.
+    #[error("the daemon refused to open the space ({reason:?}): {detail}")]
+    Refused {
+        /// Why.
+        reason: RefusedReason,
+        /// The daemon's words.
+        detail: String,
+    },
+    /// The daemon could not be asked, or did not answer in time.
+    #[error("the space was not opened: {0}")]
+    Unanswered(MissReason),
+}

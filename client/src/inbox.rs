@@ -1,0 +1,369 @@
+use crate::MissReason;
+use crate::connection::Lost;
+use crate::fetch::{Delivery, ReadyRun};
+use crate::reader::Reader;
+use crate::space::{Opened, SpaceState};
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar};
+use undercroft_arena::{PartView, StagingView};
+use undercroft_wire::{
+    FetchEnd, FetchReady, HoldId, LeaseId, OfferId, PartAdded, PartId, Reply, RequestId, SlotId,
+    SpaceId, SpaceOpened, Welcome, decode_reply,
+};
+
+/// The most requests that may wait for an answer, given-up ones included.
+const MAX_MAILBOXES: usize = 65_536;
+/// The most parts an arena may have.
+const MAX_PARTS: usize = 65_536;
+
+/// What came in and who waits for it. Guarded by the connection's lock.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    /// `None` while a thread is reading.
+    pub(crate) reader: Option<Reader>,
+    /// Why the connection ended.
+    pub(crate) closed: Option<Lost>,
+    mailboxes: HashMap<RequestId, Mailbox>,
+    leases: HashMap<LeaseId, RequestId>,
+    last_request: u32,
+    /// How many threads sleep, so that nobody is looked for where nobody is.
+    parked: usize,
+    welcome: Option<Welcome>,
+    parts: HashMap<PartId, PartView>,
+}
+
+/// What answers a request, besides its one reply.
+#[derive(Debug)]
+pub(crate) enum Expects {
+    /// One reply.
+    Reply,
+    /// One reply that assigns slots of this space.
+    Slots(SpaceId),
+    /// One reply that opens this space.
+    Opening(Arc<SpaceState>),
+    /// Pages under a lease.
+    Pages(LeaseId, Delivery),
+}
+
+/// Something the daemon gave to a caller that is gone: it must be given back.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Chore {
+    DropHold(HoldId),
+    ReturnSlots {
+        space: SpaceId,
+        offer: OfferId,
+        slots: Vec<SlotId>,
+    },
+}
+
+/// What a fetch hears next.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    Pages(ReadyRun),
+    End(FetchEnd),
+    Refused(undercroft_wire::Refused),
+}
+
+#[derive(Debug)]
+struct Mailbox {
+    expects: Expects,
+    reply: Option<Reply>,
+    parked: Option<Arc<Condvar>>,
+    /// Nobody waits any more; kept because the answer must be looked after.
+    given_up: bool,
+}
+
+impl Mailbox {
+    fn is_ready(&self) -> bool {
+        let pages = matches!(&self.expects, Expects::Pages(_, d) if d.is_ready());
+        pages || self.reply.is_some()
+    }
+
+    fn wake(&self) {
+        if let Some(signal) = &self.parked {
+            signal.notify_one();
+        }
+    }
+
+    /// What must be given back now that nobody takes `reply`.
+    fn chore(&self, reply: Reply) -> Option<Chore> {
+        match (reply, &self.expects) {
+            (Reply::Offer(offer), Expects::Slots(space)) if !offer.slots.is_empty() => {
+                Some(Chore::ReturnSlots {
+                    space: *space,
+                    offer: offer.offer,
+                    slots: offer.slots,
+                })
+            }
+            (reply, _) => hold_of(&reply),
+        }
+    }
+}
+
+fn hold_of(reply: &Reply) -> Option<Chore> {
+    match reply {
+        Reply::Lookup(found) => found.hold.map(Chore::DropHold),
+        _ => None,
+    }
+}
+
+fn violation(what: &str) -> Lost {
+    Lost::Protocol(what.to_owned())
+}
+
+impl Inbox {
+    pub(crate) fn new(reader: Reader) -> Self {
+        Self {
+            reader: Some(reader),
+            closed: None,
+            mailboxes: HashMap::new(),
+            leases: HashMap::new(),
+            last_request: 0,
+            parked: 0,
+            welcome: None,
+            parts: HashMap::new(),
+        }
+    }
+
+    /// Makes a mailbox for the answer to a request that is about to be sent.
+    pub(crate) fn expect(&mut self, expects: Expects) -> Result<RequestId, MissReason> {
+        if self.closed.is_some() {
+            return Err(MissReason::Disconnected);
+        }
+        if self.mailboxes.len() >= MAX_MAILBOXES {
+            return Err(MissReason::Busy);
+        }
+        let request = loop {
+            self.last_request = self.last_request.wrapping_add(1);
+            let request = RequestId(self.last_request);
+            if request.0 != 0 && !self.mailboxes.contains_key(&request) {
+                break request;
+            }
+        };
+        if let Expects::Pages(lease, _) = &expects {
+            self.leases.insert(*lease, request);
+        }
+        let mailbox = Mailbox {
+            expects,
+            reply: None,
+            parked: None,
+            given_up: false,
+        };
+        self.mailboxes.insert(request, mailbox);
+        Ok(request)
+    }
+
+    pub(crate) fn take_reply(&mut self, request: RequestId) -> Option<Reply> {
+        self.mailboxes.get_mut(&request)?.reply.take()
+    }
+
+    /// What a fetch's daemon said next, in order.
+    pub(crate) fn take_heard(&mut self, request: RequestId) -> Option<Heard> {
+        let mailbox = self.mailboxes.get_mut(&request)?;
+        if let Expects::Pages(_, delivery) = &mut mailbox.expects {
+            if let Some(run) = delivery.runs.pop_front() {
+                return Some(Heard::Pages(run));
+            }
+            if let Some(end) = delivery.end.take() {
+                return Some(Heard::End(end));
+            }
+        }
+        match mailbox.reply.take() {
+            Some(Reply::Refused(refused)) => Some(Heard::Refused(refused)),
+            _ => None,
+        }
+    }
+
+    /// Nobody waits for this request's answer any more. What it gave is to be given back, now or
+    /// when it comes.
+    pub(crate) fn give_up(&mut self, request: RequestId) -> Option<Chore> {
+        let mailbox = self.mailboxes.get_mut(&request)?;
+        match mailbox.reply.take() {
+            Some(reply) => {
+                let chore = mailbox.chore(reply);
+                self.forget(request);
+                chore
+            }
+            // Slots would be lost until the session ends, and an opened space is kept.
+            None if matches!(mailbox.expects, Expects::Slots(_) | Expects::Opening(_)) => {
+                mailbox.given_up = true;
+                None
+            }
+            None => {
+                self.forget(request);
+                None
+            }
+        }
+    }
+
+    pub(crate) fn forget(&mut self, request: RequestId) {
+        if let Some(mailbox) = self.mailboxes.remove(&request)
+            && let Expects::Pages(lease, _) = mailbox.expects
+        {
+            self.leases.remove(&lease);
+        }
+    }
+
+    pub(crate) fn park(&mut self, request: RequestId, signal: &Arc<Condvar>) {
+        self.parked += 1;
+        if let Some(mailbox) = self.mailboxes.get_mut(&request) {
+            mailbox.parked = Some(Arc::clone(signal));
+        }
+    }
+
+    pub(crate) fn unpark(&mut self, request: RequestId) {
+        self.parked -= 1;
+        if let Some(mailbox) = self.mailboxes.get_mut(&request) {
+            mailbox.parked = None;
+        }
+    }
+
+    /// Wakes one sleeping thread to go on reading, if the reader is free.
+    pub(crate) fn hand_reader_on(&self) {
+        if self.parked == 0 || self.reader.is_none() {
+            return;
+        }
+        let next = self
+            .mailboxes
+            .values()
+            .find(|m| m.parked.is_some() && !m.is_ready());
+        next.into_iter().for_each(Mailbox::wake);
+    }
+
+    /// How many parts of the arena are mapped.
+    pub(crate) fn parts(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// The arena's parts as mapped here.
+    pub(crate) fn mapped(&self) -> Vec<PartView> {
+        self.parts.values().cloned().collect()
+    }
+
+    /// Ends it all. Pages that were delivered stay deliverable; the mappings are let go, each as
+    /// soon as nobody uses a page of it.
+    pub(crate) fn close(&mut self, lost: Lost) {
+        self.closed.get_or_insert(lost);
+        self.parts.clear();
+        self.mailboxes.values().for_each(Mailbox::wake);
+    }
+
+    /// Sorts every whole frame that was read.
+    pub(crate) fn sort(
+        &mut self,
+        generation: u64,
+        reader: &mut Reader,
+        chores: &mut Vec<Chore>,
+    ) -> Result<(), Lost> {
+        while let Some((header, range)) = reader.next_frame()? {
+            let (body, fds) = reader.body(range);
+            let (request, reply) = decode_reply(&header, body)?;
+            match reply {
+                Reply::Welcome(welcome) => self.greeted(request, welcome)?,
+                Reply::PartAdded(added) => self.add_part(added, fds)?,
+                Reply::SpaceOpened(opened) => self.opened(generation, request, opened, fds)?,
+                Reply::FetchReady(ready) => self.deliver(&ready)?,
+                Reply::FetchEnd(end) => self.end_fetch(end),
+                reply => chores.extend(self.put(request, reply)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a reply into its mailbox, or says what must be given back if there is none.
+    fn put(&mut self, request: RequestId, reply: Reply) -> Option<Chore> {
+        let Some(mailbox) = self.mailboxes.get_mut(&request) else {
+            return hold_of(&reply);
+        };
+        if mailbox.given_up {
+            let chore = mailbox.chore(reply);
+            self.forget(request);
+            return chore;
+        }
+        mailbox.reply = Some(reply);
+        mailbox.wake();
+        None
+    }
+
+    fn greeted(&mut self, request: RequestId, welcome: Welcome) -> Result<(), Lost> {
+        if self.welcome.is_some() {
+            return Err(violation("a second welcome"));
+        }
+        self.welcome = Some(welcome.clone());
+        let _none = self.put(request, Reply::Welcome(welcome));
+        Ok(())
+    }
+
+    fn add_part(&mut self, added: PartAdded, fds: &mut VecDeque<OwnedFd>) -> Result<(), Lost> {
+        let fd = fds
+            .pop_front()
+            .ok_or_else(|| violation("a part without its descriptor"))?;
+        if self.welcome.is_none() {
+            return Err(violation("a part before the welcome"));
+        }
+        if self.parts.len() >= MAX_PARTS || self.parts.contains_key(&added.part) {
+            return Err(violation("a part twice, or too many"));
+        }
+        let view = PartView::map(fd, added.part, added.bytes)
+            .map_err(|e| Lost::Protocol(format!("part {}: {e}", added.part)))?;
+        self.parts.insert(added.part, view);
+        Ok(())
+    }
+
+    fn opened(
+        &mut self,
+        generation: u64,
+        request: RequestId,
+        opened: SpaceOpened,
+        fds: &mut VecDeque<OwnedFd>,
+    ) -> Result<(), Lost> {
+        let fd = fds
+            .pop_front()
+            .ok_or_else(|| violation("a space without its descriptor"))?;
+        let Some(Expects::Opening(state)) = self.mailboxes.get(&request).map(|m| &m.expects) else {
+            return Ok(());
+        };
+        if (opened.slot_bytes as usize) < state.page_bytes() {
+            return Err(violation("slots smaller than a page"));
+        }
+        let staging = StagingView::map(fd, opened.slots, opened.slot_bytes)
+            .map_err(|e| Lost::Protocol(format!("staging: {e}")))?;
+        state.opened(Opened {
+            generation,
+            id: opened.space,
+            staging,
+        });
+        let _none = self.put(request, Reply::SpaceOpened(opened));
+        Ok(())
+    }
+
+    fn deliver(&mut self, ready: &FetchReady) -> Result<(), Lost> {
+        // A lease that was released: its pages are of no interest any more.
+        let Some(request) = self.leases.get(&ready.lease) else {
+            return Ok(());
+        };
+        let Some(mailbox) = self.mailboxes.get_mut(request) else {
+            return Ok(());
+        };
+        if let Expects::Pages(_, delivery) = &mut mailbox.expects {
+            delivery.add(ready, &self.parts).map_err(Lost::Protocol)?;
+        }
+        mailbox.wake();
+        Ok(())
+    }
+
+    fn end_fetch(&mut self, end: FetchEnd) {
+        let Some(mailbox) = self
+            .leases
+            .get(&end.lease)
+            .and_then(|request| self.mailboxes.get_mut(request))
+        else {
+            return;
+        };
+        if let Expects::Pages(_, delivery) = &mut mailbox.expects {
+            delivery.end = Some(end);
+        }
+        mailbox.wake();
+    }
+}

@@ -1,0 +1,159 @@
+use crate::space::SpaceHandle;
+use crate::{Fetch, FetchFrom, FetchReport, MissReason, ReadyRun};
+use std::collections::VecDeque;
+use std::time::Duration;
+use undercroft_gpu_shim::{BlockId, Device, DeviceError, LoadJob, Transfer};
+use undercroft_wire::Stamp;
+
+/// Pages are handed to the device in pieces of about this many bytes, so that early ones are
+/// released while later ones are copied.
+const PIECE_BYTES: usize = 8 << 20;
+/// How many pieces the device works on at once.
+const PIECES_IN_FLIGHT: usize = 2;
+
+/// What a load brought into the device.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Loaded {
+    /// Leading pages that lie in their blocks.
+    pub pages: u32,
+    /// Of what the daemon delivered, how many pages it read from SSD; 0 if it never said.
+    pub ssd_pages: u32,
+    /// Bytes copied into the device.
+    pub bytes: u64,
+    /// Why it was not more: `None` if all were loaded.
+    pub why: Option<MissReason>,
+    /// What the device said, where [`MissReason::Device`] is the reason.
+    pub fault: Option<DeviceError>,
+}
+
+impl SpaceHandle {
+    /// Fetches pages and scatters each into its block of `device` as soon as it is ready:
+    /// page `i` of the source into `blocks[i]`. Returns when every page is in place, or when the
+    /// rest will not come. No new copy is begun after the deadline.
+    pub fn fetch_into(
+        &self,
+        device: &dyn Device,
+        source: FetchFrom<'_>,
+        blocks: &[BlockId],
+        stamp: Stamp,
+        deadline: Duration,
+    ) -> Loaded {
+        if blocks.len() != source.pages() || device.geometry() != self.space().geometry {
+            return Loaded {
+                why: Some(MissReason::Invalid),
+                ..Loaded::default()
+            };
+        }
+        let page_bytes = self.state.page_bytes();
+        let loading = Loading {
+            device,
+            blocks,
+            page_bytes,
+            piece: (PIECE_BYTES / page_bytes).max(1),
+            flying: VecDeque::new(),
+            landed: 0,
+        };
+        loading.run(self.fetch(source, stamp, deadline))
+    }
+}
+
+struct Loading<'a> {
+    device: &'a dyn Device,
+    blocks: &'a [BlockId],
+    page_bytes: usize,
+    /// Pages of one piece.
+    piece: usize,
+    /// Copies under way, and the page after each one's last.
+    flying: VecDeque<(Transfer, u32)>,
+    /// Pages that are in place.
+    landed: u32,
+}
+
+impl Loading<'_> {
+    fn run(mut self, mut fetch: Fetch) -> Loaded {
+        let fault = self.load(&mut fetch).err();
+        // Nothing may be released while the device still reads it.
+        let fault = fault.or_else(|| self.land_all().err());
+        self.flying.clear();
+        let FetchReport {
+            pages: _,
+            ssd_pages,
+            why,
+        } = fetch.report();
+        let why = if fault.is_some() {
+            Some(MissReason::Device)
+        } else {
+            why
+        };
+        let bytes = u64::from(self.landed) * self.page_bytes as u64;
+        Loaded {
+            pages: self.landed,
+            ssd_pages,
+            bytes,
+            why,
+            fault,
+        }
+    }
+
+    fn load(&mut self, fetch: &mut Fetch) -> Result<(), DeviceError> {
+        loop {
+            let run = match fetch.try_ready() {
+                Some(run) => run,
+                None if fetch.is_over() => return Ok(()),
+                // The daemon may be waiting for frames that the copies under way will free.
+                None if self.land_one(fetch)? => continue,
+                None => match fetch.next_ready() {
+                    Some(run) => run,
+                    None => return Ok(()),
+                },
+            };
+            self.launch(run, fetch)?;
+        }
+    }
+
+    fn launch(&mut self, run: ReadyRun, fetch: &mut Fetch) -> Result<(), DeviceError> {
+        let mut at = run.first as usize;
+        let mut pages = run.pages.into_iter().peekable();
+        while pages.peek().is_some() {
+            while self.flying.len() >= PIECES_IN_FLIGHT {
+                self.land_one(fetch)?;
+            }
+            let blocks = &self.blocks[at..];
+            let jobs: Vec<LoadJob> = pages
+                .by_ref()
+                .take(self.piece)
+                .zip(blocks)
+                .map(|(page, block)| LoadJob {
+                    page,
+                    block: *block,
+                })
+                .collect();
+            at += jobs.len();
+            let transfer = self.device.load(jobs)?;
+            self.flying.push_back((transfer, at as u32));
+        }
+        Ok(())
+    }
+
+    /// Waits for the oldest copy and releases its pages. Says whether there was one.
+    fn land_one(&mut self, fetch: &mut Fetch) -> Result<bool, DeviceError> {
+        let Some((transfer, upto)) = self.flying.pop_front() else {
+            return Ok(false);
+        };
+        transfer.wait()?;
+        self.landed = upto;
+        if !fetch.is_over() {
+            fetch.release_upto(upto);
+        }
+        Ok(true)
+    }
+
+    fn land_all(&mut self) -> Result<(), DeviceError> {
+        while let Some((transfer, upto)) = self.flying.pop_front() {
+            transfer.wait()?;
+            self.landed = upto;
+        }
+        Ok(())
+    }
+}

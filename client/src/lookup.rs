@@ -1,0 +1,196 @@
+use crate::MissReason;
+use crate::bell::{from_now, whole_ms};
+use crate::client::{Client, Inner, not_expected};
+use crate::connection::Connection;
+use crate::inbox::Expects;
+use crate::space::SpaceHandle;
+use std::sync::Arc;
+use std::time::Duration;
+use undercroft_wire::{
+    DropHold, HoldId, KeyRun, Lookup, LookupReply, MAX_KEYS, MAX_SPACES_PER_LOOKUP, PageKey, Reply,
+    Request, Stamp,
+};
+
+/// How to look up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LookupOptions {
+    /// If given, nothing of what was found is evicted until it is fetched and the hold dropped,
+    /// or this long has passed.
+    pub hold: Option<Duration>,
+    /// The answer is there by then, or it is a miss.
+    pub deadline: Duration,
+}
+
+impl Default for LookupOptions {
+    fn default() -> Self {
+        Self {
+            hold: None,
+            deadline: Duration::from_millis(50),
+        }
+    }
+}
+
+/// What a lookup found.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Found {
+    /// Leading pages that every space asked about holds.
+    pub pages: u32,
+    /// Of these, how many are in DRAM in every space.
+    pub dram: u32,
+    /// Of these, how many must be read from SSD in at least one space.
+    pub ssd: u32,
+    /// The hold, if one was asked for and anything was found.
+    pub hold: Option<Hold>,
+    /// The request's place in the daemon's order, for its fetches and stores.
+    pub stamp: Stamp,
+    /// Estimated time until all found pages are in DRAM.
+    pub estimate: Duration,
+    /// Why it was not more: `None` if every page was found.
+    pub why: Option<MissReason>,
+}
+
+impl Found {
+    fn miss(why: MissReason) -> Self {
+        Self {
+            why: Some(why),
+            ..Self::default()
+        }
+    }
+}
+
+/// A promise that what a lookup found stays until it is fetched. Dropping it gives it back; it
+/// also expires by itself.
+#[derive(Debug)]
+pub struct Hold {
+    client: Arc<Inner>,
+    pub(crate) connection: Arc<Connection>,
+    pub(crate) id: HoldId,
+    pages: u32,
+}
+
+impl Hold {
+    /// How many pages are held, counted from the start of the lookup's keys.
+    #[must_use]
+    pub fn pages(&self) -> u32 {
+        self.pages
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if !self.client.is_foreign() {
+            // Holds end with their connection.
+            let _ended = self
+                .connection
+                .tell(&Request::DropHold(DropHold { hold: self.id }));
+        }
+    }
+}
+
+impl SpaceHandle {
+    /// The longest run of leading pages this space holds. `keys` is one chain from its start.
+    pub fn lookup(&self, keys: &[PageKey], options: LookupOptions) -> Found {
+        look_up(&self.client, &[self], keys, options)
+    }
+}
+
+impl Client {
+    /// The longest run of leading pages that all these spaces hold: the ranks and groups of one
+    /// family, opened by this client.
+    pub fn lookup_family(
+        &self,
+        spaces: &[&SpaceHandle],
+        keys: &[PageKey],
+        options: LookupOptions,
+    ) -> Found {
+        look_up(self.inner(), spaces, keys, options)
+    }
+}
+
+fn look_up(
+    client: &Arc<Inner>,
+    spaces: &[&SpaceHandle],
+    keys: &[PageKey],
+    options: LookupOptions,
+) -> Found {
+    let foreign = spaces
+        .iter()
+        .any(|space| !Arc::ptr_eq(&space.client, client));
+    if spaces.is_empty() || spaces.len() > MAX_SPACES_PER_LOOKUP || foreign {
+        return Found::miss(MissReason::Invalid);
+    }
+    ask(client, spaces, keys, options).unwrap_or_else(Found::miss)
+}
+
+fn ask(
+    client: &Arc<Inner>,
+    spaces: &[&SpaceHandle],
+    keys: &[PageKey],
+    options: LookupOptions,
+) -> Result<Found, MissReason> {
+    let until = from_now(options.deadline);
+    let (connection, first) = spaces[0].ready()?;
+    let mut ids = vec![first.id];
+    for space in &spaces[1..] {
+        let (other, opened) = space.ready()?;
+        // A reconnection between two of them: their numbers do not belong together.
+        if !Arc::ptr_eq(&other, &connection) {
+            return Err(MissReason::Disconnected);
+        }
+        ids.push(opened.id);
+    }
+    let asked = &keys[..keys.len().min(MAX_KEYS)];
+    let request = Request::Lookup(Lookup {
+        spaces: ids,
+        keys: KeyRun::from(asked),
+        hold_ms: options.hold.map_or(0, whole_ms),
+    });
+    let reply = match connection.call(&request, Expects::Reply, until)? {
+        Reply::Lookup(reply) => reply,
+        other => return Err(not_expected(&connection, &other, "a lookup's answer")),
+    };
+    found(client, connection, keys.len(), asked.len(), &reply)
+}
+
+fn found(
+    client: &Arc<Inner>,
+    connection: Arc<Connection>,
+    wanted: usize,
+    asked: usize,
+    reply: &LookupReply,
+) -> Result<Found, MissReason> {
+    let LookupReply {
+        pages,
+        dram,
+        ssd,
+        hold,
+        stamp,
+        estimate_us,
+    } = *reply;
+    if pages as usize > asked || u64::from(dram) + u64::from(ssd) != u64::from(pages) {
+        return Err(connection.violated("a lookup's counts contradict each other"));
+    }
+    let why = match pages as usize {
+        all if all == wanted => None,
+        all if all == asked => Some(MissReason::TooLong),
+        _ => Some(MissReason::Absent),
+    };
+    let client = Arc::clone(client);
+    let hold = hold.map(|id| Hold {
+        client,
+        connection,
+        id,
+        pages,
+    });
+    let estimate = Duration::from_micros(estimate_us);
+    Ok(Found {
+        pages,
+        dram,
+        ssd,
+        hold,
+        stamp,
+        estimate,
+        why,
+    })
+}

@@ -1,0 +1,218 @@
+use crate::MissReason;
+use crate::bell::Bell;
+use crate::connection::{Connection, Lost, locked};
+use crate::options::ConnectOptions;
+use crate::space::SpaceState;
+use rustix::process::{Pid, getpid};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Instant;
+use undercroft_wire::{Epoch, Release, Request, SpaceDigest};
+
+/// The most leases of lost connections that are remembered until they can be released.
+const MAX_ORPHANS: usize = 65_536;
+
+/// What the handles of one client and its keeper thread share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) options: ConnectOptions,
+    pid: Pid,
+    pub(crate) bell: Arc<Bell>,
+    link: Mutex<Link>,
+    /// Signalled when a connection is there.
+    linked: Condvar,
+    /// Every space ever opened, to be opened again in each new session.
+    spaces: Mutex<HashMap<SpaceDigest, Arc<SpaceState>>>,
+    stopped: AtomicBool,
+    generations: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Link {
+    connection: Option<Arc<Connection>>,
+    /// Why there is none.
+    failure: Option<String>,
+    /// Leases of lost connections whose arena may live on.
+    orphans: Vec<(Epoch, Release)>,
+}
+
+impl Shared {
+    pub(crate) fn new(options: ConnectOptions, bell: Arc<Bell>) -> Self {
+        Self {
+            options,
+            pid: getpid(),
+            bell,
+            link: Mutex::default(),
+            linked: Condvar::new(),
+            spaces: Mutex::default(),
+            stopped: AtomicBool::new(false),
+            generations: AtomicU64::new(1),
+        }
+    }
+
+    /// Whether this process is not the one that connected.
+    pub(crate) fn is_foreign(&self) -> bool {
+        getpid() != self.pid
+    }
+
+    pub(crate) fn next_generation(&self) -> u64 {
+        self.generations.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The connection of the moment.
+    pub(crate) fn connection(&self) -> Result<Arc<Connection>, MissReason> {
+        if self.is_foreign() {
+            return Err(MissReason::Forked);
+        }
+        match &locked(&self.link).connection {
+            Some(connection) if !connection.is_closed() => Ok(Arc::clone(connection)),
+            _ => Err(MissReason::Disconnected),
+        }
+    }
+
+    /// The connection, or the next one that is made before `until`.
+    pub(crate) fn connection_by(&self, until: Instant) -> Result<Arc<Connection>, MissReason> {
+        loop {
+            match self.connection() {
+                Err(MissReason::Disconnected) => {}
+                other => return other,
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(MissReason::Disconnected);
+            }
+            let link = locked(&self.link);
+            let alive = link.connection.as_ref().is_some_and(|c| !c.is_closed());
+            if !alive {
+                let _woken = self
+                    .linked
+                    .wait_timeout(link, left)
+                    .unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+    }
+
+    /// What ended the last connection or attempt.
+    pub(crate) fn failure(&self) -> Option<String> {
+        let link = locked(&self.link);
+        let ended = link.connection.as_ref().and_then(|c| c.end());
+        ended.or_else(|| link.failure.clone())
+    }
+
+    pub(crate) fn failed(&self, failure: String) {
+        locked(&self.link).failure = Some(failure);
+    }
+
+    /// Lets go of a connection that ended.
+    pub(crate) fn lost(&self, connection: &Connection) {
+        {
+            let mut link = locked(&self.link);
+            link.failure = connection.end();
+            link.connection = None;
+        }
+        locked(&self.spaces)
+            .values()
+            .for_each(|space| space.close());
+    }
+
+    /// Hands a connection to the callers, unless some space is not open in it yet: that one must
+    /// be seen to first.
+    pub(crate) fn publish(&self, connection: &Arc<Connection>) -> Result<(), Vec<Arc<SpaceState>>> {
+        // Both locks at once, so that no space can slip in between looking and publishing.
+        let spaces = locked(&self.spaces);
+        let unasked = unasked(&spaces, connection.generation);
+        if !unasked.is_empty() {
+            return Err(unasked);
+        }
+        let orphans = {
+            let mut link = locked(&self.link);
+            link.connection = Some(Arc::clone(connection));
+            link.failure = None;
+            std::mem::take(&mut link.orphans)
+        };
+        drop(spaces);
+        self.linked.notify_all();
+        let epoch = connection.welcome().map(|welcome| welcome.epoch);
+        // Leases in another arena ended with it.
+        for (_, release) in orphans.into_iter().filter(|(of, _)| Some(*of) == epoch) {
+            let _ended_again = connection.tell(&Request::Release(release));
+        }
+        Ok(())
+    }
+
+    /// Remembers a space for every session to come; the same space is only opened once.
+    pub(crate) fn remember(&self, space: SpaceState) -> Arc<SpaceState> {
+        let mut spaces = locked(&self.spaces);
+        Arc::clone(
+            spaces
+                .entry(space.digest())
+                .or_insert_with(|| Arc::new(space)),
+        )
+    }
+
+    /// Forgets a space that the daemon would not open.
+    pub(crate) fn forget(&self, space: &SpaceState) {
+        locked(&self.spaces).remove(&space.digest());
+    }
+
+    /// Spaces that were refused in this session for reasons that pass, to be tried again.
+    pub(crate) fn refused_spaces(&self, generation: u64) -> Vec<Arc<SpaceState>> {
+        let spaces = locked(&self.spaces);
+        spaces
+            .values()
+            .filter(|s| s.is_refused_in(generation))
+            .cloned()
+            .collect()
+    }
+
+    /// Releases pages of a lease made in `session`, in the session of the moment if that one is
+    /// gone but its arena lives on. The engine's process may be reading until now, so the daemon
+    /// keeps a lease beyond its connection.
+    pub(crate) fn release(&self, session: &Connection, release: Release) {
+        if self.is_foreign() || session.tell(&Request::Release(release)).is_ok() {
+            return;
+        }
+        let Some(epoch) = session.welcome().map(|welcome| welcome.epoch) else {
+            return;
+        };
+        let mut link = locked(&self.link);
+        let current = link.connection.as_ref().filter(|c| !c.is_closed());
+        if let Some(current) = current {
+            let same = current
+                .welcome()
+                .is_some_and(|welcome| welcome.epoch == epoch);
+            if !same || current.tell(&Request::Release(release)).is_ok() {
+                return;
+            }
+        }
+        if link.orphans.len() < MAX_ORPHANS {
+            link.orphans.push((epoch, release));
+        }
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// The last handle is gone: ends the session and the keeper thread.
+    pub(crate) fn stop(&self) {
+        self.stopped.store(true, Ordering::Release);
+        self.bell.ring();
+        let connection = locked(&self.link).connection.take();
+        if let Some(connection) = connection {
+            connection.close(Lost::Dropped);
+        }
+    }
+}
+
+fn unasked(
+    spaces: &HashMap<SpaceDigest, Arc<SpaceState>>,
+    generation: u64,
+) -> Vec<Arc<SpaceState>> {
+    spaces
+        .values()
+        .filter(|space| !space.was_asked_in(generation))
+        .cloned()
+        .collect()
+}
