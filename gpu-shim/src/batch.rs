@@ -168,13 +168,8 @@ impl Completion for Arc<Batch> {
     fn wait_layers(&self, layers: u32, deadline: Option<Instant>) -> Result<bool, DeviceError> {
         let mut progress = self.lock();
         loop {
-            if progress.failed {
-                return Err(DeviceError::Lost {
-                    reason: "a copy thread panicked".to_owned(),
-                });
-            }
             if progress.layers_done >= layers {
-                return Ok(true);
+                return progress.outcome();
             }
             let Some(deadline) = deadline else {
                 progress = self
