@@ -1,1 +1,30 @@
-//! Not yet written.
+//! The Undercroft daemon.
+//!
+//! This crate owns: the configuration, the unix socket and its sessions, the control thread that
+//! feeds the pure [`Core`](undercroft_core::Core) and performs its actions, the copy workers, the
+//! glue to the SSD tier, status and metrics.
+//!
+//! It never decides what to keep or evict (that is `core`), never touches device memory, and links
+//! neither the client nor any GPU library.
+
+mod bell;
+mod config;
+mod control;
+mod copy_pool;
+mod daemon;
+mod error;
+mod listener;
+mod metrics;
+mod mourner;
+mod outbox;
+mod paths;
+mod process;
+mod report;
+mod session;
+mod store;
+mod web;
+
+pub use config::{Config, ConfigError, KEYS, Key, reference};
+pub use daemon::Daemon;
+pub use error::StartError;
+pub use paths::{MAX_SOCKET_PATH_BYTES, default_socket, default_state};

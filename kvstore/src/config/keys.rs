@@ -1,0 +1,171 @@
+//! The one table of configuration keys: `docs/config.md` is generated from it and tested equal.
+
+/// Where Prometheus text is served unless configured.
+pub(super) const DEFAULT_METRICS: &str = "127.0.0.1:9753";
+
+/// One configuration key, for people.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// Dotted name: table, then key.
+    pub name: &'static str,
+    /// The default, as shown to people.
+    pub default: &'static str,
+    /// What is allowed.
+    pub allowed: &'static str,
+    /// What it does.
+    pub what: &'static str,
+}
+
+/// Every key there is, in the order of the file.
+pub const KEYS: &[Key] = &[
+    Key {
+        name: "server.socket",
+        default: "`$RUNTIME_DIRECTORY/undercroft.sock`, `$XDG_RUNTIME_DIR/undercroft/undercroft.sock`, `/run/undercroft/undercroft.sock` (root) or `/tmp/undercroft-UID/undercroft.sock`, the first that applies",
+        allowed: "a path of 1..=107 bytes",
+        what: "Unix socket the daemon listens on. Mode 0660.",
+    },
+    Key {
+        name: "server.metrics",
+        default: "\"127.0.0.1:9753\"",
+        allowed: "\"off\" or a loopback address with a port (port 0 picks a free one)",
+        what: "Where `/metrics` and `/healthz` are served. Never reachable from other machines.",
+    },
+    Key {
+        name: "server.max_sessions",
+        default: "64",
+        allowed: "1..=4096",
+        what: "Connections beyond this are closed at once.",
+    },
+    Key {
+        name: "arena.size",
+        default: "1 GiB, or a quarter of free memory where that is less",
+        allowed: "64KiB..=64TiB",
+        what: "Bytes of host memory for pages. Taken and touched before the daemon is ready.",
+    },
+    Key {
+        name: "arena.part",
+        default: "\"1GiB\"",
+        allowed: "64KiB..=1GiB",
+        what: "The arena is a list of parts of this size, one shared-memory object each.",
+    },
+    Key {
+        name: "arena.slab",
+        default: "\"64MiB\"",
+        allowed: "4KiB..=1GiB",
+        what: "A part is cut into slabs of about this size; each slab holds pages of one size.",
+    },
+    Key {
+        name: "arena.huge_pages",
+        default: "\"auto\"",
+        allowed: "\"auto\" or \"off\"",
+        what: "`auto` uses 2 MiB pages where the machine has them and says so where it has not.",
+    },
+    Key {
+        name: "arena.lock",
+        default: "true",
+        allowed: "true or false",
+        what: "Try to lock the arena in memory. A refusal is shown by `status`, not an error.",
+    },
+    Key {
+        name: "arena.staging",
+        default: "\"64MiB\"",
+        allowed: "4KiB..=4GiB",
+        what: "Staging area per session and space: what a store may have in flight. At least one page.",
+    },
+    Key {
+        name: "ssd.path",
+        default: "`$STATE_DIRECTORY`, `$XDG_STATE_HOME/undercroft`, `/var/lib/undercroft` (root), `$HOME/.local/state/undercroft` or `/var/tmp/undercroft-UID`, the first that applies",
+        allowed: "a directory the daemon may write to",
+        what: "Directory of the page log, `pages-0.log`.",
+    },
+    Key {
+        name: "ssd.size",
+        default: "4 GiB, or half of the free space where that is less",
+        allowed: "0 (no SSD tier) or 1MiB..=1PiB",
+        what: "Bytes of pages to keep on SSD. Reserved before the daemon is ready, with room for two more segments and the tables.",
+    },
+    Key {
+        name: "ssd.segment",
+        default: "a 64th of `ssd.size`, between 4 MiB and 256 MiB",
+        allowed: "64KiB..=1GiB",
+        what: "Unit of writing and reclaim. Must hold at least one page. Only used when the store is made.",
+    },
+    Key {
+        name: "ssd.engine",
+        default: "\"auto\"",
+        allowed: "\"auto\", \"io_uring\" or \"threads\"",
+        what: "`auto` uses io_uring and falls back to a thread pool where the system refuses it.",
+    },
+    Key {
+        name: "ssd.queue_depth",
+        default: "16",
+        allowed: "1..=256",
+        what: "Reads and writes in flight on the device.",
+    },
+    Key {
+        name: "ssd.table_flush_ms",
+        default: "20",
+        allowed: "1..=10000",
+        what: "A written page is named in its segment's table at most this much later; a crash loses what was not.",
+    },
+    Key {
+        name: "copy.workers",
+        default: "number of cores, at most 4",
+        allowed: "1..=64",
+        what: "Threads that copy pages out of staging and check them.",
+    },
+    Key {
+        name: "copy.mode",
+        default: "\"auto\"",
+        allowed: "\"auto\" or \"copy\"",
+        what: "`auto` lets sessions read the arena in place; `copy` delivers pages into their staging area.",
+    },
+    Key {
+        name: "policy.eviction",
+        default: "\"lru\"",
+        allowed: "\"lru\"",
+        what: "Order in which pages leave DRAM: least recently used, tail of a prefix first.",
+    },
+    Key {
+        name: "policy.demote_ahead",
+        default: "64",
+        allowed: "0..=65536",
+        what: "How many of the coldest pages are kept written to SSD ahead of their eviction.",
+    },
+    Key {
+        name: "policy.fetch_window",
+        default: "32",
+        allowed: "1..=4096",
+        what: "SSD reads in flight for one fetch.",
+    },
+    Key {
+        name: "policy.max_hold_ms",
+        default: "60000",
+        allowed: "1..=3600000",
+        what: "Longest hold a lookup may ask for.",
+    },
+];
+
+/// The text of `docs/config.md`.
+#[must_use]
+pub fn reference() -> String {
+    let mut text = String::from(
+        "# Configuration\n\n\
+         One TOML file, `undercroft serve --config FILE`; every key is optional and unknown keys are\n\
+         refused. Sizes are bytes or texts with `KiB`, `MiB`, `GiB`. This page is what\n\
+         `undercroft serve --print-config` prints.\n",
+    );
+    let mut table = "";
+    for key in KEYS {
+        let (section, name) = key.name.split_once('.').unwrap_or(("", key.name));
+        if section != table {
+            table = section;
+            text.push_str(&format!("\n## `[{section}]`\n"));
+        }
+        text.push_str(&format!(
+            "\n### `{name}`\n\n{}\n\n- default: {}\n- allowed: {}\n",
+            key.what, key.default, key.allowed
+        ));
+    }
+    text
+}

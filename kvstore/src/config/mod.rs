@@ -1,0 +1,414 @@
+//! Configuration in two steps: the raw file ([`raw`]), then the checked values ([`Config`]), held
+//! against the machine before anything is opened. Defaults < file.
+
+mod keys;
+mod raw;
+#[cfg(test)]
+mod tests;
+
+pub use keys::{KEYS, Key, reference};
+
+use crate::paths;
+use raw::{Quantity, RawArena, RawConfig, RawCopy, RawPolicy, RawServer, RawSsd};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+use undercroft_ssd_tier::EngineChoice;
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// Why a configuration is not acceptable.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("config file {}: cannot read it: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, has an unknown key, or a value of the wrong type.
+    #[error("config file {}: {reason}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Line, column and what is wrong.
+        reason: String,
+    },
+    /// A value is out of range.
+    #[error("config key {key} = {found}: allowed {allowed}")]
+    Value {
+        /// The key, dotted.
+        key: &'static str,
+        /// The value found.
+        found: String,
+        /// What is allowed.
+        allowed: String,
+    },
+}
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub(crate) socket: PathBuf,
+    pub(crate) metrics: Option<SocketAddr>,
+    pub(crate) max_sessions: u32,
+    pub(crate) arena_bytes: u64,
+    pub(crate) part_bytes: u64,
+    pub(crate) slab_bytes: u64,
+    pub(crate) huge_pages: bool,
+    pub(crate) lock: bool,
+    pub(crate) staging_bytes: u64,
+    pub(crate) ssd: Option<SsdConfig>,
+    pub(crate) copy_workers: usize,
+    pub(crate) copy_mode: bool,
+    pub(crate) demote_ahead: u32,
+    pub(crate) fetch_window: u32,
+    pub(crate) max_hold_ms: u32,
+}
+
+/// The SSD tier's part of a checked configuration.
+#[derive(Debug, Clone)]
+pub(crate) struct SsdConfig {
+    pub(crate) directory: PathBuf,
+    pub(crate) bytes: u64,
+    pub(crate) segment_bytes: Option<u64>,
+    pub(crate) engine: EngineChoice,
+    pub(crate) queue_depth: u32,
+    pub(crate) table_flush_ms: u64,
+}
+
+impl Config {
+    /// The configuration of `undercroft serve` without a file: sizes fitted to the machine.
+    ///
+    /// # Errors
+    /// None of the defaults should be out of range; the type says so if one is.
+    pub fn embedded() -> Result<Self, ConfigError> {
+        Self::check(RawConfig::default())
+    }
+
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// Unreadable file, unknown key, wrong type, value out of range.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks a file's text; `path` is only named in errors.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let raw: RawConfig = toml::from_str(text).map_err(|e| ConfigError::Syntax {
+            path: path.to_owned(),
+            reason: e.to_string().trim_end().replace('\n', " | "),
+        })?;
+        Self::check(raw)
+    }
+
+    /// The socket the daemon will listen on.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Sizes and places in a few lines, for the start of `serve`.
+    #[must_use]
+    pub fn summary(&self) -> Vec<(&'static str, String)> {
+        let ssd = match &self.ssd {
+            None => "none".to_owned(),
+            Some(ssd) => format!("{} in {}", human(ssd.bytes), ssd.directory.display()),
+        };
+        let metrics = self
+            .metrics
+            .map_or_else(|| "off".to_owned(), |a| format!("http://{a}/metrics"));
+        vec![
+            ("socket", self.socket.display().to_string()),
+            ("dram", human(self.arena_bytes)),
+            ("ssd", ssd),
+            ("metrics", metrics),
+        ]
+    }
+
+    fn check(raw: RawConfig) -> Result<Self, ConfigError> {
+        let RawConfig {
+            server,
+            arena,
+            ssd,
+            copy,
+            policy,
+        } = raw;
+        let mut config = check_arena(&arena)?;
+        check_server(&mut config, server)?;
+        config.ssd = check_ssd(ssd)?;
+        check_copy(&mut config, &copy)?;
+        check_policy(&mut config, &policy)?;
+        Ok(config)
+    }
+}
+
+fn check_arena(raw: &RawArena) -> Result<Config, ConfigError> {
+    let arena_bytes = size(
+        "arena.size",
+        raw.size.as_ref(),
+        default_dram(),
+        64 * KIB,
+        64 << 40,
+    )?;
+    // A registered buffer of io_uring ends at 1 GiB, and a part is one registered buffer.
+    let part_bytes = size("arena.part", raw.part.as_ref(), GIB, 64 * KIB, GIB)?;
+    let slab_bytes = size("arena.slab", raw.slab.as_ref(), 64 * MIB, 4 * KIB, GIB)?;
+    let staging_bytes = size(
+        "arena.staging",
+        raw.staging.as_ref(),
+        64 * MIB,
+        4 * KIB,
+        4 * GIB,
+    )?;
+    let huge_pages = choice(
+        "arena.huge_pages",
+        raw.huge_pages.as_deref(),
+        "auto",
+        &["auto", "off"],
+    )?;
+    Ok(Config {
+        socket: PathBuf::new(),
+        metrics: None,
+        max_sessions: 0,
+        arena_bytes,
+        part_bytes,
+        slab_bytes,
+        huge_pages: huge_pages == 0,
+        lock: raw.lock.unwrap_or(true),
+        staging_bytes,
+        ssd: None,
+        copy_workers: 0,
+        copy_mode: false,
+        demote_ahead: 0,
+        fetch_window: 0,
+        max_hold_ms: 0,
+    })
+}
+
+fn check_server(config: &mut Config, raw: RawServer) -> Result<(), ConfigError> {
+    config.socket = raw.socket.map_or_else(paths::default_socket, PathBuf::from);
+    let length = config.socket.as_os_str().len();
+    if length == 0 || length > paths::MAX_SOCKET_PATH_BYTES {
+        return Err(ConfigError::Value {
+            key: "server.socket",
+            found: format!("\"{}\" ({length} bytes)", config.socket.display()),
+            allowed: format!(
+                "a path of 1..={} bytes (the system's limit for unix sockets); choose a shorter one",
+                paths::MAX_SOCKET_PATH_BYTES
+            ),
+        });
+    }
+    let metrics = raw
+        .metrics
+        .unwrap_or_else(|| keys::DEFAULT_METRICS.to_owned());
+    config.metrics = check_metrics(&metrics)?;
+    config.max_sessions = number("server.max_sessions", raw.max_sessions, 64, 1, 4096)? as u32;
+    Ok(())
+}
+
+fn check_metrics(text: &str) -> Result<Option<SocketAddr>, ConfigError> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let refused = || ConfigError::Value {
+        key: "server.metrics",
+        found: format!("\"{text}\""),
+        allowed: "\"off\" or a loopback address with a port, such as \"127.0.0.1:9753\"".to_owned(),
+    };
+    let address: SocketAddr = text.parse().map_err(|_| refused())?;
+    let loopback = match address.ip() {
+        IpAddr::V4(ip) => ip.is_loopback(),
+        IpAddr::V6(ip) => ip.is_loopback(),
+    };
+    if loopback {
+        Ok(Some(address))
+    } else {
+        Err(refused())
+    }
+}
+
+fn check_ssd(raw: RawSsd) -> Result<Option<SsdConfig>, ConfigError> {
+    let directory = raw.path.map_or_else(paths::default_state, PathBuf::from);
+    let default = default_ssd(&directory);
+    let bytes = size("ssd.size", raw.size.as_ref(), default, 0, 1 << 50)?;
+    let segment_bytes = raw
+        .segment
+        .as_ref()
+        .map(|found| size("ssd.segment", Some(found), 0, 64 * KIB, GIB))
+        .transpose()?;
+    let engines = ["auto", "io_uring", "threads"];
+    let engine = match choice("ssd.engine", raw.engine.as_deref(), "auto", &engines)? {
+        0 => EngineChoice::Auto,
+        1 => EngineChoice::Uring,
+        _ => EngineChoice::Threads,
+    };
+    let queue_depth = number("ssd.queue_depth", raw.queue_depth, 16, 1, 256)? as u32;
+    let table_flush_ms = number("ssd.table_flush_ms", raw.table_flush_ms, 20, 1, 10_000)?;
+    if bytes == 0 {
+        return Ok(None);
+    }
+    if bytes < MIB {
+        return Err(ConfigError::Value {
+            key: "ssd.size",
+            found: bytes.to_string(),
+            allowed: "0 (no SSD tier) or 1MiB..=1PiB".to_owned(),
+        });
+    }
+    Ok(Some(SsdConfig {
+        directory,
+        bytes,
+        segment_bytes,
+        engine,
+        queue_depth,
+        table_flush_ms,
+    }))
+}
+
+fn check_copy(config: &mut Config, raw: &RawCopy) -> Result<(), ConfigError> {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
+    config.copy_workers = number("copy.workers", raw.workers, cores.clamp(1, 4), 1, 64)? as usize;
+    config.copy_mode = choice("copy.mode", raw.mode.as_deref(), "auto", &["auto", "copy"])? == 1;
+    Ok(())
+}
+
+fn check_policy(config: &mut Config, raw: &RawPolicy) -> Result<(), ConfigError> {
+    choice("policy.eviction", raw.eviction.as_deref(), "lru", &["lru"])?;
+    config.demote_ahead = number("policy.demote_ahead", raw.demote_ahead, 64, 0, 65_536)? as u32;
+    config.fetch_window = number("policy.fetch_window", raw.fetch_window, 32, 1, 4096)? as u32;
+    config.max_hold_ms =
+        number("policy.max_hold_ms", raw.max_hold_ms, 60_000, 1, 3_600_000)? as u32;
+    Ok(())
+}
+
+fn size(
+    key: &'static str,
+    found: Option<&Quantity>,
+    default: u64,
+    min: u64,
+    max: u64,
+) -> Result<u64, ConfigError> {
+    let refused = |found: &Quantity| ConfigError::Value {
+        key,
+        found: found.to_string(),
+        allowed: format!(
+            "a size of {}..={}, as bytes or with KiB, MiB, GiB",
+            human(min),
+            human(max)
+        ),
+    };
+    let Some(found) = found else {
+        return Ok(default);
+    };
+    let bytes = match found {
+        Quantity::Bytes(bytes) => *bytes,
+        Quantity::Text(text) => parse_size(text).ok_or_else(|| refused(found))?,
+    };
+    if (min..=max).contains(&bytes) {
+        Ok(bytes)
+    } else {
+        Err(refused(found))
+    }
+}
+
+fn parse_size(text: &str) -> Option<u64> {
+    parse_size::Config::new()
+        .with_binary()
+        .parse_size(text)
+        .ok()
+}
+
+fn number(
+    key: &'static str,
+    found: Option<u64>,
+    default: u64,
+    min: u64,
+    max: u64,
+) -> Result<u64, ConfigError> {
+    let value = found.unwrap_or(default);
+    if (min..=max).contains(&value) {
+        return Ok(value);
+    }
+    Err(ConfigError::Value {
+        key,
+        found: value.to_string(),
+        allowed: format!("{min}..={max}"),
+    })
+}
+
+fn choice(
+    key: &'static str,
+    found: Option<&str>,
+    default: &str,
+    allowed: &[&str],
+) -> Result<usize, ConfigError> {
+    let value = found.unwrap_or(default);
+    allowed
+        .iter()
+        .position(|a| *a == value)
+        .ok_or_else(|| ConfigError::Value {
+            key,
+            found: format!("\"{value}\""),
+            allowed: allowed
+                .iter()
+                .map(|a| format!("\"{a}\""))
+                .collect::<Vec<_>>()
+                .join(" or "),
+        })
+}
+
+/// 1 GiB, or a quarter of the available memory where that is less.
+fn default_dram() -> u64 {
+    let available = rustix::system::sysinfo();
+    let free = available
+        .freeram
+        .saturating_mul(u64::from(available.mem_unit));
+    GIB.min(free / 4).max(16 * MIB) / MIB * MIB
+}
+
+/// 4 GiB, or half of the file system's free space where that is less.
+fn default_ssd(directory: &Path) -> u64 {
+    let mut at = Some(directory);
+    while let Some(path) = at {
+        if let Ok(facts) = rustix::fs::statvfs(path) {
+            let free = facts.f_bavail.saturating_mul(facts.f_frsize);
+            return (4 * GIB).min(free / 2).max(16 * MIB) / MIB * MIB;
+        }
+        at = path.parent();
+    }
+    16 * MIB
+}
+
+/// A size for people.
+pub(crate) fn human(bytes: u64) -> String {
+    for (unit, name) in [
+        (1 << 50, "PiB"),
+        (1 << 40, "TiB"),
+        (GIB, "GiB"),
+        (MIB, "MiB"),
+        (KIB, "KiB"),
+    ] {
+        if bytes >= unit {
+            let whole = bytes.is_multiple_of(unit);
+            let value = bytes as f64 / unit as f64;
+            return if whole {
+                format!("{value:.0} {name}")
+            } else {
+                format!("{value:.1} {name}")
+            };
+        }
+    }
+    format!("{bytes} B")
+}

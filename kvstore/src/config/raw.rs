@@ -1,0 +1,77 @@
+//! The configuration file as written: every key optional, unknown keys refused.
+
+use serde::Deserialize;
+
+/// A whole file.
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawConfig {
+    pub(crate) server: RawServer,
+    pub(crate) arena: RawArena,
+    pub(crate) ssd: RawSsd,
+    pub(crate) copy: RawCopy,
+    pub(crate) policy: RawPolicy,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawServer {
+    pub(crate) socket: Option<String>,
+    pub(crate) metrics: Option<String>,
+    pub(crate) max_sessions: Option<u64>,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawArena {
+    pub(crate) size: Option<Quantity>,
+    pub(crate) part: Option<Quantity>,
+    pub(crate) slab: Option<Quantity>,
+    pub(crate) huge_pages: Option<String>,
+    pub(crate) lock: Option<bool>,
+    pub(crate) staging: Option<Quantity>,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawSsd {
+    pub(crate) path: Option<String>,
+    pub(crate) size: Option<Quantity>,
+    pub(crate) segment: Option<Quantity>,
+    pub(crate) engine: Option<String>,
+    pub(crate) queue_depth: Option<u64>,
+    pub(crate) table_flush_ms: Option<u64>,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawCopy {
+    pub(crate) workers: Option<u64>,
+    pub(crate) mode: Option<String>,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawPolicy {
+    pub(crate) eviction: Option<String>,
+    pub(crate) demote_ahead: Option<u64>,
+    pub(crate) fetch_window: Option<u64>,
+    pub(crate) max_hold_ms: Option<u64>,
+}
+
+/// A size: a bare number of bytes or a text such as `64KiB`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Quantity {
+    Bytes(u64),
+    Text(String),
+}
+
+impl std::fmt::Display for Quantity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Bytes(bytes) => write!(f, "{bytes}"),
+            Self::Text(text) => write!(f, "\"{text}\""),
+        }
+    }
+}

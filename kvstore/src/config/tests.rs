@@ -1,0 +1,102 @@
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+use super::{Config, ConfigError, KEYS, human, reference};
+use std::path::Path;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("test.toml"))
+}
+
+#[test]
+fn an_empty_file_is_the_embedded_default() {
+    let config = parse("").unwrap();
+    assert!(config.arena_bytes <= 1 << 30);
+    assert_eq!(config.part_bytes, 1 << 30);
+    assert!(config.metrics.unwrap().ip().is_loopback());
+}
+
+#[test]
+fn sizes_are_bytes_or_text() {
+    let config = parse("[arena]\nsize = \"64MiB\"\nstaging = 8192\n[ssd]\nsize = 0\n").unwrap();
+    assert_eq!(config.arena_bytes, 64 << 20);
+    assert_eq!(config.staging_bytes, 8192);
+    assert!(config.ssd.is_none());
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line() {
+    let error = parse("[arena]\nsizes = 5\n").unwrap_err().to_string();
+    assert!(
+        error.contains("test.toml") && error.contains("sizes"),
+        "{error}"
+    );
+    assert!(error.contains("line 2") && !error.contains('\n'), "{error}");
+}
+
+#[test]
+fn a_value_out_of_range_names_key_value_and_range() {
+    for (text, key, found) in [
+        ("[arena]\nsize = \"12\"", "arena.size", "\"12\""),
+        ("[arena]\nsize = \"lots\"", "arena.size", "\"lots\""),
+        ("[ssd]\nqueue_depth = 0", "ssd.queue_depth", "0"),
+        ("[ssd]\nsize = 5", "ssd.size", "5"),
+        ("[ssd]\nengine = \"magic\"", "ssd.engine", "\"magic\""),
+        (
+            "[server]\nmetrics = \"0.0.0.0:1\"",
+            "server.metrics",
+            "0.0.0.0:1",
+        ),
+        (
+            "[server]\nmax_sessions = 1000000",
+            "server.max_sessions",
+            "1000000",
+        ),
+        (
+            "[policy]\neviction = \"fifo\"",
+            "policy.eviction",
+            "\"fifo\"",
+        ),
+    ] {
+        let error = parse(text).unwrap_err().to_string();
+        assert!(
+            error.contains(key) && error.contains(found) && error.contains("allowed"),
+            "{text}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_socket_path_that_is_too_long_is_refused_before_anything_is_opened() {
+    let error = parse(&format!("[server]\nsocket = \"/{}\"", "x".repeat(120))).unwrap_err();
+    assert!(error.to_string().contains("121 bytes"), "{error}");
+}
+
+#[test]
+fn every_key_of_the_reference_is_accepted_by_the_parser() {
+    for key in KEYS {
+        let (table, name) = key.name.split_once('.').unwrap();
+        // A value of a type no key has: the error must be about the type, not about the name.
+        let error = parse(&format!("[{table}]\n{name} = [[1]]\n"))
+            .unwrap_err()
+            .to_string();
+        assert!(!error.contains("unknown field"), "{}: {error}", key.name);
+    }
+}
+
+#[test]
+fn the_written_reference_is_the_generated_one() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/config.md");
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(
+        written,
+        reference(),
+        "docs/config.md is stale: run `cargo run -- serve --print-config > docs/config.md`"
+    );
+}
+
+#[test]
+fn sizes_for_people() {
+    assert_eq!(human(512), "512 B");
+    assert_eq!(human(1 << 30), "1 GiB");
+    assert_eq!(human(3 << 19), "1.5 MiB");
+}

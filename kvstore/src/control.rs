@@ -1,0 +1,569 @@
+//! The control thread's state: it feeds the core with events, performs the actions that come out,
+//! and keeps the sessions. Everything here runs on one thread; nothing here waits.
+
+use crate::config::Config;
+use crate::copy_pool::{Copied, CopyJob, CopyPool, Direction};
+use crate::mourner::Mourner;
+use crate::session::{FrameError, Session, each_frame};
+use rustix::fd::OwnedFd;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::Notify;
+use undercroft_arena::{Part, PartFacts, Span, Staging};
+use undercroft_core::{
+    Action, CopyOutcome, Core, Event, FramePlace, Micros, ProcessId, RecoveredRecord,
+};
+use undercroft_ssd_tier::{Completion, Op, PageLog};
+use undercroft_wire::{
+    DomainId, Epoch, Hello, Mode, OpenSpace, PartAdded, PartId, Refused, RefusedReason, Reply,
+    Request, RequestId, SessionId, SlotId, SpaceId, Welcome, decode_request, frame_bytes,
+    negotiate,
+};
+
+/// The most slots a staging area is cut into.
+const MAX_SLOTS: u64 = 4096;
+/// What `status` keeps of a client's name, bytes.
+const MAX_NAME_BYTES: usize = 64;
+
+/// One part of the arena with the descriptor that clients get.
+#[derive(Debug)]
+pub(crate) struct ArenaPart {
+    pub(crate) part: Arc<Part>,
+    pub(crate) facts: PartFacts,
+    pub(crate) read_only: Arc<OwnedFd>,
+    /// Bytes that hold frames; the mapping may be longer.
+    pub(crate) usable_bytes: u64,
+}
+
+/// The control thread's state.
+pub(crate) struct Control {
+    pub(crate) core: Core,
+    pub(crate) sessions: HashMap<SessionId, Session>,
+    pub(crate) arena: Vec<ArenaPart>,
+    pub(crate) log: Option<PageLog>,
+    pub(crate) config: Config,
+    pub(crate) epoch: Epoch,
+    pub(crate) started: Instant,
+    pub(crate) protocol_errors: u64,
+    pub(crate) refused: Vec<String>,
+    pool: CopyPool,
+    mourner: Mourner,
+    /// The domain every connection belongs to until there are rules for more.
+    domain: DomainId,
+    actions: Vec<Action>,
+    /// Work that found its queue full; tried again when something completes. Bounded by the
+    /// frames and slots that the core reserved for it.
+    waiting_copies: VecDeque<CopyJob>,
+    /// Copies whose staging is gone already; answered as soon as the step is performed.
+    failed_copies: VecDeque<Copied>,
+    waiting_ops: VecDeque<Op>,
+    unflushed: Vec<SessionId>,
+    timer: Option<Micros>,
+    pub(crate) timer_moved: Arc<Notify>,
+}
+
+/// What [`Control::new`] is made of.
+pub(crate) struct ControlParts {
+    pub(crate) core: Core,
+    pub(crate) arena: Vec<ArenaPart>,
+    pub(crate) log: Option<PageLog>,
+    pub(crate) config: Config,
+    pub(crate) epoch: Epoch,
+    pub(crate) pool: CopyPool,
+    pub(crate) mourner: Mourner,
+    pub(crate) refused: Vec<String>,
+}
+
+impl Control {
+    pub(crate) fn new(parts: ControlParts) -> Self {
+        Self {
+            core: parts.core,
+            sessions: HashMap::new(),
+            arena: parts.arena,
+            log: parts.log,
+            config: parts.config,
+            epoch: parts.epoch,
+            started: Instant::now(),
+            protocol_errors: 0,
+            refused: parts.refused,
+            pool: parts.pool,
+            mourner: parts.mourner,
+            domain: DomainId::named("default"),
+            actions: Vec::new(),
+            waiting_copies: VecDeque::new(),
+            failed_copies: VecDeque::new(),
+            waiting_ops: VecDeque::new(),
+            unflushed: Vec::new(),
+            timer: None,
+            timer_moved: Arc::new(Notify::new()),
+        }
+    }
+
+    fn now(&self) -> Micros {
+        Micros(self.started.elapsed().as_micros() as u64)
+    }
+
+    /// Feeds one event and performs what comes out.
+    pub(crate) fn feed(&mut self, event: Event<'_>) {
+        let now = self.now();
+        let mut actions = std::mem::take(&mut self.actions);
+        self.core.step(now, event, &mut actions);
+        for action in actions.drain(..) {
+            self.perform(action);
+        }
+        self.actions = actions;
+        let next = self.core.next_timer();
+        if next.is_some_and(|next| self.timer.is_none_or(|armed| next < armed)) {
+            self.timer_moved.notify_one();
+        }
+        self.timer = next;
+        while let Some(failed) = self.failed_copies.pop_front() {
+            self.copied(failed);
+        }
+    }
+
+    /// When the core wants its next tick.
+    pub(crate) fn next_timer(&self) -> Option<Instant> {
+        self.timer
+            .map(|at| self.started + std::time::Duration::from_micros(at.0))
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Reply {
+                session,
+                request,
+                reply,
+            } => self.reply(session, request, &reply),
+            Action::CopyIn {
+                job,
+                session,
+                space,
+                slot,
+                frame,
+                page_bytes,
+            } => {
+                let spans = self.copy_spans(session, space, slot, &frame, page_bytes);
+                let (frame, slot) = spans.unzip();
+                self.copy(job, Direction::In, slot.zip(frame));
+            }
+            Action::CopyOut {
+                job,
+                session,
+                space,
+                slot,
+                frame,
+                page_bytes,
+            } => {
+                let spans = self.copy_spans(session, space, slot, &frame, page_bytes);
+                self.copy(job, Direction::Out, spans);
+            }
+            Action::Append {
+                job,
+                frame,
+                identity,
+                payload_crc,
+            } => {
+                let payload = self.frame_span(&frame, frame.bytes);
+                self.device(Op::Append {
+                    job,
+                    identity,
+                    payload,
+                    payload_crc,
+                });
+            }
+            Action::Read {
+                job,
+                extent,
+                identity,
+                frame,
+            } => {
+                let into = self.frame_span(&frame, frame.bytes);
+                self.device(Op::Read {
+                    job,
+                    identity,
+                    extent,
+                    into,
+                });
+            }
+            Action::Relocate {
+                job,
+                extent,
+                identity,
+            } => {
+                self.device(Op::Relocate {
+                    job,
+                    identity,
+                    extent,
+                });
+            }
+            Action::FreeSegment {
+                device: _,
+                segment,
+                segment_use,
+            } => {
+                self.device(Op::FreeSegment {
+                    segment,
+                    segment_use,
+                });
+            }
+        }
+    }
+
+    fn reply(&mut self, session: SessionId, request: RequestId, reply: &Reply) {
+        let Some(to) = self.sessions.get_mut(&session) else {
+            return;
+        };
+        match reply {
+            Reply::SpaceOpened(opened) => match to.staging_fd(opened.space) {
+                Some(fd) => to.reply_with(request, reply, fd),
+                None => to.close("its staging area is gone"),
+            },
+            _ => to.reply(request, reply),
+        }
+        self.unflushed.push(session);
+    }
+
+    fn frame_span(&self, frame: &FramePlace, bytes: u32) -> Span {
+        let part = &self.arena[frame.part.0 as usize].part;
+        part.span(frame.offset, bytes as usize)
+            .expect("the core places frames inside the parts it was told of")
+    }
+
+    /// The frame and the slot of a copy; `None` once the session's staging is gone.
+    fn copy_spans(
+        &self,
+        session: SessionId,
+        space: SpaceId,
+        slot: SlotId,
+        frame: &FramePlace,
+        page_bytes: u32,
+    ) -> Option<(Span, Span)> {
+        let staging = self.sessions.get(&session)?.staging.get(&space)?;
+        let slot = staging.slot(slot).ok()?.sub(0, page_bytes as usize).ok()?;
+        Some((self.frame_span(frame, page_bytes), slot))
+    }
+
+    fn copy(
+        &mut self,
+        job: undercroft_wire::JobId,
+        direction: Direction,
+        spans: Option<(Span, Span)>,
+    ) {
+        match spans {
+            Some((from, to)) => {
+                let copy = CopyJob {
+                    job,
+                    direction,
+                    from,
+                    to,
+                };
+                if self.waiting_copies.is_empty()
+                    && let Err(copy) = self.pool.submit(copy)
+                {
+                    self.waiting_copies.push_back(copy);
+                }
+            }
+            None => self.failed_copies.push_back(Copied {
+                job,
+                direction,
+                checksum: None,
+            }),
+        }
+    }
+
+    fn device(&mut self, op: Op) {
+        let Some(log) = &self.log else { return };
+        if !self.waiting_ops.is_empty() {
+            self.waiting_ops.push_back(op);
+        } else if let Err(op) = log.submit(op) {
+            self.waiting_ops.push_back(op);
+        }
+    }
+
+    /// Hands waiting work over as far as the queues take it.
+    pub(crate) fn push_waiting(&mut self) {
+        while let Some(copy) = self.waiting_copies.pop_front() {
+            if let Err(copy) = self.pool.submit(copy) {
+                self.waiting_copies.push_front(copy);
+                break;
+            }
+        }
+        let Some(log) = &self.log else { return };
+        while let Some(op) = self.waiting_ops.pop_front() {
+            if let Err(op) = log.submit(op) {
+                self.waiting_ops.push_front(op);
+                break;
+            }
+        }
+    }
+
+    /// What the page log found at start.
+    pub(crate) fn recovered(&mut self, records: &[RecoveredRecord], free_segments: u32) {
+        self.feed(Event::Recovered {
+            records,
+            free_segments,
+        });
+    }
+
+    /// The page log is done with something.
+    pub(crate) fn completed(&mut self, completion: Completion) {
+        self.feed(crate::store::event_of(completion));
+    }
+
+    /// A copy worker is done.
+    pub(crate) fn copied(&mut self, copied: Copied) {
+        let Copied {
+            job,
+            direction,
+            checksum,
+        } = copied;
+        match direction {
+            Direction::In => {
+                let outcome = checksum.map_or(CopyOutcome::Failed, CopyOutcome::Ok);
+                self.feed(Event::CopiedIn { job, outcome });
+            }
+            Direction::Out => self.feed(Event::CopiedOut {
+                job,
+                ok: checksum.is_some(),
+            }),
+        }
+    }
+
+    /// Sends what is queued.
+    pub(crate) fn flush_all(&mut self) {
+        while let Some(id) = self.unflushed.pop() {
+            self.flush(id);
+        }
+    }
+
+    /// Sends what is queued for one session.
+    pub(crate) fn flush(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.flush();
+        }
+    }
+
+    /// A connection was accepted.
+    pub(crate) fn admit(&mut self, id: SessionId, session: Session) {
+        self.sessions.insert(id, session);
+    }
+
+    /// Whether the session has said hello.
+    pub(crate) fn greeted(&self, id: SessionId) -> bool {
+        self.sessions.get(&id).is_some_and(|s| s.mode.is_some())
+    }
+
+    pub(crate) fn count_protocol_error(&mut self) {
+        self.protocol_errors += 1;
+    }
+
+    /// The socket is closed. Leases stay until the process is gone: its GPU may still be reading.
+    pub(crate) fn disconnect(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        session.lingering = true;
+        let process = session.process.take();
+        if session.mode.is_some() {
+            self.feed(Event::SessionClosed { session: id });
+            self.flush_all();
+        }
+        let leased = self.core.session_leases(id).leases > 0;
+        match process
+            .filter(|_| leased)
+            .map(|process| self.mourner.watch(id, process))
+        {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                // The leases stay for good rather than being given up under a reader.
+                tracing::error!(session = %id, %error, "cannot watch a process: its leases stay");
+            }
+            None => self.bury(id),
+        }
+    }
+
+    /// The session is over: its process is gone, or it held nothing.
+    pub(crate) fn bury(&mut self, id: SessionId) {
+        let greeted = self.greeted(id);
+        self.sessions.remove(&id);
+        if greeted {
+            self.feed(Event::ProcessGone { session: id });
+            self.flush_all();
+        }
+    }
+
+    /// Handles every whole frame of `inbox`; how many bytes they took.
+    pub(crate) fn frames(&mut self, id: SessionId, inbox: &[u8]) -> Result<usize, FrameError> {
+        let taken = each_frame(inbox, |header, body| {
+            let (request, message) = decode_request(header, body)?;
+            self.request(id, request, &message)
+        });
+        self.flush_all();
+        taken
+    }
+
+    fn request(
+        &mut self,
+        id: SessionId,
+        request: RequestId,
+        message: &Request<'_>,
+    ) -> Result<(), FrameError> {
+        match (self.greeted(id), message) {
+            (false, Request::Hello(hello)) => {
+                self.hello(id, request, hello);
+                Ok(())
+            }
+            (false, _) => Err(FrameError::OutOfOrder("a request before the hello")),
+            (true, Request::Hello(_)) => Err(FrameError::OutOfOrder("a second hello")),
+            (true, message) => {
+                self.greeted_request(id, request, message);
+                Ok(())
+            }
+        }
+    }
+
+    fn greeted_request(&mut self, id: SessionId, request: RequestId, message: &Request<'_>) {
+        match message {
+            Request::OpenSpace(open) => self.open_space(id, request, open),
+            Request::Status => {
+                let report = Box::new(crate::report::report(self));
+                self.reply(id, request, &Reply::Status(report));
+            }
+            Request::Ping => self.reply(id, request, &Reply::Done),
+            body => self.feed(Event::Request {
+                session: id,
+                request,
+                body,
+            }),
+        }
+    }
+
+    fn refuse(&mut self, id: SessionId, request: RequestId, reason: RefusedReason, detail: &str) {
+        // Request 0 is fire and forget: nobody waits for its answer.
+        if request.0 != 0 {
+            let refused = Refused {
+                reason,
+                detail: detail.to_owned(),
+            };
+            self.reply(id, request, &Reply::Refused(refused));
+        }
+    }
+
+    fn hello(&mut self, id: SessionId, request: RequestId, hello: &Hello) {
+        let Some(version) = negotiate(hello.min, hello.max) else {
+            let detail = format!(
+                "the client speaks {}..={}, this daemon {}..={}",
+                hello.min,
+                hello.max,
+                undercroft_wire::PROTOCOL_MIN,
+                undercroft_wire::PROTOCOL_MAX
+            );
+            return self.refuse(id, request, RefusedReason::Version, &detail);
+        };
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        // A root client of an unprivileged daemon could re-open the arena for writing.
+        let own = rustix::process::geteuid().as_raw();
+        let could_write = session.peer.uid == 0 && own != 0;
+        let copies = self.config.copy_mode || hello.copy_mode || could_write;
+        let mode = if copies { Mode::Copy } else { Mode::ZeroCopy };
+        session.mode = Some(mode);
+        session.name = short_name(&hello.name);
+        let process = ProcessId {
+            pid: session.peer.pid,
+            start: session.peer.start_time,
+        };
+        tracing::info!(session = %id, pid = process.pid, name = %session.name, ?mode, "session");
+        self.feed(Event::SessionOpened {
+            session: id,
+            process,
+            mode,
+        });
+        let shared: &[ArenaPart] = if copies { &[] } else { &self.arena };
+        let welcome = Welcome {
+            version,
+            session: id,
+            epoch: self.epoch,
+            mode,
+            parts: shared.len() as u32,
+        };
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        session.reply(request, &Reply::Welcome(welcome));
+        for (index, part) in shared.iter().enumerate() {
+            let added = PartAdded {
+                part: PartId(index as u32),
+                bytes: part.part.len() as u64,
+            };
+            session.reply_with(
+                request,
+                &Reply::PartAdded(added),
+                Arc::clone(&part.read_only),
+            );
+        }
+        self.unflushed.push(id);
+    }
+
+    fn open_space(&mut self, id: SessionId, request: RequestId, open: &OpenSpace) {
+        if let Err(error) = open.space.validate() {
+            return self.refuse(id, request, RefusedReason::Invalid, &error.to_string());
+        }
+        let page_bytes = open.space.geometry.page_bytes();
+        let space = match self
+            .core
+            .intern_space(self.domain, open.space.digest(), page_bytes)
+        {
+            Ok(space) => space,
+            Err(refused) => return self.refuse(id, request, refused.reason, &refused.detail),
+        };
+        let slots = match self.staging(id, space, page_bytes) {
+            Ok(slots) => slots,
+            Err(detail) => return self.refuse(id, request, RefusedReason::Busy, &detail),
+        };
+        self.feed(Event::SpaceOpened {
+            session: id,
+            request,
+            domain: self.domain,
+            digest: open.space.digest(),
+            page_bytes,
+            slots,
+        });
+    }
+
+    /// Makes the session's staging area for a space, if it has none yet; how many slots it has.
+    fn staging(&mut self, id: SessionId, space: SpaceId, page_bytes: u32) -> Result<u32, String> {
+        let session = self.sessions.get_mut(&id).ok_or("the session is gone")?;
+        if let Some(staging) = session.staging.get(&space) {
+            return Ok(staging.slots());
+        }
+        let slot_bytes = frame_bytes(page_bytes);
+        let slots = (self.config.staging_bytes / u64::from(slot_bytes)).clamp(1, MAX_SLOTS);
+        let staging = Staging::create(slots as u32, slot_bytes).map_err(|e| e.to_string())?;
+        session.staging.insert(space, Arc::new(staging));
+        Ok(slots as u32)
+    }
+
+    /// Ends the copy workers and closes the store. Everything written is then found again.
+    pub(crate) fn shut(&mut self) {
+        self.pool.stop();
+        if let Some(log) = self.log.take() {
+            log.close();
+        }
+    }
+}
+
+fn short_name(name: &str) -> String {
+    let printable = name.chars().filter(|c| !c.is_control());
+    let mut short = String::new();
+    for c in printable {
+        if short.len() + c.len_utf8() > MAX_NAME_BYTES {
+            break;
+        }
+        short.push(c);
+    }
+    short
+}

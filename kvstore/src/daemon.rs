@@ -1,0 +1,322 @@
+//! Putting the parts together, serving, and stopping.
+
+use crate::bell::{Door, bell};
+use crate::config::Config;
+use crate::control::{ArenaPart, Control, ControlParts};
+use crate::copy_pool::{Copied, CopyPool};
+use crate::error::StartError;
+use crate::listener::BoundSocket;
+use crate::mourner::Mourner;
+use crate::session;
+use crate::store::{self, OpenedStore};
+use crate::web::{ReportRequest, Web};
+use rustix::rand::{GetRandomFlags, getrandom};
+use std::cell::RefCell;
+use std::net::{SocketAddr, TcpListener};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::{LocalSet, spawn_local};
+use undercroft_arena::{HugePages, Part, PartOptions};
+use undercroft_core::{Core, Event, Limits, Policy};
+use undercroft_ssd_tier::Completion;
+use undercroft_wire::{Epoch, PartId, SessionId};
+
+/// Words that copy workers and device threads may have waiting for the control thread.
+const BELL_ROOM: usize = 4096;
+/// Copies waiting for a worker.
+const COPY_ROOM: usize = 1024;
+
+/// A daemon with everything opened that can fail, ready to run.
+pub struct Daemon {
+    control: Control,
+    copied: Door<Copied>,
+    completed: Door<Completion>,
+    gone: Door<SessionId>,
+    socket: BoundSocket,
+    metrics: Option<(SocketAddr, TcpListener)>,
+}
+
+impl std::fmt::Debug for Daemon {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Daemon")
+            .field("metrics", &self.metrics)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Daemon {
+    /// Opens everything: arena, store, socket, metrics. Nothing is served yet.
+    ///
+    /// # Errors
+    /// The first thing that cannot be had, in one line.
+    pub fn open(config: Config) -> Result<Self, StartError> {
+        let socket = BoundSocket::bind(&config.socket)?;
+        let metrics = config.metrics.map(listen).transpose()?;
+        let store = config.ssd.as_ref().map(store::prepare).transpose()?;
+        let (arena, refused) = make_arena(&config)?;
+        let parts: Vec<_> = arena.iter().map(|p| Arc::clone(&p.part)).collect();
+        let (device_bell, completed) = bell(BELL_ROOM);
+        let opened = store
+            .map(|s| store::open(s, parts, device_bell))
+            .transpose()?;
+        let (log, recovery) = match opened {
+            Some(OpenedStore {
+                log,
+                records,
+                free_segments,
+            }) => (Some(log), Some((records, free_segments))),
+            None => (None, None),
+        };
+        let (copy_bell, copied) = bell(BELL_ROOM);
+        let pool =
+            CopyPool::start(config.copy_workers, COPY_ROOM, &copy_bell).map_err(|source| {
+                StartError::Thread {
+                    what: "copy workers",
+                    source,
+                }
+            })?;
+        let (gone_bell, gone) = bell(BELL_ROOM);
+        let mourner = Mourner::start(gone_bell).map_err(|source| StartError::Thread {
+            what: "the mourner",
+            source,
+        })?;
+        let usable: Vec<u64> = arena.iter().map(|p| p.usable_bytes).collect();
+        let core = make_core(&config, usable, recovery.as_ref().map(|(_, free)| *free));
+        let mut control = Control::new(ControlParts {
+            core,
+            arena,
+            log,
+            config,
+            epoch: Epoch(random()),
+            pool,
+            mourner,
+            refused,
+        });
+        if let Some((records, free_segments)) = recovery {
+            tracing::info!(records = records.len(), "recovered from the page log");
+            control.recovered(&records, free_segments);
+        }
+        Ok(Self {
+            control,
+            copied,
+            completed,
+            gone,
+            socket,
+            metrics,
+        })
+    }
+
+    /// The address metrics are served on, if they are.
+    #[must_use]
+    pub fn metrics(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref().map(|(address, _)| *address)
+    }
+
+    /// Serves until SIGTERM or SIGINT, then stops in order. `ready` is called when clients can
+    /// connect.
+    ///
+    /// # Errors
+    /// The runtime, a signal handler or the web thread could not be started.
+    pub fn run(self, ready: impl FnOnce()) -> Result<(), StartError> {
+        let failed = |what| move |source| StartError::Thread { what, source };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(failed("the control runtime"))?;
+        let (report_sender, reports) = mpsc::channel(8);
+        let web = self
+            .metrics
+            .map(|(_, listener)| Web::start(listener, report_sender))
+            .transpose()
+            .map_err(failed("the web thread"))?;
+        let control = Rc::new(RefCell::new(self.control));
+        let doors = (self.copied, self.completed, self.gone);
+        let served = LocalSet::new().block_on(&runtime, async {
+            let listener = self.socket.listener.try_clone()?;
+            let listener = UnixListener::from_std(listener)?;
+            let mut terminated = signal(SignalKind::terminate())?;
+            let mut interrupted = signal(SignalKind::interrupt())?;
+            spawn_local(accept(listener, Rc::clone(&control)));
+            notify(&[sd_notify::NotifyState::Ready]);
+            ready();
+            tokio::select! {
+                () = work(&control, doors, reports) => {}
+                _ = terminated.recv() => tracing::info!("SIGTERM: stopping"),
+                _ = interrupted.recv() => tracing::info!("SIGINT: stopping"),
+            }
+            Ok(())
+        });
+        notify(&[sd_notify::NotifyState::Stopping]);
+        drop(web);
+        drop(self.socket);
+        control.borrow_mut().shut();
+        tracing::info!("stopped");
+        served.map_err(failed("the control thread"))
+    }
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(false, state) {
+        tracing::warn!(%error, "cannot tell the service manager");
+    }
+}
+
+fn listen(address: SocketAddr) -> Result<(SocketAddr, TcpListener), StartError> {
+    let failed = |source| StartError::Metrics { address, source };
+    let listener = TcpListener::bind(address).map_err(failed)?;
+    Ok((listener.local_addr().map_err(failed)?, listener))
+}
+
+fn random() -> u64 {
+    let mut bytes = [0; 8];
+    let got = getrandom(&mut bytes, GetRandomFlags::empty());
+    assert!(
+        got.is_ok_and(|n| n == 8),
+        "the system has randomness to give"
+    );
+    u64::from_le_bytes(bytes)
+}
+
+fn make_arena(config: &Config) -> Result<(Vec<ArenaPart>, Vec<String>), StartError> {
+    let failed = |source| StartError::Arena {
+        bytes: config.arena_bytes,
+        source,
+    };
+    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let options = PartOptions {
+        huge: if config.huge_pages {
+            HugePages::Auto
+        } else {
+            HugePages::Off
+        },
+        lock: config.lock,
+        prefault_threads: threads.min(8),
+    };
+    let mut arena = Vec::new();
+    let mut refused: Vec<String> = Vec::new();
+    let mut left = config.arena_bytes;
+    while left > 0 {
+        let usable_bytes = left.min(config.part_bytes);
+        let id = PartId(arena.len() as u32);
+        let (part, facts) = Part::create(id, usable_bytes, &options).map_err(failed)?;
+        let read_only = Arc::new(part.read_only_fd().map_err(failed)?);
+        for line in &facts.refused {
+            if !refused.contains(line) {
+                refused.push(line.clone());
+            }
+        }
+        arena.push(ArenaPart {
+            part: Arc::new(part),
+            facts,
+            read_only,
+            usable_bytes,
+        });
+        left -= usable_bytes;
+    }
+    Ok((arena, refused))
+}
+
+fn make_core(config: &Config, parts: Vec<u64>, free_segments: Option<u32>) -> Core {
+    let ssd_bytes = config.ssd.as_ref().map_or(0, |s| s.bytes);
+    let total = config.arena_bytes.saturating_add(ssd_bytes);
+    // Enough for pages of 16 KiB; smaller pages meet the bound before they fill the tiers.
+    let max_pages = (total / (16 << 10)).clamp(1 << 16, 1 << 26) as u32;
+    let ssd = free_segments.map(|free_segments| undercroft_core::SsdConfig {
+        capacity_bytes: ssd_bytes,
+        low_water_segments: 2,
+        free_segments,
+        read_bytes_per_s: 1 << 30,
+        read_latency_us: 200,
+    });
+    let limits = Limits {
+        max_pages,
+        max_sessions: config.max_sessions * 2,
+        max_hold_ms: config.max_hold_ms,
+        ..Limits::default()
+    };
+    let config = undercroft_core::Config {
+        parts,
+        slab_bytes: config.slab_bytes,
+        ssd,
+        demote_ahead: config.demote_ahead,
+        fetch_window: config.fetch_window,
+        policy: Policy::Lru,
+        limits,
+        seed: random(),
+    };
+    Core::new(config).expect("the checked configuration is inside the core's ranges")
+}
+
+async fn accept(listener: UnixListener, control: Rc<RefCell<Control>>) {
+    let mut next = 1;
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let room = {
+                    let control = control.borrow();
+                    control.sessions.len() < control.config.max_sessions as usize
+                        && control.core.has_session_room()
+                };
+                if room {
+                    spawn_local(session::serve(stream, SessionId(next), Rc::clone(&control)));
+                    next += 1;
+                } else {
+                    tracing::warn!("server.max_sessions is reached: a connection was closed");
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// Everything that reaches the control thread other than by a session's socket.
+async fn work(
+    control: &Rc<RefCell<Control>>,
+    (copied, completed, gone): (Door<Copied>, Door<Completion>, Door<SessionId>),
+    mut reports: mpsc::Receiver<ReportRequest>,
+) {
+    let timer_moved = Arc::clone(&control.borrow().timer_moved);
+    loop {
+        let timer = control.borrow().next_timer();
+        let tick = async {
+            match timer {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = copied.rung() => drain(control, &copied, Control::copied),
+            () = completed.rung() => drain(control, &completed, Control::completed),
+            () = gone.rung() => drain(control, &gone, Control::bury),
+            () = tick => control.borrow_mut().feed(Event::Tick),
+            () = timer_moved.notified() => {}
+            Some(request) = reports.recv() => answer(control, request),
+        }
+        control.borrow_mut().flush_all();
+    }
+}
+
+fn drain<T>(control: &Rc<RefCell<Control>>, door: &Door<T>, mut take: impl FnMut(&mut Control, T)) {
+    let mut control = control.borrow_mut();
+    // A bound, so that sessions get their turn under a flood of completions.
+    for _ in 0..BELL_ROOM {
+        match door.take() {
+            Some(word) => take(&mut control, word),
+            None => break,
+        }
+    }
+    control.push_waiting();
+}
+
+fn answer(control: &Rc<RefCell<Control>>, request: ReportRequest) {
+    let report = Box::new(crate::report::report(&control.borrow()));
+    // The asker may have given up.
+    drop(request.send(report));
+}

@@ -1,0 +1,85 @@
+use crate::config::ConfigError;
+use std::path::PathBuf;
+use thiserror::Error;
+use undercroft_arena::ArenaError;
+use undercroft_ssd_tier::OpenError;
+
+/// Why the daemon could not start. Each is one line: what, where, what to do.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Another daemon serves the socket.
+    #[error(
+        "socket {}: another daemon is serving it; stop that one or set server.socket to another path",
+        path.display()
+    )]
+    SocketInUse {
+        /// The socket.
+        path: PathBuf,
+    },
+    /// The socket cannot be made.
+    #[error("socket {}: cannot {doing}: {source}; set server.socket to a path you may write to", path.display())]
+    Socket {
+        /// The socket or its directory.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The socket's directory belongs to somebody else.
+    #[error(
+        "socket directory {}: it belongs to user {owner}, not to user {own}; set server.socket to a path of your own",
+        path.display()
+    )]
+    SocketDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+        /// The daemon's user.
+        own: u32,
+    },
+    /// The store's directory cannot be made or written.
+    #[error("store directory {}: cannot {doing}: {source}; set ssd.path to a directory you may write to", path.display())]
+    StateDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The arena cannot be had.
+    #[error("arena of {bytes} bytes: {source}; set arena.size lower")]
+    Arena {
+        /// Bytes asked for.
+        bytes: u64,
+        /// What failed.
+        source: ArenaError,
+    },
+    /// The metrics address cannot be bound.
+    #[error(
+        "metrics address {address}: cannot listen: {source}; set server.metrics to another port or \"off\""
+    )]
+    Metrics {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A thread or the runtime cannot be started.
+    #[error("cannot start {what}: {source}")]
+    Thread {
+        /// Which one.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}

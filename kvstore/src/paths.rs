@@ -1,0 +1,52 @@
+//! Where the socket and the store are when nobody says otherwise. `XDG_RUNTIME_DIR` and `HOME`
+//! may be unset.
+
+use std::env;
+use std::path::PathBuf;
+
+/// The longest socket path the system takes, bytes (`sun_path` less its terminator).
+pub const MAX_SOCKET_PATH_BYTES: usize = 107;
+
+/// The socket's default path.
+#[must_use]
+pub fn default_socket() -> PathBuf {
+    let directory = variable("RUNTIME_DIRECTORY")
+        .or_else(|| variable("XDG_RUNTIME_DIR").map(|d| d.join("undercroft")))
+        .unwrap_or_else(|| {
+            if is_root() {
+                PathBuf::from("/run/undercroft")
+            } else {
+                PathBuf::from(format!("/tmp/undercroft-{}", uid()))
+            }
+        });
+    directory.join("undercroft.sock")
+}
+
+/// The store's default directory.
+#[must_use]
+pub fn default_state() -> PathBuf {
+    variable("STATE_DIRECTORY")
+        .or_else(|| variable("XDG_STATE_HOME").map(|d| d.join("undercroft")))
+        .or_else(|| is_root().then(|| PathBuf::from("/var/lib/undercroft")))
+        .or_else(|| variable("HOME").map(|d| d.join(".local/state/undercroft")))
+        .unwrap_or_else(|| PathBuf::from(format!("/var/tmp/undercroft-{}", uid())))
+}
+
+fn variable(name: &str) -> Option<PathBuf> {
+    // systemd may list several directories, separated by colons; ours is the first.
+    let value = env::var_os(name).filter(|v| !v.is_empty())?;
+    let first = value
+        .to_string_lossy()
+        .split(':')
+        .next()
+        .map(PathBuf::from)?;
+    first.is_absolute().then_some(first)
+}
+
+fn uid() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+fn is_root() -> bool {
+    uid() == 0
+}

@@ -1,0 +1,63 @@
+//! Facts about processes: a peer's life, our own processor time.
+
+use rustix::fd::OwnedFd;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use std::fs;
+
+/// Opens a descriptor that becomes readable when the process is gone. `None` when it already is,
+/// or when the system cannot say.
+pub(crate) fn watch(pid: u32) -> Option<OwnedFd> {
+    let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
+    pidfd_open(pid, PidfdFlags::NONBLOCK).ok()
+}
+
+/// When the process started, clock ticks since boot: with the pid it names a process for ever.
+pub(crate) fn start_time(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The command name may hold spaces and parentheses: fields are counted after the last one.
+    let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    fields
+        .split(' ')
+        .nth(19)
+        .and_then(|f| f.parse().ok())
+        .unwrap_or(0)
+}
+
+/// Processor time of this process so far, seconds, user and system.
+pub(crate) fn cpu_seconds() -> f64 {
+    let clock = rustix::time::ClockId::ProcessCPUTime;
+    let time = rustix::time::clock_gettime(clock);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    #[test]
+    fn our_own_facts_are_plausible() {
+        let pid = std::process::id();
+        assert!(watch(pid).is_some());
+        assert!(start_time(pid) > 0);
+        assert_eq!(start_time(pid), start_time(pid));
+        assert!(cpu_seconds() > 0.0);
+    }
+
+    #[test]
+    fn a_dead_process_is_noticed() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let fd = watch(child.id()).unwrap();
+        child.wait().unwrap();
+        let mut fds = [rustix::event::PollFd::new(
+            &fd,
+            rustix::event::PollFlags::IN,
+        )];
+        let soon = rustix::time::Timespec {
+            tv_sec: 5,
+            tv_nsec: 0,
+        };
+        assert_eq!(rustix::event::poll(&mut fds, Some(&soon)).unwrap(), 1);
+    }
+}

@@ -1,0 +1,133 @@
+//! The status report, gathered from the core, the page log and the sessions.
+
+use crate::control::Control;
+use crate::process;
+use undercroft_core::{Stats, TierFill};
+use undercroft_wire::{
+    ArenaStatus, HitStatus, Mode, SessionStatus, SpaceStatus, SsdStatus, StatusReport, StoreStatus,
+    TierStatus,
+};
+
+/// The version of the report's layout.
+const SCHEMA: u32 = 1;
+
+/// What `undercroft status` shows.
+pub(crate) fn report(control: &Control) -> StatusReport {
+    let stats = control.core.stats();
+    StatusReport {
+        schema: SCHEMA,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_ms: control.started.elapsed().as_millis() as u64,
+        epoch: control.epoch.0,
+        cpu_s: process::cpu_seconds(),
+        socket: control.config.socket.display().to_string(),
+        arena: arena(control),
+        dram: tier(control.core.dram(), stats.evicted_pages),
+        ssd: ssd(control, stats),
+        hits: HitStatus {
+            lookups: stats.lookups,
+            keys: stats.lookup_keys,
+            prefix_pages: stats.prefix_pages,
+            dram_pages: stats.delivered_dram_pages,
+            ssd_pages: stats.delivered_ssd_pages,
+            incomplete_fetches: stats.incomplete_fetches,
+        },
+        stores: StoreStatus {
+            offered: stats.offered,
+            stored: stats.stored,
+            held: stats.held,
+            declined: stats.declined_credit + stats.declined_parent + stats.declined_full,
+            failed: stats.copy_failures,
+        },
+        spaces: spaces(control),
+        sessions: sessions(control),
+        refused: refused(control),
+        protocol_errors: control.protocol_errors,
+    }
+}
+
+fn arena(control: &Control) -> ArenaStatus {
+    let facts = control.arena.first().map(|p| &p.facts);
+    ArenaStatus {
+        parts: control.arena.len() as u32,
+        bytes: control.arena.iter().map(|p| p.usable_bytes).sum(),
+        pages: facts.map_or_else(String::new, |f| f.pages.to_string()),
+        locked: control.arena.iter().all(|p| p.facts.locked),
+    }
+}
+
+fn tier(fill: TierFill, evicted_pages: u64) -> TierStatus {
+    TierStatus {
+        capacity_bytes: fill.capacity_bytes,
+        used_bytes: fill.used_bytes,
+        pages: fill.pages,
+        evicted_pages,
+    }
+}
+
+fn ssd(control: &Control, stats: &Stats) -> Option<SsdStatus> {
+    let (log, fill) = (control.log.as_ref()?, control.core.ssd()?);
+    let (facts, counters) = (log.facts(), log.counters());
+    let directory = control
+        .config
+        .ssd
+        .as_ref()
+        .map(|s| s.directory.display().to_string());
+    Some(SsdStatus {
+        tier: tier(fill, stats.ssd_dropped_pages),
+        path: directory.unwrap_or_default(),
+        engine: facts.engine.to_string(),
+        registered_buffers: facts.registered_buffers,
+        written_bytes: stats.appended_bytes + stats.relocated_bytes,
+        reappended_bytes: stats.relocated_bytes,
+        read_bytes: stats.read_bytes,
+        recovered_records: stats.recovered_records,
+        corrupt_records: stats.corrupt_records,
+        corrupt_tables: counters.corrupt_tables,
+        io_errors: stats.read_failures + stats.append_failures + stats.relocate_failures,
+        unreachable_pages: control.core.unreachable_pages(),
+    })
+}
+
+fn spaces(control: &Control) -> Vec<SpaceStatus> {
+    let one = |space: undercroft_core::SpaceInfo| SpaceStatus {
+        digest: space.digest.to_string(),
+        page_bytes: space.page_bytes,
+        pages: space.pages,
+    };
+    control.core.spaces().map(one).collect()
+}
+
+fn sessions(control: &Control) -> Vec<SessionStatus> {
+    let greeted = control.sessions.iter().filter(|(_, s)| s.mode.is_some());
+    let mut sessions: Vec<_> = greeted
+        .map(|(id, session)| {
+            let held = control.core.session_leases(*id);
+            SessionStatus {
+                session: id.0,
+                name: session.name.clone(),
+                pid: session.peer.pid,
+                uid: session.peer.uid,
+                gid: session.peer.gid,
+                mode: session.mode.unwrap_or(Mode::Copy),
+                leases: held.leases,
+                leased_pages: held.pages,
+                lingering: session.lingering,
+            }
+        })
+        .collect();
+    sessions.sort_by_key(|s| s.session);
+    sessions
+}
+
+fn refused(control: &Control) -> Vec<String> {
+    let mut lines = control.refused.clone();
+    lines.extend(
+        control
+            .log
+            .iter()
+            .flat_map(|log| log.facts().refused.clone()),
+    );
+    lines
+}
