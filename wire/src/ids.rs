@@ -81,7 +81,9 @@ id!(
 );
 /// A security boundary (tenant): the first 16 bytes of a keyed BLAKE3 of its name. Derived from
 /// the authenticated connection, never from a request's field.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct DomainId(pub [u8; 16]);
 

@@ -20,8 +20,8 @@ mod status;
 
 pub use error::DecodeError;
 pub use frame::{
-    Decoded, HEADER_BYTES, Header, MAGIC, MAX_BODY_BYTES, PROTOCOL_MAX, PROTOCOL_MIN, decode_reply,
-    decode_request, encode_reply, encode_request, negotiate, split_frame,
+    Cut, Decoded, HEADER_BYTES, Header, MAGIC, MAX_BODY_BYTES, PROTOCOL_MAX, PROTOCOL_MIN,
+    decode_reply, decode_request, encode_reply, encode_request, negotiate, split_frame,
 };
 pub use geometry::{
     FRAME_ALIGN, Geometry, GeometryError, MAX_PAGE_BYTES, MIN_PAGE_BYTES, frame_bytes,
