@@ -1,0 +1,307 @@
+//! Every limit, from both sides.
+
+use crate::samples::{key, space};
+use crate::{request_frame, request_of};
+use undercroft_wire::*;
+
+const REQUEST: RequestId = RequestId(7);
+
+/// Puts a run of keys into a message.
+type Carrier = fn(KeyRun<'static>) -> Request<'static>;
+/// Spoils one field.
+type Change = fn(&mut Space);
+
+fn lookup(spaces: usize, keys: usize) -> Vec<u8> {
+    let spaces = (0..spaces)
+        .map(|index| SpaceId(u32::MAX - index as u32))
+        .collect();
+    let keys = KeyRun::from(vec![key(1); keys]);
+    request_frame(
+        REQUEST,
+        &Request::Lookup(Lookup {
+            spaces,
+            keys,
+            hold_ms: u32::MAX,
+        }),
+    )
+}
+
+#[test]
+fn a_run_may_have_65536_keys_and_no_more() {
+    assert_eq!(MAX_KEYS, 65_536);
+    // The longest lookup there is: every space, every key, every number at its widest.
+    let longest = lookup(MAX_SPACES_PER_LOOKUP, MAX_KEYS);
+    let (_, message) = request_of(&longest).unwrap();
+    let Request::Lookup(message) = message else {
+        panic!("a lookup was sent")
+    };
+    assert_eq!(message.keys.len(), MAX_KEYS);
+    let error = request_of(&lookup(1, MAX_KEYS + 1)).unwrap_err();
+    assert!(
+        matches!(error, DecodeError::Body { kind: 3, .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_bound_on_keys_holds_in_every_message_that_carries_them() {
+    let keys = |count| KeyRun::from(vec![key(1); count]);
+    let carriers: [(u16, Carrier); 4] = [
+        (4, |keys| {
+            let source = FetchSource::Keys { keys };
+            let (lease, stamp) = (LeaseId(1), Stamp(0));
+            Request::Fetch(Fetch {
+                space: SpaceId(1),
+                lease,
+                source,
+                stamp,
+                deadline_ms: 1,
+            })
+        }),
+        (7, |keys| {
+            let (parent, first, stamp) = (None, 0, Stamp(0));
+            Request::Offer(Offer {
+                space: SpaceId(1),
+                parent,
+                first,
+                keys,
+                stamp,
+            })
+        }),
+        (9, |keys| {
+            Request::Prefetch(Prefetch {
+                space: SpaceId(1),
+                keys,
+                ttl_ms: 1,
+            })
+        }),
+        (10, |keys| {
+            Request::Hint(Hint {
+                space: SpaceId(1),
+                keys,
+                kind: HintKind::Active,
+            })
+        }),
+    ];
+    for (kind, carrier) in carriers {
+        request_of(&request_frame(REQUEST, &carrier(keys(MAX_KEYS)))).unwrap();
+        let error = request_of(&request_frame(REQUEST, &carrier(keys(MAX_KEYS + 1)))).unwrap_err();
+        assert!(
+            matches!(error, DecodeError::Body { kind: found, .. } if found == kind),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_run_is_a_whole_number_of_keys() {
+    for odd in [1_u8, 31, 33, 63] {
+        // Prefetch: space 1, a byte string of `odd` bytes, ttl 0.
+        let mut body = vec![1, odd];
+        body.extend(vec![0; usize::from(odd) + 1]);
+        let header = Header {
+            version: 1,
+            kind: 9,
+            length: body.len() as u32,
+            request: REQUEST,
+        };
+        let error = decode_request(&header, &body).unwrap_err();
+        assert!(
+            matches!(error, DecodeError::Body { kind: 9, .. }),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_lookup_asks_about_1_to_256_spaces() {
+    for good in [1, MAX_SPACES_PER_LOOKUP] {
+        request_of(&lookup(good, 1)).unwrap();
+    }
+    for bad in [0, MAX_SPACES_PER_LOOKUP + 1] {
+        let error = request_of(&lookup(bad, 1)).unwrap_err();
+        let found = bad as u64;
+        let wanted = DecodeError::Field {
+            field: "lookup.spaces",
+            found,
+            allowed: "1..=256",
+        };
+        assert_eq!(error, wanted);
+    }
+}
+
+#[test]
+fn a_body_over_the_limit_is_refused_by_its_header_alone() {
+    let header = |length: u32| {
+        let mut bytes = request_frame(REQUEST, &Request::Ping);
+        bytes[8..12].copy_from_slice(&length.to_le_bytes());
+        bytes
+    };
+    // Only 16 bytes are there: nothing can have been allocated for the body.
+    assert_eq!(split_frame(&header(MAX_BODY_BYTES)).unwrap(), None);
+    for found in [MAX_BODY_BYTES + 1, u32::MAX] {
+        let limit = MAX_BODY_BYTES;
+        assert_eq!(
+            split_frame(&header(found)),
+            Err(DecodeError::TooLong { found, limit })
+        );
+    }
+}
+
+#[test]
+fn an_offer_has_a_parent_exactly_when_it_does_not_start_the_chain() {
+    let offer = |parent, first, keys: usize| {
+        let keys = KeyRun::from(vec![key(1); keys]);
+        let stamp = Stamp(0);
+        let message = Request::Offer(Offer {
+            space: SpaceId(1),
+            parent,
+            first,
+            keys,
+            stamp,
+        });
+        request_of(&request_frame(REQUEST, &message)).map(drop)
+    };
+    offer(None, 0, 2).unwrap();
+    offer(Some(key(1)), 1, 2).unwrap();
+    offer(Some(key(1)), u32::MAX - 2, 2).unwrap();
+    for error in [
+        offer(None, 1, 2).unwrap_err(),
+        offer(Some(key(1)), 0, 2).unwrap_err(),
+        offer(Some(key(1)), u32::MAX - 1, 2).unwrap_err(),
+    ] {
+        assert!(
+            matches!(
+                error,
+                DecodeError::Field {
+                    field: "offer.first",
+                    ..
+                }
+            ),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn versions_are_negotiated_down_to_what_both_speak() {
+    for (min, max, agreed) in [
+        (1, 1, Some(1)),
+        (1, 9, Some(1)),
+        (0, 1, Some(1)),
+        (2, 9, None),
+        (0, 0, None),
+        (9, 1, None),
+        (u16::MAX, u16::MAX, None),
+    ] {
+        assert_eq!(negotiate(min, max), agreed, "{min}..={max}");
+    }
+}
+
+#[test]
+fn a_page_has_512_bytes_to_64_mib() {
+    assert_eq!(
+        Geometry::new(1, 1, MIN_PAGE_BYTES).unwrap().page_bytes(),
+        MIN_PAGE_BYTES
+    );
+    assert_eq!(
+        Geometry::new(64, 2, 512 << 10).unwrap().page_bytes(),
+        MAX_PAGE_BYTES
+    );
+    for (layers, parts, fragment) in [(1, 1, 511), (64, 2, (512 << 10) + 1), (u32::MAX, 2, 9)] {
+        let error = Geometry::new(layers, parts, fragment).unwrap_err();
+        assert!(matches!(error, GeometryError::PageBytes { .. }), "{error}");
+    }
+    for (layers, parts, fragment) in [(0, 2, 512), (32, 0, 512), (32, 2, 0)] {
+        let error = Geometry::new(layers, parts, fragment).unwrap_err();
+        assert!(matches!(error, GeometryError::Zero { .. }), "{error}");
+    }
+    assert_eq!(frame_bytes(1), FRAME_ALIGN);
+    assert_eq!(frame_bytes(FRAME_ALIGN), FRAME_ALIGN);
+    assert_eq!(frame_bytes(FRAME_ALIGN + 1), 2 * FRAME_ALIGN);
+    assert_eq!(frame_bytes(MAX_PAGE_BYTES), MAX_PAGE_BYTES);
+}
+
+#[test]
+fn an_identity_out_of_range_names_its_field() {
+    let with = |change: Change| {
+        let mut changed = space();
+        change(&mut changed);
+        changed.validate().map_err(|error| error.to_string())
+    };
+    with(|_| {}).unwrap();
+    with(|space| space.family.layout = "x".repeat(MAX_TEXT_BYTES)).unwrap();
+    with(|space| space.rank = Rank::Shared).unwrap();
+    let refused: [(Change, &str); 8] = [
+        (
+            |space| space.family.quantization = "x".repeat(MAX_TEXT_BYTES + 1),
+            "quantization",
+        ),
+        (
+            |space| space.family.attention = "x".repeat(MAX_TEXT_BYTES + 1),
+            "attention",
+        ),
+        (
+            |space| space.family.layout = "x".repeat(MAX_TEXT_BYTES + 1),
+            "layout",
+        ),
+        (|space| space.family.layers = 0, "layers"),
+        (|space| space.family.kv_heads = 0, "kv_heads"),
+        (|space| space.family.page_tokens = 0, "page_tokens"),
+        (|space| space.rank = Rank::Of { index: 4, count: 4 }, "rank"),
+        (|space| space.rank = Rank::Of { index: 0, count: 0 }, "rank"),
+    ];
+    for (change, field) in refused {
+        let error = with(change).unwrap_err();
+        assert!(error.starts_with(field), "{error}");
+    }
+}
+
+#[test]
+fn a_geometry_off_the_wire_is_checked_not_believed() {
+    // OpenSpace ends with the geometry: 32 layers, 2 parts, 32,768 bytes a fragment.
+    let frame = request_frame(REQUEST, &Request::OpenSpace(OpenSpace { space: space() }));
+    let end = frame.len();
+    assert_eq!(&frame[end - 5..], [32, 2, 0x80, 0x80, 2]);
+    let mut bytes = frame[..end - 5].to_vec();
+    bytes.extend([0, 2, 0x80, 0x80, 2]);
+    let (_, message) = request_of(&bytes).unwrap();
+    let Request::OpenSpace(open) = message else {
+        panic!("an open was sent")
+    };
+    assert!(matches!(
+        open.space.validate(),
+        Err(SpaceError::Geometry(_))
+    ));
+}
+
+#[test]
+fn outcome_bytes_are_stable_and_unknown_ones_are_none() {
+    for (count, known) in [
+        (
+            6,
+            (0..=u8::MAX)
+                .filter(|byte| OfferOutcome::from_byte(*byte).is_some())
+                .count(),
+        ),
+        (
+            5,
+            (0..=u8::MAX)
+                .filter(|byte| CommitOutcome::from_byte(*byte).is_some())
+                .count(),
+        ),
+        (
+            7,
+            (0..=u8::MAX)
+                .filter(|byte| FetchOutcome::from_byte(*byte).is_some())
+                .count(),
+        ),
+    ] {
+        assert_eq!(known, count);
+    }
+    for byte in 0..=u8::MAX {
+        assert!(OfferOutcome::from_byte(byte).is_none_or(|outcome| outcome.to_byte() == byte));
+        assert!(CommitOutcome::from_byte(byte).is_none_or(|outcome| outcome.to_byte() == byte));
+        assert!(FetchOutcome::from_byte(byte).is_none_or(|outcome| outcome.to_byte() == byte));
+    }
+}

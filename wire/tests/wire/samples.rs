@@ -1,0 +1,285 @@
+//! One fixed message of every kind, every field with a value of its own, so that swapped fields
+//! change the bytes. What the golden file holds.
+
+use undercroft_wire::*;
+
+/// A key of 32 different bytes.
+pub(crate) fn key(first: u8) -> PageKey {
+    PageKey(std::array::from_fn(|index| first.wrapping_add(index as u8)))
+}
+
+pub(crate) fn family() -> Family {
+    Family {
+        model: key(1).0,
+        adapter: key(65).0,
+        dtype: Dtype::Fp8E4m3,
+        quantization: "per-token".to_owned(),
+        attention: "rope=500000;window=none".to_owned(),
+        layout: "NHD".to_owned(),
+        layers: 32,
+        kv_heads: 8,
+        page_tokens: 16,
+    }
+}
+
+pub(crate) fn space() -> Space {
+    Space {
+        family: family(),
+        rank: Rank::Of { index: 3, count: 4 },
+        group: 2,
+        geometry: Geometry::new(32, 2, 32_768).unwrap(),
+    }
+}
+
+/// A number no other field has.
+const WIDE: u64 = 0x0102_0304_0506_0708;
+
+pub(crate) fn requests() -> Vec<(&'static str, Request<'static>)> {
+    let keys = || KeyRun::from(vec![key(10), key(20)]);
+    let hello = Hello {
+        min: 1,
+        max: 3,
+        name: "engine-0".to_owned(),
+        copy_mode: true,
+    };
+    let lookup = Lookup {
+        spaces: vec![SpaceId(5), SpaceId(300)],
+        keys: keys(),
+        hold_ms: 1_500,
+    };
+    let fetch = |source| Fetch {
+        space: SpaceId(5),
+        lease: LeaseId(WIDE),
+        source,
+        stamp: Stamp(77),
+        deadline_ms: 250,
+    };
+    let hold = FetchSource::Hold {
+        hold: HoldId(9),
+        first: 4,
+        count: 1_000,
+    };
+    let release = Release {
+        session: SessionId(6),
+        lease: LeaseId(WIDE),
+        upto: u32::MAX,
+    };
+    let offer = Offer {
+        space: SpaceId(5),
+        parent: Some(key(9)),
+        first: 17,
+        keys: keys(),
+        stamp: Stamp(77),
+    };
+    let root = Offer {
+        parent: None,
+        first: 0,
+        ..offer.clone()
+    };
+    let commit = Commit {
+        space: SpaceId(5),
+        offer: OfferId(88),
+        filled: vec![SlotId(0), SlotId(200)],
+        returned: vec![SlotId(1)],
+    };
+    let prefetch = Prefetch {
+        space: SpaceId(5),
+        keys: keys(),
+        ttl_ms: 60_000,
+    };
+    let hint = Hint {
+        space: SpaceId(5),
+        keys: keys(),
+        kind: HintKind::ExpectedInMs(9_000),
+    };
+    vec![
+        ("hello", Request::Hello(hello)),
+        (
+            "open-space",
+            Request::OpenSpace(OpenSpace { space: space() }),
+        ),
+        ("lookup", Request::Lookup(lookup)),
+        (
+            "fetch-keys",
+            Request::Fetch(fetch(FetchSource::Keys { keys: keys() })),
+        ),
+        ("fetch-hold", Request::Fetch(fetch(hold))),
+        ("release", Request::Release(release)),
+        ("drop-hold", Request::DropHold(DropHold { hold: HoldId(9) })),
+        ("offer-root", Request::Offer(root)),
+        ("offer", Request::Offer(offer)),
+        ("commit", Request::Commit(commit)),
+        ("prefetch", Request::Prefetch(prefetch)),
+        ("hint", Request::Hint(hint)),
+        ("status", Request::Status),
+        ("ping", Request::Ping),
+    ]
+}
+
+pub(crate) fn replies() -> Vec<(&'static str, Reply)> {
+    let welcome = Welcome {
+        version: 1,
+        session: SessionId(6),
+        epoch: Epoch(WIDE),
+        mode: Mode::Copy,
+        parts: 2,
+    };
+    let lookup = LookupReply {
+        pages: 12,
+        dram: 8,
+        ssd: 4,
+        hold: Some(HoldId(9)),
+        stamp: Stamp(77),
+        estimate_us: 3_000,
+    };
+    let places = vec![
+        PagePlace {
+            part: PartId(1),
+            offset: 0x20_0000,
+        },
+        PagePlace {
+            part: PagePlace::STAGING,
+            offset: 4_096,
+        },
+    ];
+    let outcome = FetchOutcome::Deadline.to_byte();
+    let offer = OfferReply {
+        offer: OfferId(88),
+        outcomes: vec![OfferOutcome::Held.to_byte(), OfferOutcome::Wanted.to_byte()],
+        slots: vec![SlotId(200)],
+    };
+    let commit = CommitReply {
+        offer: OfferId(88),
+        outcomes: vec![
+            CommitOutcome::Stored.to_byte(),
+            CommitOutcome::Failed.to_byte(),
+        ],
+    };
+    let refused = Refused {
+        reason: RefusedReason::Invalid,
+        detail: "slots is 0".to_owned(),
+    };
+    let opened = SpaceOpened {
+        space: SpaceId(5),
+        slots: 16,
+        slot_bytes: 2_097_152,
+    };
+    vec![
+        ("welcome", Reply::Welcome(welcome)),
+        (
+            "part-added",
+            Reply::PartAdded(PartAdded {
+                part: PartId(1),
+                bytes: 1 << 30,
+            }),
+        ),
+        ("space-opened", Reply::SpaceOpened(opened)),
+        ("lookup-reply", Reply::Lookup(lookup)),
+        (
+            "fetch-ready",
+            Reply::FetchReady(FetchReady {
+                lease: LeaseId(WIDE),
+                first: 4,
+                places,
+            }),
+        ),
+        (
+            "fetch-end",
+            Reply::FetchEnd(FetchEnd {
+                lease: LeaseId(WIDE),
+                ready: 12,
+                ssd: 4,
+                outcome,
+            }),
+        ),
+        ("offer-reply", Reply::Offer(offer)),
+        ("commit-reply", Reply::Commit(commit)),
+        (
+            "prefetch-reply",
+            Reply::Prefetch(PrefetchReply {
+                resident: 3,
+                started: 5,
+            }),
+        ),
+        ("status-reply", Reply::Status(Box::new(status()))),
+        ("refused", Reply::Refused(refused)),
+        ("done", Reply::Done),
+    ]
+}
+
+fn status() -> StatusReport {
+    let dram = TierStatus {
+        capacity_bytes: 1 << 30,
+        used_bytes: 1 << 29,
+        pages: 256,
+        evicted_pages: 3,
+    };
+    let ssd = SsdStatus {
+        tier: TierStatus {
+            capacity_bytes: 1 << 34,
+            ..dram.clone()
+        },
+        path: "pages.log".to_owned(),
+        engine: "io_uring".to_owned(),
+        registered_buffers: true,
+        written_bytes: 101,
+        reappended_bytes: 102,
+        read_bytes: 103,
+        recovered_records: 104,
+        corrupt_records: 105,
+        corrupt_tables: 106,
+        io_errors: 107,
+        unreachable_pages: 108,
+    };
+    let session = SessionStatus {
+        session: 6,
+        name: "engine-0".to_owned(),
+        pid: 4_242,
+        uid: 1_000,
+        gid: 1_001,
+        mode: Mode::ZeroCopy,
+        leases: 2,
+        leased_pages: 40,
+        lingering: true,
+    };
+    StatusReport {
+        schema: 1,
+        version: "0.1.0".to_owned(),
+        pid: 4_241,
+        uptime_ms: 123_456,
+        epoch: WIDE,
+        cpu_s: 1.5,
+        socket: "undercroft.sock".to_owned(),
+        arena: ArenaStatus {
+            parts: 2,
+            bytes: 1 << 30,
+            pages: "hugetlb".to_owned(),
+            locked: true,
+        },
+        dram,
+        ssd: Some(ssd),
+        hits: HitStatus {
+            lookups: 201,
+            keys: 202,
+            prefix_pages: 203,
+            dram_pages: 204,
+            ssd_pages: 205,
+            incomplete_fetches: 206,
+        },
+        stores: StoreStatus {
+            offered: 301,
+            stored: 302,
+            held: 303,
+            declined: 304,
+            failed: 305,
+        },
+        spaces: vec![SpaceStatus {
+            digest: "0011223344556677".to_owned(),
+            page_bytes: 2_097_152,
+            pages: 256,
+        }],
+        sessions: vec![session],
+        refused: vec!["mlock: not permitted".to_owned()],
+        protocol_errors: 1,
+    }
+}

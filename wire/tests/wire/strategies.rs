@@ -1,0 +1,382 @@
+//! Any message a correct peer may send.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use undercroft_wire::*;
+
+fn key() -> impl Strategy<Value = PageKey> {
+    any::<[u8; 32]>().prop_map(PageKey)
+}
+
+fn keys() -> impl Strategy<Value = KeyRun<'static>> {
+    vec(key(), 0..6).prop_map(KeyRun::from)
+}
+
+fn text() -> impl Strategy<Value = String> {
+    "\\PC{0,20}"
+}
+
+fn mode() -> impl Strategy<Value = Mode> {
+    prop_oneof![Just(Mode::ZeroCopy), Just(Mode::Copy)]
+}
+
+fn slots() -> impl Strategy<Value = Vec<SlotId>> {
+    vec(any::<u32>().prop_map(SlotId), 0..6)
+}
+
+fn dtype() -> impl Strategy<Value = Dtype> {
+    prop::sample::select(vec![
+        Dtype::Bf16,
+        Dtype::F16,
+        Dtype::F32,
+        Dtype::Fp8E4m3,
+        Dtype::Fp8E5m2,
+        Dtype::Int8,
+    ])
+}
+
+fn space() -> impl Strategy<Value = Space> {
+    let digests = (any::<[u8; 32]>(), any::<[u8; 32]>(), dtype());
+    let texts = (text(), text(), text());
+    let numbers = any::<[u32; 3]>();
+    let family = (digests, texts, numbers).prop_map(
+        |(
+            (model, adapter, dtype),
+            (quantization, attention, layout),
+            [layers, kv_heads, page_tokens],
+        )| Family {
+            model,
+            adapter,
+            dtype,
+            quantization,
+            attention,
+            layout,
+            layers,
+            kv_heads,
+            page_tokens,
+        },
+    );
+    let rank = prop_oneof![
+        Just(Rank::Shared),
+        any::<(u16, u16)>().prop_map(|(index, count)| Rank::Of { index, count }),
+    ];
+    let geometry =
+        (1_u32..128, 1_u32..=2, 512_u32..65_536).prop_map(|(layers, parts, fragment)| {
+            Geometry::new(layers, parts, fragment).expect("within the bounds of a page")
+        });
+    (family, rank, any::<u32>(), geometry).prop_map(|(family, rank, group, geometry)| Space {
+        family,
+        rank,
+        group,
+        geometry,
+    })
+}
+
+fn lookup() -> impl Strategy<Value = Lookup<'static>> {
+    let spaces = vec(any::<u32>().prop_map(SpaceId), 1..5);
+    (spaces, keys(), any::<u32>()).prop_map(|(spaces, keys, hold_ms)| Lookup {
+        spaces,
+        keys,
+        hold_ms,
+    })
+}
+
+fn fetch() -> impl Strategy<Value = Fetch<'static>> {
+    let source = prop_oneof![
+        keys().prop_map(|keys| FetchSource::Keys { keys }),
+        any::<(u64, u32, u32)>().prop_map(|(hold, first, count)| {
+            FetchSource::Hold {
+                hold: HoldId(hold),
+                first,
+                count,
+            }
+        }),
+    ];
+    (any::<(u32, u64, u64, u32)>(), source).prop_map(
+        |((space, lease, stamp, deadline_ms), source)| Fetch {
+            space: SpaceId(space),
+            lease: LeaseId(lease),
+            source,
+            stamp: Stamp(stamp),
+            deadline_ms,
+        },
+    )
+}
+
+fn offer() -> impl Strategy<Value = Offer<'static>> {
+    let place = prop_oneof![
+        Just((None, 0)),
+        (key(), 1_u32..=u32::MAX - 6).prop_map(|(parent, first)| (Some(parent), first)),
+    ];
+    (any::<(u32, u64)>(), place, keys()).prop_map(|((space, stamp), (parent, first), keys)| Offer {
+        space: SpaceId(space),
+        parent,
+        first,
+        keys,
+        stamp: Stamp(stamp),
+    })
+}
+
+fn commit() -> impl Strategy<Value = Commit> {
+    (any::<(u32, u64)>(), slots(), slots()).prop_map(|((space, offer), filled, returned)| Commit {
+        space: SpaceId(space),
+        offer: OfferId(offer),
+        filled,
+        returned,
+    })
+}
+
+fn hint() -> impl Strategy<Value = Hint<'static>> {
+    let kind = prop_oneof![
+        Just(HintKind::Active),
+        Just(HintKind::Paused),
+        Just(HintKind::Ended),
+        Just(HintKind::Demote),
+        any::<u32>().prop_map(HintKind::ExpectedInMs),
+        any::<u32>().prop_map(HintKind::PinMs),
+    ];
+    (any::<u32>(), keys(), kind).prop_map(|(space, keys, kind)| Hint {
+        space: SpaceId(space),
+        keys,
+        kind,
+    })
+}
+
+pub(crate) fn request() -> impl Strategy<Value = Request<'static>> {
+    let hello =
+        (any::<(u16, u16, bool)>(), text()).prop_map(|((min, max, copy_mode), name)| Hello {
+            min,
+            max,
+            name,
+            copy_mode,
+        });
+    let release = any::<(u64, u64, u32)>().prop_map(|(session, lease, upto)| Release {
+        session: SessionId(session),
+        lease: LeaseId(lease),
+        upto,
+    });
+    let prefetch = (any::<(u32, u32)>(), keys()).prop_map(|((space, ttl_ms), keys)| Prefetch {
+        space: SpaceId(space),
+        keys,
+        ttl_ms,
+    });
+    prop_oneof![
+        hello.prop_map(Request::Hello),
+        space().prop_map(|space| Request::OpenSpace(OpenSpace { space })),
+        lookup().prop_map(Request::Lookup),
+        fetch().prop_map(Request::Fetch),
+        release.prop_map(Request::Release),
+        any::<u64>().prop_map(|hold| Request::DropHold(DropHold { hold: HoldId(hold) })),
+        offer().prop_map(Request::Offer),
+        commit().prop_map(Request::Commit),
+        prefetch.prop_map(Request::Prefetch),
+        hint().prop_map(Request::Hint),
+        Just(Request::Status),
+        Just(Request::Ping),
+    ]
+}
+
+fn tier() -> impl Strategy<Value = TierStatus> {
+    any::<[u64; 4]>().prop_map(
+        |[capacity_bytes, used_bytes, pages, evicted_pages]| TierStatus {
+            capacity_bytes,
+            used_bytes,
+            pages,
+            evicted_pages,
+        },
+    )
+}
+
+fn ssd() -> impl Strategy<Value = SsdStatus> {
+    (tier(), text(), text(), any::<bool>(), any::<[u64; 8]>()).prop_map(
+        |(tier, path, engine, registered_buffers, counts)| SsdStatus {
+            tier,
+            path,
+            engine,
+            registered_buffers,
+            written_bytes: counts[0],
+            reappended_bytes: counts[1],
+            read_bytes: counts[2],
+            recovered_records: counts[3],
+            corrupt_records: counts[4],
+            corrupt_tables: counts[5],
+            io_errors: counts[6],
+            unreachable_pages: counts[7],
+        },
+    )
+}
+
+fn session() -> impl Strategy<Value = SessionStatus> {
+    (
+        any::<[u32; 4]>(),
+        any::<[u64; 2]>(),
+        text(),
+        mode(),
+        any::<bool>(),
+    )
+        .prop_map(
+            |([pid, uid, gid, leases], [session, leased_pages], name, mode, lingering)| {
+                SessionStatus {
+                    session,
+                    name,
+                    pid,
+                    uid,
+                    gid,
+                    mode,
+                    leases,
+                    leased_pages,
+                    lingering,
+                }
+            },
+        )
+}
+
+fn arena() -> impl Strategy<Value = ArenaStatus> {
+    (any::<(u32, u64, bool)>(), text()).prop_map(|((parts, bytes, locked), pages)| ArenaStatus {
+        parts,
+        bytes,
+        pages,
+        locked,
+    })
+}
+
+fn status() -> impl Strategy<Value = StatusReport> {
+    let numbers = (any::<[u32; 2]>(), any::<[u64; 3]>(), -1e12_f64..1e12);
+    let hits = any::<[u64; 6]>().prop_map(|counts| HitStatus {
+        lookups: counts[0],
+        keys: counts[1],
+        prefix_pages: counts[2],
+        dram_pages: counts[3],
+        ssd_pages: counts[4],
+        incomplete_fetches: counts[5],
+    });
+    let stores =
+        any::<[u64; 5]>().prop_map(|[offered, stored, held, declined, failed]| StoreStatus {
+            offered,
+            stored,
+            held,
+            declined,
+            failed,
+        });
+    let space =
+        (text(), any::<(u32, u64)>()).prop_map(|(digest, (page_bytes, pages))| SpaceStatus {
+            digest,
+            page_bytes,
+            pages,
+        });
+    let tiers = (arena(), tier(), prop::option::of(ssd()));
+    let lists = (vec(space, 0..3), vec(session(), 0..3), vec(text(), 0..3));
+    (numbers, (text(), text()), tiers, (hits, stores), lists).prop_map(
+        |(numbers, (version, socket), (arena, dram, ssd), (hits, stores), lists)| {
+            let ([schema, pid], [uptime_ms, epoch, protocol_errors], cpu_s) = numbers;
+            let (spaces, sessions, refused) = lists;
+            StatusReport {
+                schema,
+                version,
+                pid,
+                uptime_ms,
+                epoch,
+                cpu_s,
+                socket,
+                arena,
+                dram,
+                ssd,
+                hits,
+                stores,
+                spaces,
+                sessions,
+                refused,
+                protocol_errors,
+            }
+        },
+    )
+}
+
+fn lookup_reply() -> impl Strategy<Value = LookupReply> {
+    (any::<[u32; 3]>(), any::<Option<u64>>(), any::<[u64; 2]>()).prop_map(
+        |([pages, dram, ssd], hold, [stamp, estimate_us])| LookupReply {
+            pages,
+            dram,
+            ssd,
+            hold: hold.map(HoldId),
+            stamp: Stamp(stamp),
+            estimate_us,
+        },
+    )
+}
+
+fn fetch_ready() -> impl Strategy<Value = FetchReady> {
+    let place = any::<(u32, u64)>().prop_map(|(part, offset)| PagePlace {
+        part: PartId(part),
+        offset,
+    });
+    (any::<(u64, u32)>(), vec(place, 0..6)).prop_map(|((lease, first), places)| FetchReady {
+        lease: LeaseId(lease),
+        first,
+        places,
+    })
+}
+
+fn refused() -> impl Strategy<Value = Refused> {
+    let reasons = vec![
+        RefusedReason::Busy,
+        RefusedReason::Unknown,
+        RefusedReason::Stopping,
+        RefusedReason::Version,
+        RefusedReason::Invalid,
+    ];
+    (prop::sample::select(reasons), text()).prop_map(|(reason, detail)| Refused { reason, detail })
+}
+
+pub(crate) fn reply() -> impl Strategy<Value = Reply> {
+    let welcome = (any::<(u16, u64, u64, u32)>(), mode()).prop_map(
+        |((version, session, epoch, parts), mode)| Welcome {
+            version,
+            session: SessionId(session),
+            epoch: Epoch(epoch),
+            mode,
+            parts,
+        },
+    );
+    let part = any::<(u32, u64)>().prop_map(|(part, bytes)| PartAdded {
+        part: PartId(part),
+        bytes,
+    });
+    let opened = any::<[u32; 3]>().prop_map(|[space, slots, slot_bytes]| SpaceOpened {
+        space: SpaceId(space),
+        slots,
+        slot_bytes,
+    });
+    let end = any::<(u64, u32, u32, u8)>().prop_map(|(lease, ready, ssd, outcome)| FetchEnd {
+        lease: LeaseId(lease),
+        ready,
+        ssd,
+        outcome,
+    });
+    let offer =
+        (any::<(u64, Vec<u8>)>(), slots()).prop_map(|((offer, outcomes), slots)| OfferReply {
+            offer: OfferId(offer),
+            outcomes,
+            slots,
+        });
+    let commit = any::<(u64, Vec<u8>)>().prop_map(|(offer, outcomes)| CommitReply {
+        offer: OfferId(offer),
+        outcomes,
+    });
+    let prefetch =
+        any::<(u32, u32)>().prop_map(|(resident, started)| PrefetchReply { resident, started });
+    prop_oneof![
+        welcome.prop_map(Reply::Welcome),
+        part.prop_map(Reply::PartAdded),
+        opened.prop_map(Reply::SpaceOpened),
+        lookup_reply().prop_map(Reply::Lookup),
+        fetch_ready().prop_map(Reply::FetchReady),
+        end.prop_map(Reply::FetchEnd),
+        offer.prop_map(Reply::Offer),
+        commit.prop_map(Reply::Commit),
+        prefetch.prop_map(Reply::Prefetch),
+        status().prop_map(|status| Reply::Status(Box::new(status))),
+        refused().prop_map(Reply::Refused),
+        Just(Reply::Done),
+    ]
+}
