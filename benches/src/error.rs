@@ -1,5 +1,7 @@
 use std::path::PathBuf;
 use thiserror::Error;
+use undercroft_client::{ConnectError, OpenError};
+use undercroft_gpu_shim::DeviceError;
 
 /// Why a benchmark could not be run or finished.
 #[derive(Debug, Error)]
@@ -41,16 +43,62 @@ pub enum BenchError {
         /// What is wrong and what is allowed.
         problem: String,
     },
+    /// The benchmark's own daemon did not start.
+    #[error("the daemon did not start: {problem}")]
+    DaemonStart {
+        /// Its last words, or what else happened.
+        problem: String,
+    },
+    /// No daemon has answered for long.
+    #[error("no daemon has answered for {seconds} s: {problem}")]
+    DaemonGone {
+        /// How long.
+        seconds: u64,
+        /// Its last words, if they are known.
+        problem: String,
+    },
+    /// No connection to the daemon.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The daemon would not open the space.
+    #[error(transparent)]
+    Space(#[from] OpenError),
+    /// The host-memory device failed.
+    #[error("the host device: {0}")]
+    Device(#[from] DeviceError),
+    /// A measurement could not be made.
+    #[error("cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The daemon did not do what a measurement needs.
+    #[error("cannot measure {row}: {problem}")]
+    Measure {
+        /// Which row.
+        row: &'static str,
+        /// What happened.
+        problem: String,
+    },
+    /// Ctrl-C, or a request to terminate. What was made is removed.
+    #[error("interrupted")]
+    Interrupted,
 }
 
 impl BenchError {
-    /// Whether the caller asked for something impossible (exit code 2) rather than that the run
-    /// failed (exit code 1).
+    /// Whether it could not start (exit code 2: arguments or environment), rather than that the
+    /// run failed (exit code 1).
     #[must_use]
     pub fn is_usage(&self) -> bool {
-        matches!(
+        !matches!(
             self,
-            Self::Option { .. } | Self::Trace { .. } | Self::TraceLine { .. } | Self::File { .. }
+            Self::DaemonGone { .. }
+                | Self::Device(_)
+                | Self::Measure { .. }
+                | Self::System { .. }
+                | Self::Interrupted
         )
     }
 
@@ -64,5 +112,9 @@ impl BenchError {
             path,
             source,
         }
+    }
+
+    pub(crate) fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::System { action, source }
     }
 }

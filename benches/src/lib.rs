@@ -7,9 +7,13 @@
 //! `limits`, which measures what the daemon's own ring is held against.
 
 mod content;
+mod daemon;
 mod error;
 mod exact_lru;
 mod generate;
+mod interrupt;
+mod progress;
+mod replay;
 pub mod replay_defaults;
 mod size;
 mod trace;
@@ -18,5 +22,6 @@ pub use content::{PageContent, WrongBytes};
 pub use error::BenchError;
 pub use exact_lru::ExactLru;
 pub use generate::{GeneratorOptions, generate};
+pub use replay::{HitPages, LookupTimes, Policy, PolicyError, ReplayOptions, ReplayReport, replay};
 pub use size::{ByteSize, SizeError, TierSize};
 pub use trace::{MAX_REQUEST_PAGES, RawRequest, Trace, TraceReader, TraceRequest, TraceStats};

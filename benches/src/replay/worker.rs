@@ -1,0 +1,301 @@
+use super::options::Checked;
+use super::space::Content;
+use super::tally::{Line, Tally};
+use crate::{BenchError, Trace};
+use indicatif::ProgressBar;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use undercroft_client::{
+    Client, ConnectOptions, FetchFrom, Found, LookupOptions, MissReason, SpaceHandle, StoreOptions,
+    StoreRun, Wait,
+};
+use undercroft_gpu_shim::{BlockId, HostDevice, HostOptions};
+use undercroft_wire::PageKey;
+
+const GREETING: Duration = Duration::from_secs(5);
+const LOOKUP_DEADLINE: Duration = Duration::from_secs(2);
+const MOVE_DEADLINE: Duration = Duration::from_secs(30);
+/// How long what was found stays while other clients run.
+const HOLD: Duration = Duration::from_secs(30);
+/// What an engine would recompute a missed request in, at least: without a daemon, requests do not
+/// rush by.
+const RECOMPUTE: Duration = Duration::from_millis(100);
+/// Device memory of a client, about: longer requests are moved in several pieces.
+const DEVICE_BYTES: u64 = 64 << 20;
+
+/// What all workers of a replay share.
+pub(super) struct Shared<'a> {
+    pub(super) trace: &'a Trace,
+    pub(super) content: &'a Content,
+    pub(super) checked: Checked,
+    pub(super) next: AtomicUsize,
+    pub(super) stop: AtomicBool,
+    /// Serial replays: held during a request, so that clients take turns in file order.
+    pub(super) turn: Mutex<()>,
+    pub(super) bar: ProgressBar,
+}
+
+/// One engine: a session with the daemon and a device.
+pub(super) struct Worker<'a> {
+    shared: &'a Shared<'a>,
+    client: Client,
+    space: SpaceHandle,
+    device: HostDevice,
+    blocks: Vec<BlockId>,
+    /// By block: the page whose content it was given last.
+    contents: Vec<Option<u32>>,
+    tally: Tally,
+}
+
+impl<'a> Worker<'a> {
+    pub(super) fn connect(
+        shared: &'a Shared<'a>,
+        socket: &Path,
+        index: u32,
+    ) -> Result<Self, BenchError> {
+        let mut options = ConnectOptions::new(socket);
+        options.name = format!("undercroft bench replay {index}");
+        options.wait = Wait::Now(GREETING);
+        let client = Client::connect(options)?;
+        let space = client.open_space(&shared.content.space, GREETING)?;
+        let longest = shared.trace.stats().longest.max(1);
+        let fit = (DEVICE_BYTES / u64::from(shared.checked.page_bytes)).max(1);
+        let blocks = longest.min(fit) as u32;
+        let geometry = shared.content.space.geometry;
+        let device = HostDevice::new(geometry, blocks, HostOptions::default())?;
+        Ok(Self {
+            shared,
+            client,
+            space,
+            device,
+            blocks: (0..blocks).map(BlockId).collect(),
+            contents: vec![None; blocks as usize],
+            tally: Tally::default(),
+        })
+    }
+
+    /// Replays requests until there are no more.
+    pub(super) fn run(mut self) -> Result<Tally, BenchError> {
+        loop {
+            let shared = self.shared;
+            let turn = shared
+                .checked
+                .serial
+                .then(|| shared.turn.lock().unwrap_or_else(PoisonError::into_inner));
+            let request = shared.next.fetch_add(1, Ordering::Relaxed);
+            if request >= shared.checked.requests || self.is_stopped() {
+                return Ok(self.tally);
+            }
+            self.request(request)?;
+            drop(turn);
+            shared.bar.inc(1);
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.shared.stop.load(Ordering::Relaxed)
+    }
+
+    fn request(&mut self, request: usize) -> Result<(), BenchError> {
+        let pages = self.shared.trace.request(request).pages;
+        let mut line = Line {
+            request,
+            pages: pages.len() as u32,
+            dram_hit: 0,
+            ssd_hit: 0,
+        };
+        if !pages.is_empty() {
+            let keys: Vec<PageKey> = pages
+                .iter()
+                .map(|page| self.shared.content.key(*page))
+                .collect();
+            let mut found = self.look_up(&keys);
+            let (hits, ssd_hit) = self.fetch(request, pages, &keys, &mut found)?;
+            line.ssd_hit = ssd_hit;
+            line.dram_hit = hits - ssd_hit;
+            drop(found.hold.take());
+            self.store(pages, &keys, hits as usize, &found)?;
+            self.wait_for_daemon();
+        }
+        self.tally.lines.push(line);
+        Ok(())
+    }
+
+    fn look_up(&mut self, keys: &[PageKey]) -> Found {
+        // Alone, nothing can be evicted between a lookup and its fetch.
+        let hold = (!self.shared.checked.serial).then_some(HOLD);
+        let since = Instant::now();
+        let found = self.space.lookup(
+            keys,
+            LookupOptions {
+                hold,
+                deadline: LOOKUP_DEADLINE,
+            },
+        );
+        let took = since.elapsed();
+        self.tally.called(took, LOOKUP_DEADLINE);
+        match found.why {
+            None | Some(MissReason::Absent) => {
+                self.tally.lookups.saturating_record(took.as_nanos() as u64);
+            }
+            Some(_) => self.tally.missed_calls += 1,
+        }
+        found
+    }
+
+    /// Fetches what was found into the device, piece by piece, and checks every byte there.
+    /// Returns the pages delivered and how many of them came from SSD.
+    fn fetch(
+        &mut self,
+        request: usize,
+        pages: &[u32],
+        keys: &[PageKey],
+        found: &mut Found,
+    ) -> Result<(u32, u32), BenchError> {
+        let (mut hits, mut ssd_hits) = (0, 0);
+        while hits < found.pages && !self.is_stopped() {
+            let count = (found.pages - hits).min(self.blocks.len() as u32);
+            let piece = hits as usize..(hits + count) as usize;
+            self.forget(&pages[piece.clone()])?;
+            let from = match &found.hold {
+                Some(hold) => FetchFrom::Hold(hold, hits, count),
+                None => FetchFrom::Keys(&keys[piece.clone()]),
+            };
+            let blocks = &self.blocks[..count as usize];
+            let since = Instant::now();
+            let loaded =
+                self.space
+                    .fetch_into(&self.device, from, blocks, found.stamp, MOVE_DEADLINE);
+            let took = since.elapsed();
+            self.tally.called(took, MOVE_DEADLINE);
+            if let Some(fault) = loaded.fault {
+                return Err(fault.into());
+            }
+            self.tally.fetch.time += took;
+            self.tally.fetch.bytes += loaded.bytes;
+            let delivered = &pages[piece][..loaded.pages as usize];
+            self.verify(request, hits as usize, delivered)?;
+            hits += loaded.pages;
+            ssd_hits += loaded.ssd_pages.min(loaded.pages);
+            if loaded.pages < count {
+                // What the hold pins can be all the room there is: go on without it.
+                if loaded.why == Some(MissReason::Full) && found.hold.take().is_some() {
+                    continue;
+                }
+                self.tally.cut_fetches += 1;
+                self.tally.fault(|| {
+                    let why = loaded.why.map_or_else(String::new, |why| why.to_string());
+                    format!(
+                        "request {request}: {hits} of {} pages delivered: {why}",
+                        found.pages
+                    )
+                });
+                break;
+            }
+        }
+        Ok((hits, ssd_hits))
+    }
+
+    /// Makes sure that what a page's block holds from before is not taken for a delivery.
+    fn forget(&mut self, pages: &[u32]) -> Result<(), BenchError> {
+        for (block, page) in pages.iter().enumerate() {
+            if self.contents[block].replace(*page) == Some(*page) {
+                self.device
+                    .write_block(self.blocks[block], |_, bytes| bytes.fill(0))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn verify(&mut self, request: usize, first: usize, pages: &[u32]) -> Result<(), BenchError> {
+        for (block, page) in pages.iter().enumerate() {
+            let content = self.shared.content.of(*page);
+            let mut wrong = Vec::new();
+            let mut checked = 0;
+            self.device.read_block(self.blocks[block], |at, bytes| {
+                checked += bytes.len() as u64;
+                wrong.extend(content.verify(at as u64, bytes).err());
+            })?;
+            self.tally.verified_bytes += checked;
+            for wrong in wrong {
+                self.tally.wrong(request, first + block, wrong);
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the pages that were not delivered, as prefill would, and stores them.
+    fn store(
+        &mut self,
+        pages: &[u32],
+        keys: &[PageKey],
+        mut first: usize,
+        found: &Found,
+    ) -> Result<(), BenchError> {
+        while first < pages.len() && !self.is_stopped() {
+            let count = (pages.len() - first).min(self.blocks.len());
+            for (block, page) in pages[first..first + count].iter().enumerate() {
+                let content = self.shared.content.of(*page);
+                self.contents[block] = Some(*page);
+                self.device.write_block(self.blocks[block], |at, bytes| {
+                    content.fill(at as u64, bytes);
+                })?;
+            }
+            let run = StoreRun {
+                parent: first.checked_sub(1).map(|parent| keys[parent]),
+                first: first as u32,
+                keys: &keys[first..first + count],
+                stamp: found.stamp,
+            };
+            let options = StoreOptions {
+                deadline: MOVE_DEADLINE,
+                wait_for_credits: self.shared.checked.serial,
+            };
+            let since = Instant::now();
+            let stored = self
+                .space
+                .store(run, &self.device, &self.blocks[..count], options);
+            let took = since.elapsed();
+            self.tally.called(took, MOVE_DEADLINE);
+            if let Some(fault) = stored.fault {
+                return Err(fault.into());
+            }
+            self.tally.store.time += took;
+            self.tally.store.bytes +=
+                u64::from(stored.stored) * u64::from(self.shared.checked.page_bytes);
+            self.tally.stored += u64::from(stored.stored);
+            self.tally.held += u64::from(stored.held);
+            self.tally.declined += u64::from(stored.declined.total());
+            self.tally.failed += u64::from(stored.failed);
+            self.tally.unsettled += u64::from(stored.unsettled);
+            first += count;
+            // Pages after one that is not there could never be found.
+            let rest = (pages.len() - first) as u64;
+            if stored.why.is_some() {
+                self.tally.unsettled += rest;
+                break;
+            }
+            if stored.declined.total() + stored.failed > 0 {
+                self.tally.declined += rest;
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait_for_daemon(&self) {
+        if self.space.is_open() {
+            return;
+        }
+        let since = Instant::now();
+        while !self.space.is_open() && since.elapsed() < RECOMPUTE && !self.is_stopped() {
+            let left = RECOMPUTE.saturating_sub(since.elapsed());
+            // Connected says nothing about the space; it is opened right after.
+            if self.client.wait_connected(left) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
