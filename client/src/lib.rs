@@ -36,3 +36,6 @@ pub use miss::MissReason;
 pub use options::{ConnectOptions, MAX_SOCKET_PATH_BYTES, Wait};
 pub use space::{Prefetched, SpaceHandle};
 pub use store::{Declined, StoreOptions, StoreRun, Stored};
+
+/// The vocabulary of requests and replies, so that an engine links this crate alone.
+pub use undercroft_wire as wire;

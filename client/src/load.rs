@@ -1,7 +1,8 @@
+use crate::bell::from_now;
 use crate::space::SpaceHandle;
 use crate::{Fetch, FetchFrom, FetchReport, MissReason, ReadyRun};
 use std::collections::VecDeque;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use undercroft_gpu_shim::{BlockId, Device, DeviceError, LoadJob, Transfer};
 use undercroft_wire::Stamp;
 
@@ -53,6 +54,8 @@ impl SpaceHandle {
             piece: (PIECE_BYTES / page_bytes).max(1),
             flying: VecDeque::new(),
             landed: 0,
+            until: from_now(deadline),
+            late: false,
         };
         loading.run(self.fetch(source, stamp, deadline))
     }
@@ -68,6 +71,9 @@ struct Loading<'a> {
     flying: VecDeque<(Transfer, u32)>,
     /// Pages that are in place.
     landed: u32,
+    until: Instant,
+    /// The deadline came before all that was delivered could be copied.
+    late: bool,
 }
 
 impl Loading<'_> {
@@ -109,6 +115,9 @@ impl Loading<'_> {
                 },
             };
             self.launch(run, fetch)?;
+            if self.late {
+                return Ok(());
+            }
         }
     }
 
@@ -118,6 +127,10 @@ impl Loading<'_> {
         while pages.peek().is_some() {
             while self.flying.len() >= PIECES_IN_FLIGHT {
                 self.land_one(fetch)?;
+            }
+            if Instant::now() >= self.until {
+                self.late = true;
+                return Ok(());
             }
             let blocks = &self.blocks[at..];
             let jobs: Vec<LoadJob> = pages

@@ -95,10 +95,12 @@ impl Reader {
         }
         self.buffer.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);
-        let needed = match self.buffer[..self.end].first_chunk::<HEADER_BYTES>() {
+        let announced = match self.buffer[..self.end].first_chunk::<HEADER_BYTES>() {
             Some(head) => HEADER_BYTES + Header::parse(head)?.length as usize,
             None => HEADER_BYTES,
         };
+        // Never no room at all: reading nothing would look like the end of the connection.
+        let needed = announced.max(self.end + 1);
         if needed > self.buffer.len() {
             self.buffer.resize(needed, 0);
         }

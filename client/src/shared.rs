@@ -216,3 +216,60 @@ fn unasked(
         .cloned()
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    /// As a child of `fork` finds it: everything copied, but made by another process.
+    fn inherited() -> Shared {
+        let options = ConnectOptions::new("/nowhere");
+        let mut shared = Shared::new(options, Arc::new(Bell::new().unwrap()));
+        shared.pid = Pid::INIT;
+        shared
+    }
+
+    #[test]
+    fn a_forked_child_misses_without_touching_a_lock() {
+        let shared = inherited();
+        let held = (locked(&shared.link), locked(&shared.spaces));
+        assert_eq!(shared.connection().unwrap_err(), MissReason::Forked);
+        assert_eq!(
+            shared.connection_by(Instant::now()).unwrap_err(),
+            MissReason::Forked
+        );
+        drop(held);
+    }
+
+    #[test]
+    fn orphans_are_bounded_and_wait_for_their_own_arena() {
+        let shared = Shared::new(ConnectOptions::new("/nowhere"), inherited().bell);
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let lost = Connection::new(ours.into(), 1, Arc::clone(&shared.bell));
+        lost.greeted(undercroft_wire::Welcome {
+            version: 1,
+            session: undercroft_wire::SessionId(5),
+            epoch: Epoch(9),
+            mode: undercroft_wire::Mode::ZeroCopy,
+            parts: 0,
+        });
+        lost.close(Lost::Ended);
+        let session = undercroft_wire::SessionId(5);
+        for lease in 0..MAX_ORPHANS as u64 + 10 {
+            let lease = undercroft_wire::LeaseId(lease);
+            shared.release(
+                &lost,
+                Release {
+                    session,
+                    lease,
+                    upto: u32::MAX,
+                },
+            );
+        }
+        let link = locked(&shared.link);
+        assert_eq!(link.orphans.len(), MAX_ORPHANS);
+        assert!(link.orphans.iter().all(|(epoch, _)| *epoch == Epoch(9)));
+    }
+}

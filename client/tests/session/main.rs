@@ -1,0 +1,13 @@
+//! The client against a daemon that does what the test says: over a real socket, with real
+//! descriptors, in a thread of the test.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+mod fake_daemon;
+mod faults;
+mod happy;
+mod many_threads;
+mod reconnect;
+mod shelf;
+mod slots;
+mod world;

@@ -1,0 +1,201 @@
+use crate::shelf::{Shelf, refused};
+use crate::world::*;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use undercroft_client::{
+    Client, ClientState, ConnectError, ConnectOptions, FetchFrom, MissReason, OpenError, Wait,
+};
+use undercroft_wire::{Epoch, Mode, RefusedReason, Request, SessionId, Stamp};
+
+#[test]
+fn a_new_daemon_is_met_behind_the_callers_back() {
+    let world = World::new();
+    let old = Shelf::new(1, Mode::ZeroCopy, 4);
+    old.lock().unwrap().put(key(0), 1);
+    let daemon = world.daemon(&old);
+    let (client, space) = world.open();
+    let mut fetch = space.fetch(FetchFrom::Keys(&keys(1)), Stamp(1), LONG);
+    let page = fetch.next_ready().unwrap().pages.remove(0);
+    drop(daemon);
+    let new = Shelf::new(2, Mode::ZeroCopy, 4);
+    new.lock().unwrap().put(key(0), 2);
+    let _daemon = world.daemon(&new);
+    soon("hits again", || space.lookup(&keys(1), PLAIN).pages == 1);
+    let ClientState::Connected { epoch, .. } = client.state() else {
+        panic!("hits come from a connection");
+    };
+    assert_eq!(epoch, Epoch(2));
+    let mut again = space.fetch(FetchFrom::Keys(&keys(1)), Stamp(1), LONG);
+    again.next_ready().unwrap().pages[0].read(|bytes| assert_eq!(bytes[0], 2));
+    // The old arena lives as long as somebody looks at it, and its lease is no matter of the new.
+    page.read(|bytes| assert_eq!(bytes[0], 1));
+    drop((fetch, again));
+    soon("the new lease ends", || {
+        !new.lock().unwrap().releases.is_empty()
+    });
+    assert_eq!(new.lock().unwrap().releases.len(), 1);
+}
+
+#[test]
+fn a_lease_outlives_its_connection_and_is_released_on_the_next() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+    (0..4).for_each(|at| shelf.lock().unwrap().put(key(at), at as u8));
+    let daemon = world.daemon(&shelf);
+    let (client, space) = world.open();
+    let mut kept = space.fetch(FetchFrom::Keys(&keys(4)), Stamp(1), LONG);
+    let mut orphan = space.fetch(FetchFrom::Keys(&keys(4)), Stamp(1), LONG);
+    assert_eq!((kept.outcome().pages, orphan.outcome().pages), (4, 4));
+    daemon.cut();
+    soon("the loss is noticed", || {
+        !matches!(
+            client.state(),
+            ClientState::Connected {
+                session: SessionId(41),
+                ..
+            }
+        )
+    });
+    // One is dropped now, perhaps with no connection, the other one after the reconnection.
+    drop(orphan);
+    soon("a new session", || {
+        matches!(
+            client.state(),
+            ClientState::Connected {
+                session: SessionId(42),
+                ..
+            }
+        )
+    });
+    drop(kept);
+    soon("both leases end", || {
+        shelf.lock().unwrap().releases.len() == 2
+    });
+    let shelf = shelf.lock().unwrap();
+    assert!(
+        shelf
+            .releases
+            .iter()
+            .all(|r| r.session == SessionId(41) && r.upto == u32::MAX)
+    );
+    assert_ne!(shelf.releases[0].lease, shelf.releases[1].lease);
+}
+
+#[test]
+fn a_client_in_the_background_finds_its_daemon_when_it_appears() {
+    let world = World::new();
+    let client = Client::connect(world.options(Wait::Background)).unwrap();
+    let space = in_time(SHORT, || client.open_space(&space(), SHORT)).unwrap();
+    assert!(!space.is_open());
+    let missed = space.lookup(&keys(1), PLAIN);
+    assert_eq!(missed.why, Some(MissReason::Disconnected));
+    soon("an attempt fails", || {
+        matches!(client.state(), ClientState::Connecting { failure: Some(text) }
+            if text.contains("undercroft serve"))
+    });
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+    shelf.lock().unwrap().put(key(0), 1);
+    let _daemon = world.daemon(&shelf);
+    assert!(client.wait_connected(LONG));
+    assert_eq!(space.lookup(&keys(1), PLAIN).pages, 1);
+}
+
+#[test]
+fn who_insists_on_a_daemon_is_told_what_is_wrong() {
+    let world = World::new();
+    let connect = || Client::connect(world.options(Wait::Now(LONG)));
+    let error = in_time(Duration::ZERO, connect).unwrap_err();
+    assert!(matches!(error, ConnectError::Absent { .. }), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains("u.sock") && text.contains("undercroft serve"),
+        "{text}"
+    );
+    // As after `kill -9`: the file is there, nobody listens.
+    drop(std::os::unix::net::UnixListener::bind(world.socket()).unwrap());
+    let error = in_time(Duration::ZERO, connect).unwrap_err();
+    assert!(matches!(error, ConnectError::Absent { .. }), "{error}");
+    let long = world.directory.path().join("d".repeat(120));
+    let error = Client::connect(ConnectOptions::new(long)).unwrap_err();
+    assert!(matches!(error, ConnectError::Path { .. }), "{error}");
+}
+
+#[test]
+fn a_daemon_that_stops_says_so() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+    let _daemon = world.daemon_with(&shelf, |peer, id, request| {
+        let hello = matches!(request, Request::Hello(_));
+        if hello {
+            peer.reply(id, &refused(RefusedReason::Stopping));
+        }
+        hello
+    });
+    let error = Client::connect(world.options(Wait::Now(LONG))).unwrap_err();
+    assert!(error.to_string().contains("as the test wants"), "{error}");
+}
+
+#[test]
+fn a_space_refused_for_now_is_asked_for_again() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+    let asked = std::sync::atomic::AtomicU32::new(0);
+    let _daemon = world.daemon_with(&shelf, move |peer, id, request| {
+        let refuse = matches!(request, Request::OpenSpace(_))
+            && (1..3).contains(&asked.fetch_add(1, Ordering::SeqCst));
+        if refuse {
+            peer.reply(id, &refused(RefusedReason::Busy));
+        }
+        refuse
+    });
+    let (client, space) = world.open();
+    let mut other = self::space();
+    other.group = 1;
+    let error = client.open_space(&other, LONG).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            OpenError::Refused {
+                reason: RefusedReason::Busy,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    drop(_daemon);
+    let daemon = world.daemon_with(&shelf, {
+        let asked = std::sync::atomic::AtomicU32::new(0);
+        move |peer, id, request| {
+            let refuse = matches!(request, Request::OpenSpace(_))
+                && asked.fetch_add(1, Ordering::SeqCst) == 0;
+            if refuse {
+                peer.reply(id, &refused(RefusedReason::Busy));
+            }
+            refuse
+        }
+    });
+    soon("a connection", || client.wait_connected(LONG));
+    soon("the space is open", || space.is_open());
+    assert_eq!(daemon.connections.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn dropping_the_last_handle_ends_the_session_and_its_thread() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+    let (tell, told) = std::sync::mpsc::channel();
+    let memory = shelf.clone();
+    let _daemon = crate::fake_daemon::FakeDaemon::start(&world.socket(), move |mut peer| {
+        while let Some(frame) = peer.next() {
+            let (id, request) = frame.decode();
+            memory.lock().unwrap().answer(&mut peer, id, &request);
+        }
+        let _gone = tell.send(());
+    });
+    let (client, space) = world.open();
+    drop(client);
+    assert!(space.is_open(), "a handle keeps its session");
+    drop(space);
+    told.recv_timeout(LONG)
+        .expect("the daemon sees the session end");
+}

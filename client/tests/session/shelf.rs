@@ -1,0 +1,317 @@
+//! What a fake daemon remembers: a map from keys to frames, and what it was told.
+
+use crate::fake_daemon::Peer;
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex};
+use undercroft_arena::{HugePages, Part, PartOptions, Staging, copy_checked};
+use undercroft_wire::{
+    Commit, CommitOutcome, CommitReply, Epoch, Fetch, FetchEnd, FetchOutcome, FetchReady,
+    FetchSource, HoldId, KeyRun, LookupReply, Mode, Offer, OfferId, OfferOutcome, OfferReply,
+    PageKey, PagePlace, PartAdded, PartId, PrefetchReply, Refused, RefusedReason, Release, Reply,
+    Request, RequestId, SessionId, SlotId, SpaceId, SpaceOpened, Stamp, StatusReport, Welcome,
+};
+
+/// Bytes of a page in all these tests; not a multiple of 4 KiB, so that slots are longer.
+pub(crate) const PAGE_BYTES: u32 = 6144;
+const FRAME_BYTES: u32 = 8192;
+const FRAMES: u64 = 64;
+
+/// An offer as it came: its first key's depth, its parent, its keys, its stamp.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Offered {
+    pub(crate) first: u32,
+    pub(crate) parent: Option<PageKey>,
+    pub(crate) keys: Vec<PageKey>,
+    pub(crate) stamp: Stamp,
+}
+
+/// A daemon's memory, shared by its connections.
+pub(crate) struct Shelf {
+    pub(crate) epoch: Epoch,
+    pub(crate) mode: Mode,
+    pub(crate) slots: u32,
+    part: Part,
+    pages: HashMap<PageKey, u64>,
+    staging: HashMap<SpaceId, Staging>,
+    spaces: u32,
+    free: Vec<SlotId>,
+    offered: HashMap<SlotId, PageKey>,
+    holds: HashMap<HoldId, Vec<PageKey>>,
+    sessions: u64,
+    /// What the clients did, for the tests to look at.
+    pub(crate) offers: Vec<Offered>,
+    pub(crate) releases: Vec<Release>,
+    pub(crate) returned: Vec<SlotId>,
+    pub(crate) commits: Vec<usize>,
+    pub(crate) dropped: Vec<HoldId>,
+}
+
+pub(crate) type Shared = Arc<Mutex<Shelf>>;
+
+impl Shelf {
+    pub(crate) fn new(epoch: u64, mode: Mode, slots: u32) -> Shared {
+        let options = PartOptions {
+            huge: HugePages::Off,
+            ..PartOptions::default()
+        };
+        let bytes = FRAMES * u64::from(FRAME_BYTES);
+        let (part, _) = Part::create(PartId(3), bytes, &options).unwrap();
+        Arc::new(Mutex::new(Self {
+            epoch: Epoch(epoch),
+            mode,
+            slots,
+            part,
+            pages: HashMap::new(),
+            staging: HashMap::new(),
+            spaces: 0,
+            free: Vec::new(),
+            offered: HashMap::new(),
+            holds: HashMap::new(),
+            sessions: 40,
+            offers: Vec::new(),
+            releases: Vec::new(),
+            returned: Vec::new(),
+            commits: Vec::new(),
+            dropped: Vec::new(),
+        }))
+    }
+
+    /// Puts a page of `byte`s there, as if it had been stored.
+    pub(crate) fn put(&mut self, key: PageKey, byte: u8) {
+        let at = self.new_frame(key);
+        let frame = self.part.span(at, PAGE_BYTES as usize).unwrap();
+        frame.copy_from_slice(&vec![byte; PAGE_BYTES as usize]);
+    }
+
+    fn new_frame(&mut self, key: PageKey) -> u64 {
+        let at = self.pages.len() as u64 * u64::from(FRAME_BYTES);
+        self.pages.insert(key, at);
+        at
+    }
+
+    fn leading(&self, keys: &KeyRun<'_>) -> u32 {
+        keys.as_slice()
+            .iter()
+            .take_while(|key| self.pages.contains_key(*key))
+            .count() as u32
+    }
+
+    /// Answers everything a client may say the way a daemon does.
+    pub(crate) fn answer(&mut self, peer: &mut Peer, id: RequestId, request: &Request<'_>) {
+        let reply = match request {
+            Request::Hello(_) => return self.greet(peer, id),
+            Request::OpenSpace(_) => return self.open(peer, id),
+            Request::Fetch(fetch) => return self.fetch(peer, id, fetch),
+            Request::Release(release) => return self.releases.push(*release),
+            Request::DropHold(drop) => return self.dropped.push(drop.hold),
+            Request::Lookup(lookup) => self.look_up(&lookup.keys, lookup.hold_ms),
+            Request::Offer(offer) => self.offer(offer),
+            Request::Commit(commit) => self.commit(commit),
+            Request::Prefetch(prefetch) => {
+                let resident = self.leading(&prefetch.keys);
+                Reply::Prefetch(PrefetchReply {
+                    resident,
+                    started: 7,
+                })
+            }
+            Request::Status => Reply::Status(Box::new(StatusReport {
+                pid: 4711,
+                ..StatusReport::default()
+            })),
+            Request::Hint(_) | Request::Ping => Reply::Done,
+        };
+        peer.reply(id, &reply);
+    }
+
+    fn greet(&mut self, peer: &mut Peer, id: RequestId) {
+        self.sessions += 1;
+        let parts = u32::from(self.mode == Mode::ZeroCopy);
+        peer.reply(
+            id,
+            &Reply::Welcome(Welcome {
+                version: 1,
+                session: SessionId(self.sessions),
+                epoch: self.epoch,
+                mode: self.mode,
+                parts,
+            }),
+        );
+        if parts == 1 {
+            let bytes = FRAMES * u64::from(FRAME_BYTES);
+            let fd = self.part.read_only_fd().unwrap();
+            let added = Reply::PartAdded(PartAdded {
+                part: PartId(3),
+                bytes,
+            });
+            peer.reply_with(id, &added, fd.as_fd());
+        }
+    }
+
+    fn open(&mut self, peer: &mut Peer, id: RequestId) {
+        self.spaces += 1;
+        let space = SpaceId(self.spaces);
+        let staging = Staging::create(self.slots, FRAME_BYTES).unwrap();
+        self.free = (0..self.slots).map(SlotId).collect();
+        let opened = SpaceOpened {
+            space,
+            slots: self.slots,
+            slot_bytes: FRAME_BYTES,
+        };
+        peer.reply_with(id, &Reply::SpaceOpened(opened), staging.fd());
+        self.staging.insert(space, staging);
+    }
+
+    fn look_up(&mut self, keys: &KeyRun<'_>, hold_ms: u32) -> Reply {
+        let pages = self.leading(keys);
+        let hold = (hold_ms > 0 && pages > 0).then(|| {
+            let id = HoldId(900 + self.holds.len() as u64);
+            self.holds
+                .insert(id, keys.as_slice()[..pages as usize].to_vec());
+            id
+        });
+        let (dram, ssd, stamp) = (pages, 0, Stamp(77));
+        Reply::Lookup(LookupReply {
+            pages,
+            dram,
+            ssd,
+            hold,
+            stamp,
+            estimate_us: 5,
+        })
+    }
+
+    fn fetch(&mut self, peer: &mut Peer, id: RequestId, fetch: &Fetch<'_>) {
+        let keys = match &fetch.source {
+            FetchSource::Keys { keys } => keys.as_slice().to_vec(),
+            FetchSource::Hold { hold, first, count } => {
+                let held = self.holds.get(hold).cloned().unwrap_or_default();
+                held.into_iter()
+                    .skip(*first as usize)
+                    .take(*count as usize)
+                    .collect()
+            }
+        };
+        let there: Vec<u64> = keys
+            .iter()
+            .map_while(|key| self.pages.get(key).copied())
+            .collect();
+        let places: Vec<PagePlace> = (0..)
+            .zip(&there)
+            .map(|(index, at)| self.place(fetch.space, index, *at))
+            .collect();
+        let lease = fetch.lease;
+        // In pairs, so that every run longer than two comes in several messages.
+        for (index, pair) in places.chunks(2).enumerate() {
+            let ready = FetchReady {
+                lease,
+                first: index as u32 * 2,
+                places: pair.to_vec(),
+            };
+            peer.reply(id, &Reply::FetchReady(ready));
+        }
+        let whole = there.len() == keys.len();
+        let outcome = if whole {
+            FetchOutcome::Complete
+        } else {
+            FetchOutcome::Missing
+        };
+        let (ready, outcome) = (there.len() as u32, outcome.to_byte());
+        peer.reply(
+            id,
+            &Reply::FetchEnd(FetchEnd {
+                lease,
+                ready,
+                ssd: 0,
+                outcome,
+            }),
+        );
+    }
+
+    fn place(&self, space: SpaceId, index: u32, at: u64) -> PagePlace {
+        if self.mode == Mode::ZeroCopy {
+            return PagePlace {
+                part: PartId(3),
+                offset: at,
+            };
+        }
+        let slot = self.staging[&space].slot(SlotId(index)).unwrap();
+        let frame = self.part.span(at, FRAME_BYTES as usize).unwrap();
+        slot.copy_from(&frame);
+        let offset = u64::from(index) * u64::from(FRAME_BYTES);
+        PagePlace {
+            part: PagePlace::STAGING,
+            offset,
+        }
+    }
+
+    fn offer(&mut self, offer: &Offer<'_>) -> Reply {
+        let keys = offer.keys.as_slice().to_vec();
+        let (first, parent, stamp) = (offer.first, offer.parent, offer.stamp);
+        let mut slots = Vec::new();
+        let mut outcomes = Vec::new();
+        for key in &keys {
+            let held = self.pages.contains_key(key) || self.offered.values().any(|k| k == key);
+            let outcome = if held {
+                OfferOutcome::Held
+            } else if let Some(slot) = self.free.pop() {
+                self.offered.insert(slot, *key);
+                slots.push(slot);
+                OfferOutcome::Wanted
+            } else {
+                OfferOutcome::NoCredit
+            };
+            outcomes.push(outcome.to_byte());
+        }
+        self.offers.push(Offered {
+            first,
+            parent,
+            keys,
+            stamp,
+        });
+        Reply::Offer(OfferReply {
+            offer: OfferId(self.offers.len() as u64),
+            outcomes,
+            slots,
+        })
+    }
+
+    fn commit(&mut self, commit: &Commit) -> Reply {
+        let mut outcomes = Vec::new();
+        for slot in &commit.filled {
+            let outcome = match self.offered.remove(slot) {
+                None => CommitOutcome::Invalid,
+                Some(key) => {
+                    let at = self.new_frame(key);
+                    let from = self.staging[&commit.space].slot(*slot).unwrap();
+                    let frame = self.part.span(at, FRAME_BYTES as usize).unwrap();
+                    let _sum = copy_checked(&from, &frame);
+                    self.free.push(*slot);
+                    CommitOutcome::Stored
+                }
+            };
+            outcomes.push(outcome.to_byte());
+        }
+        for slot in &commit.returned {
+            assert!(
+                self.offered.remove(slot).is_some(),
+                "a slot that was not given is returned"
+            );
+            self.free.push(*slot);
+            self.returned.push(*slot);
+        }
+        self.commits.push(commit.filled.len());
+        Reply::Commit(CommitReply {
+            offer: commit.offer,
+            outcomes,
+        })
+    }
+}
+
+/// A refusal as an answer.
+pub(crate) fn refused(reason: RefusedReason) -> Reply {
+    Reply::Refused(Refused {
+        reason,
+        detail: "as the test wants".into(),
+    })
+}
