@@ -18,6 +18,7 @@ pub use device::{BlockId, Device, LoadJob, StoreJob};
 pub use error::DeviceError;
 pub use host::{HostDevice, HostOptions};
 pub use transfer::{Completion, Transfer};
+pub use undercroft_arena::{Memory, Span};
 
 #[cfg(test)]
 mod tests;
