@@ -24,12 +24,13 @@ mod prefault;
 mod region;
 mod span;
 mod staging;
+mod stream;
 mod sum;
 
 pub use error::ArenaError;
 pub use memory::Memory;
 pub use part::{HugePages, PageKind, Part, PartFacts, PartOptions, PartView};
-pub use span::Span;
+pub use span::{Span, copy_slice};
 pub use staging::{Staging, StagingView};
 pub use sum::{checksum, checksum_bytes, combine, copy_checked};
 

@@ -5,6 +5,7 @@
 
 use crate::ArenaError;
 use crate::region::{Access, Region};
+use crate::stream::{self, CHUNK_BYTES, Chunk};
 use std::fmt;
 use std::ptr;
 use std::slice;
@@ -46,6 +47,10 @@ impl Span {
     #[must_use]
     pub fn is_writable(&self) -> bool {
         self.region.access != Access::ReadOnly
+    }
+
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.region.access == Access::Foreign
     }
 
     /// A piece of it.
@@ -117,7 +122,8 @@ impl Span {
         self.copy_at(0, source, 0, self.len);
     }
 
-    /// Copies `len` bytes from `source_at` in `source` to `at` in this span.
+    /// Copies `len` bytes from `source_at` in `source` to `at` in this span. Pages and their
+    /// fragments go past the cache.
     ///
     /// # Panics
     /// On a read-only span, or where a range is outside its span.
@@ -126,10 +132,29 @@ impl Span {
         self.check(at, len);
         source.check(source_at, len);
         let to = self.as_mut_ptr();
-        // SAFETY: both ranges were checked to lie inside their spans; `copy` allows overlap. The
-        // bytes may be changed by another process meanwhile: then the copy holds a mixture, which
-        // is why it is the copy that gets checked.
-        unsafe { ptr::copy(source.as_ptr().add(source_at), to.add(at), len) };
+        // SAFETY: both ranges were checked to lie inside their spans. The bytes may be changed by
+        // another process meanwhile: then the copy holds a mixture, which is why it is the copy
+        // that gets checked.
+        unsafe { stream::copy(source.as_ptr().add(source_at), to.add(at), len) };
+    }
+
+    /// As [`Span::copy_at`] from the same place of a source that does not overlap. Hands the bytes
+    /// that were written to `look`, a chunk at a time and in order.
+    pub(crate) fn copy_chunks(&self, source: &Self, mut look: impl FnMut(&[u8])) {
+        assert_eq!(
+            self.len, source.len,
+            "source and destination are of one length"
+        );
+        let (from, to) = (source.as_ptr(), self.as_mut_ptr());
+        let apart = (from as usize).abs_diff(to as usize);
+        assert!(apart >= self.len, "source and destination are apart");
+        let mut chunk = Chunk::new();
+        for at in (0..self.len).step_by(CHUNK_BYTES) {
+            let len = CHUNK_BYTES.min(self.len - at);
+            // SAFETY: the range lies inside both spans, and they do not overlap.
+            look(unsafe { chunk.copy(from.add(at), to.add(at), len) });
+        }
+        stream::fence();
     }
 
     /// Fills it from `source`, which must be as long.
@@ -165,18 +190,13 @@ impl Span {
     /// # Panics
     /// On a staging area seen by the daemon: what a client can change is copied out, never read.
     pub fn read<R>(&self, look: impl FnOnce(&[u8]) -> R) -> R {
-        self.read_at(0, self.len, look)
-    }
-
-    pub(crate) fn read_at<R>(&self, at: usize, len: usize, look: impl FnOnce(&[u8]) -> R) -> R {
-        self.check(at, len);
         assert!(
             self.region.access != Access::Foreign,
             "staging is copied out, never read"
         );
-        // SAFETY: the range was checked; the contract of a span keeps others from changing its
-        // bytes for the time of the call, and the slice cannot leave the closure.
-        look(unsafe { slice::from_raw_parts(self.as_ptr().add(at), len) })
+        // SAFETY: the constructor keeps the range inside the mapping; the contract of a span keeps
+        // others from changing its bytes for the time of the call, and the slice cannot leave it.
+        look(unsafe { slice::from_raw_parts(self.as_ptr(), self.len) })
     }
 
     /// Changes its bytes in place. Nobody may look at or change them meanwhile.
@@ -192,6 +212,21 @@ impl Span {
         // the caller its bytes alone for the time of the call, and the slice cannot leave it.
         change(unsafe { slice::from_raw_parts_mut(self.as_mut_ptr(), self.len) })
     }
+}
+
+/// Copies between plain memory as [`Span::copy_at`] does, past the cache: the machine's limit that
+/// our loads are measured against.
+///
+/// # Panics
+/// On slices of two lengths.
+pub fn copy_slice(source: &[u8], target: &mut [u8]) {
+    assert_eq!(
+        source.len(),
+        target.len(),
+        "source and destination are of one length"
+    );
+    // SAFETY: both slices are valid for their length.
+    unsafe { stream::copy(source.as_ptr(), target.as_mut_ptr(), source.len()) };
 }
 
 impl fmt::Debug for Span {

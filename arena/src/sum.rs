@@ -2,29 +2,22 @@ use crate::Span;
 use crc_fast::{CrcAlgorithm, Digest};
 
 const ALGORITHM: CrcAlgorithm = CrcAlgorithm::Crc64Nvme;
-/// Bytes copied before they are summed: small enough to lie in the second-level cache still.
-const CHUNK_BYTES: usize = 128 << 10;
 
-/// Copies `source` to `target` in one pass and returns the CRC-64/NVME of what arrived: of the
-/// target's bytes, never of the source's, which its owner may change at any moment.
+/// Copies `source` to `target` in one pass and returns the CRC-64/NVME of what was written: every
+/// byte of the source is read once, so that its owner, who may change it at any moment, cannot
+/// have one value summed and another one copied.
 ///
 /// # Panics
-/// On a read-only target, on one that another process may change, or on spans of two lengths.
+/// On a read-only target, on one that another process may change, on spans of two lengths or
+/// overlapping ones.
 #[must_use]
 pub fn copy_checked(source: &Span, target: &Span) -> u64 {
-    assert_eq!(
-        source.len(),
-        target.len(),
-        "source and destination are of one length"
+    assert!(
+        !target.is_foreign(),
+        "what another process may change is not worth a checksum"
     );
     let mut digest = Digest::new(ALGORITHM);
-    let mut at = 0;
-    while at < target.len() {
-        let len = CHUNK_BYTES.min(target.len() - at);
-        target.copy_at(at, source, at, len);
-        target.read_at(at, len, |bytes| digest.update(bytes));
-        at += len;
-    }
+    target.copy_chunks(source, |bytes| digest.update(bytes));
     digest.finalize()
 }
 

@@ -343,6 +343,9 @@ fn mismatched_copies_are_refused() {
     assert!(panics(|| long.copy_from_slice(&[0; 100])));
     assert!(panics(|| short.copy_to_slice(&mut [0; 99])));
     assert!(panics(|| assert_eq!(copy_checked(&short, &long), 0)));
+    let shifted = memory.span(50, 100).unwrap();
+    assert!(panics(|| assert_eq!(copy_checked(&short, &shifted), 0)));
+    assert!(panics(|| copy_slice(&[0; 3], &mut [0; 4])));
     assert!(panics(|| short.copy_at(1, &long, 0, 100)));
     assert!(panics(|| short.copy_at(0, &long, 2, 100)));
     assert!(panics(|| short.copy_at(usize::MAX, &long, 0, 2)));
@@ -396,6 +399,30 @@ proptest! {
         for edge in edges {
             prop_assert_eq!(bytes_of(&edge.unwrap()), [0]);
         }
+    }
+
+    #[test]
+    fn plain_copies_arrive_wherever_they_start(
+        len in lengths(), from in 0..5000usize, to in 0..5000usize, seed: u64,
+    ) {
+        let bytes = pattern(len + 5000, seed);
+        let mut target = vec![0; len + 5001];
+        copy_slice(&bytes[from..][..len.min(bytes.len() - from)], &mut target[to..][..len]);
+        prop_assert_eq!(&target[to..][..len], &bytes[from..][..len]);
+        prop_assert!(target[..to].iter().chain(&target[to + len..]).all(|b| *b == 0));
+    }
+
+    #[test]
+    fn overlapping_copies_are_moves(
+        len in 1..60_000usize, from in 0..20_000usize, to in 0..20_000usize, seed: u64,
+    ) {
+        let memory = Memory::new(80_000, 0).unwrap();
+        let mut model = pattern(80_000, seed);
+        let whole = memory.span(0, 80_000).unwrap();
+        whole.copy_from_slice(&model);
+        whole.copy_at(to, &whole, from, len);
+        model.copy_within(from..from + len, to);
+        prop_assert_eq!(bytes_of(&whole), model);
     }
 
     #[test]
