@@ -20,7 +20,6 @@ pub struct FramePlace {
 /// What the daemon must do. Every action with a job is answered with exactly one event that
 /// names the job, whatever happens; until then nobody else touches the frame or the slot.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
 pub enum Action {
     /// Send a reply.
     Reply {

@@ -8,12 +8,33 @@
 //! and events give the same actions. Every table is bounded by [`Limits`].
 
 mod action;
+mod audit;
+mod claims;
+mod commits;
 mod config;
-
 mod event;
+mod fetches;
+mod frames;
+mod hints;
+mod holds;
+mod index;
+mod jobs;
+mod leases;
+mod lookups;
 mod machine;
 mod micros;
+mod offers;
+mod order;
+mod page;
+mod reads;
+mod reclaim;
+mod recovery;
+mod residency;
+mod segments;
+mod sessions;
+mod spaces;
 mod stats;
+mod timers;
 
 pub use action::{Action, FramePlace};
 pub use config::{Config, ConfigError, Limits, Policy, SsdConfig};

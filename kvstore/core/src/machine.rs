@@ -1,12 +1,53 @@
+use crate::commits::{CommitId, PendingCommit};
+use crate::fetches::{Fetch, FetchId, Reader};
+use crate::frames::Frames;
+use crate::holds::Hold;
+use crate::index::PageIndex;
+use crate::jobs::Job;
+use crate::segments::SsdTier;
+use crate::sessions::Session;
+use crate::spaces::{ClassId, Space, Spaces};
 use crate::stats::{SessionLeases, SpaceInfo, Stats, TierFill};
+use crate::timers::Timer;
 use crate::{Action, Config, ConfigError, Event, Micros};
-use undercroft_wire::{DomainId, Refused, SessionId, SpaceDigest, SpaceId};
+use hashbrown::HashMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use undercroft_wire::{
+    DomainId, HoldId, JobId, MAX_PAGE_BYTES, MIN_PAGE_BYTES, Refused, RefusedReason, Request,
+    RequestId, SessionId, SpaceDigest, SpaceId, Stamp, frame_bytes,
+};
 
 /// All decisions of the daemon as a state machine: what happened goes in, what to do comes out.
 /// It does no I/O, reads no clock, holds no threads, and the same events give the same actions.
 #[derive(Debug)]
 pub struct Core {
-    stats: Stats,
+    pub(crate) config: Config,
+    pub(crate) now: Micros,
+    pub(crate) last_stamp: u64,
+    pub(crate) last_offer: u64,
+    pub(crate) last_commit: u64,
+    pub(crate) last_fetch: u64,
+    pub(crate) last_hold: u64,
+    pub(crate) last_job: u64,
+    pub(crate) index: PageIndex,
+    pub(crate) frames: Frames,
+    pub(crate) spaces: Spaces,
+    pub(crate) sessions: BTreeMap<SessionId, Session>,
+    pub(crate) fetches: HashMap<FetchId, Fetch>,
+    pub(crate) prefetches: u32,
+    pub(crate) holds: BTreeMap<HoldId, Hold>,
+    pub(crate) held_pages: u32,
+    pub(crate) commits: HashMap<CommitId, PendingCommit>,
+    pub(crate) jobs: HashMap<JobId, Job>,
+    pub(crate) timers: BTreeSet<(Micros, Timer)>,
+    pub(crate) ssd: Option<SsdTier>,
+    /// Pages in DRAM.
+    pub(crate) resident: u64,
+    /// Fetches to take further before the step ends.
+    pub(crate) ready: VecDeque<FetchId>,
+    /// Classes to look at before the step ends.
+    pub(crate) hungry: Vec<ClassId>,
+    pub(crate) stats: Stats,
 }
 
 impl Core {
@@ -17,23 +58,169 @@ impl Core {
     pub fn new(config: Config) -> Result<Self, ConfigError> {
         config.validate()?;
         Ok(Self {
+            now: Micros(0),
+            last_stamp: 0,
+            last_offer: 0,
+            last_commit: 0,
+            last_fetch: 0,
+            last_hold: 0,
+            last_job: 0,
+            index: PageIndex::new(config.limits.max_pages, config.seed),
+            frames: Frames::new(&config.parts, config.slab_bytes),
+            spaces: Spaces::default(),
+            sessions: BTreeMap::new(),
+            fetches: HashMap::new(),
+            prefetches: 0,
+            holds: BTreeMap::new(),
+            held_pages: 0,
+            commits: HashMap::new(),
+            jobs: HashMap::new(),
+            timers: BTreeSet::new(),
+            ssd: config.ssd.as_ref().map(SsdTier::new),
+            resident: 0,
+            ready: VecDeque::new(),
+            hungry: Vec::new(),
             stats: Stats::default(),
+            config,
         })
     }
 
     /// Takes in one event and appends to `actions` what is to be done about it. Time never goes
     /// backwards: a `now` before an earlier one counts as that earlier one.
     pub fn step(&mut self, now: Micros, event: Event<'_>, actions: &mut Vec<Action>) {
-        let _ = (now, event, actions);
+        self.now = self.now.max(now);
+        self.expire(actions);
+        match event {
+            Event::Tick => {}
+            Event::SessionOpened {
+                session,
+                process,
+                mode,
+            } => {
+                self.session_opened(session, process, mode);
+            }
+            Event::SessionClosed { session } => self.session_closed(session, actions),
+            Event::ProcessGone { session } => self.process_gone(session, actions),
+            Event::SpaceOpened {
+                session,
+                request,
+                domain,
+                digest,
+                page_bytes,
+                slots,
+            } => {
+                let identity = (domain, digest, page_bytes);
+                self.space_opened(session, request, identity, slots, actions);
+            }
+            Event::Request {
+                session,
+                request,
+                body,
+            } => {
+                self.request(session, request, body, actions);
+            }
+            Event::CopiedIn { job, .. }
+            | Event::CopiedOut { job, .. }
+            | Event::ReadDone { job, .. } => self.job_ended(job, event, actions),
+            Event::Appended {
+                job, free_segments, ..
+            }
+            | Event::Relocated {
+                job, free_segments, ..
+            } => {
+                self.set_free_segments(free_segments);
+                self.job_ended(job, event, actions);
+            }
+            Event::SegmentFreed {
+                device,
+                segment,
+                segment_use,
+                free_segments,
+            } => {
+                self.set_free_segments(free_segments);
+                self.segment_freed(device, segment, segment_use);
+            }
+            Event::Recovered {
+                records,
+                free_segments,
+            } => {
+                self.set_free_segments(free_segments);
+                self.recovered(records);
+            }
+            Event::DeviceLost => self.device_lost(),
+        }
+        self.come_to_rest(actions);
+    }
+
+    fn request(
+        &mut self,
+        session: SessionId,
+        request: RequestId,
+        body: &Request<'_>,
+        actions: &mut Vec<Action>,
+    ) {
+        if !self
+            .sessions
+            .get(&session)
+            .is_some_and(|session| session.open)
+        {
+            return;
+        }
+        match body {
+            Request::Lookup(body) => self.lookup(session, request, body, actions),
+            Request::Fetch(body) => self.fetch(session, request, body, actions),
+            Request::Release(body) => self.release(session, request, body, actions),
+            Request::DropHold(body) => self.drop_hold(session, request, body, actions),
+            Request::Offer(body) => self.offer(session, request, body, actions),
+            Request::Commit(body) => self.commit(session, request, body, actions),
+            Request::Prefetch(body) => self.prefetch(session, request, body, actions),
+            Request::Hint(body) => self.hint(session, request, body, actions),
+            Request::Hello(_) | Request::OpenSpace(_) | Request::Status | Request::Ping => {
+                let detail = "not a question for the core";
+                self.refuse(session, request, RefusedReason::Invalid, detail, actions);
+            }
+        }
+    }
+
+    /// Follows up what the event has set in motion until nothing moves without the world.
+    fn come_to_rest(&mut self, actions: &mut Vec<Action>) {
+        loop {
+            if let Some(fetch) = self.ready.pop_front() {
+                self.progress(fetch, false, actions);
+            } else if let Some(class) = self.hungry.pop() {
+                self.serve(class, actions);
+            } else {
+                self.reclaim(actions);
+                if self.ready.is_empty() && self.hungry.is_empty() {
+                    return;
+                }
+            }
+        }
     }
 
     /// When to send the next [`Event::Tick`]; `None` while nothing waits for time to pass.
     #[must_use]
     pub fn next_timer(&self) -> Option<Micros> {
-        None
+        self.timers.first().map(|(due, _)| *due)
     }
 
-    /// The number of the space `(domain, digest)`, given now if it has none yet.
+    /// A stamp newer than all before.
+    pub(crate) fn next_stamp(&mut self) -> u64 {
+        self.last_stamp += 1;
+        self.last_stamp
+    }
+
+    /// What a client's stamp means: nothing is newer than the newest stamp given out.
+    pub(crate) fn clamp_stamp(&mut self, stamp: Stamp) -> u64 {
+        match stamp {
+            Stamp(0) => self.next_stamp(),
+            Stamp(stamp) => stamp.min(self.last_stamp),
+        }
+    }
+
+    /// The number of the space `(domain, digest)`, given now if it has none yet. At the limit
+    /// it takes the number of a space without pages that nobody has open: open it before
+    /// another is interned.
     ///
     /// # Errors
     /// `Busy` when no more spaces can be known, `Invalid` when `page_bytes` is out of range or
@@ -44,21 +231,48 @@ impl Core {
         digest: SpaceDigest,
         page_bytes: u32,
     ) -> Result<SpaceId, Refused> {
-        let _ = (domain, digest, page_bytes);
-        Ok(SpaceId(0))
+        let refused = |reason, detail: &str| {
+            Err(Refused {
+                reason,
+                detail: detail.to_owned(),
+            })
+        };
+        if let Some(space) = self.spaces.find(domain, digest) {
+            if self.spaces.get(space).page_bytes != page_bytes {
+                let detail = "the space is known with another page size";
+                return refused(RefusedReason::Invalid, detail);
+            }
+            return Ok(space);
+        }
+        if !(MIN_PAGE_BYTES..=MAX_PAGE_BYTES).contains(&page_bytes) {
+            return refused(RefusedReason::Invalid, "the page size is out of range");
+        }
+        let class = self.frames.class_of(frame_bytes(page_bytes));
+        let space = Space {
+            domain,
+            digest,
+            page_bytes,
+            class,
+            pages: 0,
+            opened: 0,
+        };
+        match self.spaces.insert(space, self.config.limits.max_spaces) {
+            Some(space) => Ok(space),
+            None => refused(RefusedReason::Busy, "as many spaces are in use as may be"),
+        }
     }
 
-    /// Whether a session of this process-to-be would find room.
+    /// Whether one more session finds room. A session opened without is ignored.
     #[must_use]
     pub fn has_session_room(&self) -> bool {
-        true
+        self.sessions.len() < self.config.limits.max_sessions as usize
     }
 
     /// Whether `session` has opened `space`.
     #[must_use]
     pub fn is_open(&self, session: SessionId, space: SpaceId) -> bool {
-        let _ = (session, space);
-        false
+        let session = self.sessions.get(&session);
+        session.is_some_and(|session| session.stagings.contains_key(&space))
     }
 
     /// What happened so far.
@@ -67,40 +281,79 @@ impl Core {
         &self.stats
     }
 
-    /// How full DRAM is.
+    /// How full DRAM is; frames being filled count as used.
     #[must_use]
     pub fn dram(&self) -> TierFill {
-        TierFill::default()
+        let used = self.frames.classes().map(|(_, class)| {
+            (u64::from(class.total) - class.free.len() as u64) * u64::from(class.frame_bytes)
+        });
+        TierFill {
+            capacity_bytes: self.frames.part_bytes(),
+            used_bytes: used.sum(),
+            pages: self.resident,
+        }
     }
 
-    /// How full the SSD is; `None` without one.
+    /// How full the SSD is; `None` without one, and once it is lost.
     #[must_use]
     pub fn ssd(&self) -> Option<TierFill> {
-        None
+        let ssd = self.ssd.as_ref().filter(|ssd| ssd.usable)?;
+        Some(TierFill {
+            capacity_bytes: ssd.capacity_bytes,
+            used_bytes: ssd.used_bytes,
+            pages: ssd.pages,
+        })
     }
 
-    /// Pages on SSD that no lookup can reach because an ancestor is in no tier. Walks all pages
-    /// unless no ancestor is missing.
+    /// Pages on SSD that no lookup can reach because an ancestor is in no tier. Walks all
+    /// pages: for people who ask, not for every second.
     #[must_use]
     pub fn unreachable_pages(&self) -> u64 {
-        0
+        let mut reachable = HashMap::new();
+        let mut path = Vec::new();
+        let mut count = 0;
+        for (id, page) in self.index.iter().filter(|(_, page)| page.on_ssd()) {
+            let mut next = Some(id);
+            let mut verdict = page.depth == 0 || page.parent.is_some();
+            while let Some(id) = next {
+                if let Some(known) = reachable.get(&id) {
+                    verdict = *known;
+                    break;
+                }
+                path.push(id);
+                let page = &self.index[id];
+                verdict = page.is_alive() && (page.parent.is_some() || page.depth == 0);
+                next = page.parent.filter(|_| verdict);
+            }
+            reachable.extend(path.drain(..).map(|id| (id, verdict)));
+            count += u64::from(!verdict);
+        }
+        count
     }
 
     /// All spaces known.
     pub fn spaces(&self) -> impl Iterator<Item = SpaceInfo> + '_ {
-        std::iter::empty()
+        self.spaces.iter()
     }
 
     /// What `session` holds.
     #[must_use]
     pub fn session_leases(&self, session: SessionId) -> SessionLeases {
-        let _ = session;
-        SessionLeases::default()
+        let Some(session) = self.sessions.get(&session) else {
+            return SessionLeases::default();
+        };
+        let held = |fetch: &FetchId| {
+            let fetch = &self.fetches[fetch];
+            assert!(
+                matches!(fetch.reader, Reader::Lease { .. }),
+                "prefetches are nobody's"
+            );
+            u64::from(fetch.delivered - fetch.released)
+        };
+        SessionLeases {
+            leases: session.leases.len() as u32,
+            pages: session.leases.values().map(held).sum(),
+            lingering: !session.open,
+        }
     }
-
-    /// Checks the whole state against itself.
-    ///
-    /// # Panics
-    /// Naming the first broken invariant.
-    pub fn audit(&self) {}
 }

@@ -1,0 +1,281 @@
+use crate::commits::CommitId;
+use crate::fetches::FetchId;
+use crate::jobs::Job;
+use crate::order::OrderKey;
+use crate::page::{Dram, PageId, Ssd};
+use crate::spaces::ClassId;
+use crate::{Action, Core};
+use undercroft_wire::{CommitOutcome, FrameId, PageIdentity, SessionId, SlotId, SpaceId};
+
+/// A committed slot on its way into a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Filling {
+    pub(crate) commit: CommitId,
+    /// Position among the commit's filled slots.
+    pub(crate) at: u32,
+    pub(crate) page: PageId,
+    pub(crate) session: SessionId,
+    pub(crate) space: SpaceId,
+    pub(crate) slot: SlotId,
+}
+
+/// Somebody who waits for a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claim {
+    Commit(Filling),
+    /// A fetch whose next page must be read from SSD.
+    Read(FetchId),
+}
+
+/// What for a frame is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A page to be stored, standing here in the eviction order.
+    Store(OrderKey),
+    Read,
+}
+
+/// Whether a frame can be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claimed {
+    Frame(FrameId),
+    /// Something under way may free one.
+    Wait,
+    /// Nothing under way will free one, or everything there is worth more.
+    Full,
+}
+
+impl Core {
+    /// A free frame, evicting the coldest page for it if need be. Without an SSD a page colder
+    /// than everything in DRAM gets none: that is what makes storing page by page end in the
+    /// same state as storing everything and cutting back.
+    pub(crate) fn claim_frame(
+        &mut self,
+        class: ClassId,
+        purpose: Purpose,
+        actions: &mut Vec<Action>,
+    ) -> Claimed {
+        loop {
+            if let Some(frame) = self.frames.take(class) {
+                self.wake(class);
+                return Claimed::Frame(frame);
+            }
+            let state = self.frames.class(class);
+            let Some(coldest) = state.order.coldest() else {
+                let hopeless = match purpose {
+                    Purpose::Store(_) => state.busy == 0,
+                    // A lease may be released at any time; only no frames at all is hopeless.
+                    Purpose::Read => state.total == 0,
+                };
+                return if hopeless {
+                    Claimed::Full
+                } else {
+                    Claimed::Wait
+                };
+            };
+            let victim = coldest.page();
+            match (self.index[victim].ssd, purpose) {
+                (_, Purpose::Store(key)) if coldest > key && !self.has_usable_ssd() => {
+                    return Claimed::Full;
+                }
+                (Ssd::Writing, _) => return Claimed::Wait,
+                (Ssd::None, _) if self.is_demotable(victim) => {
+                    self.start_append(victim, actions);
+                    return Claimed::Wait;
+                }
+                _ => self.evict(victim),
+            }
+        }
+    }
+
+    /// Whether a page standing at `key` could get a frame, as far as can be told now.
+    pub(crate) fn may_fit(&self, class: ClassId, key: OrderKey) -> bool {
+        let state = self.frames.class(class);
+        if !state.free.is_empty() || self.frames.available(class) > 0 {
+            return true;
+        }
+        match state.order.coldest() {
+            None => state.busy > 0,
+            Some(coldest) => coldest < key || self.has_usable_ssd(),
+        }
+    }
+
+    pub(crate) fn has_usable_ssd(&self) -> bool {
+        self.ssd.as_ref().is_some_and(|ssd| ssd.usable)
+    }
+
+    /// Serves those who wait for a frame of the class, in order, then sees to it that the next
+    /// victims are on SSD already.
+    pub(crate) fn serve(&mut self, class: ClassId, actions: &mut Vec<Action>) {
+        self.frames.class_mut(class).hungry = false;
+        while let Some(claim) = self.frames.class(class).waiting.front().copied() {
+            match claim {
+                Claim::Read(fetch) => {
+                    self.frames.class_mut(class).waiting.pop_front();
+                    if let Some(fetch) = self.fetches.get_mut(&fetch) {
+                        fetch.waits_for_frame = false;
+                    }
+                    self.progress(fetch, true, actions);
+                    let still = self.fetches.get(&fetch).is_some_and(|f| f.waits_for_frame);
+                    if still {
+                        self.fail_hopeless_commits(class, actions);
+                        break;
+                    }
+                }
+                Claim::Commit(filling) => {
+                    if !self.serve_commit(class, filling, actions) {
+                        break;
+                    }
+                }
+            }
+        }
+        self.demote_ahead(class, actions);
+    }
+
+    /// Serves the commit at the head of the queue; false if it must wait on.
+    fn serve_commit(
+        &mut self,
+        class: ClassId,
+        filling: Filling,
+        actions: &mut Vec<Action>,
+    ) -> bool {
+        let page = filling.page;
+        let claimed = if self.is_parent_alive(page) {
+            let key = self.index[page].order_key(page);
+            self.claim_frame(class, Purpose::Store(key), actions)
+        } else {
+            self.frames.class_mut(class).waiting.pop_front();
+            self.drop_offered(page);
+            self.settle_slot(filling, CommitOutcome::Invalid, actions);
+            return true;
+        };
+        match claimed {
+            Claimed::Wait => return false,
+            Claimed::Full => {
+                self.frames.class_mut(class).waiting.pop_front();
+                self.drop_offered(page);
+                self.settle_slot(filling, CommitOutcome::Full, actions);
+            }
+            Claimed::Frame(frame) => {
+                self.frames.class_mut(class).waiting.pop_front();
+                self.start_copy_in(filling, frame, actions);
+            }
+        }
+        true
+    }
+
+    /// The fetch at the head waits for a lease to be released, which may take for ever: commits
+    /// behind it that nothing under way can help are told so.
+    fn fail_hopeless_commits(&mut self, class: ClassId, actions: &mut Vec<Action>) {
+        let state = self.frames.class_mut(class);
+        if state.busy > 0 || !state.order.is_empty() {
+            return;
+        }
+        let (commits, reads) = std::mem::take(&mut state.waiting)
+            .into_iter()
+            .partition(|claim| matches!(claim, Claim::Commit(_)));
+        state.waiting = reads;
+        for claim in commits {
+            if let Claim::Commit(filling) = claim {
+                self.drop_offered(filling.page);
+                self.settle_slot(filling, CommitOutcome::Full, actions);
+            }
+        }
+    }
+
+    fn start_copy_in(&mut self, filling: Filling, frame: FrameId, actions: &mut Vec<Action>) {
+        let page = &mut self.index[filling.page];
+        assert_eq!(
+            page.dram,
+            Dram::Offered,
+            "a committed slot's page is offered"
+        );
+        page.dram = Dram::Filling;
+        page.frame = Some(frame);
+        self.frames.class_mut(page.class).busy += 1;
+        let page_bytes = self.spaces.get(filling.space).page_bytes;
+        let job = self.new_job(Job::CopyIn(filling));
+        let Filling {
+            session,
+            space,
+            slot,
+            ..
+        } = filling;
+        let frame = self.frames.place(frame);
+        actions.push(Action::CopyIn {
+            job,
+            session,
+            space,
+            slot,
+            frame,
+            page_bytes,
+        });
+    }
+
+    /// Sends the coldest pages of a nearly full class to SSD before their frames are needed:
+    /// as many as configured, and one for everybody who waits for a frame.
+    fn demote_ahead(&mut self, class: ClassId, actions: &mut Vec<Action>) {
+        if !self.has_usable_ssd() {
+            return;
+        }
+        let target = self.config.demote_ahead as usize + self.frames.class(class).waiting.len();
+        if self.frames.available(class) >= target {
+            return;
+        }
+        while let Some(key) = self.frames.class_mut(class).order.advance(target) {
+            if self.is_demotable(key.page()) {
+                self.start_append(key.page(), actions);
+            }
+        }
+    }
+
+    fn start_append(&mut self, id: PageId, actions: &mut Vec<Action>) {
+        let identity = self.identity(id);
+        let page = &mut self.index[id];
+        assert_eq!(page.dram, Dram::Resident, "only resident pages are demoted");
+        page.ssd = Ssd::Writing;
+        let (payload_crc, class) = (page.crc, page.class);
+        let frame = page.frame.expect("a resident page has a frame");
+        self.frames.class_mut(class).busy += 1;
+        let job = self.new_job(Job::Append(id));
+        let frame = self.frames.place(frame);
+        actions.push(Action::Append {
+            job,
+            frame,
+            identity,
+            payload_crc,
+        });
+    }
+
+    /// What a record of the page must prove.
+    pub(crate) fn identity(&self, id: PageId) -> PageIdentity {
+        let page = &self.index[id];
+        let space = self.spaces.get(page.space);
+        PageIdentity {
+            domain: space.domain,
+            space: space.digest,
+            key: page.key,
+            parent: page.parent.map(|parent| self.index[parent].key),
+            depth: page.depth,
+            page_bytes: space.page_bytes,
+        }
+    }
+
+    /// Withdraws what a session's commits wait for: its slots are gone.
+    pub(crate) fn drop_claims_of(&mut self, id: SessionId) {
+        let classes: Vec<ClassId> = self.frames.classes().map(|(class, _)| class).collect();
+        for class in classes {
+            let waiting = std::mem::take(&mut self.frames.class_mut(class).waiting);
+            let (gone, stay) = waiting.into_iter().partition(
+                |claim| matches!(claim, Claim::Commit(filling) if filling.session == id),
+            );
+            self.frames.class_mut(class).waiting = stay;
+            for claim in gone {
+                if let Claim::Commit(filling) = claim {
+                    self.drop_offered(filling.page);
+                }
+            }
+            self.wake(class);
+        }
+    }
+}

@@ -1,0 +1,164 @@
+use crate::claims::{Claim, Filling};
+use crate::page::{Dram, PageId};
+use crate::{Action, CopyOutcome, Core};
+use undercroft_wire::{
+    Commit, CommitOutcome, CommitReply, OfferId, RefusedReason, Reply, RequestId, SessionId,
+    SlotId, SpaceId,
+};
+
+/// Numbers commits under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct CommitId(pub(crate) u64);
+
+/// A commit that is answered once each of its slots is settled.
+#[derive(Debug)]
+pub(crate) struct PendingCommit {
+    pub(crate) session: SessionId,
+    request: RequestId,
+    offer: OfferId,
+    outcomes: Vec<u8>,
+    unsettled: u32,
+}
+
+impl Core {
+    pub(crate) fn commit(
+        &mut self,
+        session: SessionId,
+        request: RequestId,
+        body: &Commit,
+        actions: &mut Vec<Action>,
+    ) {
+        let (space, offer) = (body.space, body.offer);
+        if self.staging_mut(session, space).is_none() {
+            return self.refuse(session, request, RefusedReason::Unknown, NOT_OPEN, actions);
+        }
+        // What is given back goes first: a page filled below one of these has lost its parent.
+        for &slot in &body.returned {
+            if let Some(page) = self.take_slot(session, space, slot, offer) {
+                self.stats.returned += 1;
+                self.drop_offered(page);
+                self.free_slot(session, space, slot);
+            }
+        }
+        self.last_commit += 1;
+        let commit = CommitId(self.last_commit);
+        let class = self.spaces.get(space).class;
+        let mut pending = PendingCommit {
+            session,
+            request,
+            offer,
+            outcomes: vec![CommitOutcome::Invalid.to_byte(); body.filled.len()],
+            unsettled: 0,
+        };
+        for (at, &slot) in body.filled.iter().enumerate() {
+            let Some(page) = self.take_slot(session, space, slot, offer) else {
+                self.stats.invalid_commits += 1;
+                continue;
+            };
+            pending.unsettled += 1;
+            let filling = Filling {
+                commit,
+                at: at as u32,
+                page,
+                session,
+                space,
+                slot,
+            };
+            self.frames
+                .class_mut(class)
+                .waiting
+                .push_back(Claim::Commit(filling));
+        }
+        self.wake(class);
+        if pending.unsettled == 0 {
+            actions.push(pending.reply());
+        } else {
+            self.commits.insert(commit, pending);
+        }
+    }
+
+    fn take_slot(
+        &mut self,
+        session: SessionId,
+        space: SpaceId,
+        slot: SlotId,
+        offer: OfferId,
+    ) -> Option<PageId> {
+        self.staging_mut(session, space)?.commit(slot, offer)
+    }
+
+    /// A committed slot is done with: it is free again, and its commit is answered with the
+    /// last of its slots.
+    pub(crate) fn settle_slot(
+        &mut self,
+        filling: Filling,
+        outcome: CommitOutcome,
+        actions: &mut Vec<Action>,
+    ) {
+        match outcome {
+            CommitOutcome::Stored => self.stats.stored += 1,
+            CommitOutcome::Held => self.stats.held += 1,
+            CommitOutcome::Full => self.stats.declined_full += 1,
+            CommitOutcome::Invalid => self.stats.invalid_commits += 1,
+            CommitOutcome::Failed => self.stats.copy_failures += 1,
+        }
+        self.free_slot(filling.session, filling.space, filling.slot);
+        let Some(pending) = self.commits.get_mut(&filling.commit) else {
+            return;
+        };
+        pending.outcomes[filling.at as usize] = outcome.to_byte();
+        pending.unsettled -= 1;
+        if pending.unsettled == 0 {
+            let pending = self.commits.remove(&filling.commit).expect("found above");
+            actions.push(pending.reply());
+        }
+    }
+
+    pub(crate) fn copied_in(
+        &mut self,
+        filling: Filling,
+        outcome: CopyOutcome,
+        actions: &mut Vec<Action>,
+    ) {
+        let page = filling.page;
+        assert_eq!(
+            self.index[page].dram,
+            Dram::Filling,
+            "a copy fills its page's frame"
+        );
+        let outcome = match outcome {
+            CopyOutcome::Ok(crc) if self.is_parent_alive(page) => {
+                self.become_resident(page, crc);
+                CommitOutcome::Stored
+            }
+            CopyOutcome::Ok(_) => CommitOutcome::Invalid,
+            CopyOutcome::Failed => CommitOutcome::Failed,
+        };
+        self.unbusy(self.index[page].class);
+        if outcome != CommitOutcome::Stored {
+            self.drop_frame(page);
+            self.prune(page);
+        }
+        self.settle_slot(filling, outcome, actions);
+    }
+}
+
+impl PendingCommit {
+    fn reply(self) -> Action {
+        let Self {
+            session,
+            request,
+            offer,
+            outcomes,
+            ..
+        } = self;
+        let reply = Reply::Commit(CommitReply { offer, outcomes });
+        Action::Reply {
+            session,
+            request,
+            reply,
+        }
+    }
+}
+
+pub(crate) const NOT_OPEN: &str = "the session has not opened this space";

@@ -1,0 +1,493 @@
+use crate::claims::{Claim, Claimed, Purpose};
+use crate::jobs::{Delivery, Job};
+use crate::page::{Dram, PageId, Ssd};
+use crate::sessions::Slot;
+use crate::spaces::ClassId;
+use crate::timers::Timer;
+use crate::{Action, Core, Micros};
+use std::collections::VecDeque;
+use undercroft_wire::{
+    FetchEnd, FetchOutcome, FetchReady, LeaseId, Mode, PagePlace, Reply, RequestId, SessionId,
+    SlotId, SpaceId,
+};
+
+/// Numbers fetches; a fetch becomes the lease of what it delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct FetchId(pub(crate) u64);
+
+/// For whom pages are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reader {
+    /// A session, under a lease.
+    Lease {
+        session: SessionId,
+        lease: LeaseId,
+        request: RequestId,
+        mode: Mode,
+    },
+    /// Nobody yet: pages are lifted to DRAM and left there.
+    Prefetch,
+}
+
+/// A run of pages on its way to a reader, and the lease of those that arrived.
+///
+/// The run is cut in pieces, in order: `released` pages are given back, `delivered` are the
+/// reader's, up to `copied` a copy into a slot has begun (copy mode only), `issued` have their
+/// frame and are there or being read, and those up to `limit` are only kept from leaving their
+/// last tier. Pages are issued strictly in order, so a page further on never holds the frame
+/// that an earlier one waits for.
+#[derive(Debug)]
+pub(crate) struct Fetch {
+    pub(crate) reader: Reader,
+    pub(crate) space: SpaceId,
+    pub(crate) class: ClassId,
+    pub(crate) pages: Vec<PageId>,
+    pub(crate) released: u32,
+    pub(crate) delivered: u32,
+    pub(crate) copied: u32,
+    pub(crate) issued: u32,
+    pub(crate) limit: u32,
+    /// How the fetch ends once `limit` pages are delivered.
+    pub(crate) outcome: FetchOutcome,
+    /// Whether each page in `delivered..issued` had to be read.
+    pub(crate) reads: VecDeque<bool>,
+    /// Copy mode: the slots of `released..copied`, and whether their copy is done.
+    pub(crate) slots: VecDeque<(SlotId, bool)>,
+    /// Delivered pages that had to be read.
+    pub(crate) ssd: u32,
+    pub(crate) deadline: Micros,
+    pub(crate) active: bool,
+    pub(crate) waits_for_frame: bool,
+    pub(crate) waits_for_slot: bool,
+}
+
+impl Fetch {
+    pub(crate) fn is_copy(&self) -> bool {
+        matches!(
+            self.reader,
+            Reader::Lease {
+                mode: Mode::Copy,
+                ..
+            }
+        )
+    }
+
+    /// The pages whose frames this fetch pins.
+    pub(crate) fn pinned(&self) -> std::ops::Range<usize> {
+        let start = if self.is_copy() {
+            self.copied
+        } else {
+            self.released
+        };
+        start as usize..self.issued as usize
+    }
+
+    fn reply(&self, reply: Reply) -> Option<Action> {
+        match self.reader {
+            Reader::Lease {
+                session, request, ..
+            } => Some(Action::Reply {
+                session,
+                request,
+                reply,
+            }),
+            Reader::Prefetch => None,
+        }
+    }
+}
+
+impl Core {
+    /// Starts delivering `pages`, all of them visible. What lies in DRAM at the head of the run
+    /// is pinned at once, the rest is kept from leaving its last tier; then all are touched.
+    pub(crate) fn begin_fetch(&mut self, mut fetch: Fetch, stamp: u64) -> FetchId {
+        self.last_fetch += 1;
+        let id = FetchId(self.last_fetch);
+        let resident = |page: &&PageId| self.index[**page].dram == Dram::Resident;
+        let lead = fetch.pages[..fetch.limit as usize]
+            .iter()
+            .take_while(resident)
+            .count();
+        for &page in &fetch.pages[..lead] {
+            self.pin(page);
+        }
+        for &page in &fetch.pages[lead..fetch.limit as usize] {
+            self.keep(page);
+        }
+        for &page in &fetch.pages[..fetch.limit as usize] {
+            self.touch(page, stamp);
+        }
+        fetch.issued = lead as u32;
+        fetch.reads.extend(std::iter::repeat_n(false, lead));
+        self.timers.insert((fetch.deadline, Timer::Fetch(id)));
+        self.fetches.insert(id, fetch);
+        self.ready.push_back(id);
+        id
+    }
+
+    /// Takes a fetch as far as it goes now. `first_in_line` says that it stood at the head of
+    /// those who wait for a frame, and may stand there again.
+    pub(crate) fn progress(&mut self, id: FetchId, first_in_line: bool, actions: &mut Vec<Action>) {
+        if !self.fetches.get(&id).is_some_and(|fetch| fetch.active) {
+            return;
+        }
+        let mut fetch = self.fetches.remove(&id).expect("found above");
+        let first = fetch.delivered;
+        let mut places = Vec::new();
+        loop {
+            let before = (fetch.issued, fetch.copied, fetch.delivered);
+            self.issue(id, &mut fetch, first_in_line, actions);
+            if fetch.is_copy() {
+                self.copy_out(id, &mut fetch, actions);
+            }
+            self.deliver(&mut fetch, &mut places);
+            if before == (fetch.issued, fetch.copied, fetch.delivered) {
+                break;
+            }
+        }
+        if let Reader::Lease { lease, .. } = fetch.reader
+            && !places.is_empty()
+        {
+            let ready = Reply::FetchReady(FetchReady {
+                lease,
+                first,
+                places,
+            });
+            actions.extend(fetch.reply(ready));
+        }
+        if fetch.delivered == fetch.limit {
+            let outcome = fetch.outcome;
+            self.finish(id, &mut fetch, outcome, actions);
+        }
+        self.put_back(id, fetch);
+    }
+
+    /// Keeps a fetch while it is under way or a lease on anything.
+    fn put_back(&mut self, id: FetchId, fetch: Fetch) {
+        if fetch.active || fetch.released < fetch.delivered {
+            self.fetches.insert(id, fetch);
+        } else {
+            self.forget_lease(id, &fetch);
+        }
+    }
+
+    fn forget_lease(&mut self, id: FetchId, fetch: &Fetch) {
+        match fetch.reader {
+            Reader::Prefetch => self.prefetches -= 1,
+            Reader::Lease { session, lease, .. } => {
+                if let Some(state) = self.sessions.get_mut(&session) {
+                    let removed = state.leases.remove(&lease);
+                    assert_eq!(
+                        removed,
+                        Some(id),
+                        "a lease is the session's until forgotten"
+                    );
+                    state.leased_pages -= fetch.pages.len() as u32;
+                }
+                self.forget_session_if_done(session);
+            }
+        }
+    }
+
+    fn issue(
+        &mut self,
+        id: FetchId,
+        fetch: &mut Fetch,
+        first_in_line: bool,
+        actions: &mut Vec<Action>,
+    ) {
+        while fetch.issued < fetch.limit
+            && fetch.issued - fetch.delivered < self.config.fetch_window
+            && !fetch.waits_for_frame
+        {
+            let page = fetch.pages[fetch.issued as usize];
+            match (self.index[page].dram, self.index[page].ssd) {
+                (Dram::Resident, _) => {
+                    self.keep_to_pin(page);
+                    fetch.reads.push_back(false);
+                }
+                (Dram::Reading, _) => {
+                    self.keep_to_pin(page);
+                    fetch.reads.push_back(true);
+                    self.join_read(page, id);
+                }
+                (_, Ssd::On(_)) => {
+                    let queue = &self.frames.class(fetch.class).waiting;
+                    let claimed = if queue.is_empty() || first_in_line {
+                        self.claim_frame(fetch.class, Purpose::Read, actions)
+                    } else {
+                        Claimed::Wait
+                    };
+                    match claimed {
+                        Claimed::Frame(frame) => {
+                            self.keep_to_pin(page);
+                            fetch.reads.push_back(true);
+                            self.start_read(page, frame, id, actions);
+                        }
+                        Claimed::Wait => return self.queue_for_frame(id, fetch, first_in_line),
+                        Claimed::Full => {
+                            return self.truncate(fetch, fetch.issued, FetchOutcome::Full);
+                        }
+                    }
+                }
+                _ => return self.truncate(fetch, fetch.issued, FetchOutcome::Missing),
+            }
+            fetch.issued += 1;
+        }
+    }
+
+    fn queue_for_frame(&mut self, id: FetchId, fetch: &mut Fetch, first_in_line: bool) {
+        fetch.waits_for_frame = true;
+        let queue = &mut self.frames.class_mut(fetch.class).waiting;
+        if first_in_line {
+            queue.push_front(Claim::Read(id));
+        } else {
+            queue.push_back(Claim::Read(id));
+            // One more waits: one more page is to be demoted.
+            self.wake(fetch.class);
+        }
+    }
+
+    /// Copy mode: starts copying what has arrived into free slots.
+    fn copy_out(&mut self, id: FetchId, fetch: &mut Fetch, actions: &mut Vec<Action>) {
+        let Reader::Lease { session, .. } = fetch.reader else {
+            return;
+        };
+        while fetch.copied < fetch.issued && !fetch.waits_for_slot {
+            let page = fetch.pages[fetch.copied as usize];
+            if self.index[page].dram != Dram::Resident {
+                return;
+            }
+            let Some(staging) = self.staging_mut(session, fetch.space) else {
+                return;
+            };
+            if staging.slots.is_empty() {
+                return self.truncate(fetch, fetch.copied, FetchOutcome::Full);
+            }
+            let Some(slot) = staging.take(Slot::Delivering) else {
+                staging.waiting.push_back(id);
+                fetch.waits_for_slot = true;
+                return;
+            };
+            fetch.slots.push_back((slot, false));
+            let at = fetch.copied;
+            fetch.copied += 1;
+            let space = fetch.space;
+            self.frames.class_mut(fetch.class).busy += 1;
+            let delivery = Delivery {
+                page,
+                fetch: id,
+                at,
+                session,
+                space,
+                slot,
+            };
+            let job = self.new_job(Job::CopyOut(delivery));
+            let frame = self.index[page].frame.expect("a resident page has a frame");
+            let frame = self.frames.place(frame);
+            let page_bytes = self.spaces.get(space).page_bytes;
+            actions.push(Action::CopyOut {
+                job,
+                session,
+                space,
+                slot,
+                frame,
+                page_bytes,
+            });
+        }
+    }
+
+    fn deliver(&mut self, fetch: &mut Fetch, places: &mut Vec<PagePlace>) {
+        let slot_bytes = u64::from(self.frames.class(fetch.class).frame_bytes);
+        while fetch.delivered < fetch.issued {
+            let at = fetch.delivered;
+            let page = fetch.pages[at as usize];
+            if fetch.is_copy() {
+                match fetch.slots.get((at - fetch.released) as usize) {
+                    Some(&(slot, true)) => {
+                        let offset = u64::from(slot.0) * slot_bytes;
+                        places.push(PagePlace {
+                            part: PagePlace::STAGING,
+                            offset,
+                        });
+                    }
+                    _ => return,
+                }
+            } else if self.index[page].dram != Dram::Resident {
+                return;
+            }
+            fetch.delivered += 1;
+            let read = fetch.reads.pop_front().expect("each issued page is noted");
+            match fetch.reader {
+                Reader::Prefetch => {
+                    fetch.released += 1;
+                    self.unpin(page);
+                }
+                Reader::Lease { mode, .. } => {
+                    fetch.ssd += u32::from(read);
+                    self.stats.delivered_ssd_pages += u64::from(read);
+                    self.stats.delivered_dram_pages += u64::from(!read);
+                    if mode == Mode::ZeroCopy {
+                        let frame = self.index[page].frame.expect("a resident page has a frame");
+                        let place = self.frames.place(frame);
+                        places.push(PagePlace {
+                            part: place.part,
+                            offset: place.offset,
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends the run before page `limit`: it and those after it will not be delivered.
+    pub(crate) fn truncate(&mut self, fetch: &mut Fetch, limit: u32, outcome: FetchOutcome) {
+        assert!(
+            fetch.delivered <= limit && limit <= fetch.limit,
+            "only the rest can be cut off"
+        );
+        let (from, issued, old) = (limit as usize, fetch.issued as usize, fetch.limit as usize);
+        let pinned = fetch.pinned();
+        fetch.issued = fetch.issued.min(limit);
+        fetch.limit = limit;
+        fetch.outcome = outcome;
+        fetch
+            .reads
+            .truncate((fetch.issued - fetch.delivered) as usize);
+        for &page in &fetch.pages[pinned.start.max(from)..pinned.end.max(from)] {
+            self.unpin(page);
+        }
+        for &page in &fetch.pages[issued.max(from)..old] {
+            self.unkeep(page);
+        }
+        while fetch.copied > limit {
+            fetch.copied -= 1;
+            let (slot, done) = fetch.slots.pop_back().expect("each copied page has a slot");
+            // A copy under way gives its slot back when it ends.
+            if let (true, Reader::Lease { session, .. }) = (done, fetch.reader) {
+                self.free_slot(session, fetch.space, slot);
+            }
+        }
+    }
+
+    /// Ends a fetch that is under way: what was delivered stays leased, the rest is let go.
+    pub(crate) fn finish(
+        &mut self,
+        id: FetchId,
+        fetch: &mut Fetch,
+        outcome: FetchOutcome,
+        actions: &mut Vec<Action>,
+    ) {
+        self.truncate(fetch, fetch.delivered, outcome);
+        fetch.active = false;
+        self.timers.remove(&(fetch.deadline, Timer::Fetch(id)));
+        if std::mem::take(&mut fetch.waits_for_frame) {
+            let state = self.frames.class_mut(fetch.class);
+            state.waiting.retain(|claim| *claim != Claim::Read(id));
+            self.wake(fetch.class);
+        }
+        let Reader::Lease { session, lease, .. } = fetch.reader else {
+            return;
+        };
+        if std::mem::take(&mut fetch.waits_for_slot)
+            && let Some(staging) = self.staging_mut(session, fetch.space)
+        {
+            staging.waiting.retain(|waiting| *waiting != id);
+        }
+        if outcome != FetchOutcome::Complete {
+            self.stats.incomplete_fetches += 1;
+        }
+        let (ready, ssd, outcome) = (fetch.delivered, fetch.ssd, outcome.to_byte());
+        let is_open = self
+            .sessions
+            .get(&session)
+            .is_some_and(|session| session.open);
+        if is_open {
+            let end = Reply::FetchEnd(FetchEnd {
+                lease,
+                ready,
+                ssd,
+                outcome,
+            });
+            actions.extend(fetch.reply(end));
+        }
+    }
+
+    /// Ends a fetch from outside: its time is over, or nobody listens any more.
+    pub(crate) fn stop_fetch(
+        &mut self,
+        id: FetchId,
+        outcome: FetchOutcome,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(mut fetch) = self.fetches.remove(&id) else {
+            return;
+        };
+        if fetch.active {
+            self.finish(id, &mut fetch, outcome, actions);
+        }
+        self.put_back(id, fetch);
+    }
+
+    pub(crate) fn abandon_fetch(&mut self, id: FetchId, actions: &mut Vec<Action>) {
+        self.stop_fetch(id, FetchOutcome::Released, actions);
+    }
+
+    /// Gives back the pages before `upto` that were delivered.
+    pub(crate) fn release_pages(&mut self, id: FetchId, upto: u32) {
+        let Some(mut fetch) = self.fetches.remove(&id) else {
+            return;
+        };
+        let Reader::Lease { session, mode, .. } = fetch.reader else {
+            unreachable!("prefetches are no session's leases")
+        };
+        while fetch.released < upto.min(fetch.delivered) {
+            let page = fetch.pages[fetch.released as usize];
+            fetch.released += 1;
+            match mode {
+                Mode::ZeroCopy => self.unpin(page),
+                Mode::Copy => {
+                    let (slot, _) = fetch
+                        .slots
+                        .pop_front()
+                        .expect("a delivered page has a slot");
+                    self.free_slot(session, fetch.space, slot);
+                }
+            }
+        }
+        self.put_back(id, fetch);
+    }
+
+    /// Ends the lease of a fetch that is no longer under way.
+    pub(crate) fn end_lease(&mut self, id: FetchId) {
+        self.release_pages(id, u32::MAX);
+    }
+
+    pub(crate) fn copied_out(&mut self, delivery: Delivery, ok: bool) {
+        let Delivery {
+            page,
+            fetch: id,
+            at,
+            session,
+            space,
+            slot,
+        } = delivery;
+        self.unbusy(self.index[page].class);
+        self.unpin(page);
+        let fetch = self.fetches.remove(&id);
+        let wanted = |fetch: &Fetch| fetch.active && (fetch.delivered..fetch.copied).contains(&at);
+        let Some(mut fetch) = fetch else {
+            return self.free_slot(session, space, slot);
+        };
+        if !wanted(&fetch) {
+            self.free_slot(session, space, slot);
+        } else if ok {
+            fetch.slots[(at - fetch.released) as usize].1 = true;
+        } else {
+            self.stats.copy_out_failures += 1;
+            self.truncate(&mut fetch, at, FetchOutcome::Full);
+            self.free_slot(session, space, slot);
+        }
+        self.fetches.insert(id, fetch);
+        self.ready.push_back(id);
+    }
+}

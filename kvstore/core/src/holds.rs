@@ -1,0 +1,94 @@
+use crate::page::PageId;
+use crate::sessions::Session;
+use crate::timers::Timer;
+use crate::{Action, Core, Micros};
+use undercroft_wire::{DropHold, HoldId, RefusedReason, Reply, RequestId, SessionId, SpaceId};
+
+/// A lookup's promise that what it found stays for a while: in DRAM what was there, in some
+/// tier what was not.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    pub(crate) session: SessionId,
+    pub(crate) spaces: Vec<SpaceId>,
+    /// Pages in each space.
+    pub(crate) count: u32,
+    /// `count` pages for each space in turn, and whether the hold pins (or else keeps) them.
+    pub(crate) pages: Vec<(PageId, bool)>,
+    pub(crate) expires: Micros,
+}
+
+impl Hold {
+    /// `count` of the pages held in `space`, from `first` on.
+    pub(crate) fn run(&self, space: SpaceId, first: u32, count: u32) -> Option<Vec<PageId>> {
+        let end = first.checked_add(count).filter(|end| *end <= self.count)?;
+        let base = self.spaces.iter().position(|held| *held == space)? * self.count as usize;
+        let run = &self.pages[base + first as usize..base + end as usize];
+        Some(run.iter().map(|(page, _)| *page).collect())
+    }
+}
+
+impl Core {
+    pub(crate) fn insert_hold(&mut self, hold: Hold) -> HoldId {
+        self.last_hold += 1;
+        let id = HoldId(self.last_hold);
+        self.held_pages += hold.pages.len() as u32;
+        self.timers.insert((hold.expires, Timer::Hold(id)));
+        self.holds.insert(id, hold);
+        id
+    }
+
+    pub(crate) fn end_hold(&mut self, id: HoldId) {
+        let Some(hold) = self.holds.remove(&id) else {
+            return;
+        };
+        self.timers.remove(&(hold.expires, Timer::Hold(id)));
+        self.held_pages -= hold.pages.len() as u32;
+        for (page, pinned) in hold.pages {
+            if pinned {
+                self.unpin(page);
+            } else {
+                self.unkeep(page);
+            }
+        }
+    }
+
+    /// A hold may be given back by whoever could use it: its own process, and any session that
+    /// has one of its spaces open. An expired one is gone already, which is what was asked for.
+    pub(crate) fn drop_hold(
+        &mut self,
+        session: SessionId,
+        request: RequestId,
+        body: &DropHold,
+        actions: &mut Vec<Action>,
+    ) {
+        if let Some(hold) = self.holds.get(&body.hold) {
+            let shares_space = |state: &Session| {
+                hold.spaces
+                    .iter()
+                    .any(|space| state.stagings.contains_key(space))
+            };
+            if !self.sessions.get(&session).is_some_and(shares_space) {
+                let detail = "the hold belongs to somebody else";
+                return self.refuse(session, request, RefusedReason::Unknown, detail, actions);
+            }
+            self.end_hold(body.hold);
+        }
+        self.done(session, request, actions);
+    }
+
+    /// Answers a request that has nothing to say, unless it was sent to be forgotten.
+    pub(crate) fn done(
+        &mut self,
+        session: SessionId,
+        request: RequestId,
+        actions: &mut Vec<Action>,
+    ) {
+        if request != RequestId(0) {
+            actions.push(Action::Reply {
+                session,
+                request,
+                reply: Reply::Done,
+            });
+        }
+    }
+}

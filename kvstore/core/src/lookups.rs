@@ -1,0 +1,148 @@
+use crate::commits::NOT_OPEN;
+use crate::holds::Hold;
+use crate::page::Dram;
+use crate::{Action, Core};
+use undercroft_wire::{
+    HoldId, Lookup, LookupReply, PageKey, RefusedReason, Reply, RequestId, SessionId, SpaceId,
+    Stamp,
+};
+
+/// What a lookup found so far.
+#[derive(Debug, Clone, Copy, Default)]
+struct Found {
+    pages: u32,
+    /// Pages that are in DRAM in every space.
+    dram: u32,
+    /// Bytes to be read from SSD, over all spaces.
+    ssd_bytes: u64,
+}
+
+impl Core {
+    pub(crate) fn lookup(
+        &mut self,
+        session: SessionId,
+        request: RequestId,
+        body: &Lookup<'_>,
+        actions: &mut Vec<Action>,
+    ) {
+        let opened = match self.sessions.get(&session) {
+            Some(state) => body
+                .spaces
+                .iter()
+                .all(|space| state.stagings.contains_key(space)),
+            None => false,
+        };
+        if !opened || body.spaces.is_empty() {
+            return self.refuse(session, request, RefusedReason::Unknown, NOT_OPEN, actions);
+        }
+        let keys = body.keys.as_slice();
+        let found = self.longest_run(&body.spaces, keys);
+        let stamp = self.next_stamp();
+        self.stats.lookups += 1;
+        self.stats.lookup_keys += keys.len() as u64;
+        self.stats.prefix_pages += u64::from(found.pages);
+        self.stats.prefix_dram_pages += u64::from(found.dram);
+        let hold = if body.hold_ms > 0 && found.pages > 0 {
+            self.hold(
+                session,
+                &body.spaces,
+                &keys[..found.pages as usize],
+                body.hold_ms,
+            )
+        } else {
+            None
+        };
+        let reply = Reply::Lookup(LookupReply {
+            pages: found.pages,
+            dram: found.dram,
+            ssd: found.pages - found.dram,
+            hold,
+            stamp: Stamp(stamp),
+            estimate_us: self.estimate_us(found.ssd_bytes),
+        });
+        actions.push(Action::Reply {
+            session,
+            request,
+            reply,
+        });
+    }
+
+    fn longest_run(&self, spaces: &[SpaceId], keys: &[PageKey]) -> Found {
+        let mut found = Found::default();
+        for key in keys {
+            let (mut in_dram, mut to_read) = (true, 0);
+            for &space in spaces {
+                let page = match self.index.find(space, key) {
+                    Some(page) => &self.index[page],
+                    None => return found,
+                };
+                if !page.is_visible() {
+                    return found;
+                }
+                if page.dram != Dram::Resident {
+                    in_dram = false;
+                    to_read += u64::from(self.frames.class(page.class).frame_bytes);
+                }
+            }
+            found.pages += 1;
+            found.dram += u32::from(in_dram);
+            found.ssd_bytes += to_read;
+        }
+        found
+    }
+
+    /// Time to read so many bytes from an otherwise idle SSD.
+    fn estimate_us(&self, ssd_bytes: u64) -> u64 {
+        match self.config.ssd {
+            Some(ssd) if ssd_bytes > 0 => {
+                let rate = u128::from(ssd.read_bytes_per_s.max(1));
+                let transfer = u128::from(ssd_bytes) * 1_000_000 / rate;
+                ssd.read_latency_us.saturating_add(transfer as u64)
+            }
+            _ => 0,
+        }
+    }
+
+    /// Holds `keys`, all visible in all `spaces`; `None` if a limit is reached.
+    fn hold(
+        &mut self,
+        session: SessionId,
+        spaces: &[SpaceId],
+        keys: &[PageKey],
+        hold_ms: u32,
+    ) -> Option<HoldId> {
+        let limits = self.config.limits;
+        let room = u64::from(limits.max_held_pages - self.held_pages);
+        let wished = spaces.len() as u64 * keys.len() as u64;
+        if self.holds.len() >= limits.max_holds as usize || wished > room {
+            self.stats.holds_declined += 1;
+            return None;
+        }
+        let mut pages = Vec::with_capacity(wished as usize);
+        for &space in spaces {
+            for key in keys {
+                let page = self
+                    .index
+                    .find(space, key)
+                    .expect("the lookup has found it");
+                let pinned = self.index[page].dram == Dram::Resident;
+                if pinned {
+                    self.pin(page);
+                } else {
+                    self.keep(page);
+                }
+                pages.push((page, pinned));
+            }
+        }
+        let expires = self.now.after_ms(hold_ms.min(limits.max_hold_ms));
+        let count = keys.len() as u32;
+        let hold = Hold {
+            session,
+            spaces: spaces.to_vec(),
+            count,
+            pages,
+            expires,
+        };
+        Some(self.insert_hold(hold))
+    }
+}

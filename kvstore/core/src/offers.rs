@@ -1,0 +1,188 @@
+use crate::commits::NOT_OPEN;
+use crate::order::OrderKey;
+use crate::page::{Dram, Page, PageId};
+use crate::sessions::Slot;
+use crate::{Action, Core};
+use undercroft_wire::{
+    Offer, OfferId, OfferOutcome, OfferReply, PageKey, RefusedReason, Reply, RequestId, SessionId,
+    SlotId, SpaceId,
+};
+
+/// Where the next key of an offer hangs.
+struct Tip {
+    session: SessionId,
+    space: SpaceId,
+    offer: OfferId,
+    stamp: u64,
+    depth: u32,
+    /// The page before it; `None` at the start of a chain and behind a key that was declined.
+    above: Option<PageId>,
+    /// Why no further key is wanted.
+    declined: Option<OfferOutcome>,
+}
+
+impl Core {
+    pub(crate) fn offer(
+        &mut self,
+        session: SessionId,
+        request: RequestId,
+        body: &Offer<'_>,
+        actions: &mut Vec<Action>,
+    ) {
+        let (space, keys) = (body.space, body.keys.as_slice());
+        if self.staging_mut(session, space).is_none() {
+            return self.refuse(session, request, RefusedReason::Unknown, NOT_OPEN, actions);
+        }
+        let stamp = self.clamp_stamp(body.stamp);
+        let above = body.parent.and_then(|key| self.index.find(space, &key));
+        let above = above.filter(|page| self.index[*page].is_alive());
+        let fits = match above {
+            Some(page) => self.index[page].depth.checked_add(1) == Some(body.first),
+            None => body.parent.is_some() == (body.first > 0),
+        };
+        if !fits || body.first.checked_add(keys.len() as u32).is_none() {
+            let detail = "the offer's parent does not lie right before its first key";
+            return self.refuse(session, request, RefusedReason::Invalid, detail, actions);
+        }
+        if let Some(page) = above {
+            self.touch(page, stamp);
+        }
+        let orphaned = body.parent.is_some() && above.is_none();
+        let mut tip = Tip {
+            session,
+            space,
+            offer: OfferId(self.last_offer + 1),
+            stamp,
+            depth: body.first,
+            above,
+            declined: orphaned.then_some(OfferOutcome::NoParent),
+        };
+        let mut outcomes = Vec::with_capacity(keys.len());
+        let mut slots = Vec::new();
+        for key in keys {
+            let outcome = self.offer_key(&mut tip, key, &mut slots);
+            self.count_offer(outcome);
+            outcomes.push(outcome.to_byte());
+            tip.depth += 1;
+        }
+        if !slots.is_empty() {
+            self.last_offer += 1;
+        }
+        let reply = Reply::Offer(OfferReply {
+            offer: tip.offer,
+            outcomes,
+            slots,
+        });
+        actions.push(Action::Reply {
+            session,
+            request,
+            reply,
+        });
+    }
+
+    fn count_offer(&mut self, outcome: OfferOutcome) {
+        self.stats.offered += 1;
+        match outcome {
+            OfferOutcome::Wanted => self.stats.wanted += 1,
+            OfferOutcome::Held => self.stats.held += 1,
+            OfferOutcome::NoCredit => self.stats.declined_credit += 1,
+            OfferOutcome::NoParent => self.stats.declined_parent += 1,
+            OfferOutcome::Full | OfferOutcome::NotAdmitted => self.stats.declined_full += 1,
+        }
+    }
+
+    fn offer_key(&mut self, tip: &mut Tip, key: &PageKey, slots: &mut Vec<SlotId>) -> OfferOutcome {
+        let known = self.index.find(tip.space, key);
+        if let Some(page) = known
+            && !self.agrees(page, tip)
+        {
+            // The key hangs elsewhere already. A chain cannot have two shapes: what was stored
+            // first is believed.
+            tip.above = None;
+            return *tip.declined.insert(OfferOutcome::NoParent);
+        }
+        if let Some(page) = known
+            && self.index[page].is_alive()
+        {
+            self.adopt(page, tip.above);
+            self.touch(page, tip.stamp);
+            tip.above = Some(page);
+            return OfferOutcome::Held;
+        }
+        let wanted = match tip.declined {
+            Some(outcome) => Err(outcome),
+            None => self.want(tip, key, known),
+        };
+        match wanted {
+            Ok((page, slot)) => {
+                slots.push(slot);
+                tip.above = Some(page);
+                OfferOutcome::Wanted
+            }
+            Err(outcome) => {
+                tip.declined = Some(outcome);
+                tip.above = None;
+                outcome
+            }
+        }
+    }
+
+    /// Whether a known page can be the next of this chain.
+    fn agrees(&self, page: PageId, tip: &Tip) -> bool {
+        let page = &self.index[page];
+        let same_parent = match (page.parent, tip.above) {
+            (Some(known), Some(above)) => known == above,
+            // Behind a declined key, or an ancestor that only recovery has named.
+            _ => true,
+        };
+        page.depth == tip.depth && same_parent
+    }
+
+    fn adopt(&mut self, page: PageId, above: Option<PageId>) {
+        if let (None, Some(above)) = (self.index[page].parent, above) {
+            self.link(page, above);
+        }
+    }
+
+    /// Takes a slot for a page that is in no tier.
+    fn want(
+        &mut self,
+        tip: &Tip,
+        key: &PageKey,
+        known: Option<PageId>,
+    ) -> Result<(PageId, SlotId), OfferOutcome> {
+        let class = self.spaces.get(tip.space).class;
+        // Standing as the last entry there could be: a tie is settled at the commit.
+        let stands = OrderKey::new(tip.stamp, tip.depth, PageId(u32::MAX));
+        if !self.may_fit(class, stands) {
+            return Err(OfferOutcome::Full);
+        }
+        let staging = self.staging_mut(tip.session, tip.space);
+        if staging.is_none_or(|staging| staging.free.is_empty()) {
+            return Err(OfferOutcome::NoCredit);
+        }
+        let page = match known {
+            Some(page) => page,
+            None => {
+                let page = Page::new(tip.space, class, *key, tip.depth);
+                let page = self.index.insert(page).ok_or(OfferOutcome::Full)?;
+                self.spaces.get_mut(tip.space).pages += 1;
+                page
+            }
+        };
+        self.adopt(page, tip.above);
+        self.touch(page, tip.stamp);
+        let entry = &mut self.index[page];
+        entry.dram = Dram::Offered;
+        entry.touched = false;
+        let used_as = Slot::Assigned {
+            offer: tip.offer,
+            page,
+        };
+        let staging = self
+            .staging_mut(tip.session, tip.space)
+            .expect("found above");
+        let slot = staging.take(used_as).expect("a slot was free above");
+        Ok((page, slot))
+    }
+}

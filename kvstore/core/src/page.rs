@@ -1,0 +1,132 @@
+use crate::order::OrderKey;
+use crate::spaces::ClassId;
+use undercroft_wire::{Extent, FrameId, JobId, PageKey, SpaceId};
+
+/// A page's place in the index. Taken again once the page is forgotten, so whoever keeps one
+/// across steps also keeps a pin, a keep, a child or a job on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct PageId(pub(crate) u32);
+
+/// What DRAM has of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dram {
+    /// Nothing.
+    None,
+    /// A staging slot is assigned; the page may come or not.
+    Offered,
+    /// A copy worker is filling the frame from a slot.
+    Filling,
+    /// The frame is being filled from SSD.
+    Reading,
+    /// The page.
+    Resident,
+}
+
+/// What the SSD has of a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ssd {
+    /// Nothing.
+    None,
+    /// The frame is being written.
+    Writing,
+    /// A record.
+    On(Extent),
+}
+
+/// All that is known of one page. Without any tier it stays only while it has children or
+/// somebody still names it: it keeps the links of its descendants valid.
+#[derive(Debug, Clone)]
+pub(crate) struct Page {
+    pub(crate) key: PageKey,
+    pub(crate) space: SpaceId,
+    pub(crate) class: ClassId,
+    /// `None` for the first page of a chain, and for a recovered page's ancestor of which
+    /// nothing but its key is known.
+    pub(crate) parent: Option<PageId>,
+    pub(crate) depth: u32,
+    /// Entries whose parent this is.
+    pub(crate) children: u32,
+    /// The newest request that used the page or a descendant of it.
+    pub(crate) stamp: u64,
+    pub(crate) dram: Dram,
+    pub(crate) frame: Option<FrameId>,
+    pub(crate) ssd: Ssd,
+    /// CRC-64/NVME of the payload; meaningful while the page is in DRAM.
+    pub(crate) crc: u64,
+    /// Leases, holds and copies that need the frame to stay.
+    pub(crate) pins: u32,
+    /// Leases and holds that need the page to stay in some tier.
+    pub(crate) keeps: u32,
+    /// Used since its record was appended.
+    pub(crate) touched: bool,
+    /// Its record is being appended anew.
+    pub(crate) relocating: bool,
+    /// The SSD would not take it: evicting it loses it.
+    pub(crate) append_refused: bool,
+    /// Whether it stands in its class's eviction order.
+    pub(crate) ordered: bool,
+    /// The read under way, meaningful in [`Dram::Reading`].
+    pub(crate) read_job: JobId,
+    /// The segment its record lies in, by age; meaningful in [`Ssd::On`].
+    pub(crate) segment: u64,
+    /// Neighbours in the segment's list of pages.
+    pub(crate) newer: Option<PageId>,
+    pub(crate) older: Option<PageId>,
+}
+
+impl Page {
+    /// A page that nobody knows anything of but its name and place in its chain.
+    pub(crate) fn new(space: SpaceId, class: ClassId, key: PageKey, depth: u32) -> Self {
+        Self {
+            key,
+            space,
+            class,
+            parent: None,
+            depth,
+            children: 0,
+            stamp: 0,
+            dram: Dram::None,
+            frame: None,
+            ssd: Ssd::None,
+            crc: 0,
+            pins: 0,
+            keeps: 0,
+            touched: false,
+            relocating: false,
+            append_refused: false,
+            ordered: false,
+            read_job: JobId(0),
+            segment: 0,
+            newer: None,
+            older: None,
+        }
+    }
+
+    pub(crate) fn on_ssd(&self) -> bool {
+        matches!(self.ssd, Ssd::On(_))
+    }
+
+    /// Whether a lookup may report it.
+    pub(crate) fn is_visible(&self) -> bool {
+        self.dram == Dram::Resident || self.on_ssd()
+    }
+
+    /// Whether it is in a tier or on its way to one: what a child may hang from.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.dram != Dram::None || self.on_ssd()
+    }
+
+    /// Whether nothing and nobody needs the entry.
+    pub(crate) fn is_idle(&self) -> bool {
+        !self.is_alive()
+            && self.children == 0
+            && self.pins == 0
+            && self.keeps == 0
+            && !self.relocating
+    }
+
+    /// Where it stands in the eviction order.
+    pub(crate) fn order_key(&self, id: PageId) -> OrderKey {
+        OrderKey::new(self.stamp, self.depth, id)
+    }
+}

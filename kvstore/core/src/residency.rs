@@ -1,0 +1,219 @@
+use crate::Core;
+use crate::page::{Dram, PageId, Ssd};
+use crate::spaces::ClassId;
+
+/// What happens to one page, whoever asks: touching, pinning, leaving a tier, being forgotten.
+impl Core {
+    /// Marks a page as used by the request `stamp`. Ancestors are used with it, so a page is
+    /// never newer than the one before it: raising stops where that holds already.
+    pub(crate) fn touch(&mut self, page: PageId, stamp: u64) {
+        self.index[page].touched = true;
+        let mut next = Some(page);
+        while let Some(id) = next {
+            let page = &mut self.index[id];
+            if page.stamp >= stamp {
+                break;
+            }
+            page.touched = true;
+            next = page.parent;
+            self.restamp(id, stamp);
+        }
+    }
+
+    pub(crate) fn restamp(&mut self, id: PageId, stamp: u64) {
+        self.unorder(id);
+        let page = &mut self.index[id];
+        page.stamp = stamp;
+        page.append_refused = false;
+        self.settle(id);
+    }
+
+    fn unorder(&mut self, id: PageId) {
+        let page = &mut self.index[id];
+        if page.ordered {
+            page.ordered = false;
+            let (class, key) = (page.class, page.order_key(id));
+            self.frames.class_mut(class).order.remove(key);
+        }
+    }
+
+    /// Whether a page in DRAM could be written to SSD now.
+    pub(crate) fn is_demotable(&self, id: PageId) -> bool {
+        let page = &self.index[id];
+        let usable = self.ssd.as_ref().is_some_and(|ssd| ssd.usable);
+        usable && page.ssd == Ssd::None && !page.append_refused
+    }
+
+    /// Whether the page may be taken from DRAM, at once or after it was written to SSD.
+    pub(crate) fn is_evictable(&self, id: PageId) -> bool {
+        let page = &self.index[id];
+        let stays = page.keeps == 0 || page.ssd != Ssd::None || self.is_demotable(id);
+        page.dram == Dram::Resident && page.pins == 0 && stays
+    }
+
+    /// Puts the page into its class's order, or takes it out, after anything it depends on has
+    /// changed.
+    pub(crate) fn settle(&mut self, id: PageId) {
+        let evictable = self.is_evictable(id);
+        let page = &mut self.index[id];
+        if evictable == page.ordered {
+            return;
+        }
+        if page.ordered {
+            self.unorder(id);
+        } else {
+            page.ordered = true;
+            let (class, key) = (page.class, page.order_key(id));
+            let class_state = self.frames.class_mut(class);
+            class_state.order.insert(key);
+            if !class_state.waiting.is_empty() {
+                self.wake(class);
+            }
+        }
+    }
+
+    pub(crate) fn pin(&mut self, id: PageId) {
+        self.index[id].pins += 1;
+        self.settle(id);
+    }
+
+    pub(crate) fn unpin(&mut self, id: PageId) {
+        let page = &mut self.index[id];
+        page.pins = page
+            .pins
+            .checked_sub(1)
+            .expect("a page is unpinned as often as pinned");
+        self.settle(id);
+        self.prune(id);
+    }
+
+    pub(crate) fn keep(&mut self, id: PageId) {
+        self.index[id].keeps += 1;
+        self.settle(id);
+    }
+
+    pub(crate) fn unkeep(&mut self, id: PageId) {
+        let page = &mut self.index[id];
+        page.keeps = page
+            .keeps
+            .checked_sub(1)
+            .expect("a page is unkept as often as kept");
+        self.settle(id);
+        self.prune(id);
+    }
+
+    /// Turns a keep into a pin: the page is about to be delivered.
+    pub(crate) fn keep_to_pin(&mut self, id: PageId) {
+        let page = &mut self.index[id];
+        page.pins += 1;
+        page.keeps = page
+            .keeps
+            .checked_sub(1)
+            .expect("a page is unkept as often as kept");
+        self.settle(id);
+    }
+
+    /// Takes the page's frame away. The caller settles what becomes of the page.
+    pub(crate) fn drop_frame(&mut self, id: PageId) {
+        self.unorder(id);
+        let page = &mut self.index[id];
+        page.dram = Dram::None;
+        let frame = page.frame.take().expect("a page in DRAM has a frame");
+        let class = page.class;
+        self.frames.give_back(class, frame);
+        self.wake(class);
+    }
+
+    /// Takes an evictable page out of DRAM.
+    pub(crate) fn evict(&mut self, id: PageId) {
+        assert!(
+            self.index[id].ordered,
+            "only pages in the eviction order are evicted"
+        );
+        self.resident -= 1;
+        self.stats.evicted_pages += 1;
+        if self.ssd.is_some() && self.index[id].ssd == Ssd::None {
+            self.stats.lost_pages += 1;
+        }
+        self.drop_frame(id);
+        self.prune(id);
+    }
+
+    /// The frame is filled: from here on lookups see the page.
+    pub(crate) fn become_resident(&mut self, id: PageId, crc: u64) {
+        let page = &mut self.index[id];
+        assert!(page.frame.is_some(), "a filled page has a frame");
+        page.dram = Dram::Resident;
+        page.crc = crc;
+        self.resident += 1;
+        self.settle(id);
+    }
+
+    /// Drops an offered page that will not come.
+    pub(crate) fn drop_offered(&mut self, id: PageId) {
+        let page = &mut self.index[id];
+        assert_eq!(
+            page.dram,
+            Dram::Offered,
+            "an assigned slot's page is offered"
+        );
+        page.dram = Dram::None;
+        self.prune(id);
+    }
+
+    /// Forgets a page that nothing needs any more, and its ancestors that only it needed.
+    pub(crate) fn prune(&mut self, id: PageId) {
+        let mut next = Some(id);
+        while let Some(id) = next {
+            if !self.index[id].is_idle() {
+                break;
+            }
+            let page = self.index.remove(id);
+            self.spaces.get_mut(page.space).pages -= 1;
+            next = page.parent;
+            if let Some(parent) = next {
+                self.index[parent].children -= 1;
+            }
+        }
+    }
+
+    /// Hangs a page on the one before it. Nothing may be newer than its parent.
+    pub(crate) fn link(&mut self, child: PageId, parent: PageId) {
+        assert_eq!(
+            self.index[parent].depth + 1,
+            self.index[child].depth,
+            "a child lies one page deeper than its parent"
+        );
+        self.index[child].parent = Some(parent);
+        self.index[parent].children += 1;
+        let stamp = self.index[child].stamp;
+        if self.index[parent].stamp < stamp {
+            self.touch(parent, stamp);
+        }
+    }
+
+    /// Whether the page before this one is in a tier or on its way, or there is none.
+    pub(crate) fn is_parent_alive(&self, id: PageId) -> bool {
+        let page = &self.index[id];
+        match page.parent {
+            Some(parent) => self.index[parent].is_alive(),
+            None => page.depth == 0,
+        }
+    }
+
+    /// Has the class looked at before the step ends: a frame or a victim may have turned up.
+    pub(crate) fn wake(&mut self, class: ClassId) {
+        let state = self.frames.class_mut(class);
+        if !state.hungry {
+            state.hungry = true;
+            self.hungry.push(class);
+        }
+    }
+
+    /// A job that used a frame of the class has ended.
+    pub(crate) fn unbusy(&mut self, class: ClassId) {
+        let state = self.frames.class_mut(class);
+        state.busy = state.busy.checked_sub(1).expect("a job ends once");
+        self.wake(class);
+    }
+}

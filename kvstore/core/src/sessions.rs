@@ -1,0 +1,236 @@
+use crate::fetches::FetchId;
+use crate::page::PageId;
+use crate::{Action, Core, ProcessId};
+use std::collections::{BTreeMap, VecDeque};
+use undercroft_wire::{
+    DomainId, LeaseId, Mode, OfferId, Refused, RefusedReason, Reply, RequestId, SessionId, SlotId,
+    SpaceDigest, SpaceId, SpaceOpened,
+};
+
+/// One connected process, or what is left of it while its leases are held.
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) process: ProcessId,
+    pub(crate) mode: Mode,
+    /// False once the socket is closed.
+    pub(crate) open: bool,
+    pub(crate) stagings: BTreeMap<SpaceId, Staging>,
+    pub(crate) leases: BTreeMap<LeaseId, FetchId>,
+    /// Pages named by all its leases.
+    pub(crate) leased_pages: u32,
+}
+
+/// What a slot is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Slot {
+    Free,
+    /// Waits for the client to fill it.
+    Assigned {
+        offer: OfferId,
+        page: PageId,
+    },
+    /// Filled; waits for a frame or is being copied into one.
+    Committed,
+    /// Holds a page delivered in copy mode, or is about to.
+    Delivering,
+}
+
+/// A session's staging area for one space: its free slots are the session's credits.
+#[derive(Debug)]
+pub(crate) struct Staging {
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) free: Vec<SlotId>,
+    /// Fetches in copy mode that wait for a slot.
+    pub(crate) waiting: VecDeque<FetchId>,
+}
+
+impl Staging {
+    fn new(slots: u32) -> Self {
+        Self {
+            slots: vec![Slot::Free; slots as usize],
+            free: (0..slots).rev().map(SlotId).collect(),
+            waiting: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn take(&mut self, used_as: Slot) -> Option<SlotId> {
+        let slot = self.free.pop()?;
+        self.slots[slot.0 as usize] = used_as;
+        Some(slot)
+    }
+
+    /// Takes the slot out of an offer's hands; `None` if it is not in them.
+    pub(crate) fn commit(&mut self, slot: SlotId, offer: OfferId) -> Option<PageId> {
+        let state = self.slots.get_mut(slot.0 as usize)?;
+        match *state {
+            Slot::Assigned {
+                offer: assigned,
+                page,
+            } if assigned == offer => {
+                *state = Slot::Committed;
+                Some(page)
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Core {
+    pub(crate) fn session_opened(&mut self, id: SessionId, process: ProcessId, mode: Mode) {
+        if !self.has_session_room() || self.sessions.contains_key(&id) {
+            return;
+        }
+        let session = Session {
+            process,
+            mode,
+            open: true,
+            stagings: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            leased_pages: 0,
+        };
+        self.sessions.insert(id, session);
+    }
+
+    pub(crate) fn space_opened(
+        &mut self,
+        session: SessionId,
+        request: RequestId,
+        (domain, digest, page_bytes): (DomainId, SpaceDigest, u32),
+        slots: u32,
+        actions: &mut Vec<Action>,
+    ) {
+        let space = match self.intern_space(domain, digest, page_bytes) {
+            Ok(space) => space,
+            Err(refused) => {
+                let reply = Reply::Refused(refused);
+                actions.push(Action::Reply {
+                    session,
+                    request,
+                    reply,
+                });
+                return;
+            }
+        };
+        let known = self
+            .sessions
+            .get_mut(&session)
+            .filter(|session| session.open);
+        let Some(state) = known.filter(|state| !state.stagings.contains_key(&space)) else {
+            let detail = "the space is open already, or the session is not";
+            return self.refuse(session, request, RefusedReason::Invalid, detail, actions);
+        };
+        state.stagings.insert(space, Staging::new(slots));
+        let entry = self.spaces.get_mut(space);
+        entry.opened += 1;
+        let slot_bytes = self.frames.class(entry.class).frame_bytes;
+        let reply = Reply::SpaceOpened(SpaceOpened {
+            space,
+            slots,
+            slot_bytes,
+        });
+        actions.push(Action::Reply {
+            session,
+            request,
+            reply,
+        });
+    }
+
+    /// The socket is gone: no more replies, no more slots.
+    pub(crate) fn session_closed(&mut self, id: SessionId, actions: &mut Vec<Action>) {
+        let Some(session) = self.sessions.get_mut(&id).filter(|session| session.open) else {
+            return;
+        };
+        session.open = false;
+        let stagings = std::mem::take(&mut session.stagings);
+        let leases: Vec<FetchId> = session.leases.values().copied().collect();
+        let copy_mode = session.mode == Mode::Copy;
+        self.drop_claims_of(id);
+        for (space, staging) in stagings {
+            self.spaces.get_mut(space).opened -= 1;
+            for slot in staging.slots {
+                if let Slot::Assigned { page, .. } = slot {
+                    self.stats.returned += 1;
+                    self.drop_offered(page);
+                }
+            }
+        }
+        self.commits.retain(|_, commit| commit.session != id);
+        let holds = self.holds.iter().filter(|(_, hold)| hold.session == id);
+        for hold in holds.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.end_hold(hold);
+        }
+        for fetch in leases {
+            self.abandon_fetch(fetch, actions);
+            if copy_mode {
+                // What it was given lies in its own staging area: no frame is read any more.
+                self.end_lease(fetch);
+            }
+        }
+        self.forget_session_if_done(id);
+    }
+
+    pub(crate) fn process_gone(&mut self, id: SessionId, actions: &mut Vec<Action>) {
+        self.session_closed(id, actions);
+        let Some(session) = self.sessions.get(&id) else {
+            return;
+        };
+        for fetch in session.leases.values().copied().collect::<Vec<_>>() {
+            self.end_lease(fetch);
+        }
+        self.forget_session_if_done(id);
+    }
+
+    pub(crate) fn forget_session_if_done(&mut self, id: SessionId) {
+        let done = |session: &Session| !session.open && session.leases.is_empty();
+        if self.sessions.get(&id).is_some_and(done) {
+            self.sessions.remove(&id);
+        }
+    }
+
+    pub(crate) fn staging_mut(
+        &mut self,
+        session: SessionId,
+        space: SpaceId,
+    ) -> Option<&mut Staging> {
+        self.sessions.get_mut(&session)?.stagings.get_mut(&space)
+    }
+
+    /// Gives a slot back; a slot of a session that is gone needs no giving back.
+    pub(crate) fn free_slot(&mut self, session: SessionId, space: SpaceId, slot: SlotId) {
+        let Some(staging) = self.staging_mut(session, space) else {
+            return;
+        };
+        let state = &mut staging.slots[slot.0 as usize];
+        assert_ne!(*state, Slot::Free, "a slot is freed once");
+        *state = Slot::Free;
+        staging.free.push(slot);
+        if let Some(fetch) = staging.waiting.pop_front() {
+            if let Some(fetch) = self.fetches.get_mut(&fetch) {
+                fetch.waits_for_slot = false;
+            }
+            self.ready.push_back(fetch);
+        }
+    }
+
+    pub(crate) fn refuse(
+        &mut self,
+        session: SessionId,
+        request: RequestId,
+        reason: RefusedReason,
+        detail: &str,
+        actions: &mut Vec<Action>,
+    ) {
+        if reason == RefusedReason::Busy {
+            self.stats.refused_busy += 1;
+        }
+        let reply = Reply::Refused(Refused {
+            reason,
+            detail: detail.to_owned(),
+        });
+        actions.push(Action::Reply {
+            session,
+            request,
+            reply,
+        });
+    }
+}

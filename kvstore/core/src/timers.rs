@@ -1,0 +1,27 @@
+use crate::fetches::FetchId;
+use crate::{Action, Core};
+use undercroft_wire::{FetchOutcome, HoldId};
+
+/// What waits for time to pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Timer {
+    Fetch(FetchId),
+    Hold(HoldId),
+}
+
+impl Core {
+    /// Ends everything whose time is over.
+    pub(crate) fn expire(&mut self, actions: &mut Vec<Action>) {
+        while let Some(&(due, timer)) = self.timers.first()
+            && due <= self.now
+        {
+            match timer {
+                Timer::Fetch(fetch) => self.stop_fetch(fetch, FetchOutcome::Deadline, actions),
+                Timer::Hold(hold) => {
+                    self.stats.holds_expired += 1;
+                    self.end_hold(hold);
+                }
+            }
+        }
+    }
+}

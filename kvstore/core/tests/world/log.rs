@@ -1,0 +1,91 @@
+//! A page log that remembers identities only.
+
+use std::collections::{BTreeMap, VecDeque};
+use undercroft_core::RecoveredRecord;
+use undercroft_wire::{DeviceId, Extent, PageIdentity, SegmentId, SegmentUse};
+
+pub(crate) const DEVICE: DeviceId = DeviceId(0);
+
+/// Segments of a fixed number of records. The last free segment is kept for relocations.
+pub(crate) struct Log {
+    records: u32,
+    free: VecDeque<(SegmentId, SegmentUse)>,
+    /// The segment being written and how many records it has.
+    open: Option<(SegmentId, SegmentUse, u32)>,
+    by_extent: BTreeMap<Extent, PageIdentity>,
+    order: Vec<Extent>,
+    pub(crate) to_free: Vec<(SegmentId, SegmentUse)>,
+}
+
+impl Log {
+    pub(crate) fn new(segments: u32, records: u32) -> Self {
+        Self {
+            records,
+            free: (0..segments)
+                .map(|at| (SegmentId(at), SegmentUse(1)))
+                .collect(),
+            open: None,
+            by_extent: BTreeMap::new(),
+            order: Vec::new(),
+            to_free: Vec::new(),
+        }
+    }
+
+    pub(crate) fn free_segments(&self) -> u32 {
+        self.free.len() as u32
+    }
+
+    pub(crate) fn record(&self, extent: Extent) -> Option<PageIdentity> {
+        self.by_extent.get(&extent).copied()
+    }
+
+    pub(crate) fn append(&mut self, identity: PageIdentity, relocates: bool) -> Option<Extent> {
+        if self.open.is_none_or(|(_, _, used)| used == self.records) {
+            if self.free.len() < 2 && !relocates {
+                return None;
+            }
+            let (segment, segment_use) = self.free.pop_front()?;
+            self.open = Some((segment, segment_use, 0));
+        }
+        let (segment, segment_use, used) = self.open.as_mut()?;
+        let (device, record) = (DEVICE, *used);
+        let extent = Extent {
+            device,
+            segment: *segment,
+            segment_use: *segment_use,
+            record,
+        };
+        *used += 1;
+        self.by_extent.insert(extent, identity);
+        self.order.push(extent);
+        Some(extent)
+    }
+
+    pub(crate) fn free(&mut self, segment: SegmentId, segment_use: SegmentUse) {
+        let open = self.open.is_some_and(|(open, _, _)| open == segment);
+        assert!(!open, "the segment being written is not freed");
+        let before = self.by_extent.len();
+        let gone = |extent: &Extent| extent.segment == segment;
+        self.by_extent.retain(|extent, _| !gone(extent));
+        self.order.retain(|extent| !gone(extent));
+        assert!(self.by_extent.len() < before, "a segment in use is freed");
+        self.free
+            .push_back((segment, SegmentUse(segment_use.0 + 1)));
+    }
+
+    /// Loses a record without anybody being told.
+    pub(crate) fn damage(&mut self, extent: Extent) {
+        self.by_extent.remove(&extent);
+        self.order.retain(|other| *other != extent);
+    }
+
+    /// What a scan at start finds, in the order of appending.
+    pub(crate) fn recover(&self) -> Vec<RecoveredRecord> {
+        let found = self.order.iter().map(|extent| RecoveredRecord {
+            identity: self.by_extent[extent],
+            extent: *extent,
+            payload_crc: 0,
+        });
+        found.collect()
+    }
+}

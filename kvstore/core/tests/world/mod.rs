@@ -1,0 +1,697 @@
+//! A daemon around the core without any bytes: memory, staging areas and an SSD that remember
+//! which page they hold, so that every promise the core makes can be held against them.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+pub(crate) mod log;
+
+use log::Log;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use undercroft_core::{
+    Action, AppendOutcome, Config, CopyOutcome, Core, Event, FramePlace, Micros, ProcessId,
+    ReadOutcome, SsdConfig,
+};
+use undercroft_wire::{
+    Commit, DomainId, Extent, Fetch, FetchEnd, FetchOutcome, FetchSource, FrameId, JobId, LeaseId,
+    Lookup, LookupReply, Mode, Offer, OfferId, OfferReply, PageIdentity, PageKey, PagePlace,
+    Release, Reply, Request, RequestId, SessionId, SlotId, SpaceDigest, SpaceId, Stamp,
+};
+
+/// What a frame, a slot or a record holds: the checksum that stands for one page.
+pub(crate) type Content = u64;
+
+/// A key that names its chain and its depth; key `(0, 1)` and `(1, 1)` may share `(0, 0)` as
+/// the caller likes.
+pub(crate) fn key(chain: u64, depth: u64) -> PageKey {
+    let mut bytes = [0; 32];
+    let spread = (chain << 32 | depth).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    bytes[..8].copy_from_slice(&spread.to_le_bytes());
+    bytes[8..16].copy_from_slice(&chain.to_le_bytes());
+    bytes[16..24].copy_from_slice(&depth.to_le_bytes());
+    PageKey(bytes)
+}
+
+/// What a page of a space must contain.
+pub(crate) fn content(space: SpaceDigest, key: &PageKey) -> Content {
+    let mut sum = 0xcbf2_9ce4_8422_2325_u64;
+    for byte in space.0.iter().chain(&key.0) {
+        sum = (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    sum
+}
+
+pub(crate) fn digest(space: u8) -> SpaceDigest {
+    SpaceDigest([space; 32])
+}
+
+/// A lease as its holder sees it.
+pub(crate) struct HeldLease {
+    pub(crate) space: SpaceId,
+    pub(crate) keys: Vec<PageKey>,
+    /// Pages delivered so far, and which of them are given back.
+    pub(crate) places: Vec<PagePlace>,
+    pub(crate) released: usize,
+    pub(crate) ended: Option<FetchEnd>,
+}
+
+pub(crate) struct OpenCommit {
+    pub(crate) session: SessionId,
+    pub(crate) answered: Option<Vec<u8>>,
+}
+
+/// A core and the world around it.
+pub(crate) struct World {
+    pub(crate) core: Core,
+    pub(crate) now: Micros,
+    pub(crate) log: Option<Log>,
+    pub(crate) jobs: BTreeMap<JobId, Action>,
+    pub(crate) frames: HashMap<FrameId, Option<Content>>,
+    /// Where each frame lies, and back.
+    pub(crate) places: HashMap<(u32, u64), FrameId>,
+    pub(crate) slots: HashMap<(SessionId, SpaceId, SlotId), Content>,
+    pub(crate) spaces: HashMap<SpaceId, (SpaceDigest, u32)>,
+    pub(crate) leases: BTreeMap<(SessionId, LeaseId), HeldLease>,
+    pub(crate) fetches: HashMap<(SessionId, RequestId), LeaseId>,
+    pub(crate) commits: BTreeMap<(SessionId, RequestId), OpenCommit>,
+    pub(crate) closed: BTreeSet<SessionId>,
+    pub(crate) replies: Vec<(SessionId, RequestId, Reply)>,
+    pub(crate) modes: HashMap<SessionId, Mode>,
+    pub(crate) audits: bool,
+    next_request: u32,
+}
+
+impl World {
+    pub(crate) fn new(config: Config) -> Self {
+        Self {
+            core: Core::new(config).unwrap(),
+            now: Micros(0),
+            log: None,
+            jobs: BTreeMap::new(),
+            frames: HashMap::new(),
+            places: HashMap::new(),
+            slots: HashMap::new(),
+            spaces: HashMap::new(),
+            leases: BTreeMap::new(),
+            fetches: HashMap::new(),
+            commits: BTreeMap::new(),
+            closed: BTreeSet::new(),
+            replies: Vec::new(),
+            modes: HashMap::new(),
+            audits: true,
+            next_request: 0,
+        }
+    }
+
+    /// A world with one part of `frames` frames of 4096 bytes and no SSD.
+    pub(crate) fn dram(frames: u64) -> Self {
+        Self::new(Config {
+            slab_bytes: 2 * 4096,
+            ..Config::dram_only(frames * 4096)
+        })
+    }
+
+    /// The same with an SSD of `segments` segments with `records` records each.
+    pub(crate) fn with_ssd(frames: u64, capacity: u64, segments: u32, records: u32) -> Self {
+        let ssd = SsdConfig {
+            capacity_bytes: capacity * 4096,
+            low_water_segments: 1,
+            free_segments: segments,
+            read_bytes_per_s: 1 << 30,
+            read_latency_us: 100,
+        };
+        let mut world = Self::new(Config {
+            ssd: Some(ssd),
+            slab_bytes: 2 * 4096,
+            demote_ahead: 2,
+            fetch_window: 2,
+            ..Config::dram_only(frames * 4096)
+        });
+        world.log = Some(Log::new(segments, records));
+        world
+    }
+
+    pub(crate) fn step(&mut self, event: Event<'_>) {
+        let mut actions = Vec::new();
+        self.core.step(self.now, event, &mut actions);
+        if self.audits {
+            self.core.audit();
+        }
+        for action in actions {
+            self.take(action);
+        }
+    }
+
+    fn take(&mut self, action: Action) {
+        match &action {
+            Action::Reply {
+                session,
+                request,
+                reply,
+            } => {
+                assert!(
+                    !self.closed.contains(session),
+                    "a closed session is told nothing"
+                );
+                self.note_reply(*session, *request, reply);
+                self.replies.push((*session, *request, reply.clone()));
+            }
+            Action::CopyIn { job, frame, .. } | Action::Read { job, frame, .. } => {
+                self.claim(*frame);
+                self.jobs.insert(*job, action);
+            }
+            Action::CopyOut { job, frame, .. } => {
+                assert!(
+                    self.frames[&frame.frame].is_some(),
+                    "only whole pages are delivered"
+                );
+                self.jobs.insert(*job, action);
+            }
+            Action::Append {
+                job,
+                frame,
+                identity,
+                payload_crc,
+            } => {
+                let held = self.frames[&frame.frame].expect("only whole pages are demoted");
+                assert_eq!(
+                    held,
+                    content(identity.space, &identity.key),
+                    "the named page"
+                );
+                assert_eq!(held, *payload_crc, "the checksum born with the page");
+                self.jobs.insert(*job, action);
+            }
+            Action::Relocate {
+                job,
+                extent,
+                identity,
+            } => {
+                let log = self.log.as_ref().expect("there is an SSD");
+                assert_eq!(
+                    log.record(*extent),
+                    Some(*identity),
+                    "records are relocated"
+                );
+                self.jobs.insert(*job, action);
+            }
+            Action::FreeSegment {
+                segment,
+                segment_use,
+                ..
+            } => {
+                let reading = |job: &Action| match job {
+                    Action::Read { extent, .. } | Action::Relocate { extent, .. } => {
+                        extent.segment == *segment
+                    }
+                    _ => false,
+                };
+                assert!(
+                    !self.jobs.values().any(reading),
+                    "nobody reads a freed segment"
+                );
+                let log = self.log.as_mut().expect("there is an SSD");
+                log.to_free.push((*segment, *segment_use));
+            }
+        }
+    }
+
+    /// A frame is about to be overwritten: nobody may be using it.
+    fn claim(&mut self, frame: FramePlace) {
+        let at = (frame.part.0, frame.offset);
+        let known = *self.places.entry(at).or_insert(frame.frame);
+        assert_eq!(known, frame.frame, "a frame stays where it is");
+        for lease in self.leases.values() {
+            let leased = lease.places[lease.released..].iter();
+            let mut leased = leased.filter(|place| place.part != PagePlace::STAGING);
+            assert!(
+                !leased.any(|place| (place.part.0, place.offset) == at),
+                "a leased frame keeps its bytes"
+            );
+        }
+        for job in self.jobs.values() {
+            let used = match job {
+                Action::CopyIn { frame, .. }
+                | Action::CopyOut { frame, .. }
+                | Action::Append { frame, .. }
+                | Action::Read { frame, .. } => Some(frame.frame),
+                _ => None,
+            };
+            assert_ne!(
+                used,
+                Some(frame.frame),
+                "a frame in use by a job is not overwritten"
+            );
+        }
+        self.frames.insert(frame.frame, None);
+    }
+
+    fn note_reply(&mut self, session: SessionId, request: RequestId, reply: &Reply) {
+        match reply {
+            Reply::FetchReady(ready) => {
+                let copy = self.modes[&session] == Mode::Copy;
+                let lease = self.leases.get_mut(&(session, ready.lease)).unwrap();
+                assert!(lease.ended.is_none(), "nothing is delivered after the end");
+                assert_eq!(
+                    ready.first as usize,
+                    lease.places.len(),
+                    "delivered in order"
+                );
+                for place in &ready.places {
+                    let wanted = &lease.keys[lease.places.len()];
+                    let (space, page_bytes) = self.spaces[&lease.space];
+                    let held = if copy {
+                        assert_eq!(place.part, PagePlace::STAGING);
+                        let slot = place.offset / u64::from(page_bytes.next_multiple_of(4096));
+                        self.slots[&(session, lease.space, SlotId(slot as u32))]
+                    } else {
+                        let frame = self.places[&(place.part.0, place.offset)];
+                        self.frames[&frame].expect("only whole pages are delivered")
+                    };
+                    assert_eq!(held, content(space, wanted), "the page that was asked for");
+                    lease.places.push(*place);
+                }
+            }
+            Reply::FetchEnd(end) if end.outcome != FetchOutcome::Invalid.to_byte() => {
+                let lease = self.leases.get_mut(&(session, end.lease)).unwrap();
+                assert!(lease.ended.is_none(), "a fetch ends once");
+                assert_eq!(end.ready as usize, lease.places.len());
+                let complete = end.outcome == FetchOutcome::Complete.to_byte();
+                assert_eq!(complete, lease.places.len() == lease.keys.len());
+                lease.ended = Some(*end);
+            }
+            Reply::Commit(reply) => {
+                let commit = self.commits.get_mut(&(session, request)).unwrap();
+                assert!(commit.answered.is_none(), "a commit is answered once");
+                commit.answered = Some(reply.outcomes.clone());
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn open(&mut self, session: u64, pid: u32, mode: Mode) {
+        let session = SessionId(session);
+        self.modes.insert(session, mode);
+        let process = ProcessId { pid, start: 1 };
+        self.step(Event::SessionOpened {
+            session,
+            process,
+            mode,
+        });
+    }
+
+    /// Opens space number `space` of pages of `page_bytes` for a session.
+    pub(crate) fn open_space(
+        &mut self,
+        session: u64,
+        space: u8,
+        page_bytes: u32,
+        slots: u32,
+    ) -> SpaceId {
+        let (session, domain, digest) = (SessionId(session), DomainId::default(), digest(space));
+        let id = self.core.intern_space(domain, digest, page_bytes).unwrap();
+        let request = self.request_id();
+        self.step(Event::SpaceOpened {
+            session,
+            request,
+            domain,
+            digest,
+            page_bytes,
+            slots,
+        });
+        self.spaces.insert(id, (digest, page_bytes));
+        id
+    }
+
+    pub(crate) fn request_id(&mut self) -> RequestId {
+        self.next_request += 1;
+        RequestId(self.next_request)
+    }
+
+    /// Sends a request and returns what was said to it at once, if anything.
+    pub(crate) fn ask(&mut self, session: u64, body: &Request<'_>) -> Option<Reply> {
+        let request = self.request_id();
+        self.ask_as(session, request, body)
+    }
+
+    pub(crate) fn ask_as(
+        &mut self,
+        session: u64,
+        request: RequestId,
+        body: &Request<'_>,
+    ) -> Option<Reply> {
+        let session = SessionId(session);
+        let before = self.replies.len();
+        self.step(Event::Request {
+            session,
+            request,
+            body,
+        });
+        let new = self.replies[before..].iter();
+        let mut mine = new.filter(|(to, about, _)| *to == session && *about == request);
+        mine.next().map(|(_, _, reply)| reply.clone())
+    }
+
+    pub(crate) fn lookup(&mut self, session: u64, space: SpaceId, keys: &[PageKey]) -> LookupReply {
+        self.lookup_hold(session, &[space], keys, 0)
+    }
+
+    pub(crate) fn lookup_hold(
+        &mut self,
+        session: u64,
+        spaces: &[SpaceId],
+        keys: &[PageKey],
+        hold_ms: u32,
+    ) -> LookupReply {
+        let spaces = spaces.to_vec();
+        let request = Request::Lookup(Lookup {
+            spaces,
+            keys: keys.into(),
+            hold_ms,
+        });
+        match self.ask(session, &request) {
+            Some(Reply::Lookup(reply)) => reply,
+            other => panic!("a lookup is answered at once, not with {other:?}"),
+        }
+    }
+
+    pub(crate) fn offer(
+        &mut self,
+        session: u64,
+        space: SpaceId,
+        above: Option<PageKey>,
+        first: u32,
+        keys: &[PageKey],
+        stamp: Stamp,
+    ) -> Option<OfferReply> {
+        let parent = above;
+        let request = Request::Offer(Offer {
+            space,
+            parent,
+            first,
+            keys: keys.into(),
+            stamp,
+        });
+        match self.ask(session, &request) {
+            Some(Reply::Offer(reply)) => {
+                let wanted = keys
+                    .iter()
+                    .zip(&reply.outcomes)
+                    .filter(|(_, outcome)| **outcome == 0);
+                for ((key, _), slot) in wanted.zip(&reply.slots) {
+                    let filled = content(self.spaces[&space].0, key);
+                    self.slots
+                        .insert((SessionId(session), space, *slot), filled);
+                }
+                Some(reply)
+            }
+            _ => None,
+        }
+    }
+
+    pub(crate) fn commit(
+        &mut self,
+        session: u64,
+        space: SpaceId,
+        offer: OfferId,
+        filled: &[SlotId],
+        returned: &[SlotId],
+    ) -> RequestId {
+        let request = self.request_id();
+        let commit = OpenCommit {
+            session: SessionId(session),
+            answered: None,
+        };
+        self.commits.insert((SessionId(session), request), commit);
+        let (filled, returned) = (filled.to_vec(), returned.to_vec());
+        let body = Request::Commit(Commit {
+            space,
+            offer,
+            filled,
+            returned,
+        });
+        self.ask_as(session, request, &body);
+        request
+    }
+
+    pub(crate) fn fetch(
+        &mut self,
+        session: u64,
+        lease: u64,
+        space: SpaceId,
+        keys: &[PageKey],
+        stamp: Stamp,
+        deadline_ms: u32,
+    ) {
+        let source = FetchSource::Keys { keys: keys.into() };
+        self.fetch_from(session, lease, space, (keys, source), stamp, deadline_ms);
+    }
+
+    pub(crate) fn fetch_from(
+        &mut self,
+        session: u64,
+        lease: u64,
+        space: SpaceId,
+        (keys, source): (&[PageKey], FetchSource<'_>),
+        stamp: Stamp,
+        deadline_ms: u32,
+    ) {
+        let lease = LeaseId(lease);
+        let held = HeldLease {
+            space,
+            keys: keys.to_vec(),
+            places: Vec::new(),
+            released: 0,
+            ended: None,
+        };
+        self.leases.insert((SessionId(session), lease), held);
+        let body = Request::Fetch(Fetch {
+            space,
+            lease,
+            source,
+            stamp,
+            deadline_ms,
+        });
+        self.ask(session, &body);
+    }
+
+    pub(crate) fn lease(&self, session: u64, lease: u64) -> &HeldLease {
+        &self.leases[&(SessionId(session), LeaseId(lease))]
+    }
+
+    pub(crate) fn release(&mut self, session: u64, lease: u64, upto: u32) {
+        let (owner, lease) = (SessionId(session), LeaseId(lease));
+        if let Some(held) = self.leases.get_mut(&(owner, lease)) {
+            let upto = (upto as usize).min(held.places.len());
+            held.released = held.released.max(upto);
+        }
+        let body = Request::Release(Release {
+            session: owner,
+            lease,
+            upto,
+        });
+        self.ask(session, &body);
+        if upto == u32::MAX {
+            self.leases.remove(&(owner, lease));
+        }
+    }
+
+    /// Ends the `at`-th job under way; `fails` makes it fail.
+    pub(crate) fn end_job(&mut self, at: usize, fails: bool) {
+        let Some((&job, _)) = self.jobs.iter().nth(at) else {
+            return;
+        };
+        let action = self.jobs.remove(&job).unwrap();
+        match action {
+            Action::CopyIn {
+                session,
+                space,
+                slot,
+                frame,
+                ..
+            } => {
+                let held = self.slots.get(&(session, space, slot)).copied();
+                let outcome = match held {
+                    Some(held) if !fails => {
+                        self.frames.insert(frame.frame, Some(held));
+                        CopyOutcome::Ok(held)
+                    }
+                    _ => CopyOutcome::Failed,
+                };
+                self.step(Event::CopiedIn { job, outcome });
+            }
+            Action::CopyOut {
+                session,
+                space,
+                slot,
+                frame,
+                ..
+            } => {
+                let held = self.frames[&frame.frame].expect("a pinned frame keeps its page");
+                if !fails {
+                    self.slots.insert((session, space, slot), held);
+                }
+                self.step(Event::CopiedOut { job, ok: !fails });
+            }
+            Action::Append {
+                frame, identity, ..
+            } => {
+                let held = self.frames[&frame.frame].expect("a frame being written is whole");
+                assert_eq!(held, content(identity.space, &identity.key));
+                self.end_append(job, identity, fails, false);
+            }
+            Action::Relocate {
+                extent, identity, ..
+            } => {
+                let gone = self.log.as_ref().unwrap().record(extent).is_none();
+                self.end_append(job, identity, fails || gone, true);
+            }
+            Action::Read {
+                extent,
+                identity,
+                frame,
+                ..
+            } => {
+                let record = self.log.as_ref().unwrap().record(extent);
+                let outcome = if fails {
+                    ReadOutcome::Failed
+                } else if record == Some(identity) {
+                    let held = content(identity.space, &identity.key);
+                    self.frames.insert(frame.frame, Some(held));
+                    ReadOutcome::Ok(held)
+                } else {
+                    ReadOutcome::Corrupt
+                };
+                self.step(Event::ReadDone { job, outcome });
+            }
+            other => panic!("not a job: {other:?}"),
+        }
+    }
+
+    fn end_append(&mut self, job: JobId, identity: PageIdentity, fails: bool, relocates: bool) {
+        let log = self.log.as_mut().unwrap();
+        let outcome = if fails {
+            AppendOutcome::Failed
+        } else {
+            log.append(identity, relocates)
+                .map_or(AppendOutcome::NoSpace, AppendOutcome::Written)
+        };
+        let free_segments = log.free_segments();
+        if relocates {
+            self.step(Event::Relocated {
+                job,
+                outcome,
+                free_segments,
+            });
+        } else {
+            self.step(Event::Appended {
+                job,
+                outcome,
+                free_segments,
+            });
+        }
+    }
+
+    /// Frees the segments the core has given up.
+    pub(crate) fn free_segments(&mut self) {
+        while let Some(log) = self.log.as_mut()
+            && let Some((segment, segment_use)) = log.to_free.pop()
+        {
+            log.free(segment, segment_use);
+            let (device, free_segments) = (log::DEVICE, log.free_segments());
+            self.step(Event::SegmentFreed {
+                device,
+                segment,
+                segment_use,
+                free_segments,
+            });
+        }
+    }
+
+    /// Ends every job, oldest first, until none is left.
+    pub(crate) fn finish_jobs(&mut self) {
+        for _ in 0..100_000 {
+            self.free_segments();
+            if self.jobs.is_empty() {
+                return;
+            }
+            self.end_job(0, false);
+        }
+        panic!("the core never comes to rest");
+    }
+
+    /// Lets time pass up to `now` and sends the ticks that fall due.
+    pub(crate) fn advance(&mut self, now: Micros) {
+        self.now = now;
+        while self.core.next_timer().is_some_and(|due| due <= now) {
+            self.step(Event::Tick);
+        }
+    }
+
+    pub(crate) fn close(&mut self, session: u64) {
+        let session = SessionId(session);
+        self.closed.insert(session);
+        self.step(Event::SessionClosed { session });
+        let unanswered = |commit: &OpenCommit| commit.session == session;
+        self.commits.retain(|_, commit| !unanswered(commit));
+        if self.modes[&session] == Mode::Copy {
+            self.leases.retain(|(owner, _), _| *owner != session);
+        }
+    }
+
+    pub(crate) fn kill(&mut self, session: u64) {
+        let session = SessionId(session);
+        self.closed.insert(session);
+        // From here on its frames may be used again.
+        self.leases.retain(|(owner, _), _| *owner != session);
+        self.commits.retain(|(owner, _), _| *owner != session);
+        self.step(Event::ProcessGone { session });
+    }
+
+    /// Stores `keys` of a chain from `first` on, over as many offers as its slots demand.
+    /// Returns how many were stored.
+    pub(crate) fn store(
+        &mut self,
+        session: u64,
+        space: SpaceId,
+        chain: &[PageKey],
+        first: usize,
+        stamp: Stamp,
+    ) -> usize {
+        let (mut at, mut stored) = (first, 0);
+        while at < chain.len() {
+            let above = at.checked_sub(1).map(|above| chain[above]);
+            let Some(reply) = self.offer(session, space, above, at as u32, &chain[at..], stamp)
+            else {
+                return stored;
+            };
+            let settled = reply
+                .outcomes
+                .iter()
+                .take_while(|outcome| **outcome <= 1)
+                .count();
+            if !reply.slots.is_empty() {
+                let request = self.commit(session, space, reply.offer, &reply.slots, &[]);
+                self.finish_jobs();
+                let commit = self.commits.remove(&(SessionId(session), request)).unwrap();
+                let outcomes = commit.answered.expect("a commit is answered at rest");
+                stored += outcomes.iter().filter(|outcome| **outcome == 0).count();
+                if outcomes.iter().any(|outcome| *outcome != 0) {
+                    return stored;
+                }
+            }
+            at += settled;
+            let retry = reply.outcomes.get(settled) == Some(&2);
+            if !retry {
+                break;
+            }
+        }
+        stored
+    }
+
+    pub(crate) fn extent_of_job(&self, at: usize) -> Option<Extent> {
+        match self.jobs.values().nth(at) {
+            Some(Action::Read { extent, .. }) => Some(*extent),
+            _ => None,
+        }
+    }
+}
