@@ -81,6 +81,10 @@ pub struct Part {
     region: Arc<Region>,
 }
 
+fn no_reserved_pages(bytes: usize) -> String {
+    format!("reserved huge pages: no room for {bytes} bytes in the pool (vm.nr_hugepages)")
+}
+
 impl Part {
     /// Makes a part of `bytes` bytes.
     ///
@@ -94,8 +98,8 @@ impl Part {
         let usable = usable_bytes("part", bytes)?;
         let mut refused = Vec::new();
         let reserved = if options.huge == HugePages::Auto && usable >= HUGE_BYTES {
-            Self::map_hugetlb(usable)
-                .inspect_err(|e| refused.push(format!("reserved huge pages: {e}")))
+            Self::map(usable.next_multiple_of(HUGE_BYTES), true)
+                .inspect_err(|_| refused.push(no_reserved_pages(usable)))
                 .ok()
         } else {
             None
@@ -103,7 +107,7 @@ impl Part {
         let hugetlb = reserved.is_some();
         let (fd, mapping) = match reserved {
             Some(made) => made,
-            None => Self::map_plain(usable)?,
+            None => Self::map(usable.next_multiple_of(4096), false)?,
         };
         if let Err(errno) = mapping.keep_out_of_dumps() {
             refused.push(format!("keeping the arena out of core dumps: {errno}"));
@@ -139,14 +143,6 @@ impl Part {
             },
             facts,
         ))
-    }
-
-    fn map_hugetlb(usable: usize) -> Result<(OwnedFd, Mapping), ArenaError> {
-        Self::map(usable.next_multiple_of(HUGE_BYTES), true)
-    }
-
-    fn map_plain(usable: usize) -> Result<(OwnedFd, Mapping), ArenaError> {
-        Self::map(usable.next_multiple_of(4096), false)
     }
 
     fn map(len: usize, hugetlb: bool) -> Result<(OwnedFd, Mapping), ArenaError> {

@@ -84,7 +84,6 @@ mod imp {
     /// Two cache lines at a time.
     const STEP: usize = 128;
     const PAGE: usize = 4096;
-    const STREAMS: usize = 4;
     const AHEAD: usize = 512;
 
     /// Copies `len` bytes past the cache, and with `KEEP` also to `kept`.
@@ -102,20 +101,40 @@ mod imp {
         // SAFETY: every range copied below starts at `at` and ends at or before `len`.
         unsafe {
             cached::<KEEP>(source, target, kept, 0, at);
-            while len - at >= STREAMS * PAGE {
-                for offset in (0..PAGE).step_by(STEP) {
-                    for stream in 0..STREAMS {
-                        step::<KEEP>(source, target, kept, at + stream * PAGE + offset);
-                    }
-                }
-                at += STREAMS * PAGE;
-            }
+            at = streams::<4, KEEP>(source, target, kept, at, len);
+            at = streams::<2, KEEP>(source, target, kept, at, len);
             while len - at >= STEP {
                 step::<KEEP>(source, target, kept, at);
                 at += STEP;
             }
             cached::<KEEP>(source, target, kept, at, len - at);
         }
+    }
+
+    /// Copies from `at` on as long as `STREAMS` whole pages are left, one step of each in turn, and
+    /// returns where it stopped.
+    ///
+    /// # Safety
+    /// As `copy`; `target + at` is a multiple of 64.
+    #[inline(always)]
+    unsafe fn streams<const STREAMS: usize, const KEEP: bool>(
+        source: *const u8,
+        target: *mut u8,
+        kept: *mut u8,
+        mut at: usize,
+        len: usize,
+    ) -> usize {
+        while len - at >= STREAMS * PAGE {
+            for offset in (0..PAGE).step_by(STEP) {
+                for stream in 0..STREAMS {
+                    // SAFETY: the step ends inside the pages that are left, and pages and steps
+                    // keep the alignment.
+                    unsafe { step::<KEEP>(source, target, kept, at + stream * PAGE + offset) };
+                }
+            }
+            at += STREAMS * PAGE;
+        }
+        at
     }
 
     pub(super) fn fence() {
