@@ -1,1 +1,35 @@
-//! Not yet written.
+//! The page log: pages on NVMe, in one preallocated file of segments.
+//!
+//! This crate owns the file and its format (`docs/disk-format.md`), the ring or the threads that
+//! move bytes between it and the arena, the proof of every record, and finding the records again
+//! after a restart or a crash. [`PageLog`] is the handle; operations go in through
+//! [`PageLog::submit`] and come out as [`Completion`]s.
+//!
+//! It never decides what is kept: which page is appended, relocated or given up, and when, is
+//! said by its owner. It knows neither keys nor prefixes beyond carrying them.
+
+mod config;
+mod draft;
+mod engine;
+mod error;
+mod format;
+mod layout;
+mod log;
+mod machine;
+mod op;
+mod pool;
+mod recovery;
+mod ring;
+mod scratch;
+mod segment;
+mod storage;
+mod store;
+mod writer;
+
+pub use config::{EngineChoice, LogConfig, LogCounters, LogFacts, RecoveredRecord, Recovery};
+pub use error::OpenError;
+pub use log::{PageLog, Sink};
+pub use op::{AppendOutcome, Completion, Op, ReadOutcome, RelocateOutcome};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,370 @@
+use crate::engine::{Done, Doorbell, Engine};
+use crate::machine::{CHORES_IN_FLIGHT, Machine};
+use crate::pool::Pool;
+use crate::recovery::{Scan, scan};
+use crate::ring::Ring;
+use crate::storage::LockedFile;
+use crate::store::{self, Head};
+use crate::writer::Writer;
+use crate::{Completion, EngineChoice, LogConfig, LogCounters, LogFacts, Op, OpenError, Recovery};
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+use undercroft_arena::Part;
+use undercroft_wire::{DeviceId, SegmentUse};
+
+/// Page transfers in flight that can be configured.
+const QUEUE_DEPTH: std::ops::RangeInclusive<u32> = 1..=1024;
+
+const RUNNING: u8 = 0;
+const CLOSING: u8 = 1;
+const ABANDONED: u8 = 2;
+
+/// Where completions go. Called on the log's thread, so it must be quick.
+pub type Sink = Box<dyn Fn(Completion) + Send>;
+
+/// A page log on one file: appends pages, reads them back, and gives whole segments up when told
+/// to. One thread of its own does the work; completions arrive through the sink.
+///
+/// Dropping a log without closing it is like killing the process: transfers in flight are waited
+/// for, what was written and is in no table yet is lost, and operations are left unanswered.
+pub struct PageLog {
+    ops: Sender<Op>,
+    bell: Arc<Doorbell>,
+    state: Arc<AtomicU8>,
+    counters: Arc<Mutex<LogCounters>>,
+    facts: LogFacts,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl PageLog {
+    /// Opens the log in a file, creating it if there is none, and finds the records in it.
+    /// `memory` is registered with the ring where that is allowed; spans from elsewhere work too.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. Nothing is ever formatted that is not empty.
+    pub fn open(
+        config: LogConfig,
+        memory: Vec<Arc<Part>>,
+        sink: Sink,
+    ) -> Result<(Self, Recovery), OpenError> {
+        Self::open_through(config, memory, sink, |engine| engine)
+    }
+
+    /// As [`PageLog::open`], with something put between the log and its engine.
+    pub(crate) fn open_through(
+        config: LogConfig,
+        memory: Vec<Arc<Part>>,
+        sink: Sink,
+        wrap: impl FnOnce(Box<dyn Engine>) -> Box<dyn Engine> + Send + 'static,
+    ) -> Result<(Self, Recovery), OpenError> {
+        if !QUEUE_DEPTH.contains(&config.queue_depth) {
+            let found = u64::from(config.queue_depth);
+            return Err(OpenError::Config {
+                field: "queue_depth",
+                found,
+                allowed: "1..=1024",
+            });
+        }
+        let (file, head) = store::open(&config)?;
+        let scanned = scan(&file, &head.superblock, config.device)?;
+        let refused = file.refused().to_vec();
+        let (machine, recovery) = build_machine(&config, &head, scanned)?;
+        let depth = config.queue_depth as usize;
+        let (ops, queue) = bounded(4 * depth);
+        let state = Arc::new(AtomicU8::new(RUNNING));
+        let counters = Arc::new(Mutex::new(machine.counters));
+        let worker = Worker {
+            machine,
+            queue,
+            sink,
+            device: config.device,
+            state: Arc::clone(&state),
+            counters: Arc::clone(&counters),
+        };
+        let (ready, started) = bounded(1);
+        let body = move || {
+            let choice = config.engine;
+            let capacity = depth + CHORES_IN_FLIGHT;
+            match start_engine(choice, Arc::new(file), capacity, memory, refused) {
+                Ok(Started {
+                    engine,
+                    bell,
+                    refused,
+                }) => {
+                    let engine = wrap(engine);
+                    let facts = (engine.name(), engine.registered_buffers(), refused);
+                    if ready.send(Ok((facts, Arc::clone(&bell)))).is_ok() {
+                        worker.run(engine, &bell);
+                    }
+                }
+                // The opener waits for this message or for the channel's end.
+                Err(e) => drop(ready.send(Err(e))),
+            }
+        };
+        let name = format!("ucft-log-{}", config.device);
+        let thread = thread::Builder::new().name(name).spawn(body);
+        let thread = thread.map_err(|source| OpenError::Thread { source })?;
+        let gone = |_| OpenError::Thread {
+            source: io::Error::other("it ended at once"),
+        };
+        let ((engine, registered_buffers, refused), bell) = started.recv().map_err(gone)??;
+        let layout = head.superblock.layout;
+        let facts = LogFacts {
+            engine,
+            registered_buffers,
+            refused,
+            segment_bytes: layout.segment_bytes,
+            segments: layout.segments,
+        };
+        Ok((
+            Self {
+                ops,
+                bell,
+                state,
+                counters,
+                facts,
+                thread: Some(thread),
+            },
+            recovery,
+        ))
+    }
+
+    /// Hands an operation over. Never waits.
+    ///
+    /// # Errors
+    /// The operation, if the queue is full or the log is lost.
+    #[expect(
+        clippy::result_large_err,
+        reason = "a refused operation goes back with its memory"
+    )]
+    pub fn submit(&self, op: Op) -> Result<(), Op> {
+        match self.ops.try_send(op) {
+            Ok(()) => {
+                self.bell.ring();
+                Ok(())
+            }
+            Err(TrySendError::Full(op) | TrySendError::Disconnected(op)) => Err(op),
+        }
+    }
+
+    /// What the machine granted and what the file looks like.
+    #[must_use]
+    pub fn facts(&self) -> &LogFacts {
+        &self.facts
+    }
+
+    /// What the log did so far.
+    #[must_use]
+    pub fn counters(&self) -> LogCounters {
+        *self
+            .counters
+            .lock()
+            .expect("the log's thread does not panic while it counts")
+    }
+
+    /// Answers what was submitted, writes the tables, seals the open segment, flushes, and ends
+    /// the thread. Appends that still wait for a segment are answered with no space.
+    pub fn close(mut self) {
+        self.stop(CLOSING);
+    }
+
+    fn stop(&mut self, how: u8) {
+        if let Some(thread) = self.thread.take() {
+            self.state.store(how, Ordering::SeqCst);
+            self.bell.ring();
+            // A panic was reported by its own hook and as a lost device.
+            let _panicked = thread.join();
+        }
+    }
+}
+
+impl Drop for PageLog {
+    fn drop(&mut self) {
+        self.stop(ABANDONED);
+    }
+}
+
+pub(crate) fn build_machine(
+    config: &LogConfig,
+    head: &Head,
+    scanned: Scan,
+) -> Result<(Machine, Recovery), OpenError> {
+    let superblock = head.superblock;
+    let Scan {
+        segments,
+        mut recovery,
+        newest_use,
+    } = scanned;
+    // The generation grows with each opening, so a use is never numbered twice even if the
+    // newest header was lost.
+    let generation = superblock.generation.max((newest_use.0 >> 32) + 1);
+    let writer = Writer::new(
+        config.device,
+        superblock.store,
+        superblock.layout,
+        segments,
+        SegmentUse(generation << 32),
+        Duration::from_millis(config.table_flush_ms),
+    );
+    recovery.corrupt_superblocks = head.corrupt_superblocks;
+    recovery.created = head.created;
+    let counters = LogCounters {
+        recovered_records: recovery.records.len() as u64,
+        corrupt_tables: recovery.corrupt_tables,
+        io_errors: recovery.io_errors,
+        ..LogCounters::default()
+    };
+    let depth = config.queue_depth as usize;
+    let machine = Machine::new(config.device, depth, writer, counters)?;
+    Ok((machine, recovery))
+}
+
+struct Started {
+    engine: Box<dyn Engine>,
+    bell: Arc<Doorbell>,
+    refused: Vec<String>,
+}
+
+fn start_engine(
+    choice: EngineChoice,
+    file: Arc<LockedFile>,
+    capacity: usize,
+    memory: Vec<Arc<Part>>,
+    mut refused: Vec<String>,
+) -> Result<Started, OpenError> {
+    if choice != EngineChoice::Threads {
+        match Ring::new(file.raw_fd(), capacity, memory, &mut refused) {
+            Ok((ring, bell)) => {
+                let engine = Box::new(FileRing { ring, _file: file });
+                return Ok(Started {
+                    engine,
+                    bell,
+                    refused,
+                });
+            }
+            Err(source) if choice == EngineChoice::Uring => {
+                return Err(OpenError::Engine { source });
+            }
+            Err(e) => refused.push(format!("io_uring: {e}, threads are used")),
+        }
+    }
+    let (pool, bell) = Pool::new(file, capacity).map_err(|source| OpenError::Thread { source })?;
+    Ok(Started {
+        engine: Box::new(pool),
+        bell,
+        refused,
+    })
+}
+
+/// A ring and the file it works on; the ring goes first.
+struct FileRing {
+    ring: Ring,
+    _file: Arc<LockedFile>,
+}
+
+impl Engine for FileRing {
+    fn name(&self) -> &'static str {
+        self.ring.name()
+    }
+
+    fn registered_buffers(&self) -> bool {
+        self.ring.registered_buffers()
+    }
+
+    fn start(&mut self, io: crate::engine::Io) {
+        self.ring.start(io);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>, done: &mut Vec<Done>) -> io::Result<()> {
+        self.ring.wait(timeout, done)
+    }
+}
+
+/// What the log's thread works with.
+struct Worker {
+    machine: Machine,
+    queue: Receiver<Op>,
+    sink: Sink,
+    device: DeviceId,
+    state: Arc<AtomicU8>,
+    counters: Arc<Mutex<LogCounters>>,
+}
+
+impl Worker {
+    fn run(mut self, engine: Box<dyn Engine>, bell: &Doorbell) {
+        let work = AssertUnwindSafe(|| self.work(engine, bell));
+        // Whatever ends the work, the owner hears of it and waits for no answer in vain.
+        let outcome = catch_unwind(work);
+        if !matches!(outcome, Ok(Ok(()))) {
+            (self.sink)(Completion::DeviceLost {
+                device: self.device,
+            });
+        }
+    }
+
+    fn work(&mut self, mut engine: Box<dyn Engine>, bell: &Doorbell) -> io::Result<()> {
+        let start = Instant::now();
+        let mut done = Vec::new();
+        let mut closing = false;
+        loop {
+            let now = start.elapsed();
+            self.take_ops(now);
+            let state = self.state.load(Ordering::SeqCst);
+            if state == ABANDONED {
+                return Ok(());
+            }
+            if state == CLOSING && !closing && self.queue.is_empty() {
+                closing = true;
+                self.machine.begin_close(now);
+            }
+            self.machine.pump(&mut *engine, now);
+            self.publish();
+            if closing && self.machine.is_quiet() {
+                return Ok(());
+            }
+            bell.going_to_sleep();
+            let timeout = self.timeout(state, start.elapsed());
+            let waited = engine.wait(timeout, &mut done);
+            bell.awake();
+            let now = start.elapsed();
+            for done in done.drain(..) {
+                self.machine.finished(done, now);
+            }
+            self.publish();
+            waited?;
+        }
+    }
+
+    fn take_ops(&mut self, now: Duration) {
+        while self.machine.wants_ops()
+            && let Ok(op) = self.queue.try_recv()
+        {
+            self.machine.accept(op, now);
+        }
+    }
+
+    /// How long to sleep. Called after the bell was told so: what came before that is seen here,
+    /// what comes after rings.
+    fn timeout(&self, seen: u8, now: Duration) -> Option<Duration> {
+        let more = self.machine.wants_ops() && !self.queue.is_empty();
+        if more || self.state.load(Ordering::SeqCst) != seen {
+            return Some(Duration::ZERO);
+        }
+        self.machine.next_due().map(|due| due.saturating_sub(now))
+    }
+
+    fn publish(&mut self) {
+        *self
+            .counters
+            .lock()
+            .expect("no holder of the counters panics") = self.machine.counters;
+        for completion in self.machine.answers.drain(..) {
+            (self.sink)(completion);
+        }
+    }
+}

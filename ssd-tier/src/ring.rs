@@ -1,0 +1,279 @@
+//! The engine on io_uring: one ring, owned by the log's thread.
+#![expect(
+    unsafe_code,
+    reason = "the kernel is handed addresses, and the ring must keep them alive"
+)]
+
+use crate::engine::{Done, Doorbell, Engine, Io, Kind};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::io::Errno;
+use slab::Slab;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::Duration;
+use undercroft_arena::{Part, Span};
+
+/// The kernel takes registered buffers of at most 1 GiB.
+const MAX_BUFFER_BYTES: usize = 1 << 30;
+/// The kernel's limit on their number.
+const MAX_BUFFERS: usize = 16_384;
+/// Marks the read of the doorbell among completions.
+const BELL: u64 = u64::MAX;
+/// The log's file among the registered ones.
+const FILE: types::Fixed = types::Fixed(0);
+
+/// A piece of memory the kernel has pinned for the ring.
+#[derive(Debug, Clone, Copy)]
+struct Buffer {
+    start: usize,
+    len: usize,
+}
+
+/// io_uring.
+pub(crate) struct Ring {
+    ring: IoUring,
+    /// Transfers the kernel has, by their number in the ring.
+    flying: Slab<Io>,
+    /// Registered pieces of the arena, sorted by address.
+    buffers: Vec<Buffer>,
+    bell: Arc<OwnedFd>,
+    /// Where the kernel puts the doorbell's count.
+    bell_count: Box<u64>,
+    bell_armed: bool,
+    broken: bool,
+    /// Keeps the registered memory mapped as long as the kernel may use it.
+    _parts: Vec<Arc<Part>>,
+}
+
+impl Ring {
+    /// A ring for up to `capacity` transfers at once on the file `fd`, and the bell that wakes
+    /// its owner. What was refused but can be done without is added to `refused`. To be called on
+    /// the thread that will use it.
+    pub(crate) fn new(
+        fd: RawFd,
+        capacity: usize,
+        parts: Vec<Arc<Part>>,
+        refused: &mut Vec<String>,
+    ) -> io::Result<(Self, Arc<Doorbell>)> {
+        let ring = build(capacity as u32 + 1)?;
+        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the kernel is too old",
+            ));
+        }
+        ring.submitter().register_files(&[fd])?;
+        let buffers = register(&ring, &parts, refused);
+        let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let sender = Arc::clone(&bell);
+        let doorbell = Doorbell::new(move || {
+            // A full counter means that the bell has rung already.
+            let _already = rustix::io::write(&*sender, &1_u64.to_ne_bytes());
+        });
+        let ring = Self {
+            ring,
+            flying: Slab::with_capacity(capacity),
+            buffers,
+            bell,
+            bell_count: Box::new(0),
+            bell_armed: false,
+            broken: false,
+            _parts: parts,
+        };
+        Ok((ring, doorbell))
+    }
+
+    fn entry(&self, io: &Io) -> squeue::Entry {
+        let Some((offset, rest)) = io.rest() else {
+            return opcode::Fsync::new(FILE)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build();
+        };
+        let len = rest.len() as u32;
+        match (io.kind, self.buffer_of(&rest)) {
+            (Kind::Read, Some(buffer)) => {
+                opcode::ReadFixed::new(FILE, rest.as_mut_ptr(), len, buffer)
+                    .offset(offset)
+                    .build()
+            }
+            (Kind::Read, None) => opcode::Read::new(FILE, rest.as_mut_ptr(), len)
+                .offset(offset)
+                .build(),
+            (_, Some(buffer)) => opcode::WriteFixed::new(FILE, rest.as_ptr(), len, buffer)
+                .offset(offset)
+                .build(),
+            (_, None) => opcode::Write::new(FILE, rest.as_ptr(), len)
+                .offset(offset)
+                .build(),
+        }
+    }
+
+    /// The registered buffer a span lies in, whole.
+    fn buffer_of(&self, span: &Span) -> Option<u16> {
+        let start = span.as_ptr().addr();
+        let after = self.buffers.partition_point(|buffer| buffer.start <= start);
+        let index = after.checked_sub(1)?;
+        let buffer = self.buffers[index];
+        (start + span.len() <= buffer.start + buffer.len).then_some(index as u16)
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) {
+        // SAFETY: every entry points into a span that `flying` keeps until its completion was
+        // reaped, or at `bell_count`, which lives as long as the ring; `drop` waits for both.
+        let pushed = unsafe { self.ring.submission().push(entry) };
+        pushed.expect("the queue has room for the capacity and the doorbell");
+    }
+
+    fn arm_bell(&mut self) {
+        if self.bell_armed {
+            return;
+        }
+        self.bell_armed = true;
+        let fd = types::Fd(self.bell.as_raw_fd());
+        let count: *mut u64 = &mut *self.bell_count;
+        let entry = opcode::Read::new(fd, count.cast(), 8)
+            .build()
+            .user_data(BELL);
+        self.push(&entry);
+    }
+
+    fn submit(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {
+        let timespec = timeout.map(types::Timespec::from);
+        let mut args = types::SubmitArgs::new();
+        if let Some(timespec) = &timespec {
+            args = args.timespec(timespec);
+        }
+        match self.ring.submitter().submit_with_args(want, &args) {
+            Ok(_) => Ok(()),
+            Err(e) => match Errno::from_io_error(&e) {
+                // Time passed, a signal came, or completions must be reaped first: all of them
+                // are reasons to look at the completions.
+                Some(Errno::TIME | Errno::INTR | Errno::BUSY | Errno::AGAIN) => Ok(()),
+                _ => Err(e),
+            },
+        }
+    }
+
+    fn reap(&mut self, out: &mut Vec<Done>) {
+        let completions: Vec<cqueue::Entry> = self.ring.completion().collect();
+        for completion in completions {
+            if completion.user_data() == BELL {
+                self.bell_armed = false;
+                continue;
+            }
+            let io = self.flying.remove(completion.user_data() as usize);
+            let result = match completion.result() {
+                moved @ 0.. => Ok(moved as usize),
+                error => Err(io::Error::from_raw_os_error(-error)),
+            };
+            out.push(Done { io, result });
+        }
+    }
+
+    /// Waits until the kernel has given back all memory.
+    fn drain(&mut self) -> io::Result<()> {
+        let mut lost = Vec::new();
+        while !self.flying.is_empty() {
+            self.submit(1, None)?;
+            self.reap(&mut lost);
+        }
+        while self.bell_armed {
+            rustix::io::write(&*self.bell, &1_u64.to_ne_bytes())?;
+            self.submit(1, None)?;
+            self.reap(&mut lost);
+        }
+        Ok(())
+    }
+}
+
+/// The best ring the kernel gives. Each step needs a newer kernel than the one below it.
+fn build(entries: u32) -> io::Result<IoUring> {
+    let completions = entries * 2;
+    let mut best = IoUring::builder();
+    best.setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_cqsize(completions)
+        .dontfork();
+    let mut plain = IoUring::builder();
+    plain.setup_cqsize(completions).dontfork();
+    match best.build(entries) {
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => plain.build(entries),
+        result => result,
+    }
+}
+
+fn register(ring: &IoUring, parts: &[Arc<Part>], refused: &mut Vec<String>) -> Vec<Buffer> {
+    let mut buffers = Vec::new();
+    for part in parts {
+        let (start, bytes) = (part.base_ptr().addr(), part.len());
+        let pieces = (0..bytes).step_by(MAX_BUFFER_BYTES);
+        buffers.extend(pieces.map(|at| Buffer {
+            start: start + at,
+            len: MAX_BUFFER_BYTES.min(bytes - at),
+        }));
+    }
+    buffers.sort_by_key(|buffer| buffer.start);
+    if buffers.is_empty() {
+        return buffers;
+    }
+    let iovecs: Vec<libc::iovec> = buffers
+        .iter()
+        .map(|buffer| libc::iovec {
+            iov_base: std::ptr::with_exposed_provenance_mut(buffer.start),
+            iov_len: buffer.len,
+        })
+        .collect();
+    if buffers.len() > MAX_BUFFERS {
+        refused.push(format!(
+            "registered buffers: the arena needs {} of them",
+            buffers.len()
+        ));
+        return Vec::new();
+    }
+    // SAFETY: the pieces lie in parts that the ring owns a share of until it is dropped.
+    match unsafe { ring.submitter().register_buffers(&iovecs) } {
+        Ok(()) => buffers,
+        Err(e) => {
+            refused.push(format!("registered buffers: {e} (memlock limit)"));
+            Vec::new()
+        }
+    }
+}
+
+impl Engine for Ring {
+    fn name(&self) -> &'static str {
+        "io_uring"
+    }
+
+    fn registered_buffers(&self) -> bool {
+        !self.buffers.is_empty()
+    }
+
+    fn start(&mut self, io: Io) {
+        let entry = self.entry(&io);
+        let number = self.flying.insert(io);
+        self.push(&entry.user_data(number as u64));
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>, done: &mut Vec<Done>) -> io::Result<()> {
+        self.arm_bell();
+        let want = usize::from(timeout != Some(Duration::ZERO));
+        let waited = self.submit(want, timeout);
+        self.broken |= waited.is_err();
+        self.reap(done);
+        waited
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        if self.broken || self.drain().is_err() {
+            // The kernel may still write into this memory, so it must never be used again.
+            std::mem::forget(std::mem::take(&mut self.flying));
+            std::mem::forget(std::mem::take(&mut self.bell_count));
+            std::mem::forget(std::mem::take(&mut self._parts));
+        }
+    }
+}

@@ -1,0 +1,84 @@
+use crate::format::BLOCK;
+use undercroft_wire::{SegmentUse, frame_bytes};
+
+/// What is kept in memory of a record: enough to read it and to check it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Record {
+    /// Where it starts in its segment, in blocks.
+    pub(crate) offset_blocks: u32,
+    /// Length of the page, bytes; 0 for a record that cannot be read: its write has not
+    /// completed or has failed, or its table entry is lost.
+    pub(crate) page_bytes: u32,
+    /// Its proof.
+    pub(crate) proof: u64,
+}
+
+impl Record {
+    /// Whether it can be read.
+    pub(crate) fn is_live(&self) -> bool {
+        self.page_bytes != 0
+    }
+
+    /// Whether it lies behind the header and inside a segment of that size.
+    pub(crate) fn is_inside(&self, segment_bytes: u64) -> bool {
+        let start = u64::from(self.offset_blocks) * BLOCK;
+        start >= BLOCK && start + u64::from(frame_bytes(self.page_bytes)) <= segment_bytes
+    }
+}
+
+/// Where a segment is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// May be opened.
+    Free,
+    /// Takes records, or its last records and tables are on their way.
+    Filling,
+    /// Everything is written; waits for the next flush.
+    Drained,
+    /// Flushed; its seal is on its way.
+    Sealing,
+    /// Nothing more is written to it: sealed, found at start, or given up after a failed write.
+    Closed,
+    /// The header that ends its use is on its way.
+    Freeing,
+}
+
+/// A segment in memory.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    /// Where it is in its life.
+    pub(crate) phase: Phase,
+    /// Its present or last use.
+    pub(crate) segment_use: SegmentUse,
+    /// Its records by number.
+    pub(crate) records: Vec<Record>,
+    /// To be freed as soon as nothing is being written to it.
+    pub(crate) free_requested: bool,
+}
+
+impl Segment {
+    /// A segment without records.
+    pub(crate) fn free() -> Self {
+        Self {
+            phase: Phase::Free,
+            segment_use: SegmentUse(0),
+            records: Vec::new(),
+            free_requested: false,
+        }
+    }
+
+    /// A segment found at start.
+    pub(crate) fn recovered(segment_use: SegmentUse, records: Vec<Record>) -> Self {
+        Self {
+            phase: Phase::Closed,
+            segment_use,
+            records,
+            free_requested: false,
+        }
+    }
+
+    /// Whether any record can be read.
+    pub(crate) fn has_live(&self) -> bool {
+        self.records.iter().any(Record::is_live)
+    }
+}

@@ -1,0 +1,9 @@
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+mod contract;
+mod damage;
+mod golden;
+mod opening;
+mod rig;
+mod sim;
+mod simulated;

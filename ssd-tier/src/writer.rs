@@ -1,0 +1,525 @@
+//! Where records go: opening, filling, listing, sealing and freeing segments. No I/O: it says
+//! which blocks to write, and is told when they are written.
+
+use crate::draft::{Draft, HeaderState, seal};
+use crate::format::{BLOCK, Block, Position, SegmentHeader, StoreId, TableEntry, proof};
+use crate::layout::Layout;
+use crate::segment::{Phase, Record, Segment};
+use std::collections::VecDeque;
+use std::time::Duration;
+use undercroft_wire::{DeviceId, Extent, PageIdentity, SegmentId, SegmentUse, frame_bytes};
+
+/// How long a complete segment may wait for the flush that precedes its seal. One flush serves
+/// all that became complete meanwhile.
+const SEAL_WAIT: Duration = Duration::from_secs(1);
+
+/// What of the log is being written, besides payloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Chore {
+    /// The header that opens a segment.
+    Header(SegmentId),
+    /// A table block.
+    Table(SegmentId),
+    /// A flush, so that segments can be sealed.
+    Flush,
+    /// A seal.
+    Seal(SegmentId),
+    /// The header that ends a use.
+    EndUse(SegmentId),
+}
+
+/// A chore and where its block goes; a flush has none.
+#[derive(Debug)]
+pub(crate) struct ChoreJob {
+    pub(crate) chore: Chore,
+    pub(crate) write: Option<(u64, Block)>,
+}
+
+/// Who asks for room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// An append: leaves one segment free for relocations.
+    Append,
+    /// A relocation: may take the last one, since it is what frees others.
+    Relocation,
+}
+
+/// What became of the wish for room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Placement {
+    /// The record may be written at this offset of the file.
+    At(Extent, u64),
+    /// No segment is free.
+    NoSegment,
+    /// No segment is large enough.
+    TooLarge,
+}
+
+/// All segments of a log.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    device: DeviceId,
+    store: StoreId,
+    layout: Layout,
+    flush_after: Duration,
+    segments: Vec<Segment>,
+    free: VecDeque<SegmentId>,
+    /// Those being filled or drained; the last may be open.
+    drafts: Vec<Draft>,
+    open: bool,
+    next_use: SegmentUse,
+    drained: Vec<SegmentId>,
+    drained_since: Duration,
+    flushing: Option<Vec<SegmentId>>,
+    to_seal: Vec<SegmentId>,
+    to_end: VecDeque<SegmentId>,
+    closing: bool,
+    /// Segments whose use is over, for the owner to report.
+    pub(crate) freed: Vec<(SegmentId, SegmentUse)>,
+}
+
+impl Writer {
+    /// A log with the segments found at start. Uses are numbered from `next_use` on.
+    pub(crate) fn new(
+        device: DeviceId,
+        store: StoreId,
+        layout: Layout,
+        segments: Vec<Segment>,
+        next_use: SegmentUse,
+        flush_after: Duration,
+    ) -> Self {
+        assert_eq!(
+            segments.len(),
+            layout.segments as usize,
+            "every segment was scanned"
+        );
+        let ids = (0..layout.segments).map(SegmentId);
+        let free = ids
+            .filter(|id| segments[id.0 as usize].phase == Phase::Free)
+            .collect();
+        Self {
+            device,
+            store,
+            layout,
+            flush_after,
+            segments,
+            free,
+            drafts: Vec::new(),
+            open: false,
+            next_use,
+            drained: Vec::new(),
+            drained_since: Duration::ZERO,
+            flushing: None,
+            to_seal: Vec::new(),
+            to_end: VecDeque::new(),
+            closing: false,
+            freed: Vec::new(),
+        }
+    }
+
+    /// Segments that may be opened, the one kept for relocations included.
+    pub(crate) fn free_segments(&self) -> u32 {
+        self.free.len() as u32
+    }
+
+    /// What is known of a record; `None` if it is not there, or not any more.
+    pub(crate) fn record(&self, extent: &Extent) -> Option<Record> {
+        let segment = self.segments.get(extent.segment.0 as usize)?;
+        let current = extent.device == self.device
+            && segment.segment_use == extent.segment_use
+            && !matches!(segment.phase, Phase::Free | Phase::Freeing);
+        let record = *segment.records.get(extent.record as usize)?;
+        (current && record.is_live()).then_some(record)
+    }
+
+    /// Where a record starts in the file.
+    pub(crate) fn offset(&self, extent: &Extent, record: &Record) -> u64 {
+        self.layout.segment_at(extent.segment) + u64::from(record.offset_blocks) * BLOCK
+    }
+
+    /// The position a record's proof is bound to.
+    pub(crate) fn position(&self, extent: &Extent) -> Position {
+        Position {
+            store: self.store,
+            segment: extent.segment,
+            segment_use: extent.segment_use,
+            record: extent.record,
+        }
+    }
+
+    /// Finds room for a page and gives it a record number. The caller writes the payload and
+    /// says [`Writer::written`].
+    pub(crate) fn place(
+        &mut self,
+        identity: &PageIdentity,
+        payload_crc: u64,
+        purpose: Purpose,
+    ) -> Placement {
+        let stored = u64::from(frame_bytes(identity.page_bytes));
+        if !self.layout.fits(BLOCK, stored, 1) {
+            return Placement::TooLarge;
+        }
+        // While the last free segment is in use, only relocations write: they are what will free
+        // another, so nothing may take the room they need.
+        let keep = usize::from(purpose == Purpose::Append);
+        let fits = |draft: &Draft| draft.fits(&self.layout, identity.page_bytes);
+        let open = self.drafts.last().filter(|_| self.open);
+        if open.is_some_and(fits) {
+            if self.free.len() < keep {
+                return Placement::NoSegment;
+            }
+        } else {
+            if self.free.len() <= keep || self.closing {
+                return Placement::NoSegment;
+            }
+            self.close_open();
+            self.open_next();
+        }
+        self.add_record(identity, payload_crc)
+    }
+
+    fn open_next(&mut self) {
+        let id = self
+            .free
+            .pop_front()
+            .expect("a segment is free: the caller checked");
+        let segment_use = self.next_use;
+        self.next_use = SegmentUse(segment_use.0 + 1);
+        let segment = &mut self.segments[id.0 as usize];
+        assert_eq!(
+            segment.phase,
+            Phase::Free,
+            "segment {id} is on the free list"
+        );
+        *segment = Segment {
+            phase: Phase::Filling,
+            segment_use,
+            ..Segment::free()
+        };
+        self.drafts.push(Draft::new(id, segment_use));
+        self.open = true;
+    }
+
+    fn close_open(&mut self) {
+        if std::mem::take(&mut self.open) {
+            self.drafts
+                .last_mut()
+                .expect("an open segment is the last draft")
+                .close();
+        }
+    }
+
+    fn add_record(&mut self, identity: &PageIdentity, payload_crc: u64) -> Placement {
+        let draft = self.drafts.last_mut().expect("a segment is open");
+        let (record, offset_blocks) = draft.next();
+        let (segment, segment_use) = (draft.segment, draft.segment_use);
+        let extent = Extent {
+            device: self.device,
+            segment,
+            segment_use,
+            record,
+        };
+        let position = Position {
+            store: self.store,
+            segment,
+            segment_use,
+            record,
+        };
+        let proof = proof(identity, &position, payload_crc);
+        draft.add(TableEntry {
+            identity: *identity,
+            offset_blocks,
+            proof,
+            void: false,
+        });
+        let records = &mut self.segments[segment.0 as usize].records;
+        assert_eq!(
+            records.len(),
+            record as usize,
+            "records are numbered without gaps"
+        );
+        // Not readable before it is written: the length stays 0.
+        let kept = Record {
+            offset_blocks,
+            page_bytes: 0,
+            proof,
+        };
+        records.push(kept);
+        Placement::At(extent, self.offset(&extent, &kept))
+    }
+
+    /// A payload's write is over.
+    pub(crate) fn written(&mut self, extent: &Extent, page_bytes: u32, ok: bool, now: Duration) {
+        let index = self.draft_index(extent.segment);
+        let draft = &mut self.drafts[index];
+        draft.written(extent.record, ok, now);
+        if ok {
+            let records = &mut self.segments[extent.segment.0 as usize].records;
+            records[extent.record as usize].page_bytes = page_bytes;
+        } else {
+            // A medium that failed once here is not written to again in this use.
+            self.close_draft(index);
+        }
+        self.settle(now);
+    }
+
+    fn draft_index(&self, segment: SegmentId) -> usize {
+        let mut drafts = self.drafts.iter();
+        drafts
+            .position(|draft| draft.segment == segment)
+            .expect("the segment is being filled")
+    }
+
+    fn close_draft(&mut self, index: usize) {
+        if self.open && index + 1 == self.drafts.len() {
+            self.open = false;
+        }
+        self.drafts[index].close();
+    }
+
+    /// Ends a segment's use. The answer comes through `freed` and may come at once.
+    pub(crate) fn free_segment(&mut self, id: SegmentId, segment_use: SegmentUse, now: Duration) {
+        let Some(segment) = self.segments.get_mut(id.0 as usize) else {
+            self.freed.push((id, segment_use));
+            return;
+        };
+        let current = segment.segment_use == segment_use;
+        match segment.phase {
+            Phase::Filling if current => {
+                segment.free_requested = true;
+                let index = self.draft_index(id);
+                self.close_draft(index);
+                self.settle(now);
+            }
+            Phase::Sealing if current => segment.free_requested = true,
+            Phase::Drained | Phase::Closed if current => self.end_use(id),
+            // Its answer is on the way.
+            Phase::Freeing if current => {}
+            _ => self.freed.push((id, segment_use)),
+        }
+    }
+
+    fn end_use(&mut self, id: SegmentId) {
+        self.drained.retain(|drained| *drained != id);
+        if let Some(covered) = &mut self.flushing {
+            covered.retain(|covered| *covered != id);
+        }
+        self.to_seal.retain(|waiting| *waiting != id);
+        let segment = &mut self.segments[id.0 as usize];
+        segment.phase = Phase::Freeing;
+        segment.records = Vec::new();
+        self.to_end.push_back(id);
+    }
+
+    fn release(&mut self, id: SegmentId) {
+        let segment = &mut self.segments[id.0 as usize];
+        segment.phase = Phase::Free;
+        segment.records = Vec::new();
+        self.free.push_back(id);
+        if std::mem::take(&mut segment.free_requested) {
+            self.freed.push((id, segment.segment_use));
+        }
+    }
+
+    /// Moves segments that have nothing left to write but their seal on.
+    fn settle(&mut self, now: Duration) {
+        let mut index = 0;
+        while index < self.drafts.len() {
+            if !self.drafts[index].is_drained() {
+                index += 1;
+                continue;
+            }
+            let draft = self.drafts.remove(index);
+            let id = draft.segment;
+            let segment = &mut self.segments[id.0 as usize];
+            if !segment.has_live() {
+                // Nobody else knows of it, so nobody else would ever free it.
+                self.release(id);
+            } else if segment.free_requested {
+                self.end_use(id);
+            } else if draft.is_broken() {
+                segment.phase = Phase::Closed;
+            } else {
+                segment.phase = Phase::Drained;
+                if self.drained.is_empty() {
+                    self.drained_since = now;
+                }
+                self.drained.push(id);
+            }
+        }
+    }
+
+    /// The next chore that is due; the caller carries it out and says [`Writer::chore_done`].
+    pub(crate) fn next_chore(&mut self, now: Duration) -> Option<ChoreJob> {
+        self.header_chore()
+            .or_else(|| self.table_chore(now))
+            .or_else(|| self.end_chore())
+            .or_else(|| self.seal_chore())
+            .or_else(|| self.flush_chore(now))
+    }
+
+    fn header_chore(&mut self) -> Option<ChoreJob> {
+        let waiting = |draft: &&mut Draft| draft.header == HeaderState::ToWrite;
+        let draft = self.drafts.iter_mut().find(waiting)?;
+        draft.header = HeaderState::Writing;
+        let (segment, segment_use) = (draft.segment, draft.segment_use);
+        let header = SegmentHeader {
+            segment,
+            segment_use,
+            freed: false,
+        };
+        let write = Some((self.layout.segment_at(segment), header.encode(self.store)));
+        Some(ChoreJob {
+            chore: Chore::Header(segment),
+            write,
+        })
+    }
+
+    fn table_chore(&mut self, now: Duration) -> Option<ChoreJob> {
+        let wait = if self.closing {
+            Duration::ZERO
+        } else {
+            self.flush_after
+        };
+        let due = |draft: &&mut Draft| draft.table_due(wait).is_some_and(|due| due <= now);
+        let job = self.drafts.iter_mut().find(due)?.start_table();
+        let segment = job.table.segment;
+        let offset = self.layout.table_at(segment, job.index);
+        let write = Some((offset, job.table.encode(self.store)));
+        Some(ChoreJob {
+            chore: Chore::Table(segment),
+            write,
+        })
+    }
+
+    fn end_chore(&mut self) -> Option<ChoreJob> {
+        let segment = self.to_end.pop_front()?;
+        let segment_use = self.segments[segment.0 as usize].segment_use;
+        let header = SegmentHeader {
+            segment,
+            segment_use,
+            freed: true,
+        };
+        let write = Some((self.layout.segment_at(segment), header.encode(self.store)));
+        Some(ChoreJob {
+            chore: Chore::EndUse(segment),
+            write,
+        })
+    }
+
+    fn seal_chore(&mut self) -> Option<ChoreJob> {
+        let id = self.to_seal.pop()?;
+        let segment = &mut self.segments[id.0 as usize];
+        assert_eq!(segment.phase, Phase::Drained, "segment {id} is sealed once");
+        segment.phase = Phase::Sealing;
+        let job = seal(id, segment.segment_use, segment.records.len() as u32);
+        let write = Some((
+            self.layout.table_at(id, job.index),
+            job.table.encode(self.store),
+        ));
+        Some(ChoreJob {
+            chore: Chore::Seal(id),
+            write,
+        })
+    }
+
+    fn flush_chore(&mut self, now: Duration) -> Option<ChoreJob> {
+        let due = self.flush_due().is_some_and(|due| due <= now);
+        due.then(|| {
+            self.flushing = Some(std::mem::take(&mut self.drained));
+            ChoreJob {
+                chore: Chore::Flush,
+                write: None,
+            }
+        })
+    }
+
+    fn flush_due(&self) -> Option<Duration> {
+        let wait = if self.closing {
+            Duration::ZERO
+        } else {
+            SEAL_WAIT
+        };
+        let waiting = !self.drained.is_empty() && self.flushing.is_none();
+        waiting.then(|| self.drained_since + wait)
+    }
+
+    /// When the next chore becomes due, if nothing happens before.
+    pub(crate) fn next_due(&self) -> Option<Duration> {
+        let tables = self
+            .drafts
+            .iter()
+            .filter_map(|draft| draft.table_due(self.flush_after));
+        tables.chain(self.flush_due()).min()
+    }
+
+    /// A chore is over.
+    pub(crate) fn chore_done(&mut self, chore: Chore, ok: bool, now: Duration) {
+        match chore {
+            Chore::Header(id) | Chore::Table(id) => {
+                let index = self.draft_index(id);
+                if !ok {
+                    self.close_draft(index);
+                }
+                let draft = &mut self.drafts[index];
+                match chore {
+                    Chore::Table(_) => draft.table_written(ok),
+                    _ if ok => draft.header = HeaderState::Written,
+                    _ => {
+                        draft.header = HeaderState::Written;
+                        draft.break_off();
+                    }
+                }
+                self.settle(now);
+            }
+            Chore::Flush => {
+                let covered = self.flushing.take().expect("a flush is in flight");
+                if ok {
+                    self.to_seal.extend(covered);
+                } else {
+                    // A failed flush is never tried again and believed: what it covered stays
+                    // readable, checked record by record, and is never called sealed.
+                    covered.iter().for_each(|id| self.close_segment(*id));
+                }
+                // Those that became complete meanwhile wait their own time.
+                self.drained_since = now;
+            }
+            Chore::Seal(id) => {
+                self.close_segment(id);
+                if self.segments[id.0 as usize].free_requested {
+                    self.end_use(id);
+                }
+            }
+            Chore::EndUse(id) => {
+                // Should the header not have been written, a restart finds the old records again:
+                // they prove themselves or are misses.
+                self.segments[id.0 as usize].free_requested = true;
+                self.release(id);
+            }
+        }
+    }
+
+    fn close_segment(&mut self, id: SegmentId) {
+        self.segments[id.0 as usize].phase = Phase::Closed;
+    }
+
+    /// Closes the open segment and makes all chores due at once.
+    pub(crate) fn begin_close(&mut self, now: Duration) {
+        self.closing = true;
+        self.close_open();
+        self.settle(now);
+    }
+
+    /// Whether nothing is left to be written.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.drafts.is_empty()
+            && self.drained.is_empty()
+            && self.flushing.is_none()
+            && self.to_seal.is_empty()
+            && self.to_end.is_empty()
+            && !self
+                .segments
+                .iter()
+                .any(|s| matches!(s.phase, Phase::Sealing | Phase::Freeing))
+    }
+}
