@@ -30,7 +30,7 @@ mod sum;
 pub use error::ArenaError;
 pub use memory::Memory;
 pub use part::{HugePages, PageKind, Part, PartFacts, PartOptions, PartView};
-pub use span::{Span, copy_slice};
+pub use span::Span;
 pub use staging::{Staging, StagingView};
 pub use sum::{checksum, checksum_bytes, combine, copy_checked};
 

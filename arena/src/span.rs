@@ -214,21 +214,6 @@ impl Span {
     }
 }
 
-/// Copies between plain memory as [`Span::copy_at`] does, past the cache: the machine's limit that
-/// our loads are measured against.
-///
-/// # Panics
-/// On slices of two lengths.
-pub fn copy_slice(source: &[u8], target: &mut [u8]) {
-    assert_eq!(
-        source.len(),
-        target.len(),
-        "source and destination are of one length"
-    );
-    // SAFETY: both slices are valid for their length.
-    unsafe { stream::copy(source.as_ptr(), target.as_mut_ptr(), source.len()) };
-}
-
 impl fmt::Debug for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Span({}..+{}", self.offset, self.len)?;

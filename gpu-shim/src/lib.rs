@@ -18,6 +18,9 @@ pub use device::{BlockId, Device, LoadJob, StoreJob};
 pub use error::DeviceError;
 pub use host::{HostDevice, HostOptions};
 pub use transfer::{Completion, Transfer};
+
+// What a page on the host is made of; whoever uses a device needs no other part of `arena`.
+pub use undercroft_arena::{Memory, Span};
 pub use undercroft_arena::{Memory, Span};
 
 #[cfg(test)]
