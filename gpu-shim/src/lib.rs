@@ -21,7 +21,6 @@ pub use transfer::{Completion, Transfer};
 
 // What a page on the host is made of; whoever uses a device needs no other part of `arena`.
 pub use undercroft_arena::{Memory, Span};
-pub use undercroft_arena::{Memory, Span};
 
 #[cfg(test)]
 mod tests;
