@@ -367,3 +367,6 @@ impl Inbox {
         mailbox.wake();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -56,8 +56,9 @@ impl SpaceHandle {
             landed: 0,
             until: from_now(deadline),
             late: false,
+            fetch: self.fetch(source, stamp, deadline),
         };
-        loading.run(self.fetch(source, stamp, deadline))
+        loading.run()
     }
 }
 
@@ -74,23 +75,22 @@ struct Loading<'a> {
     until: Instant,
     /// The deadline came before all that was delivered could be copied.
     late: bool,
+    /// Stands behind the copies under way, so that it is dropped after them: nothing may be
+    /// released while the device still reads it.
+    fetch: Fetch,
 }
 
 impl Loading<'_> {
-    fn run(mut self, mut fetch: Fetch) -> Loaded {
-        let fault = self.load(&mut fetch).err();
-        // Nothing may be released while the device still reads it.
-        let fault = fault.or_else(|| self.land_all().err());
-        self.flying.clear();
-        let FetchReport {
-            pages: _,
-            ssd_pages,
-            why,
-        } = fetch.report();
-        let why = if fault.is_some() {
-            Some(MissReason::Device)
-        } else {
-            why
+    fn run(mut self) -> Loaded {
+        let mut fault = self.load().err();
+        while fault.is_none() && !self.flying.is_empty() {
+            fault = self.land_one().err();
+        }
+        let FetchReport { ssd_pages, why, .. } = self.fetch.report();
+        let why = match &fault {
+            Some(_) => Some(MissReason::Device),
+            None if self.late => Some(MissReason::Deadline),
+            None => why,
         };
         let bytes = u64::from(self.landed) * self.page_bytes as u64;
         Loaded {
@@ -102,31 +102,31 @@ impl Loading<'_> {
         }
     }
 
-    fn load(&mut self, fetch: &mut Fetch) -> Result<(), DeviceError> {
+    fn load(&mut self) -> Result<(), DeviceError> {
         loop {
-            let run = match fetch.try_ready() {
+            let run = match self.fetch.try_ready() {
                 Some(run) => run,
-                None if fetch.is_over() => return Ok(()),
+                None if self.fetch.is_over() => return Ok(()),
                 // The daemon may be waiting for frames that the copies under way will free.
-                None if self.land_one(fetch)? => continue,
-                None => match fetch.next_ready() {
+                None if self.land_one()? => continue,
+                None => match self.fetch.next_ready() {
                     Some(run) => run,
                     None => return Ok(()),
                 },
             };
-            self.launch(run, fetch)?;
+            self.launch(run)?;
             if self.late {
                 return Ok(());
             }
         }
     }
 
-    fn launch(&mut self, run: ReadyRun, fetch: &mut Fetch) -> Result<(), DeviceError> {
+    fn launch(&mut self, run: ReadyRun) -> Result<(), DeviceError> {
         let mut at = run.first as usize;
         let mut pages = run.pages.into_iter().peekable();
         while pages.peek().is_some() {
             while self.flying.len() >= PIECES_IN_FLIGHT {
-                self.land_one(fetch)?;
+                self.land_one()?;
             }
             if Instant::now() >= self.until {
                 self.late = true;
@@ -150,23 +150,16 @@ impl Loading<'_> {
     }
 
     /// Waits for the oldest copy and releases its pages. Says whether there was one.
-    fn land_one(&mut self, fetch: &mut Fetch) -> Result<bool, DeviceError> {
+    fn land_one(&mut self) -> Result<bool, DeviceError> {
         let Some((transfer, upto)) = self.flying.pop_front() else {
             return Ok(false);
         };
         transfer.wait()?;
         self.landed = upto;
-        if !fetch.is_over() {
-            fetch.release_upto(upto);
+        // At the end all of it is released at once.
+        if !self.fetch.is_over() {
+            self.fetch.release_upto(upto);
         }
         Ok(true)
-    }
-
-    fn land_all(&mut self) -> Result<(), DeviceError> {
-        while let Some((transfer, upto)) = self.flying.pop_front() {
-            transfer.wait()?;
-            self.landed = upto;
-        }
-        Ok(())
     }
 }

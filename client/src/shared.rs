@@ -4,7 +4,7 @@ use crate::connection::{Connection, Lost, locked};
 use crate::options::ConnectOptions;
 use crate::space::SpaceState;
 use rustix::process::{Pid, getpid};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
@@ -12,6 +12,9 @@ use undercroft_wire::{Epoch, Release, Request, SpaceDigest};
 
 /// The most leases of lost connections that are remembered until they can be released.
 const MAX_ORPHANS: usize = 65_536;
+
+/// How many releases are remembered in case the daemon closed the connection before it read them.
+const MAX_RECENT: usize = 256;
 
 /// What the handles of one client and its keeper thread share.
 #[derive(Debug)]
@@ -22,6 +25,9 @@ pub(crate) struct Shared {
     link: Mutex<Link>,
     /// Signalled when a connection is there.
     linked: Condvar,
+    /// Releases that a socket took last. If the daemon closes it unread and lives on, they are
+    /// told again, or pages would stay leased for good.
+    recent: Mutex<VecDeque<(Epoch, Release)>>,
     /// Every space ever opened, to be opened again in each new session.
     spaces: Mutex<HashMap<SpaceDigest, Arc<SpaceState>>>,
     stopped: AtomicBool,
@@ -45,6 +51,7 @@ impl Shared {
             bell,
             link: Mutex::default(),
             linked: Condvar::new(),
+            recent: Mutex::default(),
             spaces: Mutex::default(),
             stopped: AtomicBool::new(false),
             generations: AtomicU64::new(1),
@@ -125,7 +132,7 @@ impl Shared {
         if !unasked.is_empty() {
             return Err(unasked);
         }
-        let orphans = {
+        let mut orphans = {
             let mut link = locked(&self.link);
             link.connection = Some(Arc::clone(connection));
             link.failure = None;
@@ -133,6 +140,7 @@ impl Shared {
         };
         drop(spaces);
         self.linked.notify_all();
+        orphans.extend(locked(&self.recent).drain(..));
         let epoch = connection.welcome().map(|welcome| welcome.epoch);
         // Leases in another arena ended with it.
         for (_, release) in orphans.into_iter().filter(|(of, _)| Some(*of) == epoch) {
@@ -170,12 +178,20 @@ impl Shared {
     /// gone but its arena lives on. The engine's process may be reading until now, so the daemon
     /// keeps a lease beyond its connection.
     pub(crate) fn release(&self, session: &Connection, release: Release) {
-        if self.is_foreign() || session.tell(&Request::Release(release)).is_ok() {
+        if self.is_foreign() {
             return;
         }
         let Some(epoch) = session.welcome().map(|welcome| welcome.epoch) else {
             return;
         };
+        if session.tell(&Request::Release(release)).is_ok() {
+            let mut recent = locked(&self.recent);
+            if recent.len() == MAX_RECENT {
+                recent.pop_front();
+            }
+            recent.push_back((epoch, release));
+            return;
+        }
         let mut link = locked(&self.link);
         let current = link.connection.as_ref().filter(|c| !c.is_closed());
         if let Some(current) = current {

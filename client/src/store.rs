@@ -216,6 +216,7 @@ impl Storing<'_> {
     fn run(mut self) -> Stored {
         let cut = self.work().err();
         self.give_back();
+        self.settle_the_rest();
         let (why, fault) = match cut {
             None => (None, None),
             Some(Cut::Miss(why)) => (Some(why), None),
@@ -459,6 +460,16 @@ impl Storing<'_> {
         }
         self.starved = false;
         Ok(())
+    }
+
+    /// Hears what became of the commits under way, as far as the deadline allows. How the call
+    /// ended is known already.
+    fn settle_the_rest(&mut self) {
+        while let Some(commit) = self.commits.pop_front() {
+            if let Ok(reply) = commit.ticket.reply(self.until) {
+                let _known = self.settle(&commit, reply);
+            }
+        }
     }
 
     /// Returns the slots that will not be filled.

@@ -122,3 +122,12 @@ fn threads_share_staging_and_arena() {
         }
     });
 }
+
+#[test]
+fn handles_go_to_any_thread() {
+    fn shareable<T: Send + Sync + 'static>() {}
+    shareable::<undercroft_client::Client>();
+    shareable::<undercroft_client::SpaceHandle>();
+    shareable::<undercroft_client::Hold>();
+    shareable::<undercroft_client::Fetch>();
+}

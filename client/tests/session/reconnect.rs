@@ -1,11 +1,12 @@
 use crate::shelf::{Shelf, refused};
 use crate::world::*;
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use undercroft_client::{
     Client, ClientState, ConnectError, ConnectOptions, FetchFrom, MissReason, OpenError, Wait,
 };
-use undercroft_wire::{Epoch, Mode, RefusedReason, Request, SessionId, Stamp};
+use undercroft_wire::{Epoch, Mode, RefusedReason, Release, Request, SessionId, Stamp};
 
 #[test]
 fn a_new_daemon_is_met_behind_the_callers_back() {
@@ -68,17 +69,38 @@ fn a_lease_outlives_its_connection_and_is_released_on_the_next() {
         )
     });
     drop(kept);
-    soon("both leases end", || {
-        shelf.lock().unwrap().releases.len() == 2
-    });
-    let shelf = shelf.lock().unwrap();
-    assert!(
+    let leases = || {
+        let shelf = shelf.lock().unwrap();
+        let of_old = |r: &Release| r.session == SessionId(41) && r.upto == u32::MAX;
+        assert!(shelf.releases.iter().all(of_old));
         shelf
             .releases
             .iter()
-            .all(|r| r.session == SessionId(41) && r.upto == u32::MAX)
-    );
-    assert_ne!(shelf.releases[0].lease, shelf.releases[1].lease);
+            .map(|r| r.lease)
+            .collect::<BTreeSet<_>>()
+    };
+    soon("both leases end", || leases().len() == 2);
+}
+
+#[test]
+fn releases_that_the_daemon_may_not_have_read_are_told_again() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+    shelf.lock().unwrap().put(key(0), 1);
+    // The first connection's releases are lost, as if they had lain unread in its socket.
+    let daemon = world.daemon_with(&shelf, |peer, _, request| {
+        peer.number == 0 && matches!(request, Request::Release(_))
+    });
+    let (_client, space) = world.open();
+    let mut fetch = space.fetch(FetchFrom::Keys(&keys(1)), Stamp(1), LONG);
+    assert_eq!(fetch.outcome().pages, 1);
+    drop(fetch);
+    daemon.cut();
+    soon("the lease ends after all", || {
+        !shelf.lock().unwrap().releases.is_empty()
+    });
+    let release = shelf.lock().unwrap().releases[0];
+    assert_eq!((release.session, release.upto), (SessionId(41), u32::MAX));
 }
 
 #[test]
