@@ -91,7 +91,7 @@ impl BenchError {
     /// Whether it could not start (exit code 2: arguments or environment), rather than that the
     /// run failed (exit code 1).
     #[must_use]
-    pub fn is_usage(&self) -> bool {
+    pub fn is_start(&self) -> bool {
         !matches!(
             self,
             Self::DaemonGone { .. }

@@ -72,7 +72,7 @@ fn a_broken_line_is_named_with_what_is_allowed() {
     ] {
         let path = write(dir.path(), name, (good.clone() + &good + &bad).as_bytes());
         let error = Trace::open(&path).unwrap_err();
-        assert!(error.is_usage());
+        assert!(error.is_start());
         let error = error.to_string();
         assert!(
             error.starts_with(&format!("{}:3: ", path.display())),

@@ -1,0 +1,128 @@
+use super::bare_copy::BareCopy;
+use super::machine::{Machine, available_memory, cores};
+use super::pairs::{PAIRS, Pairs};
+use super::report::LimitsReport;
+use super::{dram, lookup, ssd};
+use crate::interrupt::Interrupt;
+use crate::replay::{Output, json_text};
+use crate::{BenchError, progress};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+const MIB: u64 = 1 << 20;
+/// Rows of a whole run, for the progress bar.
+const ROWS: u64 = 7;
+/// More threads than this do not make a memory faster.
+const MAX_THREADS: u32 = 8;
+/// Copy workers a daemon has at most unless configured.
+const MAX_COPY_WORKERS: u32 = 4;
+
+/// What `undercroft bench limits` is told.
+#[derive(Debug, Clone)]
+pub struct LimitsOptions {
+    /// The program that knows `serve --config FILE` and `bench echo`: this one.
+    pub binary: PathBuf,
+    /// Where the SSD tier's file lies meanwhile; `None`: the system's temporary folder.
+    pub ssd_path: Option<PathBuf>,
+    /// Where to write the report; `-` for standard output.
+    pub json: Option<PathBuf>,
+}
+
+/// What all rows share.
+pub(super) struct Setup<'a> {
+    pub(super) options: &'a LimitsOptions,
+    pub(super) interrupt: &'a Interrupt,
+    /// Where files go.
+    pub(super) folder: PathBuf,
+    /// Bytes that no cache holds.
+    pub(super) working_set: u64,
+    /// Threads that copy on the client's side.
+    pub(super) threads: usize,
+    /// Threads that copy for a store, here and in the daemon.
+    pub(super) store_threads: usize,
+}
+
+/// Measures what the daemon reaches beside what this machine could do at best.
+///
+/// # Errors
+/// A daemon that does not start, no room for its files, Ctrl-C.
+pub fn limits(options: &LimitsOptions) -> Result<LimitsReport, BenchError> {
+    let since = Instant::now();
+    let output = options.json.as_deref().map(Output::open).transpose()?;
+    let folder = options.ssd_path.clone().unwrap_or_else(std::env::temp_dir);
+    check_room(&folder)?;
+    let interrupt = Interrupt::watch()?;
+    let mut machine = Machine::facts(&folder);
+    let working_set = working_set(&mut machine);
+    let cores = cores();
+    let threads = (cores / 2).clamp(1, MAX_THREADS);
+    let store_threads = cores.min(threads + cores.min(MAX_COPY_WORKERS));
+    let setup = Setup {
+        options,
+        interrupt: &interrupt,
+        folder,
+        working_set,
+        threads: threads as usize,
+        store_threads: store_threads as usize,
+    };
+    let bar = progress::bar(ROWS * u64::from(PAIRS), "pairs");
+    let pairs = Pairs {
+        interrupt: &interrupt,
+        bar: &bar,
+    };
+    let mut rows = Vec::new();
+    {
+        let mut bare = BareCopy::new(working_set, dram::STAGING_BYTES)?;
+        rows.extend(dram::measure(&setup, &pairs, &mut bare, 1 << 20)?);
+        rows.extend(dram::measure(&setup, &pairs, &mut bare, 2 << 20)?);
+    }
+    rows.extend(ssd::measure(&setup, &pairs)?);
+    rows.extend(lookup::measure(&setup, &pairs)?);
+    bar.finish_and_clear();
+    let report = LimitsReport {
+        schema: 1,
+        machine,
+        rows,
+        wall_s: since.elapsed().as_secs_f64(),
+    };
+    if let Some(output) = output {
+        output.write(&json_text(&report))?;
+    }
+    Ok(report)
+}
+
+/// Four times the last-level cache, or less where memory is short: then the figures say so.
+fn working_set(machine: &mut Machine) -> u64 {
+    let wanted = (4 * machine.llc_bytes).max(256 * MIB);
+    // Arena, device and both sides of the bare loop; some is left to everybody else.
+    let most = available_memory().map_or(wanted, |bytes| bytes / 5 / MIB * MIB);
+    if wanted > most {
+        let note = format!(
+            "memory is short: a working set of {} MiB instead of {} MiB, which caches may help",
+            most / MIB,
+            wanted / MIB
+        );
+        machine.notes.push(note);
+    }
+    wanted.min(most).max(128 * MIB)
+}
+
+fn check_room(folder: &Path) -> Result<(), BenchError> {
+    let facts = rustix::fs::statvfs(folder)
+        .map_err(std::io::Error::from)
+        .map_err(BenchError::file("look at", folder))?;
+    let room = facts.f_bavail.saturating_mul(facts.f_frsize);
+    if room >= ssd::DISK_BYTES {
+        return Ok(());
+    }
+    let problem = format!(
+        "{} has room for {} MiB, needed are {} MiB; name another folder",
+        folder.display(),
+        room / MIB,
+        ssd::DISK_BYTES / MIB
+    );
+    Err(BenchError::Option {
+        option: "--ssd-path",
+        problem,
+    })
+}
