@@ -43,6 +43,9 @@ pub(crate) struct Batch {
 struct Progress {
     layers_done: u32,
     failed: bool,
+    /// The fewest layers that somebody waits for: waking a waiter for every layer would take
+    /// longer than copying one.
+    wanted: Option<u32>,
 }
 
 impl Progress {
@@ -76,7 +79,7 @@ impl Batch {
             jobs,
             progress: Mutex::new(Progress {
                 layers_done: done,
-                failed: false,
+                ..Progress::default()
             }),
             changed: Condvar::new(),
         }
@@ -156,7 +159,13 @@ impl Batch {
             .iter()
             .take_while(|left| left.load(Ordering::Acquire) == 0);
         progress.layers_done = copied.count() as u32;
-        self.changed.notify_all();
+        if progress
+            .wanted
+            .is_some_and(|wanted| wanted <= progress.layers_done)
+        {
+            progress.wanted = None;
+            self.changed.notify_all();
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {
@@ -171,6 +180,8 @@ impl Completion for Arc<Batch> {
             if progress.layers_done >= layers {
                 return progress.outcome();
             }
+            let fewest = progress.wanted.map_or(layers, |wanted| wanted.min(layers));
+            progress.wanted = Some(fewest);
             let Some(deadline) = deadline else {
                 progress = self
                     .changed

@@ -1,8 +1,11 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use super::*;
+use crate::batch::{Batch, Direction, Job};
 use crate::pace::Schedule;
+use crate::workers::Workers;
 use proptest::prelude::*;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use undercroft_arena::{HugePages, Memory, Part, PartOptions, PartView, Span};
 use undercroft_wire::{Geometry, PartId, frame_bytes};
@@ -436,6 +439,33 @@ fn a_device_that_goes_away_finishes_what_it_was_given() {
     drop(device);
     assert!(transfers.iter().all(Transfer::is_done));
     assert!(page.read(|bytes| bytes.iter().all(|b| *b == 4)));
+}
+
+#[test]
+fn a_copy_that_panics_fails_its_transfer_and_stalls_nobody() {
+    let layout = crate::layout::Layout {
+        geometry: geometry(),
+        blocks: 1,
+    };
+    let memory = pages(1, 6000).remove(0);
+    // No call lets such a page through: it ends inside layer 2.
+    let page = pages(1, 5000).remove(0);
+    let jobs = vec![Job { page, block: 0 }];
+    let batch = Batch::new(layout, memory, None, Direction::Load, jobs);
+    let batch = Arc::new(batch);
+    let workers = Workers::start(2).unwrap();
+    workers.submit(Arc::clone(&batch)).unwrap();
+    let transfer = Transfer::new(3, Box::new(batch));
+    assert!(matches!(transfer.wait(), Err(DeviceError::Lost { .. })));
+    // Its threads are still there for the next one.
+    let (memory, page) = (pages(1, 6000).remove(0), pages(1, 6000).remove(0));
+    page.write(|bytes| bytes.fill(3));
+    let jobs = vec![Job { page, block: 0 }];
+    let batch = Batch::new(layout, memory.clone(), None, Direction::Load, jobs);
+    let batch = Arc::new(batch);
+    workers.submit(Arc::clone(&batch)).unwrap();
+    Transfer::new(3, Box::new(batch)).wait().unwrap();
+    assert!(memory.read(|bytes| bytes.iter().all(|b| *b == 3)));
 }
 
 #[test]
