@@ -1,2 +1,52 @@
-//! Not yet written.
-fn main() {}
+//! `undercroft`: the daemon, its status and its benchmarks in one binary.
+
+mod bench;
+mod outcome;
+mod serve;
+mod status;
+
+use clap::{Parser, Subcommand};
+use outcome::Outcome;
+use std::process::ExitCode;
+
+/// Keeps KV-cache pages that no longer fit in GPU memory in host DRAM and on NVMe, and hands
+/// them back before the engine misses them.
+#[derive(Debug, Parser)]
+#[command(
+    name = "undercroft",
+    version,
+    max_term_width = 100,
+    after_help = "Examples:
+  undercroft serve                        run a daemon with built-in defaults, as any user
+  undercroft status                       ask it how it is
+  undercroft bench replay                 replay generated traffic through a daemon of its own
+  undercroft bench limits                 compare with what this machine could do at best
+
+Exit codes: 0 done; 1 it ran and the result is bad (wrong bytes, no answer); 2 it could not start
+(bad arguments, configuration or environment)."
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the daemon until SIGTERM or Ctrl-C.
+    Serve(serve::Serve),
+    /// Show a running daemon's tiers, hits, sessions and what the machine refused it.
+    Status(status::Status),
+    /// Measure: replay traffic, or compare with the machine's own limits.
+    Bench(bench::Bench),
+}
+
+fn main() -> ExitCode {
+    // clap answers usage errors with exit code 2 by itself.
+    let arguments = Arguments::parse();
+    let outcome = match arguments.command {
+        Command::Serve(serve) => serve.run(),
+        Command::Status(status) => status.run(),
+        Command::Bench(bench) => bench.run(),
+    };
+    outcome.map_or_else(|failure| failure.report(), Outcome::code)
+}

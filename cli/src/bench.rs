@@ -1,0 +1,206 @@
+//! `undercroft bench`.
+
+use crate::outcome::{Failure, Outcome};
+use clap::{Args, Subcommand};
+use std::path::PathBuf;
+use undercroft_benches::{
+    BenchError, ByteSize, EchoOptions, LimitsOptions, Policy, ReplayOptions, TierSize, echo_peer,
+    limits, replay, replay_defaults,
+};
+
+/// Measure: replay traffic, or compare with the machine's own limits.
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    Replay(Box<Replay>),
+    Limits(Limits),
+    #[command(hide = true)]
+    Echo(Echo),
+}
+
+/// Replay LLM requests through a daemon and verify every byte that comes back.
+///
+/// Each request looks up its longest stored prefix, fetches it into a device made of host memory,
+/// compares every byte with what it must be, and stores what was missing. Without --trace it
+/// generates agent-like traffic; without --socket it starts a daemon of its own and removes
+/// everything it made.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  undercroft bench replay
+  undercroft bench replay --requests 200 --json -
+  undercroft bench replay --trace conversation.jsonl.zst --page-bytes 64KiB --dram 5% --ssd 20%
+  undercroft bench replay --trace conversation.jsonl.zst --ssd 0 --dram 5% --serial --csv hits.csv
+
+SIZE is bytes, or a number with KiB, MiB or GiB; N% is a share of the trace's distinct pages.
+Traces are JSON Lines, plain or .zst, with the fields timestamp, input_length, output_length and
+hash_ids (the published Mooncake format).
+
+Exit codes: 0 every byte was right and every call in time; 1 not so, or the run failed; 2 it could
+not start.")]
+struct Replay {
+    /// Trace to replay [default: generated traffic].
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
+    /// Replay only the first N requests; of generated traffic, how many there are.
+    #[arg(long, value_name = "N")]
+    requests: Option<u64>,
+    /// Size of one page.
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(replay_defaults::PAGE_BYTES.into()))]
+    page_bytes: ByteSize,
+    /// DRAM tier of the benchmark's own daemon.
+    #[arg(long, value_name = "SIZE|N%", default_value_t = TierSize::Bytes(replay_defaults::DRAM_BYTES))]
+    dram: TierSize,
+    /// SSD tier of the benchmark's own daemon; 0 for none.
+    #[arg(long, value_name = "SIZE|N%", default_value_t = TierSize::Bytes(replay_defaults::SSD_BYTES))]
+    ssd: TierSize,
+    /// Where the SSD tier's file lies while the benchmark runs [default: the temporary directory].
+    #[arg(long, value_name = "DIR")]
+    ssd_path: Option<PathBuf>,
+    /// Order in which pages leave DRAM: lru.
+    #[arg(long, value_name = "NAME", default_value = "lru")]
+    policy: Policy,
+    /// Clients; they share the trace's requests.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    clients: u32,
+    /// One request after another, waiting for credits and stores: exact results. Always so with
+    /// one client.
+    #[arg(long)]
+    serial: bool,
+    /// Leave out the partial last page of each prompt.
+    #[arg(long)]
+    full_pages_only: bool,
+    /// Write request,pages,prefix_hit,dram_hit,ssd_hit per request; - for standard output.
+    #[arg(long, value_name = "FILE")]
+    csv: Option<PathBuf>,
+    /// Write the report as JSON (schema 1); - for standard output.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Use the daemon at this socket instead of one of its own.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Seed of generated traffic.
+    #[arg(long, value_name = "N", default_value_t = replay_defaults::SEED)]
+    seed: u64,
+}
+
+/// Compare what the daemon reaches with what this machine could do at best, in one run.
+///
+/// Each row is the median of interleaved pairs (ours, the bare loop) with its spread; a ratio
+/// above 1.05 would mean that the limit was measured wrong. Takes at most two minutes.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  undercroft bench limits
+  undercroft bench limits --json limits.json --ssd-path /mnt/nvme0
+
+Exit codes: 0 done; 1 the run failed or a byte was wrong; 2 it could not start.")]
+struct Limits {
+    /// Write the rows as JSON (schema 1); - for standard output.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Where the SSD tier's file lies while the benchmark runs [default: the temporary directory].
+    #[arg(long, value_name = "DIR")]
+    ssd_path: Option<PathBuf>,
+}
+
+/// The far end of the bare socket echo that `bench limits` measures against.
+#[derive(Debug, Args)]
+struct Echo {
+    #[arg(long)]
+    socket: PathBuf,
+    #[arg(long)]
+    request_bytes: usize,
+    #[arg(long)]
+    reply_bytes: usize,
+    #[arg(long, default_value_t = 0)]
+    probes: usize,
+}
+
+impl Bench {
+    pub(crate) fn run(self) -> Result<Outcome, Failure> {
+        match self.what {
+            What::Replay(replay) => replay.run(),
+            What::Limits(limits) => limits.run(),
+            What::Echo(echo) => echo.run(),
+        }
+    }
+}
+
+impl Replay {
+    fn run(self) -> Result<Outcome, Failure> {
+        let options = ReplayOptions {
+            binary: this_program()?,
+            trace: self.trace,
+            requests: self.requests,
+            page_bytes: self.page_bytes,
+            dram: self.dram,
+            ssd: self.ssd,
+            ssd_path: self.ssd_path,
+            policy: self.policy,
+            clients: self.clients,
+            serial: self.serial,
+            full_pages_only: self.full_pages_only,
+            csv: self.csv,
+            json: self.json,
+            socket: self.socket,
+            seed: self.seed,
+        };
+        let report = replay(&options).map_err(failure)?;
+        // Standard output may carry the figures for a machine; people read standard error then.
+        eprint!("{}", report.summary());
+        Ok(if report.is_good() {
+            Outcome::Good
+        } else {
+            Outcome::Bad
+        })
+    }
+}
+
+impl Limits {
+    fn run(self) -> Result<Outcome, Failure> {
+        let options = LimitsOptions {
+            binary: this_program()?,
+            ssd_path: self.ssd_path,
+            json: self.json,
+        };
+        let report = limits(&options).map_err(failure)?;
+        eprint!("{}", report.table());
+        Ok(Outcome::Good)
+    }
+}
+
+impl Echo {
+    fn run(self) -> Result<Outcome, Failure> {
+        let Self {
+            socket,
+            request_bytes,
+            reply_bytes,
+            probes,
+        } = self;
+        let options = EchoOptions {
+            socket,
+            request_bytes,
+            reply_bytes,
+            probes,
+        };
+        echo_peer(&options).map_err(failure)?;
+        Ok(Outcome::Good)
+    }
+}
+
+fn this_program() -> Result<PathBuf, Failure> {
+    std::env::current_exe()
+        .map_err(|e| Failure::start(format!("cannot find this program's own file: {e}")))
+}
+
+fn failure(error: BenchError) -> Failure {
+    if error.is_start() {
+        Failure::start(error)
+    } else {
+        Failure::run(error)
+    }
+}

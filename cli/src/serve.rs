@@ -1,0 +1,79 @@
+//! `undercroft serve`.
+
+use crate::outcome::{Failure, Outcome};
+use clap::{Args, ValueEnum};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use tracing_subscriber::EnvFilter;
+use undercroft_kvstore::{Config, Daemon};
+
+/// Run the daemon until SIGTERM or Ctrl-C. Without --config it runs on defaults fitted to the
+/// machine, as any user: no GPU, no NVMe, no root needed.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  undercroft serve
+  undercroft serve --config /etc/undercroft/config.toml
+  undercroft serve --print-config          every key with its default and allowed values
+  RUST_LOG=debug undercroft serve --log json")]
+pub(crate) struct Serve {
+    /// Configuration file (TOML). Every key is optional.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print the reference of all configuration keys (Markdown) and exit.
+    #[arg(long)]
+    print_config: bool,
+    /// Form of the log on standard error. Its level is set by RUST_LOG (default: info).
+    #[arg(long, value_enum, default_value = "text")]
+    log: LogForm,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogForm {
+    Text,
+    Json,
+}
+
+impl Serve {
+    pub(crate) fn run(self) -> Result<Outcome, Failure> {
+        if self.print_config {
+            print!("{}", undercroft_kvstore::reference());
+            return Ok(Outcome::Good);
+        }
+        start_log(self.log);
+        let config = match &self.config {
+            Some(path) => Config::load(path),
+            None => Config::embedded(),
+        }
+        .map_err(Failure::start)?;
+        let mut summary = config.summary();
+        let daemon = Daemon::open(config).map_err(Failure::start)?;
+        if let (Some(address), Some(line)) = (
+            daemon.metrics(),
+            summary.iter_mut().find(|(name, _)| *name == "metrics"),
+        ) {
+            line.1 = format!("http://{address}/metrics");
+        }
+        daemon
+            .run(|| {
+                for (name, value) in &summary {
+                    eprintln!("  {name:<8} {value}");
+                }
+                eprintln!("  ready    `undercroft status` shows how it goes; Ctrl-C stops it");
+            })
+            .map_err(Failure::start)?;
+        Ok(Outcome::Good)
+    }
+}
+
+fn start_log(form: LogForm) {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
+    match form {
+        LogForm::Text => builder.init(),
+        LogForm::Json => builder.json().init(),
+    }
+}

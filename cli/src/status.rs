@@ -1,0 +1,240 @@
+//! `undercroft status`.
+
+use crate::outcome::{Failure, Outcome};
+use clap::Args;
+use std::path::PathBuf;
+use std::time::Duration;
+use undercroft_client::wire::{Mode, StatusReport, TierStatus};
+use undercroft_client::{Client, ConnectOptions, Wait};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Show a running daemon's tiers, sizes, fill, hits, sessions, the I/O engine in use and what the
+/// machine refused it.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  undercroft status
+  undercroft status --json | python3 -m json.tool
+  undercroft status --socket /run/undercroft/undercroft.sock
+
+Exit codes: 0 the daemon answered; 1 none did; 2 bad arguments.")]
+pub(crate) struct Status {
+    /// The daemon's socket.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Print JSON (schema 1) instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Status {
+    pub(crate) fn run(self) -> Result<Outcome, Failure> {
+        let socket = self
+            .socket
+            .unwrap_or_else(undercroft_kvstore::default_socket);
+        if socket.as_os_str().len() > undercroft_kvstore::MAX_SOCKET_PATH_BYTES {
+            let max = undercroft_kvstore::MAX_SOCKET_PATH_BYTES;
+            return Err(Failure::start(format!(
+                "--socket {}: the path is longer than the system's limit of {max} bytes; use a shorter one",
+                socket.display()
+            )));
+        }
+        let mut options = ConnectOptions::new(&socket);
+        options.name = "undercroft status".to_owned();
+        // Nothing will be fetched: copy mode spares mapping the arena.
+        options.copy_mode = true;
+        options.wait = Wait::Now(PATIENCE);
+        let client = Client::connect(options).map_err(Failure::run)?;
+        let report = client
+            .status(PATIENCE)
+            .map_err(|why| Failure::run(format!("no status from {}: {why}", socket.display())))?;
+        if self.json {
+            let text = serde_json::to_string_pretty(&report).map_err(Failure::run)?;
+            println!("{text}");
+        } else {
+            print!("{}", render(&report));
+        }
+        Ok(Outcome::Good)
+    }
+}
+
+fn render(report: &StatusReport) -> String {
+    let mut out = Lines::default();
+    out.line(
+        "daemon",
+        format!(
+            "undercroft {}, pid {}, up {}",
+            report.version,
+            report.pid,
+            age(report.uptime_ms)
+        ),
+    );
+    out.line("socket", report.socket.clone());
+    out.line("cpu", format!("{:.2} s", report.cpu_s));
+    let arena = &report.arena;
+    let locked = if arena.locked { "locked" } else { "not locked" };
+    out.line(
+        "arena",
+        format!(
+            "{} in {} part(s), {} pages, {locked}",
+            bytes(arena.bytes),
+            arena.parts,
+            arena.pages
+        ),
+    );
+    out.line("dram", tier(&report.dram));
+    match &report.ssd {
+        None => out.line("ssd", "none".to_owned()),
+        Some(ssd) => {
+            out.line("ssd", tier(&ssd.tier));
+            let buffers = if ssd.registered_buffers {
+                "registered buffers"
+            } else {
+                "plain buffers"
+            };
+            out.line("", format!("{} ({}, {buffers})", ssd.path, ssd.engine));
+            out.line(
+                "",
+                format!(
+                    "written {} (re-appended {}), read {}, recovered {} records",
+                    bytes(ssd.written_bytes),
+                    bytes(ssd.reappended_bytes),
+                    bytes(ssd.read_bytes),
+                    ssd.recovered_records
+                ),
+            );
+            out.line(
+                "",
+                format!(
+                    "corrupt: {} records, {} tables; I/O errors {}; unreachable pages {}",
+                    ssd.corrupt_records, ssd.corrupt_tables, ssd.io_errors, ssd.unreachable_pages
+                ),
+            );
+        }
+    }
+    render_traffic(report, &mut out);
+    out.text
+}
+
+fn render_traffic(report: &StatusReport, out: &mut Lines) {
+    let hits = &report.hits;
+    let ratio = if hits.keys == 0 {
+        0.0
+    } else {
+        100.0 * hits.prefix_pages as f64 / hits.keys as f64
+    };
+    out.line(
+        "hits",
+        format!(
+            "{} of {} pages looked up ({ratio:.2} %) in {} lookups",
+            hits.prefix_pages, hits.keys, hits.lookups
+        ),
+    );
+    out.line(
+        "",
+        format!(
+            "delivered: dram {}, ssd {}; incomplete fetches {}",
+            hits.dram_pages, hits.ssd_pages, hits.incomplete_fetches
+        ),
+    );
+    let stores = &report.stores;
+    out.line(
+        "stores",
+        format!(
+            "{} stored of {} offered (held {}, declined {}, failed {})",
+            stores.stored, stores.offered, stores.held, stores.declined, stores.failed
+        ),
+    );
+    for space in &report.spaces {
+        out.line(
+            "space",
+            format!(
+                "{} {} pages of {}",
+                space.digest,
+                space.pages,
+                bytes(space.page_bytes.into())
+            ),
+        );
+    }
+    for session in &report.sessions {
+        let mode = match session.mode {
+            Mode::ZeroCopy => "zero-copy",
+            Mode::Copy => "copy",
+        };
+        let lingering = if session.lingering {
+            ", gone but still leasing"
+        } else {
+            ""
+        };
+        out.line(
+            "session",
+            format!(
+                "{} \"{}\" pid {} uid {}: {mode}, {} leases on {} pages{lingering}",
+                session.session,
+                session.name,
+                session.pid,
+                session.uid,
+                session.leases,
+                session.leased_pages
+            ),
+        );
+    }
+    for refused in &report.refused {
+        out.line("refused", refused.clone());
+    }
+    if report.protocol_errors > 0 {
+        out.line(
+            "protocol",
+            format!(
+                "{} session(s) closed for malformed messages",
+                report.protocol_errors
+            ),
+        );
+    }
+}
+
+#[derive(Default)]
+struct Lines {
+    text: String,
+}
+
+impl Lines {
+    fn line(&mut self, name: &str, value: String) {
+        self.text.push_str(&format!("{name:<9}{value}\n"));
+    }
+}
+
+fn tier(tier: &TierStatus) -> String {
+    let fill = if tier.capacity_bytes == 0 {
+        0.0
+    } else {
+        100.0 * tier.used_bytes as f64 / tier.capacity_bytes as f64
+    };
+    format!(
+        "{} of {} ({fill:.1} %), {} pages, {} evicted",
+        bytes(tier.used_bytes),
+        bytes(tier.capacity_bytes),
+        tier.pages,
+        tier.evicted_pages
+    )
+}
+
+fn bytes(bytes: u64) -> String {
+    indicatif::HumanBytes(bytes).to_string()
+}
+
+fn age(ms: u64) -> String {
+    indicatif::HumanDuration(Duration::from_millis(ms)).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_report_reads_well() {
+        let text = render(&StatusReport::default());
+        assert!(text.contains("ssd      none\n"), "{text}");
+        assert!(text.contains("(0.00 %)"), "{text}");
+    }
+}

@@ -1,0 +1,224 @@
+use crate::program;
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use undercroft_client::wire::StatusReport;
+use undercroft_client::{Client, ConnectOptions, Wait};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How a test wants its daemon. The defaults are tiny, so that every limit is met.
+#[derive(Debug, Clone)]
+pub struct DaemonOptions {
+    /// DRAM, bytes.
+    pub dram: u64,
+    /// SSD, bytes; 0 for none.
+    pub ssd: u64,
+    /// Staging per session and space, bytes.
+    pub staging: u64,
+    /// More lines of configuration: tables not named above, or none.
+    pub more: String,
+    /// Run it where io_uring is forbidden.
+    pub refuse_io_uring: bool,
+}
+
+impl Default for DaemonOptions {
+    fn default() -> Self {
+        Self {
+            dram: 1 << 20,
+            ssd: 0,
+            staging: 256 << 10,
+            more: String::new(),
+            refuse_io_uring: false,
+        }
+    }
+}
+
+/// The real binary serving in a folder of its own. Killed and removed when dropped.
+#[derive(Debug)]
+pub struct TestDaemon {
+    options: DaemonOptions,
+    home: TempDir,
+    child: Option<Child>,
+}
+
+impl TestDaemon {
+    /// Starts a daemon and waits until it answers.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    #[must_use]
+    pub fn start(options: DaemonOptions) -> Self {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let mut daemon = Self {
+            options,
+            home,
+            child: None,
+        };
+        std::fs::write(daemon.config(), daemon.config_text()).expect("a configuration");
+        daemon.restart();
+        daemon
+    }
+
+    /// The folder everything lies in.
+    #[must_use]
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// Its socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.home.path().join("s")
+    }
+
+    /// Its configuration file.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.home.path().join("config.toml")
+    }
+
+    /// Its page log.
+    #[must_use]
+    pub fn store(&self) -> PathBuf {
+        self.home.path().join("pages-0.log")
+    }
+
+    /// Everything it logged so far, of all its lives.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let bytes = std::fs::read(self.home.path().join("log")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Its process, while it runs.
+    ///
+    /// # Panics
+    /// If it does not run.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it runs").id()
+    }
+
+    /// Starts it (again) on the same folder.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none(), "one at a time");
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.home.path().join("log"))
+            .expect("a log file");
+        let binary = program("undercroft");
+        let mut command = if self.options.refuse_io_uring {
+            let mut refused = Command::new(program("refuse-io-uring"));
+            refused.arg(binary);
+            refused
+        } else {
+            Command::new(binary)
+        };
+        command.arg("serve").arg("--config").arg(self.config());
+        command
+            .env("RUST_LOG", "info")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        self.child = Some(command.spawn().expect("the binary runs"));
+        let since = Instant::now();
+        while since.elapsed() < PATIENCE {
+            if let Some(status) = self.exited() {
+                panic!("the daemon ended with {status}:\n{}", self.log());
+            }
+            if self.client("probe").is_some() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!(
+            "the daemon did not answer within {PATIENCE:?}:\n{}",
+            self.log()
+        );
+    }
+
+    /// `kill -9`, and waits until the process is reaped.
+    pub fn kill(&mut self) {
+        self.end(Signal::KILL);
+    }
+
+    /// SIGTERM, and how it ended.
+    pub fn stop(&mut self) -> Option<ExitStatus> {
+        self.end(Signal::TERM)
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.pid() as i32).expect("a process number");
+        kill_process(pid, signal).expect("our own child");
+    }
+
+    fn end(&mut self, signal: Signal) -> Option<ExitStatus> {
+        self.child.as_ref()?;
+        self.signal(signal);
+        let mut child = self.child.take()?;
+        child.wait().ok()
+    }
+
+    fn exited(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut()?.try_wait().ok().flatten()
+    }
+
+    /// A client of it, if it answers.
+    #[must_use]
+    pub fn client(&self, name: &str) -> Option<Client> {
+        let mut options = ConnectOptions::new(self.socket());
+        options.name = name.to_owned();
+        options.wait = Wait::Now(Duration::from_secs(5));
+        Client::connect(options).ok()
+    }
+
+    /// What it says of itself.
+    ///
+    /// # Panics
+    /// If it does not answer.
+    #[must_use]
+    pub fn status(&self) -> Box<StatusReport> {
+        let client = self.client("status").expect("the daemon answers");
+        client
+            .status(Duration::from_secs(5))
+            .expect("the daemon answers")
+    }
+
+    fn config_text(&self) -> String {
+        let DaemonOptions {
+            dram,
+            ssd,
+            staging,
+            more,
+            ..
+        } = &self.options;
+        format!(
+            "[server]\nsocket = \"{socket}\"\nmetrics = \"off\"\n\
+             [arena]\nsize = {dram}\nstaging = {staging}\n\
+             [ssd]\nsize = {ssd}\npath = \"{path}\"\n{more}\n",
+            socket = self.socket().display(),
+            path = self.home.path().display(),
+        )
+    }
+}
+
+impl Drop for TestDaemon {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("--- the daemon's log ---\n{}", self.log());
+        }
+    }
+}
