@@ -38,6 +38,7 @@ pub(crate) enum Reader {
 /// that an earlier one waits for.
 #[derive(Debug)]
 pub(crate) struct Fetch {
+    pub(crate) id: FetchId,
     pub(crate) reader: Reader,
     pub(crate) space: SpaceId,
     pub(crate) class: ClassId,
@@ -102,6 +103,7 @@ impl Core {
     pub(crate) fn begin_fetch(&mut self, mut fetch: Fetch, stamp: u64) -> FetchId {
         self.last_fetch += 1;
         let id = FetchId(self.last_fetch);
+        fetch.id = id;
         let resident = |page: &&PageId| self.index[**page].dram == Dram::Resident;
         let lead = fetch.pages[..fetch.limit as usize]
             .iter()
@@ -347,6 +349,10 @@ impl Core {
         );
         let (from, issued, old) = (limit as usize, fetch.issued as usize, fetch.limit as usize);
         let pinned = fetch.pinned();
+        if limit <= fetch.copied {
+            // It needs no more slots: those given back below are for others.
+            self.stop_waiting_for_slot(fetch);
+        }
         fetch.issued = fetch.issued.min(limit);
         fetch.limit = limit;
         fetch.outcome = outcome;
@@ -366,6 +372,15 @@ impl Core {
             if let (true, Reader::Lease { session, .. }) = (done, fetch.reader) {
                 self.free_slot(session, fetch.space, slot);
             }
+        }
+    }
+
+    fn stop_waiting_for_slot(&mut self, fetch: &mut Fetch) {
+        let waits = std::mem::take(&mut fetch.waits_for_slot);
+        if let (true, Reader::Lease { session, .. }) = (waits, fetch.reader)
+            && let Some(staging) = self.staging_mut(session, fetch.space)
+        {
+            staging.waiting.retain(|waiting| *waiting != fetch.id);
         }
     }
 
@@ -440,6 +455,7 @@ impl Core {
         let Reader::Lease { session, mode, .. } = fetch.reader else {
             unreachable!("prefetches are no session's leases")
         };
+        let mut slots = Vec::new();
         while fetch.released < upto.min(fetch.delivered) {
             let page = fetch.pages[fetch.released as usize];
             fetch.released += 1;
@@ -450,11 +466,15 @@ impl Core {
                         .slots
                         .pop_front()
                         .expect("a delivered page has a slot");
-                    self.free_slot(session, fetch.space, slot);
+                    slots.push(slot);
                 }
             }
         }
+        let space = fetch.space;
         self.put_back(id, fetch);
+        for slot in slots {
+            self.free_slot(session, space, slot);
+        }
     }
 
     /// Ends the lease of a fetch that is no longer under way.

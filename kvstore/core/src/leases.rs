@@ -1,5 +1,5 @@
 use crate::commits::NOT_OPEN;
-use crate::fetches::{Fetch, Reader};
+use crate::fetches::{Fetch, FetchId, Reader};
 use crate::page::{Dram, PageId};
 use crate::{Action, Core, Micros};
 use std::collections::VecDeque;
@@ -90,6 +90,7 @@ impl Core {
         deadline: Micros,
     ) -> Fetch {
         Fetch {
+            id: FetchId(0),
             reader,
             space,
             class: self.spaces.get(space).class,

@@ -184,7 +184,11 @@ impl Core {
 
     /// Follows up what the event has set in motion until nothing moves without the world.
     fn come_to_rest(&mut self, actions: &mut Vec<Action>) {
-        loop {
+        for round in 0_u32.. {
+            debug_assert!(
+                round < 1 << 20,
+                "what an event sets in motion comes to rest"
+            );
             if let Some(fetch) = self.ready.pop_front() {
                 self.progress(fetch, false, actions);
             } else if let Some(class) = self.hungry.pop() {

@@ -94,7 +94,10 @@ impl Core {
             for &fetch in &fetches {
                 self.damage(fetch, id);
             }
-            self.prune(id);
+            // The last fetch to let go of it may have forgotten it.
+            if self.index.contains(id) {
+                self.prune(id);
+            }
         }
         self.ready.extend(fetches);
     }

@@ -204,11 +204,13 @@ impl Core {
         assert_ne!(*state, Slot::Free, "a slot is freed once");
         *state = Slot::Free;
         staging.free.push(slot);
-        if let Some(fetch) = staging.waiting.pop_front() {
-            if let Some(fetch) = self.fetches.get_mut(&fetch) {
-                fetch.waits_for_slot = false;
-            }
-            self.ready.push_back(fetch);
+        if let Some(id) = staging.waiting.pop_front() {
+            let fetch = self
+                .fetches
+                .get_mut(&id)
+                .expect("a fetch that waits is under way");
+            fetch.waits_for_slot = false;
+            self.ready.push_back(id);
         }
     }
 

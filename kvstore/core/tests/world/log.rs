@@ -64,11 +64,11 @@ impl Log {
     pub(crate) fn free(&mut self, segment: SegmentId, segment_use: SegmentUse) {
         let open = self.open.is_some_and(|(open, _, _)| open == segment);
         assert!(!open, "the segment being written is not freed");
-        let before = self.by_extent.len();
         let gone = |extent: &Extent| extent.segment == segment;
         self.by_extent.retain(|extent, _| !gone(extent));
         self.order.retain(|extent| !gone(extent));
-        assert!(self.by_extent.len() < before, "a segment in use is freed");
+        let free = self.free.iter().any(|(other, _)| *other == segment);
+        assert!(!free, "a segment is freed once");
         self.free
             .push_back((segment, SegmentUse(segment_use.0 + 1)));
     }
@@ -77,6 +77,10 @@ impl Log {
     pub(crate) fn damage(&mut self, extent: Extent) {
         self.by_extent.remove(&extent);
         self.order.retain(|other| *other != extent);
+    }
+
+    pub(crate) fn extents(&self) -> &[Extent] {
+        &self.order
     }
 
     /// What a scan at start finds, in the order of appending.

@@ -76,7 +76,9 @@ pub(crate) struct World {
     pub(crate) closed: BTreeSet<SessionId>,
     pub(crate) replies: Vec<(SessionId, RequestId, Reply)>,
     pub(crate) modes: HashMap<SessionId, Mode>,
+    pub(crate) processes: HashMap<SessionId, u32>,
     pub(crate) audits: bool,
+    next_lease: u64,
     next_request: u32,
 }
 
@@ -97,7 +99,9 @@ impl World {
             closed: BTreeSet::new(),
             replies: Vec::new(),
             modes: HashMap::new(),
+            processes: HashMap::new(),
             audits: true,
+            next_lease: 0,
             next_request: 0,
         }
     }
@@ -187,11 +191,8 @@ impl World {
                 identity,
             } => {
                 let log = self.log.as_ref().expect("there is an SSD");
-                assert_eq!(
-                    log.record(*extent),
-                    Some(*identity),
-                    "records are relocated"
-                );
+                let record = log.record(*extent).unwrap_or(*identity);
+                assert_eq!(record, *identity, "a record is moved as what it is");
                 self.jobs.insert(*job, action);
             }
             Action::FreeSegment {
@@ -291,6 +292,7 @@ impl World {
     pub(crate) fn open(&mut self, session: u64, pid: u32, mode: Mode) {
         let session = SessionId(session);
         self.modes.insert(session, mode);
+        self.processes.insert(session, pid);
         let process = ProcessId { pid, start: 1 };
         self.step(Event::SessionOpened {
             session,
@@ -320,6 +322,11 @@ impl World {
         });
         self.spaces.insert(id, (digest, page_bytes));
         id
+    }
+
+    pub(crate) fn next_lease(&mut self) -> u64 {
+        self.next_lease += 1;
+        self.next_lease
     }
 
     pub(crate) fn request_id(&mut self) -> RequestId {
@@ -479,7 +486,12 @@ impl World {
     }
 
     pub(crate) fn release(&mut self, session: u64, lease: u64, upto: u32) {
-        let (owner, lease) = (SessionId(session), LeaseId(lease));
+        self.release_from(session, session, lease, upto);
+    }
+
+    /// Releases a lease of `owner` from `session`, which must be of the same process.
+    pub(crate) fn release_from(&mut self, session: u64, owner: u64, lease: u64, upto: u32) {
+        let (owner, lease) = (SessionId(owner), LeaseId(lease));
         if let Some(held) = self.leases.get_mut(&(owner, lease)) {
             let upto = (upto as usize).min(held.places.len());
             held.released = held.released.max(upto);
@@ -628,6 +640,8 @@ impl World {
     }
 
     pub(crate) fn close(&mut self, session: u64) {
+        // What is due now is still said.
+        self.step(Event::Tick);
         let session = SessionId(session);
         self.closed.insert(session);
         self.step(Event::SessionClosed { session });
@@ -639,6 +653,8 @@ impl World {
     }
 
     pub(crate) fn kill(&mut self, session: u64) {
+        // What is due now is still said.
+        self.step(Event::Tick);
         let session = SessionId(session);
         self.closed.insert(session);
         // From here on its frames may be used again.

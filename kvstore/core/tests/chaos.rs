@@ -1,0 +1,446 @@
+//! Everything that clients, copy workers and a failing SSD can do, in any order, against a
+//! handful of frames. The world checks every promise: what is delivered is the page asked for,
+//! leased frames keep their bytes, jobs never share a frame; `audit()` runs after every step.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+mod world;
+
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use undercroft_core::{Event, Micros};
+use undercroft_wire::{
+    DropHold, FetchOutcome, FetchSource, Hint, HintKind, HoldId, Mode, OfferId, PageKey, Prefetch,
+    Request, SessionId, SlotId, SpaceId, Stamp,
+};
+use world::{World, key};
+
+const CHAINS: u64 = 4;
+const DEPTH: u64 = 8;
+
+/// Four chains of eight pages, two and two of them sharing their first three.
+fn chain(number: u64) -> Vec<PageKey> {
+    let number = number % CHAINS;
+    (0..DEPTH)
+        .map(|depth| key(if depth < 3 { number % 2 } else { number }, depth))
+        .collect()
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Faults {
+    ssd: bool,
+    jobs_fail: bool,
+    device_dies: bool,
+}
+
+struct OpenOffer {
+    session: u64,
+    space: SpaceId,
+    offer: OfferId,
+    slots: Vec<SlotId>,
+}
+
+struct OpenHold {
+    space: SpaceId,
+    hold: HoldId,
+    keys: Vec<PageKey>,
+}
+
+struct Chaos {
+    world: World,
+    faults: Faults,
+    /// Live sessions and their process.
+    sessions: BTreeMap<u64, u32>,
+    spaces: [SpaceId; 2],
+    slots: u32,
+    offers: Vec<OpenOffer>,
+    holds: Vec<OpenHold>,
+    /// Leases fetched from a hold that had not expired.
+    promised: Vec<(u64, u64)>,
+    stamp: Stamp,
+    next_session: u64,
+    next_lease: u64,
+}
+
+type Op = (u8, u32, u32, u32);
+
+impl Chaos {
+    fn new(faults: Faults, frames: u64, slots: u32) -> Self {
+        let world = if faults.ssd {
+            World::with_ssd(frames, 10, 5, 4)
+        } else {
+            World::dram(frames)
+        };
+        let mut chaos = Self {
+            world,
+            faults,
+            sessions: BTreeMap::new(),
+            spaces: [SpaceId(0); 2],
+            slots,
+            offers: Vec::new(),
+            holds: Vec::new(),
+            promised: Vec::new(),
+            stamp: Stamp(0),
+            next_session: 1,
+            next_lease: 1,
+        };
+        for (pid, mode) in [(1, Mode::ZeroCopy), (1, Mode::ZeroCopy), (2, Mode::Copy)] {
+            chaos.connect(pid, mode);
+        }
+        chaos
+    }
+
+    fn connect(&mut self, pid: u32, mode: Mode) {
+        let session = self.next_session;
+        self.next_session += 1;
+        self.world.open(session, pid, mode);
+        let small = self.world.open_space(session, 1, 4096, self.slots);
+        let large = self.world.open_space(session, 2, 5000, self.slots);
+        self.spaces = [small, large];
+        self.sessions.insert(session, pid);
+    }
+
+    fn session(&self, at: u32) -> u64 {
+        *self
+            .sessions
+            .keys()
+            .nth(at as usize % self.sessions.len())
+            .unwrap()
+    }
+
+    fn apply(&mut self, (op, a, b, c): Op) {
+        let session = self.session(a);
+        // The larger pages get a turn now and then.
+        let space = self.spaces[usize::from(b % 5 == 0)];
+        let keys = chain(u64::from(b >> 4));
+        let from = (c % DEPTH as u32) as usize;
+        let upto = from + (c >> 4) as usize % (keys.len() - from) + 1;
+        match op % 32 {
+            0..=2 => self.lookup(session, space, &keys[..upto], c),
+            3..=6 => self.fetch(session, space, &keys[..upto], c),
+            7 => self.fetch(session, space, &keys[from..upto], c),
+            8 => self.fetch_hold(session, a, b, c),
+            9..=11 => self.release(a, b, c),
+            12..=15 => self.offer(
+                session,
+                space,
+                &keys[..upto],
+                b,
+                from * usize::from(c % 3 == 0),
+            ),
+            16..=18 => self.commit(a, b, c),
+            19..=25 => self.end_job(a, b),
+            26 => self.world.free_segments(),
+            27 => {
+                let now = Micros(self.world.now.0 + u64::from(a % 8) * 1000);
+                self.world.advance(now);
+            }
+            28 => self.prefetch(session, space, &keys[..upto], c),
+            29 => self.hint(session, space, &keys[..upto], c),
+            30 => self.drop_hold(session, a),
+            _ => self.break_something(session, a, b),
+        }
+    }
+
+    fn lookup(&mut self, session: u64, space: SpaceId, keys: &[PageKey], c: u32) {
+        let hold_ms = if c % 2 == 0 { c % 40 } else { 0 };
+        let reply = self.world.lookup_hold(session, &[space], keys, hold_ms);
+        assert_eq!(reply.pages, reply.dram + reply.ssd);
+        self.stamp = reply.stamp;
+        if let Some(hold) = reply.hold {
+            let keys = keys[..reply.pages as usize].to_vec();
+            self.holds.push(OpenHold { space, hold, keys });
+        }
+    }
+
+    fn fetch(&mut self, session: u64, space: SpaceId, keys: &[PageKey], c: u32) {
+        let lease = self.next_lease;
+        self.next_lease += 1;
+        let stamp = if c % 3 == 0 { Stamp(0) } else { self.stamp };
+        self.world.fetch(session, lease, space, keys, stamp, c % 16);
+    }
+
+    fn fetch_hold(&mut self, session: u64, a: u32, b: u32, c: u32) {
+        if self.holds.is_empty() {
+            return;
+        }
+        let OpenHold { space, hold, keys } = &self.holds[b as usize % self.holds.len()];
+        let first = a as usize % keys.len();
+        let count = c as usize % (keys.len() - first) + 1;
+        let run = keys[first..first + count].to_vec();
+        let (hold, space) = (*hold, *space);
+        let source = FetchSource::Hold {
+            hold,
+            first: first as u32,
+            count: count as u32,
+        };
+        let lease = self.next_lease;
+        self.next_lease += 1;
+        self.world
+            .fetch_from(session, lease, space, (&run, source), self.stamp, c % 16);
+        self.promised.push((session, lease));
+    }
+
+    fn release(&mut self, a: u32, b: u32, c: u32) {
+        if self.world.leases.is_empty() {
+            return;
+        }
+        let leases = &self.world.leases;
+        let (owner, lease) = *leases.keys().nth(b as usize % leases.len()).unwrap();
+        let upto = if c % 3 == 0 { c % 9 } else { u32::MAX };
+        let session = self.session(a);
+        // Another session of the same process may release it, and nobody else.
+        let process = |session: u64| self.world.processes[&SessionId(session)];
+        if process(session) == process(owner.0) {
+            self.world.release_from(session, owner.0, lease.0, upto);
+        } else {
+            let release = undercroft_wire::Release {
+                session: owner,
+                lease,
+                upto,
+            };
+            self.world.ask(session, &Request::Release(release));
+        }
+    }
+
+    fn offer(&mut self, session: u64, space: SpaceId, keys: &[PageKey], b: u32, from: usize) {
+        let from = from.min(keys.len() - 1);
+        let above = from.checked_sub(1).map(|above| keys[above]);
+        let stamp = if b % 4 == 0 { Stamp(0) } else { self.stamp };
+        let first = from as u32;
+        let reply = self
+            .world
+            .offer(session, space, above, first, &keys[from..], stamp);
+        if let Some(reply) = reply
+            && !reply.slots.is_empty()
+        {
+            let (offer, slots) = (reply.offer, reply.slots);
+            self.offers.push(OpenOffer {
+                session,
+                space,
+                offer,
+                slots,
+            });
+        }
+    }
+
+    fn commit(&mut self, a: u32, b: u32, c: u32) {
+        if self.offers.is_empty() {
+            return;
+        }
+        let at = b as usize % self.offers.len();
+        let OpenOffer {
+            session,
+            space,
+            offer,
+            mut slots,
+        } = self.offers.swap_remove(at);
+        if !self.sessions.contains_key(&session) {
+            return;
+        }
+        let returned = slots.split_off(slots.len() - (c as usize % 4 == 0) as usize);
+        if a % 5 == 0 {
+            // Slots nobody assigned, or assigned twice.
+            slots.push(SlotId(c % 8));
+            slots.push(SlotId(1000));
+        }
+        self.world.commit(session, space, offer, &slots, &returned);
+    }
+
+    fn end_job(&mut self, a: u32, b: u32) {
+        let count = self.world.jobs.len();
+        if count > 0 {
+            let fails = self.faults.jobs_fail && b % 8 == 0;
+            self.world.end_job(a as usize % count, fails);
+        }
+    }
+
+    fn prefetch(&mut self, session: u64, space: SpaceId, keys: &[PageKey], c: u32) {
+        let prefetch = Prefetch {
+            space,
+            keys: keys.into(),
+            ttl_ms: c % 16,
+        };
+        self.world.ask(session, &Request::Prefetch(prefetch));
+    }
+
+    fn hint(&mut self, session: u64, space: SpaceId, keys: &[PageKey], c: u32) {
+        let kind = [
+            HintKind::Active,
+            HintKind::Ended,
+            HintKind::Demote,
+            HintKind::PinMs(5),
+        ];
+        let kind = kind[c as usize % kind.len()];
+        self.world.ask(
+            session,
+            &Request::Hint(Hint {
+                space,
+                keys: keys.into(),
+                kind,
+            }),
+        );
+    }
+
+    fn drop_hold(&mut self, session: u64, a: u32) {
+        if !self.holds.is_empty() {
+            let held = self.holds.swap_remove(a as usize % self.holds.len());
+            self.world
+                .ask(session, &Request::DropHold(DropHold { hold: held.hold }));
+        }
+    }
+
+    fn break_something(&mut self, session: u64, a: u32, b: u32) {
+        let mode = self.world.modes[&SessionId(session)];
+        let pid = self.sessions[&session];
+        match b % 6 {
+            0 => {
+                self.world.close(session);
+                self.sessions.remove(&session);
+                self.connect(pid, mode);
+            }
+            1 => {
+                self.world.kill(session);
+                self.sessions.remove(&session);
+                self.connect(pid, mode);
+            }
+            2 if self.faults.jobs_fail && self.faults.ssd => {
+                let log = self.world.log.as_mut().unwrap();
+                if !log.extents().is_empty() {
+                    let extent = log.extents()[a as usize % log.extents().len()];
+                    log.damage(extent);
+                }
+            }
+            3 if self.faults.device_dies && a % 4 == 0 => self.world.step(Event::DeviceLost),
+            _ => {}
+        }
+    }
+
+    /// Lets everything end: nothing may be left over.
+    fn come_to_rest(&mut self) {
+        self.world.finish_jobs();
+        self.world.advance(Micros(self.world.now.0 + 1_000_000_000));
+        self.world.finish_jobs();
+        for ((session, request), commit) in &self.world.commits {
+            let answered = commit.answered.is_some();
+            assert!(
+                answered,
+                "commit {request} of session {session} is never answered"
+            );
+        }
+        let leases: Vec<_> = self.world.leases.keys().copied().collect();
+        for (session, lease) in leases {
+            let held = &self.world.leases[&(session, lease)];
+            let closed = self.world.closed.contains(&session);
+            let begun = !held.places.is_empty() || held.ended.is_some();
+            assert!(closed || held.ended.is_some() || !begun, "every fetch ends");
+            if let Some(end) = held.ended
+                && self.promised.contains(&(session.0, lease.0))
+                && !self.faults.ssd
+            {
+                let missing = FetchOutcome::Missing.to_byte();
+                assert_ne!(end.outcome, missing, "what is held does not go missing");
+            }
+        }
+        for session in self.sessions.keys().copied().collect::<Vec<_>>() {
+            self.world.close(session);
+        }
+        let all: Vec<_> = self.world.modes.keys().copied().collect();
+        for session in all {
+            self.world.kill(session.0);
+        }
+        self.world.finish_jobs();
+        assert_eq!(self.world.core.next_timer(), None, "nothing waits any more");
+        assert!(self.world.jobs.is_empty());
+    }
+
+    /// Starts another core on the same SSD: what it finds there is what was written.
+    fn restart(self) {
+        let Some(log) = self.world.log else { return };
+        let records = log.recover();
+        let free_segments = log.free_segments();
+        let mut world = World::with_ssd(64, 100, 5, 4);
+        world.log = Some(log);
+        let (early, late) = records.split_at(records.len() / 2);
+        world.step(Event::Recovered {
+            records: early,
+            free_segments,
+        });
+        world.step(Event::Recovered {
+            records: late,
+            free_segments,
+        });
+        let stats = world.core.stats();
+        assert_eq!(
+            stats.recovery_ignored, 0,
+            "the core writes nothing it would not read"
+        );
+        world.open(1, 1, Mode::ZeroCopy);
+        for (number, page_bytes) in [(1, 4096), (2, 5000)] {
+            let space = world.open_space(1, number, page_bytes, 2);
+            for number in 0..CHAINS {
+                let keys = chain(number);
+                let found = world.lookup(1, space, &keys);
+                let lease = world.next_lease();
+                let run = &keys[..(found.pages as usize).min(2)];
+                world.fetch(1, lease, space, run, found.stamp, 1000);
+                world.finish_jobs();
+                let held = world.lease(1, lease);
+                assert_eq!(
+                    held.places.len(),
+                    run.len(),
+                    "what lookup names can be fetched"
+                );
+                world.release(1, lease, u32::MAX);
+            }
+        }
+    }
+}
+
+fn operations() -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(any::<Op>(), 1..300)
+}
+
+fn run(faults: Faults, frames: u64, slots: u32, operations: Vec<Op>) {
+    let mut chaos = Chaos::new(faults, frames, slots);
+    for op in operations {
+        chaos.apply(op);
+    }
+    chaos.come_to_rest();
+    if !faults.device_dies {
+        chaos.restart();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn dram_alone_keeps_its_promises(
+        frames in 1..8_u64,
+        slots in 1..4_u32,
+        jobs_fail: bool,
+        operations in operations(),
+    ) {
+        run(Faults { ssd: false, jobs_fail, device_dies: false }, frames, slots, operations);
+    }
+
+    #[test]
+    fn two_tiers_keep_their_promises(
+        frames in 1..8_u64,
+        slots in 1..4_u32,
+        jobs_fail: bool,
+        operations in operations(),
+    ) {
+        run(Faults { ssd: true, jobs_fail, device_dies: false }, frames, slots, operations);
+    }
+
+    #[test]
+    fn a_dying_ssd_breaks_no_promise_of_dram(
+        frames in 1..8_u64,
+        slots in 1..4_u32,
+        operations in operations(),
+    ) {
+        run(Faults { ssd: true, jobs_fail: true, device_dies: true }, frames, slots, operations);
+    }
+}
