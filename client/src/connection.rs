@@ -57,7 +57,6 @@ pub(crate) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// One session with a daemon. Requests of all threads go out through the outbox; replies come in
 /// through the one thread that has the reader at that moment, which also is waiting for a reply.
-#[derive(Debug)]
 pub(crate) struct Connection {
     /// Counts the connections of a client: what was opened in another one is not open here.
     pub(crate) generation: u64,
@@ -107,6 +106,17 @@ impl Ticket {
 
     pub(crate) fn connection(&self) -> &Arc<Connection> {
         &self.connection
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without locks: it may be shown while somebody holds them.
+        f.debug_struct("Connection")
+            .field("generation", &self.generation)
+            .field("welcome", &self.welcome)
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
     }
 }
 

@@ -2,6 +2,7 @@ use crate::connection::Lost;
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -16,7 +17,6 @@ const MAX_FDS_AT_ONCE: usize = 253;
 const MAX_FDS_WAITING: usize = 1024;
 
 /// The receiving side of a connection. Whoever holds it reads for everybody.
-#[derive(Debug)]
 pub(crate) struct Reader {
     buffer: Vec<u8>,
     start: usize,
@@ -24,6 +24,17 @@ pub(crate) struct Reader {
     control: Vec<MaybeUninit<u8>>,
     /// Descriptors received and not yet claimed by a frame, in order.
     pub(crate) fds: VecDeque<OwnedFd>,
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What was received names prompts' prefixes: how much of it is enough.
+        let waiting = self.end - self.start;
+        f.debug_struct("Reader")
+            .field("waiting", &waiting)
+            .field("fds", &self.fds)
+            .finish()
+    }
 }
 
 impl Reader {
