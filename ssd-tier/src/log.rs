@@ -86,33 +86,20 @@ impl PageLog {
             state: Arc::clone(&state),
             counters: Arc::clone(&counters),
         };
-        let (ready, started) = bounded(1);
-        let body = move || {
-            let choice = config.engine;
-            let capacity = depth + CHORES_IN_FLIGHT;
-            match start_engine(choice, Arc::new(file), capacity, memory, refused) {
-                Ok(Started {
-                    engine,
-                    bell,
-                    refused,
-                }) => {
-                    let engine = wrap(engine);
-                    let facts = (engine.name(), engine.registered_buffers(), refused);
-                    if ready.send(Ok((facts, Arc::clone(&bell)))).is_ok() {
-                        worker.run(engine, &bell);
-                    }
-                }
-                // The opener waits for this message or for the channel's end.
-                Err(e) => drop(ready.send(Err(e))),
-            }
+        let setup = Setup {
+            choice: config.engine,
+            file: Arc::new(file),
+            memory,
+            refused,
+            depth,
         };
-        let name = format!("ucft-log-{}", config.device);
-        let thread = thread::Builder::new().name(name).spawn(body);
-        let thread = thread.map_err(|source| OpenError::Thread { source })?;
-        let gone = |_| OpenError::Thread {
-            source: io::Error::other("it ended at once"),
-        };
-        let ((engine, registered_buffers, refused), bell) = started.recv().map_err(gone)??;
+        let (thread, started) = start_thread(config.device, setup, worker, wrap)?;
+        let Ready {
+            engine,
+            registered_buffers,
+            refused,
+            bell,
+        } = started;
         let layout = head.superblock.layout;
         let facts = LogFacts {
             engine,
@@ -224,41 +211,80 @@ pub(crate) fn build_machine(
     Ok((machine, recovery))
 }
 
-struct Started {
-    engine: Box<dyn Engine>,
-    bell: Arc<Doorbell>,
-    refused: Vec<String>,
-}
-
-fn start_engine(
+/// What the log's thread makes its engine of.
+struct Setup {
     choice: EngineChoice,
     file: Arc<LockedFile>,
-    capacity: usize,
     memory: Vec<Arc<Part>>,
-    mut refused: Vec<String>,
-) -> Result<Started, OpenError> {
-    if choice != EngineChoice::Threads {
-        match Ring::new(file.raw_fd(), capacity, memory, &mut refused) {
-            Ok((ring, bell)) => {
-                let engine = Box::new(FileRing { ring, _file: file });
-                return Ok(Started {
-                    engine,
-                    bell,
-                    refused,
-                });
+    refused: Vec<String>,
+    depth: usize,
+}
+
+/// What the log's thread says when it is ready.
+struct Ready {
+    engine: &'static str,
+    registered_buffers: bool,
+    refused: Vec<String>,
+    bell: Arc<Doorbell>,
+}
+
+fn start_thread(
+    device: DeviceId,
+    mut setup: Setup,
+    worker: Worker,
+    wrap: impl FnOnce(Box<dyn Engine>) -> Box<dyn Engine> + Send + 'static,
+) -> Result<(JoinHandle<()>, Ready), OpenError> {
+    let (ready, started) = bounded(1);
+    let body = move || {
+        // The opener waits for one of these messages or for the channel's end.
+        match setup.start_engine() {
+            Ok((engine, bell)) => {
+                let engine = wrap(engine);
+                let facts = Ready {
+                    engine: engine.name(),
+                    registered_buffers: engine.registered_buffers(),
+                    refused: setup.refused,
+                    bell: Arc::clone(&bell),
+                };
+                if ready.send(Ok(facts)).is_ok() {
+                    worker.run(engine, &bell);
+                }
             }
-            Err(source) if choice == EngineChoice::Uring => {
-                return Err(OpenError::Engine { source });
-            }
-            Err(e) => refused.push(format!("io_uring: {e}, threads are used")),
+            Err(e) => drop(ready.send(Err(e))),
         }
+    };
+    let name = format!("ucft-log-{device}");
+    let thread = thread::Builder::new().name(name).spawn(body);
+    let thread = thread.map_err(|source| OpenError::Thread { source })?;
+    let gone = |_| OpenError::Thread {
+        source: io::Error::other("it ended at once"),
+    };
+    Ok((thread, started.recv().map_err(gone)??))
+}
+
+impl Setup {
+    /// Called on the thread that will use the engine: a ring belongs to the thread that made it.
+    fn start_engine(&mut self) -> Result<(Box<dyn Engine>, Arc<Doorbell>), OpenError> {
+        let capacity = self.depth + CHORES_IN_FLIGHT;
+        let file = Arc::clone(&self.file);
+        if self.choice != EngineChoice::Threads {
+            let memory = std::mem::take(&mut self.memory);
+            match Ring::new(file.raw_fd(), capacity, memory, &mut self.refused) {
+                Ok((ring, bell)) => {
+                    return Ok((Box::new(FileRing { ring, _file: file }), bell));
+                }
+                Err(source) if self.choice == EngineChoice::Uring => {
+                    return Err(OpenError::Engine { source });
+                }
+                Err(e) => self
+                    .refused
+                    .push(format!("io_uring: {e}, threads are used")),
+            }
+        }
+        let pool = Pool::new(file, capacity);
+        let (pool, bell) = pool.map_err(|source| OpenError::Thread { source })?;
+        Ok((Box::new(pool), bell))
     }
-    let (pool, bell) = Pool::new(file, capacity).map_err(|source| OpenError::Thread { source })?;
-    Ok(Started {
-        engine: Box::new(pool),
-        bell,
-        refused,
-    })
 }
 
 /// A ring and the file it works on; the ring goes first.
@@ -329,11 +355,15 @@ impl Worker {
             }
             bell.going_to_sleep();
             let timeout = self.timeout(state, start.elapsed());
+            let landed = self.machine.has_landed();
             let waited = engine.wait(timeout, &mut done);
             bell.awake();
             let now = start.elapsed();
             for done in done.drain(..) {
                 self.machine.finished(done, now);
+            }
+            if landed {
+                self.machine.check_landed();
             }
             self.publish();
             waited?;
@@ -352,7 +382,7 @@ impl Worker {
     /// what comes after rings.
     fn timeout(&self, seen: u8, now: Duration) -> Option<Duration> {
         let more = self.machine.wants_ops() && !self.queue.is_empty();
-        if more || self.state.load(Ordering::SeqCst) != seen {
+        if more || self.machine.has_landed() || self.state.load(Ordering::SeqCst) != seen {
             return Some(Duration::ZERO);
         }
         self.machine.next_due().map(|due| due.saturating_sub(now))

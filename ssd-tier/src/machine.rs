@@ -1,17 +1,19 @@
 //! What the log does with operations: the whole logic between a queue of them and an engine.
 //! Knows no thread and no clock: time is an argument, so that tests own it.
 
+mod reading;
+
 use crate::engine::{Done, Engine, Io, Kind};
-use crate::format::{BLOCK, proof};
+use crate::format::BLOCK;
 use crate::scratch::{Blocks, Scratch, ScratchPage};
 use crate::segment::Record;
 use crate::writer::{Chore, Placement, Purpose, Writer};
-use crate::{AppendOutcome, Completion, LogCounters, Op, ReadOutcome, RelocateOutcome};
+use crate::{AppendOutcome, Completion, LogCounters, Op, RelocateOutcome};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
-use undercroft_arena::{ArenaError, Span, checksum};
+use undercroft_arena::{ArenaError, Span};
 use undercroft_wire::{DeviceId, Extent, JobId, PageIdentity, frame_bytes};
 
 /// Blocks for headers and tables in flight. More chores than that wait.
@@ -74,6 +76,8 @@ pub(crate) struct Machine {
     chores: VecDeque<Io>,
     reads: VecDeque<Io>,
     writes: VecDeque<Io>,
+    /// Reads whose bytes are there and were not checked yet.
+    landed: VecDeque<(usize, Span)>,
     pages_in_flight: usize,
     writes_in_flight: usize,
     /// Appends that found no segment, and since when they wait.
@@ -105,6 +109,7 @@ impl Machine {
             chores: VecDeque::new(),
             reads: VecDeque::new(),
             writes: VecDeque::new(),
+            landed: VecDeque::new(),
             pages_in_flight: 0,
             writes_in_flight: 0,
             waiting: VecDeque::new(),
@@ -121,6 +126,7 @@ impl Machine {
     /// limit, so that the operation which frees one always gets in.
     pub(crate) fn wants_ops(&self) -> bool {
         let queued = self.reads.len() + self.writes.len() + self.relocations.len();
+        let queued = queued + self.landed.len();
         queued < 2 * self.depth
     }
 
@@ -238,44 +244,6 @@ impl Machine {
         });
     }
 
-    fn read(&mut self, job: JobId, identity: PageIdentity, extent: Extent, into: Span) {
-        if !is_frame(&into, &identity) {
-            self.counters.invalid_ops += 1;
-            self.answers.push(Completion::Read {
-                job,
-                into,
-                outcome: ReadOutcome::Failed,
-            });
-            return;
-        }
-        match self.lookup(&identity, &extent) {
-            Some(record) => {
-                let offset = self.writer.offset(&extent, &record);
-                let task = Task::Read {
-                    job,
-                    identity,
-                    extent,
-                    record,
-                };
-                self.page_io(Kind::Read, offset, into, task);
-            }
-            None => {
-                self.counters.corrupt_records += 1;
-                self.answers.push(Completion::Read {
-                    job,
-                    into,
-                    outcome: ReadOutcome::Corrupt,
-                });
-            }
-        }
-    }
-
-    fn lookup(&self, identity: &PageIdentity, extent: &Extent) -> Option<Record> {
-        self.writer
-            .record(extent)
-            .filter(|record| record.page_bytes == identity.page_bytes)
-    }
-
     fn page_io(&mut self, kind: Kind, offset: u64, span: Span, task: Task) {
         let task = self.tasks.insert(task);
         let io = Io {
@@ -354,34 +322,6 @@ impl Machine {
         self.waiting = rest;
     }
 
-    fn start_relocations(&mut self) {
-        while let Some(relocation) = self.relocations.pop_front() {
-            let (job, identity) = (relocation.job, relocation.identity);
-            let Some(record) = self.lookup(&identity, &relocation.extent) else {
-                self.counters.corrupt_records += 1;
-                self.relocated(job, RelocateOutcome::Corrupt);
-                continue;
-            };
-            match self.scratch.lend(identity.page_bytes) {
-                Ok(Some(page)) => {
-                    let offset = self.writer.offset(&relocation.extent, &record);
-                    let frame = page.frame.clone();
-                    let task = Task::Fetch {
-                        relocation,
-                        record,
-                        page,
-                    };
-                    self.page_io(Kind::Read, offset, frame, task);
-                }
-                Ok(None) => {
-                    self.relocations.push_front(relocation);
-                    return;
-                }
-                Err(_) => self.relocated(job, RelocateOutcome::Failed),
-            }
-        }
-    }
-
     fn start_chores(&mut self, now: Duration) {
         while self.blocks.any_left()
             && let Some(job) = self.writer.next_chore(now)
@@ -439,6 +379,11 @@ impl Machine {
             return;
         };
         self.counters.io_errors += u64::from(!ok);
+        if ok && io.kind == Kind::Read {
+            let span = io.span.expect("a page's transfer has memory");
+            self.landed.push_back((io.task, span));
+            return;
+        }
         match self.tasks.remove(io.task) {
             Task::Chore(chore) => self.chore_done(chore, io.span, ok, now),
             Task::Append {
@@ -451,21 +396,9 @@ impl Machine {
                 let outcome = self.count_write(&identity, extent, ok);
                 self.appended(job, payload, outcome);
             }
-            Task::Read {
-                job,
-                identity,
-                extent,
-                record,
-            } => {
-                let into = io.span.expect("a page's transfer has memory");
-                let outcome = self.verify(&identity, &extent, &record, &into, ok);
-                self.answers.push(Completion::Read { job, into, outcome });
+            task @ (Task::Read { .. } | Task::Fetch { .. }) => {
+                self.judge(task, io.span.expect("a page's transfer has memory"), false);
             }
-            Task::Fetch {
-                relocation,
-                record,
-                page,
-            } => self.restore(relocation, record, page, ok),
             Task::Restore {
                 relocation,
                 extent,
@@ -503,65 +436,6 @@ impl Machine {
         self.counters.written_records += 1;
         self.counters.written_bytes += u64::from(identity.page_bytes);
         AppendOutcome::Written(extent)
-    }
-
-    /// Whether the bytes that landed are the page's: their checksum, joined with identity and
-    /// position, must be the record's proof.
-    fn verify(
-        &mut self,
-        identity: &PageIdentity,
-        extent: &Extent,
-        record: &Record,
-        landed: &Span,
-        ok: bool,
-    ) -> ReadOutcome {
-        if !ok {
-            return ReadOutcome::Failed;
-        }
-        let page = landed.sub(0, identity.page_bytes as usize);
-        let payload_crc = checksum(&page.expect("a frame holds its page"));
-        if proof(identity, &self.writer.position(extent), payload_crc) != record.proof {
-            self.counters.corrupt_records += 1;
-            return ReadOutcome::Corrupt;
-        }
-        self.counters.read_records += 1;
-        self.counters.read_bytes += u64::from(identity.page_bytes);
-        ReadOutcome::Verified { payload_crc }
-    }
-
-    fn restore(&mut self, relocation: Relocation, record: Record, page: ScratchPage, ok: bool) {
-        let Relocation {
-            job,
-            identity,
-            extent,
-        } = &relocation;
-        let (job, identity) = (*job, *identity);
-        let outcome = match self.verify(&identity, extent, &record, &page.frame, ok) {
-            ReadOutcome::Verified { payload_crc } => {
-                match self
-                    .writer
-                    .place(&identity, payload_crc, Purpose::Relocation)
-                {
-                    Placement::At(extent, offset) => {
-                        let frame = page.frame.clone();
-                        let task = Task::Restore {
-                            relocation,
-                            extent,
-                            page,
-                        };
-                        return self.page_io(Kind::Write, offset, frame, task);
-                    }
-                    Placement::NoSegment | Placement::TooLarge => {
-                        self.counters.no_space += 1;
-                        RelocateOutcome::NoSpace
-                    }
-                }
-            }
-            ReadOutcome::Corrupt => RelocateOutcome::Corrupt,
-            ReadOutcome::Failed => RelocateOutcome::Failed,
-        };
-        self.scratch.take_back(page);
-        self.relocated(job, outcome);
     }
 
     /// When to come back, if nothing happens before.

@@ -275,5 +275,8 @@ impl Drop for Ring {
             std::mem::forget(std::mem::take(&mut self.bell_count));
             std::mem::forget(std::mem::take(&mut self._parts));
         }
+        // The kernel takes a ring apart some time after it is closed; the file's lock should not
+        // wait for that. Where it is refused, the next opener waits a little.
+        let _later = self.ring.submitter().unregister_files();
     }
 }

@@ -4,11 +4,12 @@ use super::rig::{Rig, Stored, identity, tiny};
 use crate::{AppendOutcome, Completion, EngineChoice, Op, ReadOutcome, RelocateOutcome};
 use undercroft_wire::{Extent, SegmentId, SegmentUse};
 
+/// One test per engine; where io_uring is refused, its tests say that they did not run.
 macro_rules! contract {
     ($($name:ident,)*) => {
         mod uring {
             $(#[test] fn $name() {
-                if super::uring_is_refused() {
+                if crate::tests::contract::uring_is_refused() {
                     eprintln!("NOT RUN: {} on io_uring: refused here", stringify!($name));
                     return;
                 }
@@ -20,6 +21,8 @@ macro_rules! contract {
         }
     };
 }
+
+pub(super) use contract;
 
 contract!(
     pages_come_back_as_they_went,
@@ -35,7 +38,7 @@ contract!(
     memory_outside_the_arena_works,
 );
 
-fn uring_is_refused() -> bool {
+pub(super) fn uring_is_refused() -> bool {
     let dir = tempfile::tempdir().unwrap();
     let config = tiny(&dir.path().join("log"), EngineChoice::Auto);
     Rig::open(config).log.facts().engine != "io_uring"

@@ -2,6 +2,7 @@
 
 mod contract;
 mod damage;
+mod faults;
 mod golden;
 mod opening;
 mod rig;

@@ -1,5 +1,6 @@
 //! A small log in a temporary directory, and pages whose bytes follow from their number.
 
+use crate::engine::Engine;
 use crate::{
     AppendOutcome, Completion, EngineChoice, LogConfig, Op, PageLog, ReadOutcome, Recovery,
     RelocateOutcome,
@@ -117,12 +118,21 @@ pub(super) struct Rig {
 
 impl Rig {
     pub(super) fn open(config: LogConfig) -> Self {
+        Self::open_through(config, |engine| engine)
+    }
+
+    /// A log with something between it and its engine.
+    pub(super) fn open_through(
+        config: LogConfig,
+        wrap: impl FnOnce(Box<dyn Engine>) -> Box<dyn Engine> + Send + 'static,
+    ) -> Self {
         let options = PartOptions::default();
         let (part, _facts) = Part::create(PartId(0), FRAMES * FRAME, &options).unwrap();
         let part = Arc::new(part);
         let (sender, answers) = unbounded();
         let sink = Box::new(move |answer| drop(sender.send(answer)));
-        let (log, recovery) = PageLog::open(config, vec![Arc::clone(&part)], sink).unwrap();
+        let memory = vec![Arc::clone(&part)];
+        let (log, recovery) = PageLog::open_through(config, memory, sink, wrap).unwrap();
         Self {
             log,
             recovery,

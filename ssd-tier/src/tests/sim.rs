@@ -216,14 +216,19 @@ impl SimLog {
     /// One turn of the log's thread, after which a little time has passed.
     pub(super) fn turn(&mut self) {
         self.machine.pump(&mut self.engine, self.now);
+        let landed = self.machine.has_landed();
         let mut done = Vec::new();
         self.engine.wait(None, &mut done).unwrap();
         self.now += Duration::from_micros(100);
         for done in done {
             self.machine.finished(done, self.now);
         }
+        if landed {
+            self.machine.check_landed();
+        }
         // Nothing in flight: only time can bring something.
         if self.engine.is_idle()
+            && !self.machine.has_landed()
             && let Some(due) = self.machine.next_due()
         {
             self.now = self.now.max(due);
