@@ -44,10 +44,10 @@ enum Task {
     /// C++ compiler can build it. For real fuzzing use `cargo fuzz run <target>` in `fuzz/`.
     FuzzSmoke {
         /// Inputs per target for the plain driver
-        #[arg(long, default_value_t = 20_000)]
+        #[arg(long, default_value_t = 100_000)]
         iterations: u64,
         /// Seconds per target for libFuzzer
-        #[arg(long, default_value_t = 5)]
+        #[arg(long, default_value_t = 4)]
         seconds: u64,
         /// Seed of both drivers
         #[arg(long, default_value_t = 1)]

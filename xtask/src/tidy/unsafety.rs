@@ -8,7 +8,7 @@ use super::sources::{Source, each_ident};
 const ALLOWED: &[&str] = &[
     "arena/src/",
     "ssd-tier/src/ring",
-    "benches/src/bare_ring",
+    "benches/src/limits/bare_ring",
     "gpu-shim/src/cuda",
     "client/src/ffi",
     "python/src/",
