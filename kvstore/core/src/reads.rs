@@ -128,6 +128,7 @@ impl Core {
                 self.stats.appended_pages += 1;
                 self.stats.appended_bytes += bytes;
                 self.index[id].touched = false;
+                self.pay_for_reclaim();
             }
             AppendOutcome::NoSpace => {
                 self.stats.append_no_space += 1;

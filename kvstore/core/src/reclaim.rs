@@ -9,8 +9,12 @@ use crate::jobs::Job;
 const CANDIDATES: usize = 8;
 
 impl SsdTier {
+    /// Whether to empty a segment. When a whole round has dropped nothing, because everything is
+    /// held or in DRAM, reclaim would only wear the SSD out: it waits for appends to pay.
     fn needs_room(&self) -> bool {
-        self.used_bytes > self.capacity_bytes || self.free_segments <= self.low_water_segments
+        let full = self.used_bytes > self.capacity_bytes;
+        let low = self.free_segments <= self.low_water_segments;
+        (full || low) && self.wasted < (2 * self.appended).max(1)
     }
 }
 
@@ -35,6 +39,7 @@ impl Core {
                 age,
                 budget,
                 sorted: false,
+                dropped: false,
                 freeing: false,
             });
         }
@@ -109,7 +114,10 @@ impl Core {
                 Dram::Reading => {}
                 Dram::Resident => self.forget_copy(id),
                 _ if self.is_wanted_on_ssd(id) => stay.push(id),
-                _ => self.drop_record(id),
+                _ => {
+                    reclaim.dropped = true;
+                    self.drop_record(id);
+                }
             }
         }
         let held = stay.iter().filter(|id| self.is_held_on_ssd(**id)).count();
@@ -117,6 +125,7 @@ impl Core {
         for id in stay {
             if !self.is_held_on_ssd(id) && (excess > 0 || !self.is_wanted_on_ssd(id)) {
                 excess = excess.saturating_sub(1);
+                reclaim.dropped = true;
                 self.drop_record(id);
                 continue;
             }
@@ -215,6 +224,13 @@ impl Core {
         let Some(ssd) = self.ssd.as_mut() else { return };
         if ssd.freed((device, segment), segment_use) {
             self.stats.freed_segments += 1;
+        }
+    }
+
+    /// Something has changed that may let reclaim drop what it could not before.
+    pub(crate) fn pay_for_reclaim(&mut self) {
+        if let Some(ssd) = self.ssd.as_mut() {
+            ssd.wasted = ssd.wasted.saturating_sub(1);
         }
     }
 

@@ -21,6 +21,11 @@ pub(crate) struct SsdTier {
     next_age: u64,
     /// The segment being emptied.
     pub(crate) reclaiming: Option<Reclaim>,
+    /// Records ever reported in the segments that are in use.
+    pub(crate) appended: u64,
+    /// What reclaim has spent without dropping anything, twice the records of the segments it
+    /// went through. Appends pay it back.
+    pub(crate) wasted: u64,
 }
 
 /// One use of a segment.
@@ -49,6 +54,8 @@ pub(crate) struct Reclaim {
     pub(crate) budget: u32,
     /// Whether each page was looked at once.
     pub(crate) sorted: bool,
+    /// Whether any record was dropped.
+    pub(crate) dropped: bool,
     /// Whether the page log was asked to free it.
     pub(crate) freeing: bool,
 }
@@ -74,6 +81,8 @@ impl SsdTier {
             places: HashMap::new(),
             next_age: 0,
             reclaiming: None,
+            appended: 0,
+            wasted: 0,
         }
     }
 
@@ -124,6 +133,13 @@ impl SsdTier {
         if (segment.device, segment.segment) != at || segment.segment_use != segment_use {
             return false;
         }
+        let appended = u64::from(segment.appended);
+        self.wasted = if reclaim.dropped {
+            0
+        } else {
+            self.wasted + 2 * appended
+        };
+        self.appended -= appended;
         self.segments.remove(&reclaim.age);
         self.places.insert(
             at,
@@ -159,6 +175,7 @@ impl Core {
         let segment = ssd.segments.get_mut(&age).expect("just named");
         segment.records += 1;
         segment.appended += 1;
+        ssd.appended += 1;
         let older = segment.newest.replace(id);
         if let Some(older) = older {
             self.index[older].newer = Some(id);
@@ -218,6 +235,7 @@ impl Core {
         }
         let ssd = self.ssd_mut();
         ssd.segments.clear();
+        ssd.appended = 0;
         ssd.reclaiming = None;
         for id in ids {
             // Forgetting one page may forget its ancestors with it.
