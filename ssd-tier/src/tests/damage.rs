@@ -147,9 +147,9 @@ fn thousands_of_flipped_bytes_are_misses() {
     let mut seen = Seen::default();
     let mut flipped = 0;
     assert!(probe(bytes.clone(), &stored, &frame, &mut seen).is_empty());
-    for round in 0..400 {
+    for round in 0..240 {
         let mut damaged = bytes.clone();
-        let flips = [1, 4, 16, 64][round % 4];
+        let flips = [1, 8, 32, 128][round % 4];
         for _ in 0..flips {
             // Every second one where it hurts: superblocks, headers, tables.
             let at = if numbers.below(2) == 0 {
@@ -172,9 +172,9 @@ fn metadata_place(numbers: &mut Numbers, bytes: u64) -> u64 {
     let segment = numbers.below((bytes - DATA_START) / segment_bytes);
     let start = DATA_START + segment * segment_bytes;
     let within = numbers.below(BLOCK);
-    match numbers.below(16) {
+    match numbers.below(64) {
         0 => numbers.below(2 * BLOCK),
-        1..5 => start + within,
+        1..16 => start + within,
         _ => start + segment_bytes - (1 + numbers.below(3)) * BLOCK + within,
     }
 }

@@ -60,13 +60,12 @@ pub(super) fn identity(number: u64, page_bytes: u32) -> PageIdentity {
     }
 }
 
-/// The bytes of that page.
+/// The bytes of that page: no two blocks of any two pages are alike.
 pub(super) fn content(number: u64, page_bytes: u32) -> Vec<u8> {
-    let mut numbers = Numbers(!number);
-    let mut bytes: Vec<u8> = (0..page_bytes.div_ceil(8))
-        .flat_map(|_| numbers.next().to_le_bytes())
-        .collect();
-    bytes.truncate(page_bytes as usize);
+    let mut bytes = vec![0; page_bytes as usize];
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&number.to_le_bytes());
+    hasher.finalize_xof().fill(&mut bytes);
     bytes
 }
 

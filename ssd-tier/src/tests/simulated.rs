@@ -288,7 +288,7 @@ fn live(seed: u64, faults: Faults, lies: bool) -> Model {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_healthy_disk_serves_everything(seed in any::<u64>()) {
