@@ -4,6 +4,7 @@ use crate::engine::{Done, Doorbell, Engine, Io, Kind};
 use crate::storage::Storage;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TryRecvError, bounded};
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -41,7 +42,10 @@ impl Pool {
             let (jobs, report, storage) = (jobs.clone(), report.clone(), Arc::clone(&storage));
             let body = move || {
                 while let Ok(io) = jobs.recv() {
-                    let result = carry_out(&*storage, &io);
+                    // A transfer that is never reported would be waited for without end.
+                    let attempt = AssertUnwindSafe(|| carry_out(&*storage, &io));
+                    let result = catch_unwind(attempt)
+                        .unwrap_or_else(|_| Err(io::Error::other("the transfer panicked")));
                     if report.send(Message::Done(Done { io, result })).is_err() {
                         return;
                     }
