@@ -3,21 +3,39 @@
     reason = "mapping memory is a raw system call; the only mmap of the workspace"
 )]
 
+use memmap2::{MmapOptions, MmapRaw};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use std::ffi::c_void;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 
 /// Size of a huge page on every machine this runs on (x86-64, and arm64 with 4 KiB base pages).
 pub(crate) const HUGE_BYTES: usize = 2 << 20;
 
 /// One mapping, unmapped on drop. It starts at a multiple of [`HUGE_BYTES`] when it is at least
-/// that long: the kernel aligns shared memory only where huge pages are its default, and a
-/// mapping that is out of step with the file can never use them.
+/// that long.
 #[derive(Debug)]
 pub(crate) struct Mapping {
+    base: NonNull<u8>,
+    len: usize,
+    /// What unmaps it.
+    _owner: Owner,
+}
+
+#[derive(Debug)]
+enum Owner {
+    /// Too short for a huge page: wherever the kernel puts it.
+    Anywhere(MmapRaw),
+    /// Placed by us: the kernel aligns shared memory only where huge pages are its default, and a
+    /// mapping that is out of step with its file can never use them.
+    Aligned(Aligned),
+}
+
+/// A range of addresses that starts at a multiple of [`HUGE_BYTES`].
+#[derive(Debug)]
+struct Aligned {
     base: NonNull<u8>,
     len: usize,
 }
@@ -31,59 +49,42 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps `len` bytes of `fd` from its start, shared. `len` is a multiple of the file's page size.
     pub(crate) fn shared(fd: BorrowedFd<'_>, len: usize, writable: bool) -> Result<Self, Errno> {
-        let prot = if writable {
-            ProtFlags::READ | ProtFlags::WRITE
-        } else {
-            ProtFlags::READ
-        };
-        let reserved = Self::reserve(len)?;
+        if len < HUGE_BYTES {
+            let options = options(len);
+            let file = fd.as_raw_fd();
+            let map = if writable { options.map_raw(file) } else { options.map_raw_read_only(file) };
+            return map.map_err(|e| errno(&e)).and_then(Self::anywhere);
+        }
+        let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
+        let reserved = Aligned::reserve(len)?;
         let at = reserved.base.as_ptr().cast::<c_void>();
         // SAFETY: `at..at + len` is the reservation made above: mapped by us, used by nobody, and
         // replaced as a whole.
         unsafe { rustix::mm::mmap(at, len, prot, MapFlags::SHARED | MapFlags::FIXED, fd, 0)? };
-        Ok(reserved)
+        Ok(Self::aligned(reserved))
     }
 
     /// Maps `len` bytes of private zeroed memory.
     pub(crate) fn anonymous(len: usize) -> Result<Self, Errno> {
-        let reserved = Self::reserve(len)?;
+        if len < HUGE_BYTES {
+            let map = options(len).map_anon().map_err(|e| errno(&e))?;
+            return Self::anywhere(map.into());
+        }
+        let reserved = Aligned::reserve(len)?;
         let at = reserved.base.as_ptr().cast::<c_void>();
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: as in `shared`.
         unsafe { rustix::mm::mmap_anonymous(at, len, prot, MapFlags::PRIVATE | MapFlags::FIXED)? };
-        Ok(reserved)
+        Ok(Self::aligned(reserved))
     }
 
-    /// Reserves an aligned range of addresses without memory behind it.
-    fn reserve(len: usize) -> Result<Self, Errno> {
-        let slack = if len >= HUGE_BYTES { HUGE_BYTES } else { 0 };
-        let whole = len.checked_add(slack).ok_or(Errno::NOMEM)?;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
-        // SAFETY: no address is asked for, so nothing existing is replaced.
-        let start = unsafe {
-            rustix::mm::mmap_anonymous(ptr::null_mut(), whole, ProtFlags::empty(), flags)?
-        };
-        let start = start.cast::<u8>();
-        let head = if slack == 0 {
-            0
-        } else {
-            start.align_offset(HUGE_BYTES)
-        };
-        // SAFETY: `head <= slack`, so all three ranges lie inside the reservation; nobody knows
-        // its address yet.
-        unsafe {
-            if head > 0 {
-                rustix::mm::munmap(start.cast(), head)?;
-            }
-            let base = start.add(head);
-            if slack > head {
-                rustix::mm::munmap(base.add(len).cast(), slack - head)?;
-            }
-            Ok(Self {
-                base: NonNull::new(base).ok_or(Errno::NOMEM)?,
-                len,
-            })
-        }
+    fn anywhere(map: MmapRaw) -> Result<Self, Errno> {
+        let base = NonNull::new(map.as_mut_ptr()).ok_or(Errno::NOMEM)?;
+        Ok(Self { base, len: map.len(), _owner: Owner::Anywhere(map) })
+    }
+
+    fn aligned(range: Aligned) -> Self {
+        Self { base: range.base, len: range.len, _owner: Owner::Aligned(range) }
     }
 
     pub(crate) fn base(&self) -> NonNull<u8> {
@@ -154,17 +155,53 @@ impl Mapping {
     }
 }
 
-impl Drop for Mapping {
+impl Aligned {
+    /// Reserves `len` bytes of addresses without memory behind them.
+    fn reserve(len: usize) -> Result<Self, Errno> {
+        let whole = len.checked_add(HUGE_BYTES).ok_or(Errno::NOMEM)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        // SAFETY: no address is asked for, so nothing existing is replaced.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(ptr::null_mut(), whole, ProtFlags::empty(), flags)?
+        };
+        let start = start.cast::<u8>();
+        let head = start.align_offset(HUGE_BYTES);
+        // SAFETY: `head <= HUGE_BYTES`, so all three ranges lie inside the reservation; nobody
+        // knows its address yet.
+        unsafe {
+            if head > 0 {
+                rustix::mm::munmap(start.cast(), head)?;
+            }
+            let base = start.add(head);
+            if head < HUGE_BYTES {
+                rustix::mm::munmap(base.add(len).cast(), HUGE_BYTES - head)?;
+            }
+            Ok(Self { base: NonNull::new(base).ok_or(Errno::NOMEM)?, len })
+        }
+    }
+}
+
+impl Drop for Aligned {
     fn drop(&mut self) {
-        // SAFETY: the range is ours alone and every `Span` into it keeps its region, and so this
+        // SAFETY: the range is ours alone and every `Span` into it keeps its region, and so its
         // mapping, alive; so nothing refers to it any more.
         let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.len) };
         debug_assert!(unmapped.is_ok(), "munmap of our own range: {unmapped:?}");
     }
 }
 
+fn options(len: usize) -> MmapOptions {
+    let mut options = MmapOptions::new();
+    options.len(len);
+    options
+}
+
+fn errno(error: &std::io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::INVAL)
+}
+
 fn last_errno() -> Errno {
-    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
+    errno(&std::io::Error::last_os_error())
 }
 
 /// Populating and collapsing give up early when a signal or a shortage of a moment comes between.
