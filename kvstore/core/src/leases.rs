@@ -1,5 +1,6 @@
 use crate::commits::NOT_OPEN;
 use crate::fetches::{Fetch, FetchId, Reader};
+use crate::index::Guide;
 use crate::page::{Dram, PageId};
 use crate::{Action, Core, Micros};
 use std::collections::VecDeque;
@@ -69,7 +70,8 @@ impl Core {
     fn fetched_run(&self, body: &FetchRequest<'_>) -> Option<(Vec<PageId>, usize)> {
         match &body.source {
             FetchSource::Keys { keys } => {
-                let find = |key| self.index.find(body.space, key);
+                let mut guide = Guide::default();
+                let find = |key| self.index.find_next(&mut guide, body.space, key);
                 let pages = keys.as_slice().iter().map_while(find).collect();
                 Some((pages, keys.len()))
             }

@@ -1,5 +1,6 @@
 use crate::commits::NOT_OPEN;
 use crate::holds::Hold;
+use crate::index::Guide;
 use crate::page::Dram;
 use crate::{Action, Core};
 use undercroft_wire::{
@@ -68,11 +69,39 @@ impl Core {
     }
 
     fn longest_run(&self, spaces: &[SpaceId], keys: &[PageKey]) -> Found {
+        match spaces {
+            [space] => self.longest_run_of_one(*space, keys),
+            _ => self.longest_run_of_all(spaces, keys),
+        }
+    }
+
+    fn longest_run_of_one(&self, space: SpaceId, keys: &[PageKey]) -> Found {
         let mut found = Found::default();
+        let mut guide = Guide::default();
+        let frame_bytes = u64::from(self.frames.class(self.spaces.get(space).class).frame_bytes);
+        for key in keys {
+            let Some(page) = self.index.find_next(&mut guide, space, key) else {
+                break;
+            };
+            let page = &self.index[page];
+            if page.dram == Dram::Resident {
+                found.dram += 1;
+            } else if !page.on_ssd() {
+                break;
+            }
+            found.pages += 1;
+        }
+        found.ssd_bytes = u64::from(found.pages - found.dram) * frame_bytes;
+        found
+    }
+
+    fn longest_run_of_all(&self, spaces: &[SpaceId], keys: &[PageKey]) -> Found {
+        let mut found = Found::default();
+        let mut guides: Vec<Guide> = spaces.iter().map(|_| Guide::default()).collect();
         for key in keys {
             let (mut in_dram, mut to_read) = (true, 0);
-            for &space in spaces {
-                let page = match self.index.find(space, key) {
+            for (space, guide) in spaces.iter().zip(&mut guides) {
+                let page = match self.index.find_next(guide, *space, key) {
                     Some(page) => &self.index[page],
                     None => return found,
                 };

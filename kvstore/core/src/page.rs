@@ -35,10 +35,21 @@ pub(crate) enum Ssd {
 
 /// All that is known of one page. Without any tier it stays only while it has children or
 /// somebody still names it: it keeps the links of its descendants valid.
+///
+/// What a lookup reads stands in front, in one cache line or two.
 #[derive(Debug, Clone)]
+#[repr(C)]
 pub(crate) struct Page {
     pub(crate) key: PageKey,
     pub(crate) space: SpaceId,
+    pub(crate) dram: Dram,
+    /// Used since its record was appended.
+    pub(crate) touched: bool,
+    /// Its record is being appended anew.
+    pub(crate) relocating: bool,
+    /// The SSD would not take it: evicting it loses it.
+    pub(crate) append_refused: bool,
+    pub(crate) ssd: Ssd,
     pub(crate) class: ClassId,
     /// `None` for the first page of a chain, and for a recovered page's ancestor of which
     /// nothing but its key is known.
@@ -48,21 +59,13 @@ pub(crate) struct Page {
     pub(crate) children: u32,
     /// The newest request that used the page or a descendant of it.
     pub(crate) stamp: u64,
-    pub(crate) dram: Dram,
     pub(crate) frame: Option<FrameId>,
-    pub(crate) ssd: Ssd,
     /// CRC-64/NVME of the payload; meaningful while the page is in DRAM.
     pub(crate) crc: u64,
     /// Leases, holds and copies that need the frame to stay.
     pub(crate) pins: u32,
     /// Leases and holds that need the page to stay in some tier.
     pub(crate) keeps: u32,
-    /// Used since its record was appended.
-    pub(crate) touched: bool,
-    /// Its record is being appended anew.
-    pub(crate) relocating: bool,
-    /// The SSD would not take it: evicting it loses it.
-    pub(crate) append_refused: bool,
     /// Whether it stands in its class's eviction order.
     pub(crate) ordered: bool,
     /// The read under way, meaningful in [`Dram::Reading`].
