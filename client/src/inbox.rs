@@ -154,8 +154,11 @@ impl Inbox {
         Ok(request)
     }
 
+    /// Takes the one reply to a request. No other will come, so its mailbox goes, too.
     pub(crate) fn take_reply(&mut self, request: RequestId) -> Option<Reply> {
-        self.mailboxes.get_mut(&request)?.reply.take()
+        let reply = self.mailboxes.get_mut(&request)?.reply.take()?;
+        self.forget(request);
+        Some(reply)
     }
 
     /// What a fetch's daemon said next, in order.

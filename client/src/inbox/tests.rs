@@ -173,6 +173,16 @@ fn what_came_and_was_not_taken_is_given_back() {
 }
 
 #[test]
+fn a_mailbox_goes_with_the_reply_taken_from_it() {
+    let mut inbox = inbox();
+    let mailboxes = inbox.mailboxes.len();
+    assert!(sort(&mut inbox, &frame(4, &offered())).unwrap().is_empty());
+    assert!(inbox.take_reply(RequestId(4)).is_some());
+    assert_eq!(inbox.give_up(RequestId(4)), None);
+    assert_eq!(inbox.mailboxes.len(), mailboxes - 1);
+}
+
+#[test]
 fn mailboxes_are_bounded_and_their_numbers_never_meet() {
     let mut inbox = Inbox::new(Reader::new());
     inbox.last_request = u32::MAX - 10;
