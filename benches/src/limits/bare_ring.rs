@@ -32,6 +32,8 @@ pub(super) struct BareRing {
     ring: IoUring,
     /// Whether the kernel took the buffers; else plain operations, as the daemon's ring does.
     registered: bool,
+    /// Whether the file system does direct I/O; else it is done without, as the daemon does.
+    direct: bool,
     buffers: Vec<Span>,
     block: u32,
     _file: File,
@@ -45,10 +47,10 @@ impl BareRing {
             Way::Write => OFlags::WRONLY,
         };
         let flags = access | OFlags::CLOEXEC;
-        let opened = rustix::fs::open(path, flags | OFlags::DIRECT, Mode::empty())
-            // A file system without direct I/O: the daemon does without it there, too.
-            .or_else(|_| rustix::fs::open(path, flags, Mode::empty()));
+        let opened = rustix::fs::open(path, flags | OFlags::DIRECT, Mode::empty());
+        let direct = opened.is_ok();
         let opened = opened
+            .or_else(|_| rustix::fs::open(path, flags, Mode::empty()))
             .map_err(io::Error::from)
             .map_err(BenchError::file("open", path))?;
         let file = File::from(opened);
@@ -78,10 +80,21 @@ impl BareRing {
         Ok(Self {
             ring,
             registered,
+            direct,
             buffers,
             block,
             _file: file,
         })
+    }
+
+    /// In words, for the report.
+    pub(super) fn name(&self) -> &'static str {
+        match (self.registered, self.direct) {
+            (true, true) => "io_uring, O_DIRECT, registered buffers",
+            (false, true) => "io_uring, O_DIRECT",
+            (true, false) => "io_uring, registered buffers",
+            (false, false) => "io_uring",
+        }
     }
 
     /// Goes through `offsets` again and again, from the one at `*next` on, for as long as told.

@@ -77,9 +77,11 @@ fn load_row(
         cost.add(&before, &*rig.status()?, bytes);
         Ok(speed)
     };
-    let mut limit = |window| Ok(bare.copy_once(page, window, setup.threads));
+    let copies = bare.best_once(page, setup.threads);
+    let mut limit = |window| Ok(bare.run(copies, page, setup.threads, window));
     let row = pairs.measure(name, Unit::BytesPerSecond, &mut ours, &mut limit)?;
     Ok(Row {
+        bare: copies.name(),
         threads: setup.threads as u32,
         daemon_cpu_s_per_gib: cost.per_gib(),
         ..row
@@ -115,9 +117,11 @@ fn store_row(
     };
     // Gathering here and checking there run side by side: so may both copies of the bare loop.
     let threads = setup.store_threads;
-    let mut limit = |window| Ok(bare.copy_twice(page, window, threads));
+    let copies = bare.best_twice(page, threads);
+    let mut limit = |window| Ok(bare.run(copies, page, threads, window));
     let row = pairs.measure(name, Unit::BytesPerSecond, &mut ours, &mut limit)?;
     Ok(Row {
+        bare: copies.name(),
         threads: threads as u32,
         daemon_cpu_s_per_gib: cost.per_gib(),
         ..row

@@ -72,7 +72,7 @@ pub fn limits(options: &LimitsOptions) -> Result<LimitsReport, BenchError> {
     };
     let mut rows = Vec::new();
     {
-        let mut bare = BareCopy::new(working_set, dram::STAGING_BYTES)?;
+        let mut bare = BareCopy::new(working_set, 2 * MIB)?;
         rows.extend(dram::measure(&setup, &pairs, &mut bare, 1 << 20)?);
         rows.extend(dram::measure(&setup, &pairs, &mut bare, 2 << 20)?);
     }

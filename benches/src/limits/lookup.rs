@@ -68,7 +68,13 @@ fn one(
             Ok(())
         })
     };
-    pairs.measure(name, Unit::Microseconds, &mut ours, &mut limit)
+    let row = pairs.measure(name, Unit::Microseconds, &mut ours, &mut limit)?;
+    let bare = if probe {
+        "echo and table probes"
+    } else {
+        "echo"
+    };
+    Ok(Row { bare, ..row })
 }
 
 /// The bytes of such a lookup and of its answer on the wire.

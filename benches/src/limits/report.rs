@@ -31,6 +31,8 @@ pub struct Row {
     pub unit: &'static str,
     /// How many pairs.
     pub pairs: u32,
+    /// What the bare loop is.
+    pub bare: &'static str,
     /// Threads that move bytes on the bare side.
     pub threads: u32,
     /// Processor time of the daemon for each GiB that went through it, seconds; absent where no

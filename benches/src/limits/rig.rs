@@ -148,6 +148,9 @@ impl Rig {
 
     /// Fetches a run without copying it anywhere. Returns how many pages were read from SSD.
     pub(super) fn fetch(&self, run: &[PageKey]) -> Result<u32, BenchError> {
+        if run.is_empty() {
+            return Ok(0);
+        }
         let found = self.space.lookup(run, lookup());
         let mut fetch = self
             .space
@@ -162,8 +165,9 @@ impl Rig {
         Err(self.problem(format!("of {} pages came {report:?}", run.len())))
     }
 
-    pub(super) fn holds(&self, run: &[PageKey]) -> bool {
-        self.space.lookup(run, lookup()).pages as usize == run.len()
+    /// How many leading pages of a run the daemon has.
+    pub(super) fn held(&self, run: &[PageKey]) -> usize {
+        self.space.lookup(run, lookup()).pages as usize
     }
 
     pub(super) fn status(&self) -> Result<Box<StatusReport>, BenchError> {

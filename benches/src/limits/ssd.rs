@@ -5,13 +5,12 @@ use super::report::Row;
 use super::rig::{DaemonCost, Rig, Run};
 use crate::BenchError;
 use crate::daemon::{DaemonPlan, SsdPlan};
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use undercroft_wire::StatusReport;
+use undercroft_wire::{PageKey, StatusReport};
 
 const PAGE: u32 = 2 << 20;
 /// Operations in flight, on both sides.
@@ -20,6 +19,8 @@ const ARENA_BYTES: u64 = 512 << 20;
 const SSD_BYTES: u64 = 2 << 30;
 /// The bare loop's own file for writing.
 const TWIN_BYTES: u64 = 1 << 30;
+/// Runs that are read: most of what the SSD tier holds, and much more than DRAM.
+const READ_RUNS: usize = 14;
 /// Pages of one fetch or store.
 const RUN_PAGES: usize = 64;
 /// What a whole run takes on disk: the store with its spare segments, and the twin.
@@ -46,26 +47,37 @@ pub(super) fn measure(setup: &Setup<'_>, pairs: &Pairs<'_>) -> Result<Vec<Row>, 
     let row = "ssd_write_2m";
     let blocks = RUN_PAGES as u32;
     let mut rig = Rig::start(row, plan, PAGE, blocks, setup.threads, setup.interrupt)?;
-    let mut kept = VecDeque::new();
     // Once round the log, so that every extent written from here on was written before.
     while written(&*rig.status()?) < SSD_BYTES + SSD_BYTES / 8 {
         setup.interrupt.check()?;
-        store(&mut rig, &mut kept)?;
+        store(&mut rig)?;
     }
-    let write = write_row(row, setup, pairs, &mut rig, &mut kept)?;
-    let read = read_row("ssd_read_2m", setup, pairs, &rig, &kept)?;
+    let write = write_row(row, setup, pairs, &mut rig)?;
+    let read = read_row("ssd_read_2m", setup, pairs, &mut rig)?;
     Ok(vec![read, write])
 }
 
-fn store(rig: &mut Rig, kept: &mut VecDeque<Run>) -> Result<(), BenchError> {
+fn store(rig: &mut Rig) -> Result<Run, BenchError> {
     let run = rig.fresh(RUN_PAGES);
     rig.store(&run, 0..RUN_PAGES)?;
-    kept.push_back(run);
-    let most = (SSD_BYTES + ARENA_BYTES) / u64::from(PAGE) / RUN_PAGES as u64;
-    while kept.len() as u64 > most {
-        kept.pop_front();
+    Ok(run)
+}
+
+/// Puts runs on SSD, no faster than the device takes them: then every page of them is there.
+fn fill(setup: &Setup<'_>, rig: &mut Rig) -> Result<Vec<Run>, BenchError> {
+    let mut runs = Vec::new();
+    for _ in 0..READ_RUNS {
+        setup.interrupt.check()?;
+        runs.push(store(rig)?);
+        settle(rig)?;
     }
-    Ok(())
+    // The last ones are still in DRAM only, and go to SSD to make room for the first.
+    for run in &runs {
+        setup.interrupt.check()?;
+        rig.fetch(&run[..rig.held(run)])?;
+        settle(rig)?;
+    }
+    Ok(runs)
 }
 
 /// Bytes of pages written, without what reclaim wrote again.
@@ -80,7 +92,6 @@ fn write_row(
     setup: &Setup<'_>,
     pairs: &Pairs<'_>,
     rig: &mut Rig,
-    kept: &mut VecDeque<Run>,
 ) -> Result<Row, BenchError> {
     let twin = Twin::create(&setup.folder)?;
     let mut bare = BareRing::open(&twin.path, Way::Write, DEPTH, PAGE)?;
@@ -89,7 +100,7 @@ fn write_row(
         let before = rig.status()?;
         let since = Instant::now();
         while since.elapsed() < window {
-            store(rig, kept)?;
+            store(rig)?;
         }
         // Until the device is quiet, or the rest would be written during the other side's time.
         let after = settle(rig)?;
@@ -105,6 +116,7 @@ fn write_row(
     };
     let row = pairs.measure(name, Unit::BytesPerSecond, &mut ours, &mut limit)?;
     Ok(Row {
+        bare: bare.name(),
         daemon_cpu_s_per_gib: cost.per_gib(),
         ..row
     })
@@ -127,21 +139,19 @@ fn read_row(
     name: &'static str,
     setup: &Setup<'_>,
     pairs: &Pairs<'_>,
-    rig: &Rig,
-    kept: &VecDeque<Run>,
+    rig: &mut Rig,
 ) -> Result<Row, BenchError> {
-    // Newest first: what lay in DRAM goes to SSD, and reclaim takes the oldest for it.
-    for run in kept.iter().rev().take(kept.len() * 2 / 3) {
-        setup.interrupt.check()?;
-        if rig.holds(run) {
-            rig.fetch(run)?;
-        }
-    }
-    settle(rig)?;
-    let runs: Vec<&Run> = kept.iter().filter(|run| rig.holds(run)).collect();
-    let found = runs.len() as u64 * RUN_PAGES as u64 * u64::from(PAGE);
-    if found < 2 * ARENA_BYTES {
-        let problem = format!("only {found} bytes of {SSD_BYTES} are on SSD after the writes");
+    let kept = fill(setup, rig)?;
+    let runs: Vec<&[PageKey]> = kept
+        .iter()
+        .map(|run| &run[..rig.held(run)])
+        .filter(|run| !run.is_empty())
+        .collect();
+    let pages: usize = runs.iter().map(|run| run.len()).sum();
+    // Less than this, and much of it would still be in DRAM when its turn comes again.
+    if pages as u64 * u64::from(PAGE) < ARENA_BYTES * 3 / 2 {
+        let of = kept.len() * RUN_PAGES;
+        let problem = format!("only {pages} of the last {of} pages are there after the writes");
         return Err(rig.problem(problem));
     }
     let log = log_file(rig)?;
@@ -169,6 +179,7 @@ fn read_row(
     };
     let row = pairs.measure(name, Unit::BytesPerSecond, &mut ours, &mut limit)?;
     Ok(Row {
+        bare: bare.name(),
         daemon_cpu_s_per_gib: cost.per_gib(),
         ..row
     })

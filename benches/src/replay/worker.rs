@@ -111,19 +111,19 @@ impl<'a> Worker<'a> {
                 .iter()
                 .map(|page| self.shared.content.key(*page))
                 .collect();
-            let mut found = self.look_up(&keys);
+            let mut found = self.look_up(request, &keys);
             let (hits, ssd_hit) = self.fetch(request, pages, &keys, &mut found)?;
             line.ssd_hit = ssd_hit;
             line.dram_hit = hits - ssd_hit;
             drop(found.hold.take());
-            self.store(pages, &keys, hits as usize, &found)?;
+            self.store(request, pages, &keys, hits as usize, &found)?;
             self.wait_for_daemon();
         }
         self.tally.lines.push(line);
         Ok(())
     }
 
-    fn look_up(&mut self, keys: &[PageKey]) -> Found {
+    fn look_up(&mut self, request: usize, keys: &[PageKey]) -> Found {
         // Alone, nothing can be evicted between a lookup and its fetch.
         let hold = (!self.shared.checked.serial).then_some(HOLD);
         let since = Instant::now();
@@ -140,7 +140,11 @@ impl<'a> Worker<'a> {
             None | Some(MissReason::Absent) => {
                 self.tally.lookups.saturating_record(took.as_nanos() as u64);
             }
-            Some(_) => self.tally.missed_calls += 1,
+            Some(why) => {
+                self.tally.missed_calls += 1;
+                self.tally
+                    .fault(|| format!("request {request}: no answer to its lookup: {why}"));
+            }
         }
         found
     }
@@ -229,6 +233,7 @@ impl<'a> Worker<'a> {
     /// Makes the pages that were not delivered, as prefill would, and stores them.
     fn store(
         &mut self,
+        request: usize,
         pages: &[u32],
         keys: &[PageKey],
         mut first: usize,
@@ -273,7 +278,9 @@ impl<'a> Worker<'a> {
             first += count;
             // Pages after one that is not there could never be found.
             let rest = (pages.len() - first) as u64;
-            if stored.why.is_some() {
+            if let Some(why) = stored.why {
+                self.tally
+                    .fault(|| format!("request {request}: its store was cut short: {why}"));
                 self.tally.unsettled += rest;
                 break;
             }
