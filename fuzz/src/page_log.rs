@@ -51,7 +51,8 @@ pub fn page_log(input: &[u8]) {
             for record in &recovery.records {
                 check(&log, &answers, record, forged);
             }
-            append(&log, &answers, PAGES);
+            // With every segment taken it waits for one to be freed: closing answers it then.
+            append(&log, &answers, PAGES, PATIENCE / 2000);
             log.close();
         }
         Err(error) => assert!(!error.to_string().is_empty()),
@@ -132,8 +133,14 @@ fn check(log: &PageLog, answers: &Receiver<Completion>, record: &RecoveredRecord
     }
 }
 
-/// Whatever was found, the log takes a page or says that it cannot.
-fn append(log: &PageLog, answers: &Receiver<Completion>, number: u8) -> Option<AppendOutcome> {
+/// Whatever was found, the log takes a page or says that it cannot. `None` if it does not say so
+/// in time.
+fn append(
+    log: &PageLog,
+    answers: &Receiver<Completion>,
+    number: u8,
+    patience: Duration,
+) -> Option<AppendOutcome> {
     let payload = frame(PAGE_BYTES as usize);
     payload.copy_from_slice(&content(number));
     let payload_crc = checksum_bytes(&content(number));
@@ -149,8 +156,7 @@ fn append(log: &PageLog, answers: &Receiver<Completion>, number: u8) -> Option<A
         log.submit(append).is_ok(),
         "an empty queue takes one operation"
     );
-    // With every segment taken an append waits for one to be freed: no answer is an answer here.
-    match answers.recv_timeout(PATIENCE / 80) {
+    match answers.recv_timeout(patience) {
         Ok(Completion::Appended { outcome, .. }) => Some(outcome),
         Ok(other) => panic!("an append is answered as one: {other:?}"),
         Err(_) => None,
@@ -196,7 +202,9 @@ fn config(path: &Path) -> LogConfig {
 
 fn directory() -> &'static TempDir {
     static DIRECTORY: OnceLock<TempDir> = OnceLock::new();
-    DIRECTORY.get_or_init(|| TempDir::new().expect("the temporary directory can be written"))
+    // In memory where that is possible: the log flushes, and a disk would be most of the time.
+    let make = || TempDir::new_in("/dev/shm").or_else(|_| TempDir::new());
+    DIRECTORY.get_or_init(|| make().expect("the temporary directory can be written"))
 }
 
 /// A file as the log leaves it after a clean close.
@@ -208,7 +216,7 @@ fn template() -> &'static Vec<u8> {
         let sink = Box::new(move |completion| drop(sender.send(completion)));
         let (log, _) = PageLog::open(config(&path), Vec::new(), sink).expect("a new log opens");
         for number in 0..PAGES {
-            let outcome = append(&log, &answers, number);
+            let outcome = append(&log, &answers, number, PATIENCE);
             assert!(
                 matches!(outcome, Some(AppendOutcome::Written(_))),
                 "{outcome:?}"
