@@ -20,9 +20,7 @@ const EXPOSURE_TENTHS: u32 = 20;
 pub(crate) fn run(root: &Path) -> Result<()> {
     let tests = RefCell::new(None);
     let summary = steps::run(vec![
-        Step::new("fmt", || {
-            passed(check(cargo(root).args(["fmt", "--all", "--check"])))
-        }),
+        Step::new("fmt", || fmt(root)),
         Step::new("tidy", || passed(tidy::run(root))),
         Step::new("clippy", || clippy(root)),
         Step::new("test", || {
@@ -50,6 +48,12 @@ pub(crate) fn run(root: &Path) -> Result<()> {
 
 fn passed(result: Result<()>) -> Ended {
     result.map(|()| Outcome::Passed(String::new()))
+}
+
+/// Both workspaces: `--all` knows its own only.
+fn fmt(root: &Path) -> Ended {
+    check(cargo(root).args(["fmt", "--all", "--check"]))?;
+    passed(check(cargo(&root.join("fuzz")).args(["fmt", "--check"])))
 }
 
 fn clippy(root: &Path) -> Ended {
