@@ -373,6 +373,10 @@ impl Core {
                 self.free_slot(session, fetch.space, slot);
             }
         }
+        if let (true, Reader::Lease { session, .. }) = (limit <= fetch.copied, fetch.reader) {
+            // It may have been next in line for a slot that it no longer takes.
+            self.wake_for_slot(session, fetch.space);
+        }
     }
 
     fn stop_waiting_for_slot(&mut self, fetch: &mut Fetch) {
@@ -498,16 +502,17 @@ impl Core {
         let Some(mut fetch) = fetch else {
             return self.free_slot(session, space, slot);
         };
-        if !wanted(&fetch) {
-            self.free_slot(session, space, slot);
-        } else if ok {
+        let wanted = wanted(&fetch);
+        if wanted && ok {
             fetch.slots[(at - fetch.released) as usize].1 = true;
-        } else {
+        } else if wanted {
             self.stats.copy_out_failures += 1;
             self.truncate(&mut fetch, at, FetchOutcome::Full);
-            self.free_slot(session, space, slot);
         }
         self.fetches.insert(id, fetch);
+        if !(wanted && ok) {
+            self.free_slot(session, space, slot);
+        }
         self.ready.push_back(id);
     }
 }

@@ -35,12 +35,15 @@ impl Default for Guide {
 }
 
 impl PageIndex {
+    /// Room for `limit` pages is reserved at once: growing would stall the control thread. What
+    /// is not used stays untouched memory.
     pub(crate) fn new(limit: u32, seed: u64) -> Self {
+        let limit = limit as usize;
         Self {
-            table: HashTable::new(),
-            entries: Vec::new(),
-            free: Vec::new(),
-            limit: limit as usize,
+            table: HashTable::with_capacity(limit),
+            entries: Vec::with_capacity(limit),
+            free: Vec::with_capacity(limit),
+            limit,
             seed,
         }
     }

@@ -204,11 +204,18 @@ impl Core {
         assert_ne!(*state, Slot::Free, "a slot is freed once");
         *state = Slot::Free;
         staging.free.push(slot);
+        self.wake_for_slot(session, space);
+    }
+
+    /// Has a fetch that waits for a slot look again, if one is free.
+    pub(crate) fn wake_for_slot(&mut self, session: SessionId, space: SpaceId) {
+        let staging = self.staging_mut(session, space);
+        let Some(staging) = staging.filter(|staging| !staging.free.is_empty()) else {
+            return;
+        };
         if let Some(id) = staging.waiting.pop_front() {
-            let fetch = self
-                .fetches
-                .get_mut(&id)
-                .expect("a fetch that waits is under way");
+            let fetch = self.fetches.get_mut(&id);
+            let fetch = fetch.expect("a fetch that waits is under way");
             fetch.waits_for_slot = false;
             self.ready.push_back(id);
         }

@@ -111,7 +111,7 @@ impl Chaos {
     fn apply(&mut self, (op, a, b, c): Op) {
         let session = self.session(a);
         // The larger pages get a turn now and then.
-        let space = self.spaces[usize::from(b % 5 == 0)];
+        let space = self.spaces[usize::from(b.is_multiple_of(5))];
         let keys = chain(u64::from(b >> 4));
         let from = (c % DEPTH as u32) as usize;
         let upto = from + (c >> 4) as usize % (keys.len() - from) + 1;
@@ -126,7 +126,7 @@ impl Chaos {
                 space,
                 &keys[..upto],
                 b,
-                from * usize::from(c % 3 == 0),
+                from * usize::from(c.is_multiple_of(3)),
             ),
             16..=18 => self.commit(a, b, c),
             19..=25 => self.end_job(a, b),
@@ -143,7 +143,7 @@ impl Chaos {
     }
 
     fn lookup(&mut self, session: u64, space: SpaceId, keys: &[PageKey], c: u32) {
-        let hold_ms = if c % 2 == 0 { c % 40 } else { 0 };
+        let hold_ms = if c.is_multiple_of(2) { c % 40 } else { 0 };
         let reply = self.world.lookup_hold(session, &[space], keys, hold_ms);
         assert_eq!(reply.pages, reply.dram + reply.ssd);
         self.stamp = reply.stamp;
@@ -156,7 +156,11 @@ impl Chaos {
     fn fetch(&mut self, session: u64, space: SpaceId, keys: &[PageKey], c: u32) {
         let lease = self.next_lease;
         self.next_lease += 1;
-        let stamp = if c % 3 == 0 { Stamp(0) } else { self.stamp };
+        let stamp = if c.is_multiple_of(3) {
+            Stamp(0)
+        } else {
+            self.stamp
+        };
         self.world.fetch(session, lease, space, keys, stamp, c % 16);
     }
 
@@ -187,7 +191,7 @@ impl Chaos {
         }
         let leases = &self.world.leases;
         let (owner, lease) = *leases.keys().nth(b as usize % leases.len()).unwrap();
-        let upto = if c % 3 == 0 { c % 9 } else { u32::MAX };
+        let upto = if c.is_multiple_of(3) { c % 9 } else { u32::MAX };
         let session = self.session(a);
         // Another session of the same process may release it, and nobody else.
         let process = |session: u64| self.world.processes[&SessionId(session)];
@@ -206,7 +210,11 @@ impl Chaos {
     fn offer(&mut self, session: u64, space: SpaceId, keys: &[PageKey], b: u32, from: usize) {
         let from = from.min(keys.len() - 1);
         let above = from.checked_sub(1).map(|above| keys[above]);
-        let stamp = if b % 4 == 0 { Stamp(0) } else { self.stamp };
+        let stamp = if b.is_multiple_of(4) {
+            Stamp(0)
+        } else {
+            self.stamp
+        };
         let first = from as u32;
         let reply = self
             .world
@@ -238,8 +246,8 @@ impl Chaos {
         if !self.sessions.contains_key(&session) {
             return;
         }
-        let returned = slots.split_off(slots.len() - (c as usize % 4 == 0) as usize);
-        if a % 5 == 0 {
+        let returned = slots.split_off(slots.len() - usize::from(c.is_multiple_of(4)));
+        if a.is_multiple_of(5) {
             // Slots nobody assigned, or assigned twice.
             slots.push(SlotId(c % 8));
             slots.push(SlotId(1000));
@@ -250,7 +258,7 @@ impl Chaos {
     fn end_job(&mut self, a: u32, b: u32) {
         let count = self.world.jobs.len();
         if count > 0 {
-            let fails = self.faults.jobs_fail && b % 8 == 0;
+            let fails = self.faults.jobs_fail && b.is_multiple_of(8);
             self.world.end_job(a as usize % count, fails);
         }
     }
@@ -311,7 +319,9 @@ impl Chaos {
                     log.damage(extent);
                 }
             }
-            3 if self.faults.device_dies && a % 4 == 0 => self.world.step(Event::DeviceLost),
+            3 if self.faults.device_dies && a.is_multiple_of(4) => {
+                self.world.step(Event::DeviceLost)
+            }
             _ => {}
         }
     }
