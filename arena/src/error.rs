@@ -58,10 +58,6 @@ pub enum ArenaError {
 
 impl ArenaError {
     pub(crate) fn system(what: &'static str, bytes: u64) -> impl FnOnce(rustix::io::Errno) -> Self {
-        move |errno| Self::System {
-            what,
-            bytes,
-            source: errno.into(),
-        }
+        move |errno| Self::System { what, bytes, source: errno.into() }
     }
 }

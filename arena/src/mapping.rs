@@ -52,7 +52,8 @@ impl Mapping {
         if len < HUGE_BYTES {
             let options = options(len);
             let file = fd.as_raw_fd();
-            let map = if writable { options.map_raw(file) } else { options.map_raw_read_only(file) };
+            let map =
+                if writable { options.map_raw(file) } else { options.map_raw_read_only(file) };
             return map.map_err(|e| errno(&e)).and_then(Self::anywhere);
         }
         let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
@@ -96,10 +97,7 @@ impl Mapping {
     }
 
     fn at(&self, range: &Range<usize>) -> (*mut c_void, usize) {
-        assert!(
-            range.start <= range.end && range.end <= self.len,
-            "range inside the mapping"
-        );
+        assert!(range.start <= range.end && range.end <= self.len, "range inside the mapping");
         // SAFETY: the assertion above keeps the pointer inside the mapping.
         let start = unsafe { self.base.as_ptr().add(range.start) };
         (start.cast(), range.end - range.start)
@@ -122,11 +120,7 @@ impl Mapping {
 
     /// Faults every page of `range` in, for writing or only for reading.
     pub(crate) fn populate(&self, range: &Range<usize>, write: bool) -> Result<(), Errno> {
-        let advice = if write {
-            Advice::LinuxPopulateWrite
-        } else {
-            Advice::LinuxPopulateRead
-        };
+        let advice = if write { Advice::LinuxPopulateWrite } else { Advice::LinuxPopulateRead };
         self.advise(range, advice)
     }
 

@@ -32,9 +32,8 @@ pub(crate) fn create(bytes: u64, hugetlb: bool) -> Result<OwnedFd, ArenaError> {
 /// Opens the same memory once more, unable to write: a descriptor fit to be handed out.
 pub(crate) fn reopen_read_only(fd: &OwnedFd, bytes: u64) -> Result<OwnedFd, ArenaError> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(
-        ArenaError::system("open a memfd read-only through /proc/self/fd", bytes),
-    )
+    rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(ArenaError::system("open a memfd read-only through /proc/self/fd", bytes))
 }
 
 /// Checks a received descriptor against what was announced for it and returns how many bytes to
@@ -49,10 +48,7 @@ pub(crate) fn check(fd: impl AsFd, bytes: u64) -> Result<u64, ArenaError> {
     let page = u64::try_from(stat.st_blksize).unwrap_or(0).max(1);
     let expected = bytes.checked_next_multiple_of(page);
     if bytes == 0 || expected != Some(found) {
-        return Err(ArenaError::WrongSize {
-            found,
-            expected: bytes,
-        });
+        return Err(ArenaError::WrongSize { found, expected: bytes });
     }
     Ok(found)
 }

@@ -26,15 +26,8 @@ impl Memory {
             prefault(&mapping, Fault::Write, prefault_threads)
                 .map_err(ArenaError::system("fault memory in", bytes))?;
         }
-        let region = Region {
-            mapping,
-            bytes: usable,
-            access: Access::ReadWrite,
-            part: None,
-        };
-        Ok(Self {
-            region: Arc::new(region),
-        })
+        let region = Region { mapping, bytes: usable, access: Access::ReadWrite, part: None };
+        Ok(Self { region: Arc::new(region) })
     }
 
     /// Usable bytes.
@@ -62,11 +55,7 @@ impl Memory {
 pub(crate) fn usable_bytes(what: &'static str, bytes: u64) -> Result<usize, ArenaError> {
     const MAX: u64 = 1 << 46;
     if bytes == 0 || bytes > MAX {
-        return Err(ArenaError::Size {
-            what,
-            found: bytes,
-            allowed: "1 byte to 64 TiB",
-        });
+        return Err(ArenaError::Size { what, found: bytes, allowed: "1 byte to 64 TiB" });
     }
     usize::try_from(bytes).map_err(|_| ArenaError::Size {
         what,

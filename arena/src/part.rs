@@ -31,11 +31,7 @@ pub struct PartOptions {
 
 impl Default for PartOptions {
     fn default() -> Self {
-        Self {
-            huge: HugePages::Auto,
-            lock: true,
-            prefault_threads: 1,
-        }
+        Self { huge: HugePages::Auto, lock: true, prefault_threads: 1 }
     }
 }
 
@@ -123,26 +119,9 @@ impl Part {
             (false, _) => PageKind::Transparent,
         };
         let locked = options.lock && Self::lock(&mapping, &mut refused);
-        let facts = PartFacts {
-            pages,
-            huge_bytes: huge_bytes as u64,
-            locked,
-            refused,
-        };
-        let region = Region {
-            mapping,
-            bytes: usable,
-            access: Access::ReadWrite,
-            part: Some(id),
-        };
-        Ok((
-            Self {
-                id,
-                fd,
-                region: Arc::new(region),
-            },
-            facts,
-        ))
+        let facts = PartFacts { pages, huge_bytes: huge_bytes as u64, locked, refused };
+        let region = Region { mapping, bytes: usable, access: Access::ReadWrite, part: Some(id) };
+        Ok((Self { id, fd, region: Arc::new(region) }, facts))
     }
 
     fn map(len: usize, hugetlb: bool) -> Result<(OwnedFd, Mapping), ArenaError> {
@@ -167,11 +146,7 @@ impl Part {
         refused: &mut Vec<String>,
     ) -> Result<usize, ArenaError> {
         let huge = options.huge == HugePages::Auto;
-        let advised = if huge {
-            mapping.allow_huge()
-        } else {
-            mapping.forbid_huge()
-        };
+        let advised = if huge { mapping.allow_huge() } else { mapping.forbid_huge() };
         if let Err(errno) = advised
             && huge
         {
@@ -259,16 +234,8 @@ impl PartView {
         // The engine's core dumps are not ours to fail over.
         let _dumped = mapping.keep_out_of_dumps();
         let _small_pages = mapping.allow_huge();
-        let region = Region {
-            mapping,
-            bytes: usable,
-            access: Access::ReadOnly,
-            part: Some(id),
-        };
-        Ok(Self {
-            id,
-            region: Arc::new(region),
-        })
+        let region = Region { mapping, bytes: usable, access: Access::ReadOnly, part: Some(id) };
+        Ok(Self { id, region: Arc::new(region) })
     }
 
     /// Fills this process's page tables for the part, so that first loads do not fault. The pages
@@ -279,10 +246,7 @@ impl PartView {
     pub fn prefault(&self, threads: usize) -> Result<(), ArenaError> {
         prefault(&self.region.mapping, Fault::Read, threads)
             .map(|_| ())
-            .map_err(ArenaError::system(
-                "fault a part in",
-                self.region.bytes as u64,
-            ))
+            .map_err(ArenaError::system("fault a part in", self.region.bytes as u64))
     }
 
     /// Its id.

@@ -43,11 +43,7 @@ pub(crate) fn prefault(mapping: &Mapping, fault: Fault, threads: usize) -> Resul
         let workers: Vec<_> = (1..threads).map(|_| scope.spawn(work)).collect();
         let mine = work();
         workers.into_iter().fold(mine, |all, worker| {
-            all.and(
-                worker
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
-            )
+            all.and(worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         })
     })?;
     Ok(huge.into_inner())

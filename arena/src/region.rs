@@ -28,11 +28,7 @@ pub(crate) struct Region {
 
 impl Region {
     pub(crate) fn span(self: &Arc<Self>, offset: u64, len: usize) -> Result<Span, ArenaError> {
-        let refused = ArenaError::OutOfRange {
-            offset,
-            len: len as u64,
-            bytes: self.bytes as u64,
-        };
+        let refused = ArenaError::OutOfRange { offset, len: len as u64, bytes: self.bytes as u64 };
         let Ok(offset) = usize::try_from(offset) else {
             return Err(refused);
         };

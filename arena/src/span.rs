@@ -1,7 +1,4 @@
-#![expect(
-    unsafe_code,
-    reason = "bytes shared with other processes are reached by raw pointers"
-)]
+#![expect(unsafe_code, reason = "bytes shared with other processes are reached by raw pointers")]
 
 use crate::ArenaError;
 use crate::region::{Access, Region};
@@ -24,11 +21,7 @@ pub struct Span {
 impl Span {
     /// `offset..offset + len` lies inside the region: `Region::span` and `sub` check it.
     pub(crate) fn new(region: Arc<Region>, offset: usize, len: usize) -> Self {
-        Self {
-            region,
-            offset,
-            len,
-        }
+        Self { region, offset, len }
     }
 
     /// Length, bytes.
@@ -59,11 +52,9 @@ impl Span {
     /// A piece that does not lie inside.
     pub fn sub(&self, offset: usize, len: usize) -> Result<Self, ArenaError> {
         match offset.checked_add(len) {
-            Some(end) if end <= self.len => Ok(Self::new(
-                Arc::clone(&self.region),
-                self.offset + offset,
-                len,
-            )),
+            Some(end) if end <= self.len => {
+                Ok(Self::new(Arc::clone(&self.region), self.offset + offset, len))
+            }
             _ => Err(ArenaError::OutOfRange {
                 offset: offset as u64,
                 len: len as u64,
@@ -103,11 +94,7 @@ impl Span {
 
     fn check(&self, at: usize, len: usize) {
         let inside = at.checked_add(len).is_some_and(|end| end <= self.len);
-        assert!(
-            inside,
-            "{at}..+{len} lies inside a span of {} bytes",
-            self.len
-        );
+        assert!(inside, "{at}..+{len} lies inside a span of {} bytes", self.len);
     }
 
     /// Fills it from `source`, which must be as long. The two may overlap.
@@ -115,10 +102,7 @@ impl Span {
     /// # Panics
     /// On a read-only span or a source of another length.
     pub fn copy_from(&self, source: &Self) {
-        assert_eq!(
-            self.len, source.len,
-            "source and destination are of one length"
-        );
+        assert_eq!(self.len, source.len, "source and destination are of one length");
         self.copy_at(0, source, 0, self.len);
     }
 
@@ -141,10 +125,7 @@ impl Span {
     /// As [`Span::copy_at`] from the same place of a source that does not overlap. Hands the bytes
     /// that were written to `look`, a chunk at a time and in order.
     pub(crate) fn copy_chunks(&self, source: &Self, mut look: impl FnMut(&[u8])) {
-        assert_eq!(
-            self.len, source.len,
-            "source and destination are of one length"
-        );
+        assert_eq!(self.len, source.len, "source and destination are of one length");
         let (from, to) = (source.as_ptr(), self.as_mut_ptr());
         let apart = (from as usize).abs_diff(to as usize);
         assert!(apart >= self.len, "source and destination are apart");
@@ -162,11 +143,7 @@ impl Span {
     /// # Panics
     /// On a read-only span or a source of another length.
     pub fn copy_from_slice(&self, source: &[u8]) {
-        assert_eq!(
-            self.len,
-            source.len(),
-            "source and destination are of one length"
-        );
+        assert_eq!(self.len, source.len(), "source and destination are of one length");
         // SAFETY: the lengths are equal and both sides are valid for them.
         unsafe { ptr::copy(source.as_ptr(), self.as_mut_ptr(), self.len) };
     }
@@ -176,11 +153,7 @@ impl Span {
     /// # Panics
     /// On a target of another length.
     pub fn copy_to_slice(&self, target: &mut [u8]) {
-        assert_eq!(
-            self.len,
-            target.len(),
-            "source and destination are of one length"
-        );
+        assert_eq!(self.len, target.len(), "source and destination are of one length");
         // SAFETY: the lengths are equal and both sides are valid for them.
         unsafe { ptr::copy(self.as_ptr(), target.as_mut_ptr(), self.len) };
     }
@@ -190,10 +163,7 @@ impl Span {
     /// # Panics
     /// On a staging area seen by the daemon: what a client can change is copied out, never read.
     pub fn read<R>(&self, look: impl FnOnce(&[u8]) -> R) -> R {
-        assert!(
-            self.region.access != Access::Foreign,
-            "staging is copied out, never read"
-        );
+        assert!(self.region.access != Access::Foreign, "staging is copied out, never read");
         // SAFETY: the constructor keeps the range inside the mapping; the contract of a span keeps
         // others from changing its bytes for the time of the call, and the slice cannot leave it.
         look(unsafe { slice::from_raw_parts(self.as_ptr(), self.len) })
@@ -204,10 +174,7 @@ impl Span {
     /// # Panics
     /// On a read-only span, and on a staging area seen by the daemon.
     pub fn write<R>(&self, change: impl FnOnce(&mut [u8]) -> R) -> R {
-        assert!(
-            self.region.access != Access::Foreign,
-            "staging is copied into, never written"
-        );
+        assert!(self.region.access != Access::Foreign, "staging is copied into, never written");
         // SAFETY: the constructor keeps the range inside the mapping; the contract of a span gives
         // the caller its bytes alone for the time of the call, and the slice cannot leave it.
         change(unsafe { slice::from_raw_parts_mut(self.as_mut_ptr(), self.len) })

@@ -32,10 +32,7 @@ struct Slots {
 impl Slots {
     fn slot(&self, slot: SlotId) -> Result<Span, ArenaError> {
         if slot.0 >= self.count {
-            return Err(ArenaError::Slot {
-                slot: slot.0,
-                slots: self.count,
-            });
+            return Err(ArenaError::Slot { slot: slot.0, slots: self.count });
         }
         let offset = u64::from(slot.0) * u64::from(self.slot_bytes);
         self.region.span(offset, self.slot_bytes as usize)
@@ -45,11 +42,7 @@ impl Slots {
 fn area_bytes(slots: u32, slot_bytes: u32) -> Result<usize, ArenaError> {
     if slot_bytes == 0 || !slot_bytes.is_multiple_of(undercroft_wire::FRAME_ALIGN) {
         let found = u64::from(slot_bytes);
-        return Err(ArenaError::Size {
-            what: "slot",
-            found,
-            allowed: "multiples of 4096 bytes",
-        });
+        return Err(ArenaError::Size { what: "slot", found, allowed: "multiples of 4096 bytes" });
     }
     usable_bytes("staging area", u64::from(slots) * u64::from(slot_bytes))
 }
@@ -68,17 +61,8 @@ impl Staging {
         let _dumped = mapping.keep_out_of_dumps();
         prefault(&mapping, Fault::Collapse, 1)
             .map_err(ArenaError::system("fault a staging area in", bytes as u64))?;
-        let region = Region {
-            mapping,
-            bytes,
-            access: Access::Foreign,
-            part: None,
-        };
-        let slots = Slots {
-            region: Arc::new(region),
-            count: slots,
-            slot_bytes,
-        };
+        let region = Region { mapping, bytes, access: Access::Foreign, part: None };
+        let slots = Slots { region: Arc::new(region), count: slots, slot_bytes };
         Ok(Self { fd, slots })
     }
 
@@ -120,17 +104,8 @@ impl StagingView {
         let mapping = Mapping::shared(fd.as_fd(), bytes, true)
             .map_err(ArenaError::system("map a staging area", bytes as u64))?;
         let _dumped = mapping.keep_out_of_dumps();
-        let region = Region {
-            mapping,
-            bytes,
-            access: Access::ReadWrite,
-            part: None,
-        };
-        let slots = Slots {
-            region: Arc::new(region),
-            count: slots,
-            slot_bytes,
-        };
+        let region = Region { mapping, bytes, access: Access::ReadWrite, part: None };
+        let slots = Slots { region: Arc::new(region), count: slots, slot_bytes };
         Ok(Self { slots })
     }
 

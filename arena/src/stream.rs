@@ -1,7 +1,4 @@
-#![expect(
-    unsafe_code,
-    reason = "stores past the cache are instructions, not Rust"
-)]
+#![expect(unsafe_code, reason = "stores past the cache are instructions, not Rust")]
 
 //! Copying pages past the cache.
 //!
@@ -33,10 +30,7 @@ impl Chunk {
     /// # Safety
     /// `source` is valid for reads and `target` for writes of `len` bytes; they do not overlap.
     pub(crate) unsafe fn copy(&mut self, source: *const u8, target: *mut u8, len: usize) -> &[u8] {
-        assert!(
-            len <= CHUNK_BYTES,
-            "a chunk holds {CHUNK_BYTES} bytes, not {len}"
-        );
+        assert!(len <= CHUNK_BYTES, "a chunk holds {CHUNK_BYTES} bytes, not {len}");
         let kept = self.0.as_mut_ptr().cast::<u8>();
         // SAFETY: the caller vouches for source and target; `kept` has room for `len` bytes and is
         // ours alone, and all of them are written before they are looked at.

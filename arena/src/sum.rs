@@ -12,10 +12,7 @@ const ALGORITHM: CrcAlgorithm = CrcAlgorithm::Crc64Nvme;
 /// overlapping ones.
 #[must_use]
 pub fn copy_checked(source: &Span, target: &Span) -> u64 {
-    assert!(
-        !target.is_foreign(),
-        "what another process may change is not worth a checksum"
-    );
+    assert!(!target.is_foreign(), "what another process may change is not worth a checksum");
     let mut digest = Digest::new(ALGORITHM);
     target.copy_chunks(source, |bytes| digest.update(bytes));
     digest.finalize()

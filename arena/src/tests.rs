@@ -8,16 +8,8 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use undercroft_wire::{PartId, SlotId};
 
-const SMALL: PartOptions = PartOptions {
-    huge: HugePages::Off,
-    lock: false,
-    prefault_threads: 1,
-};
-const HUGE: PartOptions = PartOptions {
-    huge: HugePages::Auto,
-    lock: true,
-    prefault_threads: 2,
-};
+const SMALL: PartOptions = PartOptions { huge: HugePages::Off, lock: false, prefault_threads: 1 };
+const HUGE: PartOptions = PartOptions { huge: HugePages::Auto, lock: true, prefault_threads: 2 };
 
 fn part(bytes: u64, options: &PartOptions) -> Part {
     Part::create(PartId(7), bytes, options).unwrap().0
@@ -67,10 +59,7 @@ fn a_view_shows_what_the_owner_writes() {
         let seen = view.span(offset, written.len()).unwrap();
         assert_eq!(bytes_of(&seen), written);
         assert_eq!(seen.part_offset(), Some((PartId(7), offset as usize)));
-        assert_eq!(
-            seen.sub(10, 20).unwrap().part_offset().unwrap().1,
-            offset as usize + 10
-        );
+        assert_eq!(seen.sub(10, 20).unwrap().part_offset().unwrap().1, offset as usize + 10);
         assert!(!seen.is_writable() && target.is_writable());
     }
 }
@@ -88,10 +77,7 @@ fn a_view_cannot_be_written_through() {
     let fd = part.read_only_fd().unwrap();
     assert_eq!(rustix::io::write(&fd, b"x"), Err(Errno::BADF));
     assert!(rustix::fs::ftruncate(&fd, 4096).is_err());
-    assert_eq!(
-        rustix::fs::fallocate(&fd, punch(), 0, 4096),
-        Err(Errno::BADF)
-    );
+    assert_eq!(rustix::fs::fallocate(&fd, punch(), 0, 4096), Err(Errno::BADF));
     let mapped = mapping::Mapping::shared(std::os::fd::AsFd::as_fd(&fd), 8192, true);
     assert_eq!(mapped.unwrap_err(), Errno::ACCESS);
 }
@@ -122,24 +108,14 @@ fn facts_say_what_pages_there_are() {
     match facts.pages {
         PageKind::Base => {
             assert_eq!(facts.huge_bytes, 0);
-            println!(
-                "not tested: this machine gives no huge shared memory: {:?}",
-                facts.refused
-            );
+            println!("not tested: this machine gives no huge shared memory: {:?}", facts.refused);
         }
         PageKind::Hugetlb | PageKind::Transparent => assert!(facts.huge_bytes <= bytes),
     }
     if facts.huge_bytes < bytes || !facts.locked {
-        assert!(
-            !facts.refused.is_empty(),
-            "what is not had was refused: {facts:?}"
-        );
+        assert!(!facts.refused.is_empty(), "what is not had was refused: {facts:?}");
     }
-    assert_eq!(
-        part.base_ptr().align_offset(2 << 20),
-        0,
-        "aligned for huge pages"
-    );
+    assert_eq!(part.base_ptr().align_offset(2 << 20), 0, "aligned for huge pages");
     let names = [PageKind::Hugetlb, PageKind::Transparent, PageKind::Base].map(|k| k.to_string());
     assert_eq!(names, ["hugetlb", "transparent", "4k"]);
 }
@@ -152,30 +128,16 @@ fn odd_sizes_are_mapped_whole_and_bounded_exactly() {
         assert_eq!(part.len() as u64, bytes);
         part.span(bytes - 1, 1).unwrap().copy_from_slice(&[9]);
         assert_eq!(bytes_of(&view.span(bytes - 1, 1).unwrap()), [9]);
-        for (offset, len) in [
-            (bytes, 1),
-            (0, bytes as usize + 1),
-            (u64::MAX, 1),
-            (1, usize::MAX),
-        ] {
-            assert!(matches!(
-                part.span(offset, len),
-                Err(ArenaError::OutOfRange { .. })
-            ));
-            assert!(matches!(
-                view.span(offset, len),
-                Err(ArenaError::OutOfRange { .. })
-            ));
+        for (offset, len) in [(bytes, 1), (0, bytes as usize + 1), (u64::MAX, 1), (1, usize::MAX)] {
+            assert!(matches!(part.span(offset, len), Err(ArenaError::OutOfRange { .. })));
+            assert!(matches!(view.span(offset, len), Err(ArenaError::OutOfRange { .. })));
         }
         assert!(part.span(bytes, 0).unwrap().is_empty());
     }
     for bytes in [0, u64::MAX, 1 << 50] {
         let refused = Part::create(PartId(0), bytes, &SMALL);
         assert!(matches!(refused, Err(ArenaError::Size { .. })), "{bytes}");
-        assert!(
-            matches!(Memory::new(bytes, 0), Err(ArenaError::Size { .. })),
-            "{bytes}"
-        );
+        assert!(matches!(Memory::new(bytes, 0), Err(ArenaError::Size { .. })), "{bytes}");
     }
 }
 
@@ -184,18 +146,12 @@ fn a_descriptor_of_another_size_is_refused() {
     let part = part(16384, &SMALL);
     for announced in [4096, 12288, 16385, 20480, 1 << 40] {
         let refused = PartView::map(part.read_only_fd().unwrap(), PartId(0), announced);
-        assert!(
-            matches!(refused, Err(ArenaError::WrongSize { found: 16384, .. })),
-            "{announced}"
-        );
+        assert!(matches!(refused, Err(ArenaError::WrongSize { found: 16384, .. })), "{announced}");
     }
     let staging = Staging::create(2, 4096).unwrap();
     assert!(matches!(
         StagingView::map(staging.fd(), 3, 4096),
-        Err(ArenaError::WrongSize {
-            found: 8192,
-            expected: 12288
-        })
+        Err(ArenaError::WrongSize { found: 8192, expected: 12288 })
     ));
 }
 
@@ -204,20 +160,11 @@ fn a_descriptor_that_could_shrink_is_refused() {
     let all = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     for missing in [SealFlags::SHRINK, SealFlags::GROW, SealFlags::SEAL, all] {
         let fd = plain_memfd(8192, all - missing);
-        assert!(matches!(
-            PartView::map(&fd, PartId(0), 8192),
-            Err(ArenaError::NotSealed)
-        ));
-        assert!(matches!(
-            StagingView::map(&fd, 2, 4096),
-            Err(ArenaError::NotSealed)
-        ));
+        assert!(matches!(PartView::map(&fd, PartId(0), 8192), Err(ArenaError::NotSealed)));
+        assert!(matches!(StagingView::map(&fd, 2, 4096), Err(ArenaError::NotSealed)));
     }
     let (pipe, _) = rustix::pipe::pipe().unwrap();
-    assert!(matches!(
-        PartView::map(&pipe, PartId(0), 8192),
-        Err(ArenaError::NotSealed)
-    ));
+    assert!(matches!(PartView::map(&pipe, PartId(0), 8192), Err(ArenaError::NotSealed)));
     assert!(PartView::map(plain_memfd(8192, all), PartId(0), 8192).is_ok());
 }
 
@@ -225,43 +172,21 @@ fn a_descriptor_that_could_shrink_is_refused() {
 fn staging_carries_pages_both_ways() {
     let staging = Staging::create(3, 8192).unwrap();
     let view = StagingView::map(staging.fd(), 3, 8192).unwrap();
-    assert_eq!(
-        (view.slots(), view.slot_bytes()),
-        (staging.slots(), staging.slot_bytes())
-    );
+    assert_eq!((view.slots(), view.slot_bytes()), (staging.slots(), staging.slot_bytes()));
     let (memory, page) = (Memory::new(8192, 1).unwrap(), pattern(8192, 3));
     let frame = memory.span(0, 8192).unwrap();
     view.slot(SlotId(2)).unwrap().copy_from_slice(&page);
     let sum = copy_checked(&staging.slot(SlotId(2)).unwrap(), &frame);
-    assert_eq!(
-        (sum, bytes_of(&frame)),
-        (checksum_bytes(&page), page.clone())
-    );
+    assert_eq!((sum, bytes_of(&frame)), (checksum_bytes(&page), page.clone()));
     staging.slot(SlotId(1)).unwrap().copy_from(&frame);
     assert_eq!(bytes_of(&view.slot(SlotId(1)).unwrap()), page);
-    assert!(
-        view.slot(SlotId(0))
-            .unwrap()
-            .read(|bytes| bytes.iter().all(|b| *b == 0))
-    );
-    assert!(matches!(
-        view.slot(SlotId(3)),
-        Err(ArenaError::Slot { slot: 3, slots: 3 })
-    ));
-    assert!(matches!(
-        staging.slot(SlotId(u32::MAX)),
-        Err(ArenaError::Slot { .. })
-    ));
+    assert!(view.slot(SlotId(0)).unwrap().read(|bytes| bytes.iter().all(|b| *b == 0)));
+    assert!(matches!(view.slot(SlotId(3)), Err(ArenaError::Slot { slot: 3, slots: 3 })));
+    assert!(matches!(staging.slot(SlotId(u32::MAX)), Err(ArenaError::Slot { .. })));
     for slot_bytes in [0, 1, 4095, 4097] {
-        assert!(matches!(
-            Staging::create(1, slot_bytes),
-            Err(ArenaError::Size { .. })
-        ));
+        assert!(matches!(Staging::create(1, slot_bytes), Err(ArenaError::Size { .. })));
     }
-    assert!(matches!(
-        Staging::create(0, 4096),
-        Err(ArenaError::Size { .. })
-    ));
+    assert!(matches!(Staging::create(0, 4096), Err(ArenaError::Size { .. })));
 }
 
 #[test]
@@ -282,17 +207,10 @@ fn a_hostile_client_can_spoil_its_page_but_not_the_daemon() {
     let memory = Memory::new(2 << 20, 1).unwrap();
     let frame = memory.span(0, 2 << 20).unwrap();
     view.slot(SlotId(0)).unwrap().write(|bytes| bytes.fill(7));
-    assert!(
-        rustix::fs::ftruncate(staging.fd(), 0).is_err(),
-        "sealed against shrinking"
-    );
+    assert!(rustix::fs::ftruncate(staging.fd(), 0).is_err(), "sealed against shrinking");
     rustix::fs::fallocate(staging.fd(), punch(), 4096, 1 << 20).unwrap();
     let sum = copy_checked(&staging.slot(SlotId(0)).unwrap(), &frame);
-    assert_eq!(
-        sum,
-        frame.read(checksum_bytes),
-        "the sum is that of the copy"
-    );
+    assert_eq!(sum, frame.read(checksum_bytes), "the sum is that of the copy");
     frame.read(|bytes| {
         assert!(bytes[..4096].iter().all(|b| *b == 7));
         assert!(bytes[4096..(1 << 20) + 4096].iter().all(|b| *b == 0));
@@ -335,10 +253,7 @@ fn a_span_outlives_the_handle_it_came_from() {
 #[test]
 fn mismatched_copies_are_refused() {
     let memory = Memory::new(8192, 0).unwrap();
-    let (short, long) = (
-        memory.span(0, 100).unwrap(),
-        memory.span(4096, 101).unwrap(),
-    );
+    let (short, long) = (memory.span(0, 100).unwrap(), memory.span(4096, 101).unwrap());
     assert!(panics(|| short.copy_from(&long)));
     assert!(panics(|| long.copy_from_slice(&[0; 100])));
     assert!(panics(|| short.copy_to_slice(&mut [0; 99])));
@@ -348,14 +263,8 @@ fn mismatched_copies_are_refused() {
     assert!(panics(|| short.copy_at(1, &long, 0, 100)));
     assert!(panics(|| short.copy_at(0, &long, 2, 100)));
     assert!(panics(|| short.copy_at(usize::MAX, &long, 0, 2)));
-    assert!(matches!(
-        short.sub(50, 51),
-        Err(ArenaError::OutOfRange { .. })
-    ));
-    assert!(matches!(
-        short.sub(usize::MAX, 2),
-        Err(ArenaError::OutOfRange { .. })
-    ));
+    assert!(matches!(short.sub(50, 51), Err(ArenaError::OutOfRange { .. })));
+    assert!(matches!(short.sub(usize::MAX, 2), Err(ArenaError::OutOfRange { .. })));
 }
 
 #[test]

@@ -152,21 +152,14 @@ impl Replay {
         let report = replay(&options).map_err(failure)?;
         // Standard output may carry the figures for a machine; people read standard error then.
         eprint!("{}", report.summary());
-        Ok(if report.is_good() {
-            Outcome::Good
-        } else {
-            Outcome::Bad
-        })
+        Ok(if report.is_good() { Outcome::Good } else { Outcome::Bad })
     }
 }
 
 impl Limits {
     fn run(self) -> Result<Outcome, Failure> {
-        let options = LimitsOptions {
-            binary: this_program()?,
-            ssd_path: self.ssd_path,
-            json: self.json,
-        };
+        let options =
+            LimitsOptions { binary: this_program()?, ssd_path: self.ssd_path, json: self.json };
         let report = limits(&options).map_err(failure)?;
         eprint!("{}", report.table());
         Ok(Outcome::Good)
@@ -175,18 +168,8 @@ impl Limits {
 
 impl Echo {
     fn run(self) -> Result<Outcome, Failure> {
-        let Self {
-            socket,
-            request_bytes,
-            reply_bytes,
-            probes,
-        } = self;
-        let options = EchoOptions {
-            socket,
-            request_bytes,
-            reply_bytes,
-            probes,
-        };
+        let Self { socket, request_bytes, reply_bytes, probes } = self;
+        let options = EchoOptions { socket, request_bytes, reply_bytes, probes };
         echo_peer(&options).map_err(failure)?;
         Ok(Outcome::Good)
     }
@@ -198,9 +181,5 @@ fn this_program() -> Result<PathBuf, Failure> {
 }
 
 fn failure(error: BenchError) -> Failure {
-    if error.is_start() {
-        Failure::start(error)
-    } else {
-        Failure::run(error)
-    }
+    if error.is_start() { Failure::start(error) } else { Failure::run(error) }
 }

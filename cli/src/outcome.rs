@@ -31,18 +31,12 @@ pub(crate) struct Failure {
 impl Failure {
     /// It could not start: arguments, configuration or environment.
     pub(crate) fn start(error: impl Display) -> Self {
-        Self {
-            code: 2,
-            line: error.to_string(),
-        }
+        Self { code: 2, line: error.to_string() }
     }
 
     /// It started and failed.
     pub(crate) fn run(error: impl Display) -> Self {
-        Self {
-            code: 1,
-            line: error.to_string(),
-        }
+        Self { code: 1, line: error.to_string() }
     }
 
     pub(crate) fn report(self) -> ExitCode {

@@ -47,10 +47,9 @@ impl Serve {
         .map_err(Failure::start)?;
         let mut summary = config.summary();
         let daemon = Daemon::open(config).map_err(Failure::start)?;
-        if let (Some(address), Some(line)) = (
-            daemon.metrics(),
-            summary.iter_mut().find(|(name, _)| *name == "metrics"),
-        ) {
+        if let (Some(address), Some(line)) =
+            (daemon.metrics(), summary.iter_mut().find(|(name, _)| *name == "metrics"))
+        {
             line.1 = format!("http://{address}/metrics");
         }
         daemon

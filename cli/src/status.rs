@@ -29,9 +29,7 @@ pub(crate) struct Status {
 
 impl Status {
     pub(crate) fn run(self) -> Result<Outcome, Failure> {
-        let socket = self
-            .socket
-            .unwrap_or_else(undercroft_kvstore::default_socket);
+        let socket = self.socket.unwrap_or_else(undercroft_kvstore::default_socket);
         if socket.as_os_str().len() > undercroft_kvstore::MAX_SOCKET_PATH_BYTES {
             let max = undercroft_kvstore::MAX_SOCKET_PATH_BYTES;
             return Err(Failure::start(format!(
@@ -62,12 +60,7 @@ fn render(report: &StatusReport) -> String {
     let mut out = Lines::default();
     out.line(
         "daemon",
-        format!(
-            "undercroft {}, pid {}, up {}",
-            report.version,
-            report.pid,
-            age(report.uptime_ms)
-        ),
+        format!("undercroft {}, pid {}, up {}", report.version, report.pid, age(report.uptime_ms)),
     );
     out.line("socket", report.socket.clone());
     out.line("cpu", format!("{:.2} s", report.cpu_s));
@@ -87,11 +80,8 @@ fn render(report: &StatusReport) -> String {
         None => out.line("ssd", "none".to_owned()),
         Some(ssd) => {
             out.line("ssd", tier(&ssd.tier));
-            let buffers = if ssd.registered_buffers {
-                "registered buffers"
-            } else {
-                "plain buffers"
-            };
+            let buffers =
+                if ssd.registered_buffers { "registered buffers" } else { "plain buffers" };
             out.line("", format!("{} ({}, {buffers})", ssd.path, ssd.engine));
             out.line(
                 "",
@@ -118,11 +108,8 @@ fn render(report: &StatusReport) -> String {
 
 fn render_traffic(report: &StatusReport, out: &mut Lines) {
     let hits = &report.hits;
-    let ratio = if hits.keys == 0 {
-        0.0
-    } else {
-        100.0 * hits.prefix_pages as f64 / hits.keys as f64
-    };
+    let ratio =
+        if hits.keys == 0 { 0.0 } else { 100.0 * hits.prefix_pages as f64 / hits.keys as f64 };
     out.line(
         "hits",
         format!(
@@ -148,12 +135,7 @@ fn render_traffic(report: &StatusReport, out: &mut Lines) {
     for space in &report.spaces {
         out.line(
             "space",
-            format!(
-                "{} {} pages of {}",
-                space.digest,
-                space.pages,
-                bytes(space.page_bytes.into())
-            ),
+            format!("{} {} pages of {}", space.digest, space.pages, bytes(space.page_bytes.into())),
         );
     }
     for session in &report.sessions {
@@ -161,11 +143,7 @@ fn render_traffic(report: &StatusReport, out: &mut Lines) {
             Mode::ZeroCopy => "zero-copy",
             Mode::Copy => "copy",
         };
-        let lingering = if session.lingering {
-            ", gone but still leasing"
-        } else {
-            ""
-        };
+        let lingering = if session.lingering { ", gone but still leasing" } else { "" };
         out.line(
             "session",
             format!(
@@ -185,10 +163,7 @@ fn render_traffic(report: &StatusReport, out: &mut Lines) {
     if report.protocol_errors > 0 {
         out.line(
             "protocol",
-            format!(
-                "{} session(s) closed for malformed messages",
-                report.protocol_errors
-            ),
+            format!("{} session(s) closed for malformed messages", report.protocol_errors),
         );
     }
 }

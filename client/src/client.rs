@@ -162,20 +162,11 @@ impl Client {
     pub fn state(&self) -> ClientState {
         match self.inner.connection() {
             Err(MissReason::Forked) => ClientState::Forked,
-            Err(_) => ClientState::Connecting {
-                failure: self.inner.failure(),
-            },
+            Err(_) => ClientState::Connecting { failure: self.inner.failure() },
             Ok(connection) => match connection.welcome() {
-                Some(&Welcome {
-                    session,
-                    epoch,
-                    mode,
-                    ..
-                }) => ClientState::Connected {
-                    session,
-                    epoch,
-                    mode,
-                },
+                Some(&Welcome { session, epoch, mode, .. }) => {
+                    ClientState::Connected { session, epoch, mode }
+                }
                 None => ClientState::Connecting { failure: None },
             },
         }

@@ -85,9 +85,7 @@ impl Drop for Ticket {
             return;
         }
         let chore = locked(&self.connection.inbox).give_up(self.request);
-        chore
-            .into_iter()
-            .for_each(|chore| self.connection.do_chore(&chore));
+        chore.into_iter().for_each(|chore| self.connection.do_chore(&chore));
     }
 }
 
@@ -95,8 +93,7 @@ impl Ticket {
     /// Waits for the one reply to the request.
     pub(crate) fn reply(&self, until: Instant) -> Result<Reply, MissReason> {
         let request = self.request;
-        self.connection
-            .wait_until(request, until, |inbox| inbox.take_reply(request))
+        self.connection.wait_until(request, until, |inbox| inbox.take_reply(request))
     }
 
     /// The reply if it has been read already.
@@ -168,10 +165,7 @@ impl Connection {
         until: Instant,
     ) -> Result<Ticket, MissReason> {
         let request = locked(&self.inbox).expect(expects)?;
-        let ticket = Ticket {
-            connection: Arc::clone(self),
-            request,
-        };
+        let ticket = Ticket { connection: Arc::clone(self), request };
         let sent = self.outbox.send(self.socket.as_fd(), until, |out| {
             encode_request(out, request, message);
         });
@@ -255,10 +249,7 @@ impl Connection {
             } else {
                 let signal = signal.get_or_insert_with(|| Arc::new(Condvar::new()));
                 inbox.park(request, signal);
-                inbox = signal
-                    .wait_timeout(inbox, left)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0;
+                inbox = signal.wait_timeout(inbox, left).unwrap_or_else(PoisonError::into_inner).0;
                 inbox.unpark(request);
             }
         };
@@ -331,10 +322,8 @@ impl Connection {
             events |= PollFlags::OUT;
         }
         let bell = self.bell.as_fd();
-        let mut fds = [
-            PollFd::new(&self.socket, events),
-            PollFd::from_borrowed_fd(bell, PollFlags::IN),
-        ];
+        let mut fds =
+            [PollFd::new(&self.socket, events), PollFd::from_borrowed_fd(bell, PollFlags::IN)];
         if poll(&mut fds, Some(&time_left(until))).is_err() {
             return;
         }
@@ -365,11 +354,7 @@ impl Connection {
     pub(crate) fn do_chore(&self, chore: &Chore) {
         let told = match chore {
             Chore::DropHold(hold) => self.tell(&Request::DropHold(DropHold { hold: *hold })),
-            Chore::ReturnSlots {
-                space,
-                offer,
-                slots,
-            } => self.tell(&Request::Commit(Commit {
+            Chore::ReturnSlots { space, offer, slots } => self.tell(&Request::Commit(Commit {
                 space: *space,
                 offer: *offer,
                 filled: Vec::new(),

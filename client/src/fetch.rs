@@ -74,24 +74,10 @@ impl SpaceHandle {
     pub fn fetch(&self, from: FetchFrom<'_>, stamp: Stamp, deadline: Duration) -> Fetch {
         let until = from_now(deadline);
         match self.lease(from, stamp, until) {
-            Ok(lease) => Fetch {
-                lease: Some(lease),
-                until,
-                delivered: 0,
-                end: None,
-            },
+            Ok(lease) => Fetch { lease: Some(lease), until, delivered: 0, end: None },
             Err(why) => {
-                let end = Some(FetchReport {
-                    pages: 0,
-                    ssd_pages: 0,
-                    why: Some(why),
-                });
-                Fetch {
-                    lease: None,
-                    until,
-                    delivered: 0,
-                    end,
-                }
+                let end = Some(FetchReport { pages: 0, ssd_pages: 0, why: Some(why) });
+                Fetch { lease: None, until, delivered: 0, end }
             }
         }
     }
@@ -108,18 +94,12 @@ impl SpaceHandle {
             return Err(MissReason::TooLong);
         }
         let source = match from {
-            FetchFrom::Keys(keys) => FetchSource::Keys {
-                keys: KeyRun::from(keys),
-            },
+            FetchFrom::Keys(keys) => FetchSource::Keys { keys: KeyRun::from(keys) },
             FetchFrom::Hold(hold, first, count) => {
                 if !Arc::ptr_eq(&hold.connection, &connection) {
                     return Err(MissReason::Invalid);
                 }
-                FetchSource::Hold {
-                    hold: hold.id,
-                    first,
-                    count,
-                }
+                FetchSource::Hold { hold: hold.id, first, count }
             }
         };
         let lease = connection.new_lease();
@@ -133,13 +113,7 @@ impl SpaceHandle {
         });
         let ticket = connection.post(&request, Expects::Pages(lease, delivery), until)?;
         let client = Arc::clone(&self.client);
-        Ok(Lease {
-            client,
-            ticket,
-            id: lease,
-            released: 0,
-            refused: false,
-        })
+        Ok(Lease { client, ticket, id: lease, released: 0, refused: false })
     }
 }
 
@@ -164,11 +138,7 @@ impl Fetch {
 
     /// How it ended, or how it stands if it is not over yet.
     pub fn report(&self) -> FetchReport {
-        self.end.unwrap_or(FetchReport {
-            pages: self.delivered,
-            ssd_pages: 0,
-            why: None,
-        })
+        self.end.unwrap_or(FetchReport { pages: self.delivered, ssd_pages: 0, why: None })
     }
 
     /// Waits for all that will come, letting it pass by, and says how it ended. Pages that lie
@@ -216,29 +186,18 @@ impl Fetch {
         let told_right = end.ready == self.delivered && end.ssd <= end.ready;
         let Some(outcome) = outcome.filter(|_| told_right) else {
             if let Some(lease) = &self.lease {
-                lease
-                    .ticket
-                    .connection()
-                    .violated("a fetch's end contradicts its pages");
+                lease.ticket.connection().violated("a fetch's end contradicts its pages");
             }
             self.cut(MissReason::Disconnected);
             return;
         };
         let why = MissReason::of_fetch(outcome);
-        self.end = Some(FetchReport {
-            pages: end.ready,
-            ssd_pages: end.ssd,
-            why,
-        });
+        self.end = Some(FetchReport { pages: end.ready, ssd_pages: end.ssd, why });
     }
 
     fn cut(&mut self, why: MissReason) {
         let pages = self.delivered;
-        self.end = Some(FetchReport {
-            pages,
-            ssd_pages: 0,
-            why: Some(why),
-        });
+        self.end = Some(FetchReport { pages, ssd_pages: 0, why: Some(why) });
     }
 }
 
@@ -260,8 +219,7 @@ impl Lease {
             return Err(MissReason::Forked);
         }
         let request = self.ticket.request;
-        self.connection()
-            .wait_until(request, until, |inbox| inbox.take_heard(request))
+        self.connection().wait_until(request, until, |inbox| inbox.take_heard(request))
     }
 
     fn connection(&self) -> &Connection {
@@ -272,11 +230,7 @@ impl Lease {
         let Some(welcome) = self.connection().welcome() else {
             return;
         };
-        let release = Release {
-            session: welcome.session,
-            lease: self.id,
-            upto,
-        };
+        let release = Release { session: welcome.session, lease: self.id, upto };
         self.client.release(self.connection(), release);
     }
 }
@@ -330,28 +284,18 @@ impl Delivery {
                 ready.first, self.wanted, self.delivered
             ));
         }
-        let pages: Result<Vec<Span>, String> = ready
-            .places
-            .iter()
-            .map(|place| self.span(*place, parts))
-            .collect();
+        let pages: Result<Vec<Span>, String> =
+            ready.places.iter().map(|place| self.span(*place, parts)).collect();
         self.delivered += count as u32;
-        self.runs.push_back(ReadyRun {
-            first: ready.first,
-            pages: pages?,
-        });
+        self.runs.push_back(ReadyRun { first: ready.first, pages: pages? });
         Ok(())
     }
 
     fn span(&self, place: PagePlace, parts: &HashMap<PartId, PartView>) -> Result<Span, String> {
         let PagePlace { part, offset } = place;
         if part != PagePlace::STAGING {
-            let view = parts
-                .get(&part)
-                .ok_or_else(|| format!("a page in unknown part {part}"))?;
-            return view
-                .span(offset, self.page_bytes)
-                .map_err(|e| e.to_string());
+            let view = parts.get(&part).ok_or_else(|| format!("a page in unknown part {part}"))?;
+            return view.span(offset, self.page_bytes).map_err(|e| e.to_string());
         }
         let slot_bytes = u64::from(self.staging.slot_bytes());
         let slot = u32::try_from(offset / slot_bytes).map_err(|e| e.to_string())?;

@@ -35,17 +35,11 @@ pub(crate) fn shake_hands(
         }
         Err(Unwelcome::Missed(MissReason::Deadline)) => {
             connection.close(Lost::Dropped);
-            Err(ConnectError::Silent {
-                path: path.clone(),
-                waited: patience,
-            })
+            Err(ConnectError::Silent { path: path.clone(), waited: patience })
         }
         Err(Unwelcome::Missed(reason)) => {
             let reason = connection.end().unwrap_or_else(|| reason.to_string());
-            Err(ConnectError::Closed {
-                path: path.clone(),
-                reason,
-            })
+            Err(ConnectError::Closed { path: path.clone(), reason })
         }
     }
 }
@@ -75,27 +69,17 @@ fn greet(connection: &Arc<Connection>, shared: &Shared, until: Instant) -> Resul
         Reply::Refused(refused) => {
             let path = shared.options.socket.clone();
             let (reason, detail) = (refused.reason, refused.detail);
-            return Err(Unwelcome::Refused(ConnectError::Refused {
-                path,
-                reason,
-                detail,
-            }));
+            return Err(Unwelcome::Refused(ConnectError::Refused { path, reason, detail }));
         }
         _ => {
-            return Err(connection
-                .violated("the hello was not answered by a welcome")
-                .into());
+            return Err(connection.violated("the hello was not answered by a welcome").into());
         }
     };
     if !(PROTOCOL_MIN..=PROTOCOL_MAX).contains(&welcome.version) {
-        return Err(connection
-            .violated("a version was chosen that nobody offered")
-            .into());
+        return Err(connection.violated("a version was chosen that nobody offered").into());
     }
     let parts = connection.greeted(welcome).parts as usize;
-    connection.wait_until(RequestId(0), until, |inbox| {
-        (inbox.parts() >= parts).then_some(())
-    })?;
+    connection.wait_until(RequestId(0), until, |inbox| (inbox.parts() >= parts).then_some(()))?;
     Ok(())
 }
 
@@ -128,15 +112,9 @@ fn connect(path: &Path, until: Instant, waited: Duration) -> Result<OwnedFd, Con
         return Err(match source {
             Errno::AGAIN => ConnectError::Silent { path, waited },
             Errno::NOENT | Errno::CONNREFUSED | Errno::NOTDIR | Errno::NOTSOCK => {
-                ConnectError::Absent {
-                    path,
-                    source: source.into(),
-                }
+                ConnectError::Absent { path, source: source.into() }
             }
-            Errno::ACCESS | Errno::PERM => ConnectError::Denied {
-                path,
-                source: source.into(),
-            },
+            Errno::ACCESS | Errno::PERM => ConnectError::Denied { path, source: source.into() },
             errno => system("connect")(errno),
         });
     }

@@ -50,11 +50,7 @@ pub(crate) enum Expects {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Chore {
     DropHold(HoldId),
-    ReturnSlots {
-        space: SpaceId,
-        offer: OfferId,
-        slots: Vec<SlotId>,
-    },
+    ReturnSlots { space: SpaceId, offer: OfferId, slots: Vec<SlotId> },
 }
 
 /// What a fetch hears next.
@@ -90,11 +86,7 @@ impl Mailbox {
     fn chore(&self, reply: Reply) -> Option<Chore> {
         match (reply, &self.expects) {
             (Reply::Offer(offer), Expects::Slots(space)) if !offer.slots.is_empty() => {
-                Some(Chore::ReturnSlots {
-                    space: *space,
-                    offer: offer.offer,
-                    slots: offer.slots,
-                })
+                Some(Chore::ReturnSlots { space: *space, offer: offer.offer, slots: offer.slots })
             }
             (reply, _) => hold_of(&reply),
         }
@@ -144,12 +136,7 @@ impl Inbox {
         if let Expects::Pages(lease, _) = &expects {
             self.leases.insert(*lease, request);
         }
-        let mailbox = Mailbox {
-            expects,
-            reply: None,
-            parked: None,
-            given_up: false,
-        };
+        let mailbox = Mailbox { expects, reply: None, parked: None, given_up: false };
         self.mailboxes.insert(request, mailbox);
         Ok(request)
     }
@@ -227,10 +214,7 @@ impl Inbox {
         if self.parked == 0 || self.reader.is_none() {
             return;
         }
-        let next = self
-            .mailboxes
-            .values()
-            .find(|m| m.parked.is_some() && !m.is_ready());
+        let next = self.mailboxes.values().find(|m| m.parked.is_some() && !m.is_ready());
         next.into_iter().for_each(Mailbox::wake);
     }
 
@@ -299,9 +283,7 @@ impl Inbox {
     }
 
     fn add_part(&mut self, added: PartAdded, fds: &mut VecDeque<OwnedFd>) -> Result<(), Lost> {
-        let fd = fds
-            .pop_front()
-            .ok_or_else(|| violation("a part without its descriptor"))?;
+        let fd = fds.pop_front().ok_or_else(|| violation("a part without its descriptor"))?;
         if self.welcome.is_none() {
             return Err(violation("a part before the welcome"));
         }
@@ -321,9 +303,7 @@ impl Inbox {
         opened: SpaceOpened,
         fds: &mut VecDeque<OwnedFd>,
     ) -> Result<(), Lost> {
-        let fd = fds
-            .pop_front()
-            .ok_or_else(|| violation("a space without its descriptor"))?;
+        let fd = fds.pop_front().ok_or_else(|| violation("a space without its descriptor"))?;
         let Some(Expects::Opening(state)) = self.mailboxes.get(&request).map(|m| &m.expects) else {
             return Ok(());
         };
@@ -332,11 +312,7 @@ impl Inbox {
         }
         let staging = StagingView::map(fd, opened.slots, opened.slot_bytes)
             .map_err(|e| Lost::Protocol(format!("staging: {e}")))?;
-        state.opened(Opened {
-            generation,
-            id: opened.space,
-            staging,
-        });
+        state.opened(Opened { generation, id: opened.space, staging });
         let _none = self.put(request, Reply::SpaceOpened(opened));
         Ok(())
     }
@@ -357,10 +333,8 @@ impl Inbox {
     }
 
     fn end_fetch(&mut self, end: FetchEnd) {
-        let Some(mailbox) = self
-            .leases
-            .get(&end.lease)
-            .and_then(|request| self.mailboxes.get_mut(request))
+        let Some(mailbox) =
+            self.leases.get(&end.lease).and_then(|request| self.mailboxes.get_mut(request))
         else {
             return;
         };

@@ -26,10 +26,7 @@ pub(crate) fn start(
     shared: &Arc<Shared>,
     connection: Option<Arc<Connection>>,
 ) -> Result<(), std::io::Error> {
-    let keeper = Keeper {
-        shared: Arc::clone(shared),
-        pause: FIRST_PAUSE,
-    };
+    let keeper = Keeper { shared: Arc::clone(shared), pause: FIRST_PAUSE };
     std::thread::Builder::new()
         .name("undercroft-keeper".into())
         .spawn(move || keeper.run(connection))
@@ -107,17 +104,11 @@ pub(crate) fn publish(shared: &Shared, connection: &Arc<Connection>) -> Result<(
                 Ok(()) | Err(OpenError::Refused { .. } | OpenError::Space(_)) => {}
                 Err(OpenError::Unanswered(MissReason::Deadline)) => {
                     connection.close(Lost::NotReading);
-                    return Err(ConnectError::Silent {
-                        path: path(),
-                        waited: OPENING,
-                    });
+                    return Err(ConnectError::Silent { path: path(), waited: OPENING });
                 }
                 Err(OpenError::Unanswered(reason)) => {
                     let reason = connection.end().unwrap_or_else(|| reason.to_string());
-                    return Err(ConnectError::Closed {
-                        path: path(),
-                        reason,
-                    });
+                    return Err(ConnectError::Closed { path: path(), reason });
                 }
             }
         }
@@ -132,13 +123,11 @@ fn prefault(connection: &Connection) {
         return;
     }
     // Without it, or where the kernel refuses, loads fault page by page and work all the same.
-    let _thread = std::thread::Builder::new()
-        .name("undercroft-prefault".into())
-        .spawn(move || {
-            for part in parts {
-                let _refused = part.prefault(1);
-            }
-        });
+    let _thread = std::thread::Builder::new().name("undercroft-prefault".into()).spawn(move || {
+        for part in parts {
+            let _refused = part.prefault(1);
+        }
+    });
 }
 
 /// A random time around `pause`, so that many engines do not all come at once.

@@ -41,10 +41,7 @@ impl SpaceHandle {
         deadline: Duration,
     ) -> Loaded {
         if blocks.len() != source.pages() || device.geometry() != self.space().geometry {
-            return Loaded {
-                why: Some(MissReason::Invalid),
-                ..Loaded::default()
-            };
+            return Loaded { why: Some(MissReason::Invalid), ..Loaded::default() };
         }
         let page_bytes = self.state.page_bytes();
         let loading = Loading {
@@ -93,13 +90,7 @@ impl Loading<'_> {
             None => why,
         };
         let bytes = u64::from(self.landed) * self.page_bytes as u64;
-        Loaded {
-            pages: self.landed,
-            ssd_pages,
-            bytes,
-            why,
-            fault,
-        }
+        Loaded { pages: self.landed, ssd_pages, bytes, why, fault }
     }
 
     fn load(&mut self) -> Result<(), DeviceError> {
@@ -137,10 +128,7 @@ impl Loading<'_> {
                 .by_ref()
                 .take(self.piece)
                 .zip(blocks)
-                .map(|(page, block)| LoadJob {
-                    page,
-                    block: *block,
-                })
+                .map(|(page, block)| LoadJob { page, block: *block })
                 .collect();
             at += jobs.len();
             let transfer = self.device.load(jobs)?;

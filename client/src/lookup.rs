@@ -23,10 +23,7 @@ pub struct LookupOptions {
 
 impl Default for LookupOptions {
     fn default() -> Self {
-        Self {
-            hold: None,
-            deadline: Duration::from_millis(50),
-        }
+        Self { hold: None, deadline: Duration::from_millis(50) }
     }
 }
 
@@ -52,10 +49,7 @@ pub struct Found {
 
 impl Found {
     fn miss(why: MissReason) -> Self {
-        Self {
-            why: Some(why),
-            ..Self::default()
-        }
+        Self { why: Some(why), ..Self::default() }
     }
 }
 
@@ -81,9 +75,7 @@ impl Drop for Hold {
     fn drop(&mut self) {
         if !self.client.is_foreign() {
             // Holds end with their connection.
-            let _ended = self
-                .connection
-                .tell(&Request::DropHold(DropHold { hold: self.id }));
+            let _ended = self.connection.tell(&Request::DropHold(DropHold { hold: self.id }));
         }
     }
 }
@@ -114,9 +106,7 @@ fn look_up(
     keys: &[PageKey],
     options: LookupOptions,
 ) -> Found {
-    let foreign = spaces
-        .iter()
-        .any(|space| !Arc::ptr_eq(&space.client, client));
+    let foreign = spaces.iter().any(|space| !Arc::ptr_eq(&space.client, client));
     if spaces.is_empty() || spaces.len() > MAX_SPACES_PER_LOOKUP || foreign {
         return Found::miss(MissReason::Invalid);
     }
@@ -160,14 +150,7 @@ fn found(
     asked: usize,
     reply: &LookupReply,
 ) -> Result<Found, MissReason> {
-    let LookupReply {
-        pages,
-        dram,
-        ssd,
-        hold,
-        stamp,
-        estimate_us,
-    } = *reply;
+    let LookupReply { pages, dram, ssd, hold, stamp, estimate_us } = *reply;
     if pages as usize > asked || u64::from(dram) + u64::from(ssd) != u64::from(pages) {
         return Err(connection.violated("a lookup's counts contradict each other"));
     }
@@ -177,20 +160,7 @@ fn found(
         _ => Some(MissReason::Absent),
     };
     let client = Arc::clone(client);
-    let hold = hold.map(|id| Hold {
-        client,
-        connection,
-        id,
-        pages,
-    });
+    let hold = hold.map(|id| Hold { client, connection, id, pages });
     let estimate = Duration::from_micros(estimate_us);
-    Ok(Found {
-        pages,
-        dram,
-        ssd,
-        hold,
-        stamp,
-        estimate,
-        why,
-    })
+    Ok(Found { pages, dram, ssd, hold, stamp, estimate, why })
 }

@@ -46,10 +46,7 @@ impl ConnectOptions {
     pub(crate) fn check(&self) -> Result<(), ConnectError> {
         let bytes = self.socket.as_os_str().as_bytes().len();
         if bytes == 0 || bytes > MAX_SOCKET_PATH_BYTES {
-            return Err(ConnectError::Path {
-                path: self.socket.clone(),
-                bytes,
-            });
+            return Err(ConnectError::Path { path: self.socket.clone(), bytes });
         }
         Ok(())
     }
@@ -63,9 +60,7 @@ mod tests {
     fn a_path_the_kernel_would_not_take_is_refused_with_its_length() {
         let fits = ConnectOptions::new("/".repeat(MAX_SOCKET_PATH_BYTES));
         assert!(fits.check().is_ok());
-        let error = ConnectOptions::new("a".repeat(108))
-            .check()
-            .expect_err("one byte too long");
+        let error = ConnectOptions::new("a".repeat(108)).check().expect_err("one byte too long");
         let text = error.to_string();
         assert!(text.contains("108 bytes") && text.contains("107"), "{text}");
         assert!(ConnectOptions::new("").check().is_err());

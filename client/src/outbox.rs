@@ -177,17 +177,11 @@ mod tests {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let outbox = Outbox::default();
         let big = vec![1; 1 << 20];
-        let sent = outbox
-            .send(ours.as_fd(), soon(), |out| out.extend_from_slice(&big))
-            .unwrap();
+        let sent = outbox.send(ours.as_fd(), soon(), |out| out.extend_from_slice(&big)).unwrap();
         assert_eq!(sent, Sent::Partly);
-        let refused = outbox
-            .send(ours.as_fd(), soon(), |out| out.push(2))
-            .unwrap_err();
+        let refused = outbox.send(ours.as_fd(), soon(), |out| out.push(2)).unwrap_err();
         assert!(matches!(refused, NotSent::Deadline), "{refused:?}");
-        outbox
-            .send_unasked(ours.as_fd(), |out| out.push(3))
-            .unwrap();
+        outbox.send_unasked(ours.as_fd(), |out| out.push(3)).unwrap();
         assert!(outbox.is_waiting());
         let reader = std::thread::spawn(move || {
             let mut all = Vec::new();
@@ -212,10 +206,7 @@ mod tests {
             .map(|_| outbox.send_unasked(ours.as_fd(), |out| out.extend_from_slice(&[0; 64 << 10])))
             .find(Result::is_err)
             .unwrap();
-        assert!(
-            matches!(refused, Err(NotSent::Lost(Lost::NotReading))),
-            "{refused:?}"
-        );
+        assert!(matches!(refused, Err(NotSent::Lost(Lost::NotReading))), "{refused:?}");
         outbox.close();
         assert!(matches!(outbox.flush(ours.as_fd()), Err(NotSent::Closed)));
     }

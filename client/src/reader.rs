@@ -30,10 +30,7 @@ impl fmt::Debug for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // What was received names prompts' prefixes: how much of it is enough.
         let waiting = self.end - self.start;
-        f.debug_struct("Reader")
-            .field("waiting", &waiting)
-            .field("fds", &self.fds)
-            .finish()
+        f.debug_struct("Reader").field("waiting", &waiting).field("fds", &self.fds).finish()
     }
 }
 
@@ -68,9 +65,7 @@ impl Reader {
             }
         }
         if got.flags.contains(ReturnFlags::CTRUNC) || self.fds.len() > MAX_FDS_WAITING {
-            return Err(Lost::Protocol(
-                "more descriptors than frames for them".into(),
-            ));
+            return Err(Lost::Protocol("more descriptors than frames for them".into()));
         }
         if got.bytes == 0 {
             return Err(Lost::Ended);
@@ -131,10 +126,7 @@ mod tests {
 
     fn refused(text_bytes: usize) -> Reply {
         let detail = "x".repeat(text_bytes);
-        Reply::Refused(Refused {
-            reason: RefusedReason::Busy,
-            detail,
-        })
+        Reply::Refused(Refused { reason: RefusedReason::Busy, detail })
     }
 
     #[test]

@@ -92,10 +92,8 @@ impl Shared {
             let link = locked(&self.link);
             let alive = link.connection.as_ref().is_some_and(|c| !c.is_closed());
             if !alive {
-                let _woken = self
-                    .linked
-                    .wait_timeout(link, left)
-                    .unwrap_or_else(PoisonError::into_inner);
+                let _woken =
+                    self.linked.wait_timeout(link, left).unwrap_or_else(PoisonError::into_inner);
             }
         }
     }
@@ -118,9 +116,7 @@ impl Shared {
             link.failure = connection.end();
             link.connection = None;
         }
-        locked(&self.spaces)
-            .values()
-            .for_each(|space| space.close());
+        locked(&self.spaces).values().for_each(|space| space.close());
     }
 
     /// Hands a connection to the callers, unless some space is not open in it yet: that one must
@@ -152,11 +148,7 @@ impl Shared {
     /// Remembers a space for every session to come; the same space is only opened once.
     pub(crate) fn remember(&self, space: SpaceState) -> Arc<SpaceState> {
         let mut spaces = locked(&self.spaces);
-        Arc::clone(
-            spaces
-                .entry(space.digest())
-                .or_insert_with(|| Arc::new(space)),
-        )
+        Arc::clone(spaces.entry(space.digest()).or_insert_with(|| Arc::new(space)))
     }
 
     /// Forgets a space that the daemon would not open.
@@ -167,11 +159,7 @@ impl Shared {
     /// Spaces that were refused in this session for reasons that pass, to be tried again.
     pub(crate) fn refused_spaces(&self, generation: u64) -> Vec<Arc<SpaceState>> {
         let spaces = locked(&self.spaces);
-        spaces
-            .values()
-            .filter(|s| s.is_refused_in(generation))
-            .cloned()
-            .collect()
+        spaces.values().filter(|s| s.is_refused_in(generation)).cloned().collect()
     }
 
     /// Releases pages of a lease made in `session`, in the session of the moment if that one is
@@ -195,9 +183,7 @@ impl Shared {
         let mut link = locked(&self.link);
         let current = link.connection.as_ref().filter(|c| !c.is_closed());
         if let Some(current) = current {
-            let same = current
-                .welcome()
-                .is_some_and(|welcome| welcome.epoch == epoch);
+            let same = current.welcome().is_some_and(|welcome| welcome.epoch == epoch);
             if !same || current.tell(&Request::Release(release)).is_ok() {
                 return;
             }
@@ -226,11 +212,7 @@ fn unasked(
     spaces: &HashMap<SpaceDigest, Arc<SpaceState>>,
     generation: u64,
 ) -> Vec<Arc<SpaceState>> {
-    spaces
-        .values()
-        .filter(|space| !space.was_asked_in(generation))
-        .cloned()
-        .collect()
+    spaces.values().filter(|space| !space.was_asked_in(generation)).cloned().collect()
 }
 
 #[cfg(test)]
@@ -252,10 +234,7 @@ mod tests {
         let shared = inherited();
         let held = (locked(&shared.link), locked(&shared.spaces));
         assert_eq!(shared.connection().unwrap_err(), MissReason::Forked);
-        assert_eq!(
-            shared.connection_by(Instant::now()).unwrap_err(),
-            MissReason::Forked
-        );
+        assert_eq!(shared.connection_by(Instant::now()).unwrap_err(), MissReason::Forked);
         drop(held);
     }
 
@@ -275,14 +254,7 @@ mod tests {
         let session = undercroft_wire::SessionId(5);
         for lease in 0..MAX_ORPHANS as u64 + 10 {
             let lease = undercroft_wire::LeaseId(lease);
-            shared.release(
-                &lost,
-                Release {
-                    session,
-                    lease,
-                    upto: u32::MAX,
-                },
-            );
+            shared.release(&lost, Release { session, lease, upto: u32::MAX });
         }
         let link = locked(&shared.link);
         assert_eq!(link.orphans.len(), MAX_ORPHANS);

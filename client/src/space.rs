@@ -42,11 +42,7 @@ pub(crate) struct Opened {
 impl SpaceState {
     pub(crate) fn new(space: Space) -> Self {
         let digest = space.digest();
-        Self {
-            space,
-            digest,
-            standing: Mutex::new(Standing::Closed),
-        }
+        Self { space, digest, standing: Mutex::new(Standing::Closed) }
     }
 
     pub(crate) fn digest(&self) -> SpaceDigest {
@@ -129,24 +125,19 @@ pub(crate) fn open(
     if !state.claim(generation) {
         return wait_for_other(connection, state, until);
     }
-    let request = Request::OpenSpace(OpenSpace {
-        space: state.space.clone(),
-    });
-    let ticket = connection
-        .post(&request, Expects::Opening(Arc::clone(state)), until)
-        .map_err(|reason| {
+    let request = Request::OpenSpace(OpenSpace { space: state.space.clone() });
+    let ticket = connection.post(&request, Expects::Opening(Arc::clone(state)), until).map_err(
+        |reason| {
             state.unclaim(generation);
             OpenError::Unanswered(reason)
-        })?;
+        },
+    )?;
     // If no answer comes in time, it still opens the space when it does come.
     match ticket.reply(until).map_err(OpenError::Unanswered)? {
         Reply::SpaceOpened(_) => Ok(()),
         Reply::Refused(refused) => {
             state.refused(generation, &refused);
-            Err(OpenError::Refused {
-                reason: refused.reason,
-                detail: refused.detail,
-            })
+            Err(OpenError::Refused { reason: refused.reason, detail: refused.detail })
         }
         other => {
             let reason = not_expected(connection, &other, "an open space");
@@ -228,16 +219,11 @@ impl SpaceHandle {
         let until = from_now(deadline);
         let (connection, opened) = self.ready()?;
         let keys = KeyRun::from(&keys[..keys.len().min(MAX_KEYS)]);
-        let request = Request::Prefetch(Prefetch {
-            space: opened.id,
-            keys,
-            ttl_ms: whole_ms(ttl),
-        });
+        let request = Request::Prefetch(Prefetch { space: opened.id, keys, ttl_ms: whole_ms(ttl) });
         match connection.call(&request, Expects::Reply, until)? {
-            Reply::Prefetch(reply) => Ok(Prefetched {
-                resident: reply.resident,
-                started: reply.started,
-            }),
+            Reply::Prefetch(reply) => {
+                Ok(Prefetched { resident: reply.resident, started: reply.started })
+            }
             other => Err(not_expected(&connection, &other, "a prefetch's answer")),
         }
     }
@@ -255,11 +241,7 @@ impl SpaceHandle {
         let until = from_now(deadline);
         let (connection, opened) = self.ready()?;
         let keys = KeyRun::from(&keys[keys.len().saturating_sub(MAX_KEYS)..]);
-        let request = Request::Hint(Hint {
-            space: opened.id,
-            keys,
-            kind,
-        });
+        let request = Request::Hint(Hint { space: opened.id, keys, kind });
         match connection.call(&request, Expects::Reply, until)? {
             Reply::Done => Ok(()),
             other => Err(not_expected(&connection, &other, "a hint's answer")),

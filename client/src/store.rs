@@ -95,18 +95,12 @@ impl SpaceHandle {
         options: StoreOptions,
     ) -> Stored {
         let until = from_now(options.deadline);
-        let ready = self
-            .ready()
-            .and_then(|ready| self.check(run, device, blocks).map(|()| ready));
+        let ready = self.ready().and_then(|ready| self.check(run, device, blocks).map(|()| ready));
         let (connection, opened) = match ready {
             Ok(ready) => ready,
             Err(why) => {
                 let unsettled = run.keys.len() as u32;
-                return Stored {
-                    unsettled,
-                    why: Some(why),
-                    ..Stored::default()
-                };
+                return Stored { unsettled, why: Some(why), ..Stored::default() };
             }
         };
         let page_bytes = self.state.page_bytes();
@@ -142,11 +136,7 @@ impl SpaceHandle {
         let fits = u32::try_from(run.keys.len()).is_ok_and(|n| run.first.checked_add(n).is_some());
         let chained = run.parent.is_some() == (run.first > 0);
         let same = device.geometry() == self.space().geometry && blocks.len() == run.keys.len();
-        if fits && chained && same {
-            Ok(())
-        } else {
-            Err(MissReason::Invalid)
-        }
+        if fits && chained && same { Ok(()) } else { Err(MissReason::Invalid) }
     }
 }
 
@@ -222,11 +212,7 @@ impl Storing<'_> {
             Some(Cut::Miss(why)) => (Some(why), None),
             Some(Cut::Fault(fault)) => (Some(MissReason::Device), Some(fault)),
         };
-        let mut stored = Stored {
-            why,
-            fault,
-            ..Stored::default()
-        };
+        let mut stored = Stored { why, fault, ..Stored::default() };
         for fate in &self.fates {
             *match fate {
                 Some(Fate::Stored) => &mut stored.stored,
@@ -281,18 +267,10 @@ impl Storing<'_> {
 
     /// Offers the next keys and takes up what the daemon assigns.
     fn offer(&mut self) -> Result<(), MissReason> {
-        let limit = if self.wait_for_credits {
-            self.window
-        } else {
-            MAX_KEYS
-        };
+        let limit = if self.wait_for_credits { self.window } else { MAX_KEYS };
         let from = self.next;
         let keys = &self.run.keys[from..][..limit.min(self.fates.len() - from)];
-        let parent = if from == 0 {
-            self.run.parent
-        } else {
-            Some(self.run.keys[from - 1])
-        };
+        let parent = if from == 0 { self.run.parent } else { Some(self.run.keys[from - 1]) };
         let request = Request::Offer(Offer {
             space: self.opened.id,
             parent,
@@ -309,28 +287,19 @@ impl Storing<'_> {
     }
 
     fn take_up(&mut self, from: usize, count: usize, reply: &OfferReply) -> Result<(), MissReason> {
-        let outcomes: Option<Vec<_>> = reply
-            .outcomes
-            .iter()
-            .map(|byte| OfferOutcome::from_byte(*byte))
-            .collect();
+        let outcomes: Option<Vec<_>> =
+            reply.outcomes.iter().map(|byte| OfferOutcome::from_byte(*byte)).collect();
         let outcomes = outcomes.filter(|outcomes| outcomes.len() == count);
         let wanted = |all: &Vec<_>| all.iter().filter(|o| **o == OfferOutcome::Wanted).count();
         let Some(outcomes) = outcomes.filter(|all| wanted(all) == reply.slots.len()) else {
-            return Err(self
-                .connection
-                .violated("an offer's answer does not fit the offer"));
+            return Err(self.connection.violated("an offer's answer does not fit the offer"));
         };
         let mut slots = reply.slots.iter();
         for (key, outcome) in (from..).zip(&outcomes) {
             let fate = match outcome {
                 OfferOutcome::Wanted => {
                     let slot = *slots.next().expect("as many slots as wanted keys");
-                    self.assigned.push_back(Assigned {
-                        key,
-                        offer: reply.offer,
-                        slot,
-                    });
+                    self.assigned.push_back(Assigned { key, offer: reply.offer, slot });
                     continue;
                 }
                 OfferOutcome::Held => Fate::Held,
@@ -342,9 +311,7 @@ impl Storing<'_> {
             self.fates[key] = Some(fate);
         }
         self.next = from + count;
-        let short = outcomes
-            .iter()
-            .position(|outcome| *outcome == OfferOutcome::NoCredit);
+        let short = outcomes.iter().position(|outcome| *outcome == OfferOutcome::NoCredit);
         match short.filter(|_| self.wait_for_credits) {
             Some(short) => self.offer_again(from + short),
             // A run that is held needs no slots: ask about more at once.
@@ -357,9 +324,7 @@ impl Storing<'_> {
     /// assigned or settled among them stays so.
     fn offer_again(&mut self, from: usize) {
         let taken = |key| self.assigned.iter().any(|assigned| assigned.key == key);
-        let first = (from..self.next)
-            .find(|key| !taken(*key))
-            .unwrap_or(self.next);
+        let first = (from..self.next).find(|key| !taken(*key)).unwrap_or(self.next);
         for fate in &mut self.fates[first..self.next] {
             if matches!(fate, Some(Fate::NoCredit | Fate::NoParent)) {
                 *fate = None;
@@ -375,11 +340,7 @@ impl Storing<'_> {
         if Instant::now() >= self.until {
             return Err(Cut::Miss(MissReason::Deadline));
         }
-        let offer = self
-            .assigned
-            .front()
-            .expect("somebody asked for a batch of something")
-            .offer;
+        let offer = self.assigned.front().expect("somebody asked for a batch of something").offer;
         let batch: Vec<Assigned> = self
             .assigned
             .iter()
@@ -389,9 +350,7 @@ impl Storing<'_> {
             .collect();
         let jobs: Option<Vec<StoreJob>> = batch.iter().map(|assigned| self.job(assigned)).collect();
         let Some(jobs) = jobs else {
-            return Err(Cut::Miss(
-                self.connection.violated("a slot outside of staging"),
-            ));
+            return Err(Cut::Miss(self.connection.violated("a slot outside of staging")));
         };
         if let Err(fault) = self.device.store(jobs).and_then(|transfer| transfer.wait()) {
             // Its successors could never be found without it.
@@ -401,30 +360,19 @@ impl Storing<'_> {
             return Err(Cut::Fault(fault));
         }
         let filled = batch.iter().map(|assigned| assigned.slot).collect();
-        let request = Request::Commit(Commit {
-            space: self.opened.id,
-            offer,
-            filled,
-            returned: Vec::new(),
-        });
+        let request =
+            Request::Commit(Commit { space: self.opened.id, offer, filled, returned: Vec::new() });
         let ticket = self.connection.post(&request, Expects::Reply, self.until)?;
         self.assigned.drain(..batch.len());
         let keys = batch.iter().map(|assigned| assigned.key).collect();
-        self.commits.push_back(Committed {
-            ticket,
-            offer,
-            keys,
-        });
+        self.commits.push_back(Committed { ticket, offer, keys });
         Ok(())
     }
 
     fn job(&self, assigned: &Assigned) -> Option<StoreJob> {
         let slot = self.opened.staging.slot(assigned.slot).ok()?;
         let page = slot.sub(0, self.page_bytes).ok()?;
-        Some(StoreJob {
-            block: self.blocks[assigned.key],
-            page,
-        })
+        Some(StoreJob { block: self.blocks[assigned.key], page })
     }
 
     /// Settles the commits whose replies have been read while waiting for something else.
@@ -445,9 +393,7 @@ impl Storing<'_> {
             other => return Err(not_expected(&self.connection, &other, "a commit's answer")),
         };
         if offer != commit.offer || outcomes.len() != commit.keys.len() {
-            return Err(self
-                .connection
-                .violated("a commit's answer does not fit the commit"));
+            return Err(self.connection.violated("a commit's answer does not fit the commit"));
         }
         for (key, outcome) in commit.keys.iter().zip(outcomes) {
             self.fates[*key] = Some(match CommitOutcome::from_byte(outcome) {
@@ -481,11 +427,7 @@ impl Storing<'_> {
                 self.assigned.pop_front();
             }
             let space = self.opened.id;
-            self.connection.do_chore(&Chore::ReturnSlots {
-                space,
-                offer,
-                slots,
-            });
+            self.connection.do_chore(&Chore::ReturnSlots { space, offer, slots });
         }
     }
 }

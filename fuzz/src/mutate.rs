@@ -28,10 +28,7 @@ impl Mutator {
     /// Starts from these well-formed inputs.
     #[must_use]
     pub fn new(seeds: Vec<Vec<u8>>) -> Self {
-        Self {
-            random: Rng::with_seed(0),
-            seeds,
-        }
+        Self { random: Rng::with_seed(0), seeds }
     }
 
     /// Turns to input `number` of `seed`: it depends on these two and the well-formed inputs alone.

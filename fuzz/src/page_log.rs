@@ -65,12 +65,7 @@ fn edits(mut input: &[u8]) -> Vec<Edit<'_>> {
         let (bytes, left) = rest.split_at(rest.len().min(usize::from(*length)));
         let at = u16::from_le_bytes([*a0, *a1]);
         let block = u16::from_le_bytes([*b0, *b1]);
-        edits.push(Edit {
-            block,
-            at: at & 0x7fff,
-            reseal: at & 0x8000 != 0,
-            bytes,
-        });
+        edits.push(Edit { block, at: at & 0x7fff, reseal: at & 0x8000 != 0, bytes });
         input = left;
     }
     edits
@@ -98,29 +93,15 @@ fn check(log: &PageLog, answers: &Receiver<Completion>, record: &RecoveredRecord
     let identity = record.identity;
     let room = frame_bytes(identity.page_bytes) as usize;
     if room > FRAME_BYTES {
-        assert!(
-            forged,
-            "a page of {} bytes was never written",
-            identity.page_bytes
-        );
+        assert!(forged, "a page of {} bytes was never written", identity.page_bytes);
         return;
     }
     let into = frame(room);
     let job = JobId(1);
     let extent = record.extent;
-    let read = Op::Read {
-        job,
-        identity,
-        extent,
-        into,
-    };
-    assert!(
-        log.submit(read).is_ok(),
-        "an empty queue takes one operation"
-    );
-    let answer = answers
-        .recv_timeout(PATIENCE)
-        .expect("every read is answered");
+    let read = Op::Read { job, identity, extent, into };
+    assert!(log.submit(read).is_ok(), "an empty queue takes one operation");
+    let answer = answers.recv_timeout(PATIENCE).expect("every read is answered");
     let Completion::Read { into, outcome, .. } = answer else {
         panic!("a read is answered as one: {answer:?}");
     };
@@ -146,16 +127,8 @@ fn append(
     let payload_crc = checksum_bytes(&content(number));
     let identity = identity_of(number);
     let job = JobId(2);
-    let append = Op::Append {
-        job,
-        identity,
-        payload,
-        payload_crc,
-    };
-    assert!(
-        log.submit(append).is_ok(),
-        "an empty queue takes one operation"
-    );
+    let append = Op::Append { job, identity, payload, payload_crc };
+    assert!(log.submit(append).is_ok(), "an empty queue takes one operation");
     match answers.recv_timeout(patience) {
         Ok(Completion::Appended { outcome, .. }) => Some(outcome),
         Ok(other) => panic!("an append is answered as one: {other:?}"),
@@ -170,11 +143,7 @@ fn frame(bytes: usize) -> Span {
 
 /// The page numbered `number`: every field follows from it.
 fn identity_of(number: u8) -> PageIdentity {
-    let key = |number: u8| {
-        PageKey(std::array::from_fn(|index| {
-            number.wrapping_add(index as u8)
-        }))
-    };
+    let key = |number: u8| PageKey(std::array::from_fn(|index| number.wrapping_add(index as u8)));
     PageIdentity {
         domain: DomainId([7; 16]),
         space: SpaceDigest([8; 32]),
@@ -186,9 +155,7 @@ fn identity_of(number: u8) -> PageIdentity {
 }
 
 fn content(number: u8) -> Vec<u8> {
-    (0..PAGE_BYTES)
-        .map(|index| (index as u8).wrapping_mul(31) ^ number)
-        .collect()
+    (0..PAGE_BYTES).map(|index| (index as u8).wrapping_mul(31) ^ number).collect()
 }
 
 fn config(path: &Path) -> LogConfig {
@@ -217,10 +184,7 @@ fn template() -> &'static Vec<u8> {
         let (log, _) = PageLog::open(config(&path), Vec::new(), sink).expect("a new log opens");
         for number in 0..PAGES {
             let outcome = append(&log, &answers, number, PATIENCE);
-            assert!(
-                matches!(outcome, Some(AppendOutcome::Written(_))),
-                "{outcome:?}"
-            );
+            assert!(matches!(outcome, Some(AppendOutcome::Written(_))), "{outcome:?}");
         }
         log.close();
         std::fs::read(&path).expect("the log's file can be read")

@@ -35,12 +35,8 @@ const SLOWEST: Duration = Duration::from_secs(10);
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let wanted = |target: &&Target| {
-        arguments
-            .target
-            .as_deref()
-            .is_none_or(|name| name == target.name)
-    };
+    let wanted =
+        |target: &&Target| arguments.target.as_deref().is_none_or(|name| name == target.name);
     let targets: Vec<&Target> = TARGETS.iter().filter(wanted).collect();
     if targets.is_empty() {
         let known: Vec<&str> = TARGETS.iter().map(|target| target.name).collect();
@@ -101,17 +97,11 @@ fn drive(target: &Target, arguments: &Arguments) -> Result<()> {
 fn run(target: &Target, input: &[u8], again: &str) -> Result<Duration> {
     let start = Instant::now();
     if catch_unwind(AssertUnwindSafe(|| (target.run)(input))).is_err() {
-        bail!(
-            "{} panicked (see above); in fuzz/, run it again: {again}",
-            target.name
-        );
+        bail!("{} panicked (see above); in fuzz/, run it again: {again}", target.name);
     }
     let took = start.elapsed();
     if took > SLOWEST {
-        bail!(
-            "{} took {took:?}; in fuzz/, run it again: {again}",
-            target.name
-        );
+        bail!("{} took {took:?}; in fuzz/, run it again: {again}", target.name);
     }
     Ok(took)
 }

@@ -15,36 +15,11 @@ pub struct Target {
 
 /// Every target.
 pub const TARGETS: &[Target] = &[
-    Target {
-        name: "wire_request",
-        run: wire::wire_request,
-        seeds: wire::request_seeds,
-        cost: 1,
-    },
-    Target {
-        name: "wire_reply",
-        run: wire::wire_reply,
-        seeds: wire::reply_seeds,
-        cost: 1,
-    },
-    Target {
-        name: "config",
-        run: config::config,
-        seeds: config::seeds,
-        cost: 4,
-    },
+    Target { name: "wire_request", run: wire::wire_request, seeds: wire::request_seeds, cost: 1 },
+    Target { name: "wire_reply", run: wire::wire_reply, seeds: wire::reply_seeds, cost: 1 },
+    Target { name: "config", run: config::config, seeds: config::seeds, cost: 4 },
     // Every run writes a file.
-    Target {
-        name: "trace",
-        run: trace::trace,
-        seeds: trace::seeds,
-        cost: 40,
-    },
+    Target { name: "trace", run: trace::trace, seeds: trace::seeds, cost: 40 },
     // Every run opens a real file.
-    Target {
-        name: "page_log",
-        run: page_log::page_log,
-        seeds: page_log::seeds,
-        cost: 200,
-    },
+    Target { name: "page_log", run: page_log::page_log, seeds: page_log::seeds, cost: 200 },
 ];

@@ -43,8 +43,6 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
         line.as_bytes().to_vec(),
         format!("{line}\n{other}\n\n{line}\n").into_bytes(),
         // A zstd frame that holds "{}\n" raw.
-        vec![
-            0x28, 0xb5, 0x2f, 0xfd, 0x20, 3, 0x19, 0, 0, b'{', b'}', b'\n',
-        ],
+        vec![0x28, 0xb5, 0x2f, 0xfd, 0x20, 3, 0x19, 0, 0, b'{', b'}', b'\n'],
     ]
 }

@@ -53,12 +53,7 @@ fn one_body(
         return;
     };
     let kind = first + u16::from(*choice) % (last - first + 1);
-    let header = Header {
-        version: 1,
-        kind,
-        length: body.len() as u32,
-        request: RequestId(1),
-    };
+    let header = Header { version: 1, kind, length: body.len() as u32, request: RequestId(1) };
     let _ = decode(&header, body);
 }
 

@@ -51,9 +51,7 @@ struct Progress {
 impl Progress {
     fn outcome(&self) -> Result<bool, DeviceError> {
         if self.failed {
-            return Err(DeviceError::Lost {
-                reason: "a copy panicked".to_owned(),
-            });
+            return Err(DeviceError::Lost { reason: "a copy panicked".to_owned() });
         }
         Ok(true)
     }
@@ -77,10 +75,7 @@ impl Batch {
             next: AtomicUsize::new(0),
             left: (0..layers).map(|_| AtomicUsize::new(jobs.len())).collect(),
             jobs,
-            progress: Mutex::new(Progress {
-                layers_done: done,
-                ..Progress::default()
-            }),
+            progress: Mutex::new(Progress { layers_done: done, ..Progress::default() }),
             changed: Condvar::new(),
         }
     }
@@ -154,15 +149,9 @@ impl Batch {
 
     fn publish(&self) {
         let mut progress = self.lock();
-        let copied = self
-            .left
-            .iter()
-            .take_while(|left| left.load(Ordering::Acquire) == 0);
+        let copied = self.left.iter().take_while(|left| left.load(Ordering::Acquire) == 0);
         progress.layers_done = copied.count() as u32;
-        if progress
-            .wanted
-            .is_some_and(|wanted| wanted <= progress.layers_done)
-        {
+        if progress.wanted.is_some_and(|wanted| wanted <= progress.layers_done) {
             progress.wanted = None;
             self.changed.notify_all();
         }
@@ -183,10 +172,7 @@ impl Completion for Arc<Batch> {
             let fewest = progress.wanted.map_or(layers, |wanted| wanted.min(layers));
             progress.wanted = Some(fewest);
             let Some(deadline) = deadline else {
-                progress = self
-                    .changed
-                    .wait(progress)
-                    .unwrap_or_else(PoisonError::into_inner);
+                progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
             let left = deadline.saturating_duration_since(Instant::now());

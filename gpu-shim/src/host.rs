@@ -37,19 +37,11 @@ impl HostDevice {
     pub fn new(geometry: Geometry, blocks: u32, options: HostOptions) -> Result<Self, DeviceError> {
         if options.copy_threads > MAX_THREADS {
             let found = options.copy_threads as u64;
-            return Err(DeviceError::Option {
-                what: "copy_threads",
-                found,
-                allowed: "0 to 256",
-            });
+            return Err(DeviceError::Option { what: "copy_threads", found, allowed: "0 to 256" });
         }
         if options.link_bytes_per_s == Some(0) {
             let (what, allowed) = ("link_bytes_per_s", "1 or more");
-            return Err(DeviceError::Option {
-                what,
-                found: 0,
-                allowed,
-            });
+            return Err(DeviceError::Option { what, found: 0, allowed });
         }
         let layout = Layout { geometry, blocks };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -59,18 +51,8 @@ impl HostDevice {
             0 => None,
             threads => Some(Workers::start(threads)?),
         };
-        let link = || {
-            options
-                .link_bytes_per_s
-                .map(|speed| Arc::new(Link::new(speed)))
-        };
-        Ok(Self {
-            layout,
-            memory,
-            workers,
-            to_device: link(),
-            to_host: link(),
-        })
+        let link = || options.link_bytes_per_s.map(|speed| Arc::new(Link::new(speed)));
+        Ok(Self { layout, memory, workers, to_device: link(), to_host: link() })
     }
 
     fn fragment(&self, block: BlockId, layer: u32, part: u32) -> Result<Span, DeviceError> {
@@ -131,9 +113,7 @@ impl HostDevice {
         block: BlockId,
         mut change: impl FnMut(usize, &mut [u8]),
     ) -> Result<(), DeviceError> {
-        self.each_fragment(block, |at, fragment| {
-            fragment.write(|bytes| change(at, bytes))
-        })
+        self.each_fragment(block, |at, fragment| fragment.write(|bytes| change(at, bytes)))
     }
 
     fn each_fragment(
@@ -164,10 +144,7 @@ impl HostDevice {
             None => batch.work_alone(),
             Some(workers) => workers.submit(Arc::clone(&batch))?,
         }
-        Ok(Transfer::new(
-            self.layout.geometry.layers(),
-            Box::new(batch),
-        ))
+        Ok(Transfer::new(self.layout.geometry.layers(), Box::new(batch)))
     }
 
     fn check_jobs(&self, jobs: &[Job]) -> Result<(), DeviceError> {
@@ -199,26 +176,16 @@ impl Device for HostDevice {
     }
 
     fn load(&self, jobs: Vec<LoadJob>) -> Result<Transfer, DeviceError> {
-        let jobs: Vec<Job> = jobs
-            .into_iter()
-            .map(|job| Job {
-                page: job.page,
-                block: job.block.0,
-            })
-            .collect();
+        let jobs: Vec<Job> =
+            jobs.into_iter().map(|job| Job { page: job.page, block: job.block.0 }).collect();
         self.check_jobs(&jobs)?;
         check_distinct(&jobs)?;
         self.start(Direction::Load, self.to_device.as_ref(), jobs)
     }
 
     fn store(&self, jobs: Vec<StoreJob>) -> Result<Transfer, DeviceError> {
-        let jobs: Vec<Job> = jobs
-            .into_iter()
-            .map(|job| Job {
-                page: job.page,
-                block: job.block.0,
-            })
-            .collect();
+        let jobs: Vec<Job> =
+            jobs.into_iter().map(|job| Job { page: job.page, block: job.block.0 }).collect();
         self.check_jobs(&jobs)?;
         if let Some(job) = jobs.iter().find(|job| !job.page.is_writable()) {
             return Err(DeviceError::ReadOnly { block: job.block });

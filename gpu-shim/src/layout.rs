@@ -39,18 +39,14 @@ impl Layout {
         if block.0 < self.blocks {
             Ok(())
         } else {
-            Err(DeviceError::Block {
-                found: block.0,
-                blocks: self.blocks,
-            })
+            Err(DeviceError::Block { found: block.0, blocks: self.blocks })
         }
     }
 
     pub(crate) fn check_fragment(&self, layer: u32, part: u32) -> Result<(), DeviceError> {
-        for (what, found, count) in [
-            ("layer", layer, self.geometry.layers()),
-            ("part", part, self.geometry.parts()),
-        ] {
+        for (what, found, count) in
+            [("layer", layer, self.geometry.layers()), ("part", part, self.geometry.parts())]
+        {
             if found >= count {
                 return Err(DeviceError::Fragment { what, found, count });
             }
@@ -64,11 +60,7 @@ impl Layout {
         if (page_bytes as usize..=frame_bytes as usize).contains(&page.len()) {
             Ok(())
         } else {
-            Err(DeviceError::PageBytes {
-                found: page.len(),
-                page_bytes,
-                frame_bytes,
-            })
+            Err(DeviceError::PageBytes { found: page.len(), page_bytes, frame_bytes })
         }
     }
 }

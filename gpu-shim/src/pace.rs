@@ -15,10 +15,7 @@ pub(crate) struct Schedule {
 
 impl Schedule {
     pub(crate) fn new(bytes_per_s: u64) -> Self {
-        Self {
-            bytes_per_s,
-            free_at_ns: 0,
-        }
+        Self { bytes_per_s, free_at_ns: 0 }
     }
 
     /// Books `bytes` at `now_ns` and returns when they have arrived, in the same clock.
@@ -39,10 +36,7 @@ pub(crate) struct Link {
 
 impl Link {
     pub(crate) fn new(bytes_per_s: u64) -> Self {
-        Self {
-            started: Instant::now(),
-            schedule: Mutex::new(Schedule::new(bytes_per_s)),
-        }
+        Self { started: Instant::now(), schedule: Mutex::new(Schedule::new(bytes_per_s)) }
     }
 
     /// Books `bytes` and returns when they have arrived.

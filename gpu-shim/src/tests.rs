@@ -12,22 +12,10 @@ use undercroft_wire::{Geometry, PartId, frame_bytes};
 
 /// Every way to run the host device.
 const WAYS: [HostOptions; 4] = [
-    HostOptions {
-        copy_threads: 0,
-        link_bytes_per_s: None,
-    },
-    HostOptions {
-        copy_threads: 1,
-        link_bytes_per_s: None,
-    },
-    HostOptions {
-        copy_threads: 3,
-        link_bytes_per_s: None,
-    },
-    HostOptions {
-        copy_threads: 2,
-        link_bytes_per_s: Some(2 << 30),
-    },
+    HostOptions { copy_threads: 0, link_bytes_per_s: None },
+    HostOptions { copy_threads: 1, link_bytes_per_s: None },
+    HostOptions { copy_threads: 3, link_bytes_per_s: None },
+    HostOptions { copy_threads: 2, link_bytes_per_s: Some(2 << 30) },
 ];
 
 fn geometry() -> Geometry {
@@ -39,23 +27,17 @@ fn host(options: HostOptions) -> HostDevice {
 }
 
 fn byte(seed: u64, at: usize) -> u8 {
-    let mixed = (at as u64 + 1)
-        .wrapping_mul(seed | 1)
-        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mixed = (at as u64 + 1).wrapping_mul(seed | 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 56) as u8
 }
 
 fn page_of(seed: u64, geometry: Geometry) -> Vec<u8> {
-    (0..geometry.page_bytes() as usize)
-        .map(|at| byte(seed, at))
-        .collect()
+    (0..geometry.page_bytes() as usize).map(|at| byte(seed, at)).collect()
 }
 
 fn pages(count: usize, bytes: usize) -> Vec<Span> {
     let memory = Memory::new((count * bytes) as u64, 0).unwrap();
-    (0..count)
-        .map(|i| memory.span((i * bytes) as u64, bytes).unwrap())
-        .collect()
+    (0..count).map(|i| memory.span((i * bytes) as u64, bytes).unwrap()).collect()
 }
 
 fn bytes_of(span: &Span) -> Vec<u8> {
@@ -78,49 +60,23 @@ fn contract(device: &dyn Device) {
     let beyond = BlockId(blocks);
     let load = |page, block| device.load(vec![LoadJob { page, block }]);
     let store = |block, page| device.store(vec![StoreJob { block, page }]);
-    assert!(matches!(
-        load(page(), beyond),
-        Err(DeviceError::Block { .. })
-    ));
-    assert!(matches!(
-        store(beyond, page()),
-        Err(DeviceError::Block { .. })
-    ));
-    for wrong in [
-        page_bytes - 1,
-        frame_bytes(geometry.page_bytes()) as usize + 1,
-    ] {
+    assert!(matches!(load(page(), beyond), Err(DeviceError::Block { .. })));
+    assert!(matches!(store(beyond, page()), Err(DeviceError::Block { .. })));
+    for wrong in [page_bytes - 1, frame_bytes(geometry.page_bytes()) as usize + 1] {
         let wrong = || pages(1, wrong).remove(0);
-        assert!(matches!(
-            load(wrong(), BlockId(0)),
-            Err(DeviceError::PageBytes { .. })
-        ));
-        assert!(matches!(
-            store(BlockId(0), wrong()),
-            Err(DeviceError::PageBytes { .. })
-        ));
+        assert!(matches!(load(wrong(), BlockId(0)), Err(DeviceError::PageBytes { .. })));
+        assert!(matches!(store(BlockId(0), wrong()), Err(DeviceError::PageBytes { .. })));
     }
     let twice = [BlockId(1), BlockId(2), BlockId(1)];
-    let twice = twice
-        .map(|block| LoadJob {
-            page: page(),
-            block,
-        })
-        .to_vec();
-    assert!(matches!(
-        device.load(twice),
-        Err(DeviceError::BlockTwice { block: 1 })
-    ));
+    let twice = twice.map(|block| LoadJob { page: page(), block }).to_vec();
+    assert!(matches!(device.load(twice), Err(DeviceError::BlockTwice { block: 1 })));
 
     let nothing = device.load(Vec::new()).unwrap();
     assert!(nothing.is_done());
     nothing.wait().unwrap();
     let layers = geometry.layers();
     let refused = nothing.wait_layer(layers, None);
-    assert!(matches!(
-        refused,
-        Err(DeviceError::Fragment { what: "layer", .. })
-    ));
+    assert!(matches!(refused, Err(DeviceError::Fragment { what: "layer", .. })));
     a_refused_call_moves_nothing(device);
     read_only_pages_load_and_never_store(device);
 }
@@ -136,25 +92,17 @@ fn round_trip(device: &dyn Device, blocks: &[u32]) {
         source.sub(0, page.len()).unwrap().copy_from_slice(&page);
     }
     let loads = sources.iter().zip(blocks);
-    let loads = loads.map(|(page, b)| LoadJob {
-        page: page.clone(),
-        block: BlockId(*b),
-    });
+    let loads = loads.map(|(page, b)| LoadJob { page: page.clone(), block: BlockId(*b) });
     let transfer = device.load(loads.collect()).unwrap();
     for layer in 0..geometry.layers() {
-        transfer
-            .wait_layer(layer, Some(Instant::now() + Duration::from_secs(60)))
-            .unwrap();
+        transfer.wait_layer(layer, Some(Instant::now() + Duration::from_secs(60))).unwrap();
         assert!(transfer.layers_done() > layer);
     }
     assert!(transfer.is_done());
     transfer.wait().unwrap();
     drop(transfer);
     let stores = targets.iter().zip(blocks);
-    let stores = stores.map(|(page, b)| StoreJob {
-        block: BlockId(*b),
-        page: page.clone(),
-    });
+    let stores = stores.map(|(page, b)| StoreJob { block: BlockId(*b), page: page.clone() });
     // Dropped unwaited: it waits by itself.
     drop(device.store(stores.collect()).unwrap());
     for (source, target) in sources.iter().zip(&targets) {
@@ -169,38 +117,18 @@ fn overwrites_only_its_block(device: &dyn Device) {
     for (block, page) in all.iter().enumerate() {
         page.copy_from_slice(&page_of(block as u64 + 10, geometry));
     }
-    let loads = all.iter().zip(0..4).map(|(page, b)| LoadJob {
-        page: page.clone(),
-        block: BlockId(b),
-    });
+    let loads =
+        all.iter().zip(0..4).map(|(page, b)| LoadJob { page: page.clone(), block: BlockId(b) });
     device.load(loads.collect()).unwrap().wait().unwrap();
     let new = pages(1, bytes).remove(0);
     new.copy_from_slice(&page_of(99, geometry));
-    device
-        .load(vec![LoadJob {
-            page: new.clone(),
-            block: BlockId(2),
-        }])
-        .unwrap()
-        .wait()
-        .unwrap();
+    device.load(vec![LoadJob { page: new.clone(), block: BlockId(2) }]).unwrap().wait().unwrap();
     for block in 0..4 {
         let seen = pages(1, bytes).remove(0);
-        let job = StoreJob {
-            block: BlockId(block),
-            page: seen.clone(),
-        };
+        let job = StoreJob { block: BlockId(block), page: seen.clone() };
         device.store(vec![job]).unwrap().wait().unwrap();
-        let expected = if block == 2 {
-            99
-        } else {
-            u64::from(block) + 10
-        };
-        assert_eq!(
-            bytes_of(&seen),
-            page_of(expected, geometry),
-            "block {block}"
-        );
+        let expected = if block == 2 { 99 } else { u64::from(block) + 10 };
+        assert_eq!(bytes_of(&seen), page_of(expected, geometry), "block {block}");
     }
 }
 
@@ -208,37 +136,21 @@ fn a_refused_call_moves_nothing(device: &dyn Device) {
     let bytes = device.geometry().page_bytes() as usize;
     let target = pages(1, bytes).remove(0);
     target.write(|bytes| bytes.fill(0xee));
-    let good = StoreJob {
-        block: BlockId(0),
-        page: target.clone(),
-    };
-    let bad = StoreJob {
-        block: BlockId(device.blocks()),
-        page: target.clone(),
-    };
+    let good = StoreJob { block: BlockId(0), page: target.clone() };
+    let bad = StoreJob { block: BlockId(device.blocks()), page: target.clone() };
     assert!(device.store(vec![good, bad]).is_err());
     assert!(target.read(|bytes| bytes.iter().all(|b| *b == 0xee)));
 }
 
 fn read_only_pages_load_and_never_store(device: &dyn Device) {
     let bytes = u64::from(device.geometry().page_bytes());
-    let options = PartOptions {
-        huge: HugePages::Off,
-        lock: false,
-        prefault_threads: 1,
-    };
+    let options = PartOptions { huge: HugePages::Off, lock: false, prefault_threads: 1 };
     let part = Part::create(PartId(0), bytes, &options).unwrap().0;
     let view = PartView::map(part.read_only_fd().unwrap(), PartId(0), bytes).unwrap();
     let page = view.span(0, bytes as usize).unwrap();
-    let load = LoadJob {
-        page: page.clone(),
-        block: BlockId(0),
-    };
+    let load = LoadJob { page: page.clone(), block: BlockId(0) };
     device.load(vec![load]).unwrap().wait().unwrap();
-    let store = device.store(vec![StoreJob {
-        block: BlockId(0),
-        page,
-    }]);
+    let store = device.store(vec![StoreJob { block: BlockId(0), page }]);
     assert!(matches!(store, Err(DeviceError::ReadOnly { block: 0 })));
 }
 
@@ -254,38 +166,18 @@ fn fragments_lie_where_the_geometry_says() {
     let device = host(WAYS[0]);
     let page = pages(1, 6000).remove(0);
     page.copy_from_slice(&page_of(5, geometry()));
-    device
-        .load(vec![LoadJob {
-            page: page.clone(),
-            block: BlockId(3),
-        }])
-        .unwrap()
-        .wait()
-        .unwrap();
+    device.load(vec![LoadJob { page: page.clone(), block: BlockId(3) }]).unwrap().wait().unwrap();
     for (layer, part, at) in [(0, 0, 0), (0, 1, 1000), (1, 0, 2000), (2, 1, 5000)] {
         let expected = page_of(5, geometry())[at..at + 1000].to_vec();
-        let seen = device
-            .read_fragment(BlockId(3), layer, part, <[u8]>::to_vec)
-            .unwrap();
+        let seen = device.read_fragment(BlockId(3), layer, part, <[u8]>::to_vec).unwrap();
         assert_eq!(seen, expected, "layer {layer} part {part}");
     }
-    device
-        .write_fragment(BlockId(3), 1, 1, |bytes| bytes.fill(1))
-        .unwrap();
-    device
-        .store(vec![StoreJob {
-            block: BlockId(3),
-            page: page.clone(),
-        }])
-        .unwrap()
-        .wait()
-        .unwrap();
+    device.write_fragment(BlockId(3), 1, 1, |bytes| bytes.fill(1)).unwrap();
+    device.store(vec![StoreJob { block: BlockId(3), page: page.clone() }]).unwrap().wait().unwrap();
     page.read(|bytes| assert!(bytes[3000..4000].iter().all(|b| *b == 1)));
 
     let mut seen = Vec::new();
-    device
-        .write_block(BlockId(1), |at, bytes| bytes.fill(byte(8, at)))
-        .unwrap();
+    device.write_block(BlockId(1), |at, bytes| bytes.fill(byte(8, at))).unwrap();
     device
         .read_block(BlockId(1), |at, bytes| {
             assert!(bytes.iter().all(|b| *b == byte(8, at)));
@@ -299,73 +191,31 @@ fn fragments_lie_where_the_geometry_says() {
 fn access_outside_the_device_is_refused() {
     let device = host(WAYS[0]);
     let read = |block, layer, part| device.read_fragment(BlockId(block), layer, part, |_| ());
-    assert!(matches!(
-        read(4, 0, 0),
-        Err(DeviceError::Block {
-            found: 4,
-            blocks: 4
-        })
-    ));
-    assert!(matches!(
-        read(0, 3, 0),
-        Err(DeviceError::Fragment { what: "layer", .. })
-    ));
-    assert!(matches!(
-        read(0, 0, 2),
-        Err(DeviceError::Fragment { what: "part", .. })
-    ));
-    assert!(matches!(
-        device.read_block(BlockId(9), |_, _| ()),
-        Err(DeviceError::Block { .. })
-    ));
-    assert!(matches!(
-        device.write_block(BlockId(9), |_, _| ()),
-        Err(DeviceError::Block { .. })
-    ));
+    assert!(matches!(read(4, 0, 0), Err(DeviceError::Block { found: 4, blocks: 4 })));
+    assert!(matches!(read(0, 3, 0), Err(DeviceError::Fragment { what: "layer", .. })));
+    assert!(matches!(read(0, 0, 2), Err(DeviceError::Fragment { what: "part", .. })));
+    assert!(matches!(device.read_block(BlockId(9), |_, _| ()), Err(DeviceError::Block { .. })));
+    assert!(matches!(device.write_block(BlockId(9), |_, _| ()), Err(DeviceError::Block { .. })));
 }
 
 #[test]
 fn devices_that_cannot_be_are_refused() {
     let new = |blocks, copy_threads, link_bytes_per_s| {
-        HostDevice::new(
-            geometry(),
-            blocks,
-            HostOptions {
-                copy_threads,
-                link_bytes_per_s,
-            },
-        )
+        HostDevice::new(geometry(), blocks, HostOptions { copy_threads, link_bytes_per_s })
     };
     assert!(matches!(new(0, 0, None), Err(DeviceError::Memory(_))));
-    assert!(matches!(
-        new(u32::MAX, 0, Some(0)),
-        Err(DeviceError::Option { .. })
-    ));
-    assert!(matches!(
-        new(1, 257, None),
-        Err(DeviceError::Option {
-            what: "copy_threads",
-            ..
-        })
-    ));
+    assert!(matches!(new(u32::MAX, 0, Some(0)), Err(DeviceError::Option { .. })));
+    assert!(matches!(new(1, 257, None), Err(DeviceError::Option { what: "copy_threads", .. })));
 }
 
 #[test]
 fn layers_are_done_in_order_and_a_deadline_ends_the_wait() {
     // Six layers at 50 ms each.
     let geometry = Geometry::new(6, 1, 1 << 20).unwrap();
-    let slow = HostOptions {
-        copy_threads: 2,
-        link_bytes_per_s: Some(20 << 20),
-    };
+    let slow = HostOptions { copy_threads: 2, link_bytes_per_s: Some(20 << 20) };
     let device = HostDevice::new(geometry, 1, slow).unwrap();
     let page = pages(1, 6 << 20).remove(0);
-    let transfer = device
-        .load(vec![LoadJob {
-            page,
-            block: BlockId(0),
-        }])
-        .unwrap();
+    let transfer = device.load(vec![LoadJob { page, block: BlockId(0) }]).unwrap();
     let expired = transfer.wait_layer(5, Some(Instant::now()));
     assert!(matches!(expired, Err(DeviceError::Expired { layer: 5 })));
     assert!(matches!(
@@ -377,10 +227,7 @@ fn layers_are_done_in_order_and_a_deadline_ends_the_wait() {
     for layer in 0..6 {
         transfer.wait_layer(layer, None).unwrap();
         let done = transfer.layers_done();
-        assert!(
-            done > layer && done >= before,
-            "layer {layer}: {done} done, {before} before"
-        );
+        assert!(done > layer && done >= before, "layer {layer}: {done} done, {before} before");
         before = done;
     }
     assert!(transfer.is_done());
@@ -398,15 +245,9 @@ fn transfers_from_many_threads_do_not_mix() {
                     let bytes = page_of(u64::from(block) * 1000 + round, geometry());
                     source.copy_from_slice(&bytes);
                     let block = BlockId(block);
-                    let load = LoadJob {
-                        page: source.clone(),
-                        block,
-                    };
+                    let load = LoadJob { page: source.clone(), block };
                     device.load(vec![load]).unwrap().wait().unwrap();
-                    let store = StoreJob {
-                        block,
-                        page: target.clone(),
-                    };
+                    let store = StoreJob { block, page: target.clone() };
                     device.store(vec![store]).unwrap().wait().unwrap();
                     assert_eq!(bytes_of(&target), bytes);
                 }
@@ -417,24 +258,12 @@ fn transfers_from_many_threads_do_not_mix() {
 
 #[test]
 fn a_device_that_goes_away_finishes_what_it_was_given() {
-    let slow = HostOptions {
-        copy_threads: 1,
-        link_bytes_per_s: Some(1 << 20),
-    };
+    let slow = HostOptions { copy_threads: 1, link_bytes_per_s: Some(1 << 20) };
     let device = host(slow);
     let page = pages(1, 6000).remove(0);
-    device
-        .write_block(BlockId(0), |_, bytes| bytes.fill(4))
-        .unwrap();
+    device.write_block(BlockId(0), |_, bytes| bytes.fill(4)).unwrap();
     let transfers: Vec<Transfer> = (0..3)
-        .map(|_| {
-            device
-                .store(vec![StoreJob {
-                    block: BlockId(0),
-                    page: page.clone(),
-                }])
-                .unwrap()
-        })
+        .map(|_| device.store(vec![StoreJob { block: BlockId(0), page: page.clone() }]).unwrap())
         .collect();
     drop(device);
     assert!(transfers.iter().all(Transfer::is_done));
@@ -443,10 +272,7 @@ fn a_device_that_goes_away_finishes_what_it_was_given() {
 
 #[test]
 fn a_copy_that_panics_fails_its_transfer_and_stalls_nobody() {
-    let layout = crate::layout::Layout {
-        geometry: geometry(),
-        blocks: 1,
-    };
+    let layout = crate::layout::Layout { geometry: geometry(), blocks: 1 };
     let memory = pages(1, 6000).remove(0);
     // No call lets such a page through: it ends inside layer 2.
     let page = pages(1, 5000).remove(0);
@@ -473,11 +299,7 @@ fn a_link_is_booked_byte_after_byte() {
     let mut link = Schedule::new(1_000_000_000);
     assert_eq!(link.book(500, 1000), 1500);
     assert_eq!(link.book(600, 1000), 2500, "behind the first");
-    assert_eq!(
-        link.book(9000, 10),
-        9010,
-        "the link was idle; unused time is not saved up"
-    );
+    assert_eq!(link.book(9000, 10), 9010, "the link was idle; unused time is not saved up");
     assert_eq!(Schedule::new(25_000_000_000).book(0, 2 << 20), 83_886);
     assert_eq!(Schedule::new(1).book(0, u64::MAX), u64::MAX, "saturates");
     assert_eq!(Schedule::new(u64::MAX).book(7, 1), 7);

@@ -44,11 +44,7 @@ impl Transfer {
     pub fn wait_layer(&self, layer: u32, deadline: Option<Instant>) -> Result<(), DeviceError> {
         if layer >= self.layers {
             let count = self.layers;
-            return Err(DeviceError::Fragment {
-                what: "layer",
-                found: layer,
-                count,
-            });
+            return Err(DeviceError::Fragment { what: "layer", found: layer, count });
         }
         self.wait_until(layer + 1, deadline)
     }
@@ -91,11 +87,6 @@ impl Drop for Transfer {
 
 impl fmt::Debug for Transfer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "Transfer({} of {} layers)",
-            self.layers_done(),
-            self.layers
-        )
+        write!(f, "Transfer({} of {} layers)", self.layers_done(), self.layers)
     }
 }

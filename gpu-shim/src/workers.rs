@@ -30,10 +30,7 @@ struct Queue {
 impl Workers {
     pub(crate) fn start(threads: usize) -> Result<Self, DeviceError> {
         let shared = Arc::new(Shared::default());
-        let mut workers = Self {
-            shared,
-            threads: Vec::with_capacity(threads),
-        };
+        let mut workers = Self { shared, threads: Vec::with_capacity(threads) };
         for index in 0..threads {
             let shared = Arc::clone(&workers.shared);
             let thread = std::thread::Builder::new()
@@ -80,10 +77,7 @@ impl Shared {
             if queue.stopping {
                 return None;
             }
-            queue = self
-                .changed
-                .wait(queue)
-                .unwrap_or_else(PoisonError::into_inner);
+            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

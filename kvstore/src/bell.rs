@@ -13,10 +13,7 @@ pub(crate) struct Bell<T> {
 
 impl<T> Clone for Bell<T> {
     fn clone(&self) -> Self {
-        Self {
-            words: self.words.clone(),
-            notify: Arc::clone(&self.notify),
-        }
+        Self { words: self.words.clone(), notify: Arc::clone(&self.notify) }
     }
 }
 
@@ -31,16 +28,7 @@ pub(crate) struct Door<T> {
 pub(crate) fn bell<T>(room: usize) -> (Bell<T>, Door<T>) {
     let (sender, receiver) = bounded(room);
     let notify = Arc::new(Notify::new());
-    (
-        Bell {
-            words: sender,
-            notify: Arc::clone(&notify),
-        },
-        Door {
-            words: receiver,
-            notify,
-        },
-    )
+    (Bell { words: sender, notify: Arc::clone(&notify) }, Door { words: receiver, notify })
 }
 
 impl<T> Bell<T> {

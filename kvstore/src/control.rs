@@ -125,88 +125,34 @@ impl Control {
 
     /// When the core wants its next tick.
     pub(crate) fn next_timer(&self) -> Option<Instant> {
-        self.timer
-            .map(|at| self.started + std::time::Duration::from_micros(at.0))
+        self.timer.map(|at| self.started + std::time::Duration::from_micros(at.0))
     }
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Reply {
-                session,
-                request,
-                reply,
-            } => self.reply(session, request, &reply),
-            Action::CopyIn {
-                job,
-                session,
-                space,
-                slot,
-                frame,
-                page_bytes,
-            } => {
+            Action::Reply { session, request, reply } => self.reply(session, request, &reply),
+            Action::CopyIn { job, session, space, slot, frame, page_bytes } => {
                 let spans = self.copy_spans(session, space, slot, &frame, page_bytes);
                 let (frame, slot) = spans.unzip();
                 self.copy(job, Direction::In, slot.zip(frame));
             }
-            Action::CopyOut {
-                job,
-                session,
-                space,
-                slot,
-                frame,
-                page_bytes,
-            } => {
+            Action::CopyOut { job, session, space, slot, frame, page_bytes } => {
                 let spans = self.copy_spans(session, space, slot, &frame, page_bytes);
                 self.copy(job, Direction::Out, spans);
             }
-            Action::Append {
-                job,
-                frame,
-                identity,
-                payload_crc,
-            } => {
+            Action::Append { job, frame, identity, payload_crc } => {
                 let payload = self.frame_span(&frame, frame.bytes);
-                self.device(Op::Append {
-                    job,
-                    identity,
-                    payload,
-                    payload_crc,
-                });
+                self.device(Op::Append { job, identity, payload, payload_crc });
             }
-            Action::Read {
-                job,
-                extent,
-                identity,
-                frame,
-            } => {
+            Action::Read { job, extent, identity, frame } => {
                 let into = self.frame_span(&frame, frame.bytes);
-                self.device(Op::Read {
-                    job,
-                    identity,
-                    extent,
-                    into,
-                });
+                self.device(Op::Read { job, identity, extent, into });
             }
-            Action::Relocate {
-                job,
-                extent,
-                identity,
-            } => {
-                self.device(Op::Relocate {
-                    job,
-                    identity,
-                    extent,
-                });
+            Action::Relocate { job, extent, identity } => {
+                self.device(Op::Relocate { job, identity, extent });
             }
-            Action::FreeSegment {
-                device: _,
-                segment,
-                segment_use,
-            } => {
-                self.device(Op::FreeSegment {
-                    segment,
-                    segment_use,
-                });
+            Action::FreeSegment { device: _, segment, segment_use } => {
+                self.device(Op::FreeSegment { segment, segment_use });
             }
         }
     }
@@ -253,23 +199,14 @@ impl Control {
     ) {
         match spans {
             Some((from, to)) => {
-                let copy = CopyJob {
-                    job,
-                    direction,
-                    from,
-                    to,
-                };
+                let copy = CopyJob { job, direction, from, to };
                 if self.waiting_copies.is_empty()
                     && let Err(copy) = self.pool.submit(copy)
                 {
                     self.waiting_copies.push_back(copy);
                 }
             }
-            None => self.failed_copies.push_back(Copied {
-                job,
-                direction,
-                checksum: None,
-            }),
+            None => self.failed_copies.push_back(Copied { job, direction, checksum: None }),
         }
     }
 
@@ -301,10 +238,7 @@ impl Control {
 
     /// What the page log found at start.
     pub(crate) fn recovered(&mut self, records: &[RecoveredRecord], free_segments: u32) {
-        self.feed(Event::Recovered {
-            records,
-            free_segments,
-        });
+        self.feed(Event::Recovered { records, free_segments });
     }
 
     /// The page log is done with something.
@@ -314,20 +248,13 @@ impl Control {
 
     /// A copy worker is done.
     pub(crate) fn copied(&mut self, copied: Copied) {
-        let Copied {
-            job,
-            direction,
-            checksum,
-        } = copied;
+        let Copied { job, direction, checksum } = copied;
         match direction {
             Direction::In => {
                 let outcome = checksum.map_or(CopyOutcome::Failed, CopyOutcome::Ok);
                 self.feed(Event::CopiedIn { job, outcome });
             }
-            Direction::Out => self.feed(Event::CopiedOut {
-                job,
-                ok: checksum.is_some(),
-            }),
+            Direction::Out => self.feed(Event::CopiedOut { job, ok: checksum.is_some() }),
         }
     }
 
@@ -371,10 +298,7 @@ impl Control {
             self.flush_all();
         }
         let leased = self.core.session_leases(id).leases > 0;
-        match process
-            .filter(|_| leased)
-            .map(|process| self.mourner.watch(id, process))
-        {
+        match process.filter(|_| leased).map(|process| self.mourner.watch(id, process)) {
             Some(Ok(())) => {}
             Some(Err(error)) => {
                 // The leases stay for good rather than being given up under a reader.
@@ -432,21 +356,14 @@ impl Control {
                 self.reply(id, request, &Reply::Status(report));
             }
             Request::Ping => self.reply(id, request, &Reply::Done),
-            body => self.feed(Event::Request {
-                session: id,
-                request,
-                body,
-            }),
+            body => self.feed(Event::Request { session: id, request, body }),
         }
     }
 
     fn refuse(&mut self, id: SessionId, request: RequestId, reason: RefusedReason, detail: &str) {
         // Request 0 is fire and forget: nobody waits for its answer.
         if request.0 != 0 {
-            let refused = Refused {
-                reason,
-                detail: detail.to_owned(),
-            };
+            let refused = Refused { reason, detail: detail.to_owned() };
             self.reply(id, request, &Reply::Refused(refused));
         }
     }
@@ -472,38 +389,19 @@ impl Control {
         let mode = if copies { Mode::Copy } else { Mode::ZeroCopy };
         session.mode = Some(mode);
         session.name = short_name(&hello.name);
-        let process = ProcessId {
-            pid: session.peer.pid,
-            start: session.peer.start_time,
-        };
+        let process = ProcessId { pid: session.peer.pid, start: session.peer.start_time };
         tracing::info!(session = %id, pid = process.pid, name = %session.name, ?mode, "session");
-        self.feed(Event::SessionOpened {
-            session: id,
-            process,
-            mode,
-        });
+        self.feed(Event::SessionOpened { session: id, process, mode });
         let shared: &[ArenaPart] = if copies { &[] } else { &self.arena };
-        let welcome = Welcome {
-            version,
-            session: id,
-            epoch: self.epoch,
-            mode,
-            parts: shared.len() as u32,
-        };
+        let welcome =
+            Welcome { version, session: id, epoch: self.epoch, mode, parts: shared.len() as u32 };
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
         session.reply(request, &Reply::Welcome(welcome));
         for (index, part) in shared.iter().enumerate() {
-            let added = PartAdded {
-                part: PartId(index as u32),
-                bytes: part.part.len() as u64,
-            };
-            session.reply_with(
-                request,
-                &Reply::PartAdded(added),
-                Arc::clone(&part.read_only),
-            );
+            let added = PartAdded { part: PartId(index as u32), bytes: part.part.len() as u64 };
+            session.reply_with(request, &Reply::PartAdded(added), Arc::clone(&part.read_only));
         }
         self.unflushed.push(id);
     }
@@ -513,10 +411,7 @@ impl Control {
             return self.refuse(id, request, RefusedReason::Invalid, &error.to_string());
         }
         let page_bytes = open.space.geometry.page_bytes();
-        let space = match self
-            .core
-            .intern_space(self.domain, open.space.digest(), page_bytes)
-        {
+        let space = match self.core.intern_space(self.domain, open.space.digest(), page_bytes) {
             Ok(space) => space,
             Err(refused) => return self.refuse(id, request, refused.reason, &refused.detail),
         };

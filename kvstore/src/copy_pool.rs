@@ -56,10 +56,7 @@ impl CopyPool {
                 .spawn(move || receiver.iter().for_each(|job| done.ring(perform(job))))?;
             threads.push(thread);
         }
-        Ok(Self {
-            jobs: Some(sender),
-            threads,
-        })
+        Ok(Self { jobs: Some(sender), threads })
     }
 
     /// Hands a job over; gives it back when the queue is full.
@@ -84,20 +81,11 @@ impl CopyPool {
 }
 
 fn perform(job: CopyJob) -> Copied {
-    let CopyJob {
-        job,
-        direction,
-        from,
-        to,
-    } = job;
+    let CopyJob { job, direction, from, to } = job;
     // A panic here is our bug, but the page is only a miss and the other workers go on.
     let checksum = catch_unwind(AssertUnwindSafe(|| copy_checked(&from, &to))).ok();
     if checksum.is_none() {
         tracing::error!(%job, "copy failed");
     }
-    Copied {
-        job,
-        direction,
-        checksum,
-    }
+    Copied { job, direction, checksum }
 }

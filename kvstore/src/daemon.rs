@@ -42,9 +42,7 @@ pub struct Daemon {
 
 impl std::fmt::Debug for Daemon {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Daemon")
-            .field("metrics", &self.metrics)
-            .finish_non_exhaustive()
+        f.debug_struct("Daemon").field("metrics", &self.metrics).finish_non_exhaustive()
     }
 }
 
@@ -60,30 +58,19 @@ impl Daemon {
         let (arena, refused) = make_arena(&config)?;
         let parts: Vec<_> = arena.iter().map(|p| Arc::clone(&p.part)).collect();
         let (device_bell, completed) = bell(BELL_ROOM);
-        let opened = store
-            .map(|s| store::open(s, parts, device_bell))
-            .transpose()?;
+        let opened = store.map(|s| store::open(s, parts, device_bell)).transpose()?;
         let (log, recovery) = match opened {
-            Some(OpenedStore {
-                log,
-                records,
-                free_segments,
-            }) => (Some(log), Some((records, free_segments))),
+            Some(OpenedStore { log, records, free_segments }) => {
+                (Some(log), Some((records, free_segments)))
+            }
             None => (None, None),
         };
         let (copy_bell, copied) = bell(BELL_ROOM);
-        let pool =
-            CopyPool::start(config.copy_workers, COPY_ROOM, &copy_bell).map_err(|source| {
-                StartError::Thread {
-                    what: "copy workers",
-                    source,
-                }
-            })?;
+        let pool = CopyPool::start(config.copy_workers, COPY_ROOM, &copy_bell)
+            .map_err(|source| StartError::Thread { what: "copy workers", source })?;
         let (gone_bell, gone) = bell(BELL_ROOM);
-        let mourner = Mourner::start(gone_bell).map_err(|source| StartError::Thread {
-            what: "the mourner",
-            source,
-        })?;
+        let mourner = Mourner::start(gone_bell)
+            .map_err(|source| StartError::Thread { what: "the mourner", source })?;
         let usable: Vec<u64> = arena.iter().map(|p| p.usable_bytes).collect();
         let core = make_core(&config, usable, recovery.as_ref().map(|(_, free)| *free));
         let mut control = Control::new(ControlParts {
@@ -100,14 +87,7 @@ impl Daemon {
             tracing::info!(records = records.len(), "recovered from the page log");
             control.recovered(&records, free_segments);
         }
-        Ok(Self {
-            control,
-            copied,
-            completed,
-            gone,
-            socket,
-            metrics,
-        })
+        Ok(Self { control, copied, completed, gone, socket, metrics })
     }
 
     /// The address metrics are served on, if they are.
@@ -174,25 +154,15 @@ fn listen(address: SocketAddr) -> Result<(SocketAddr, TcpListener), StartError> 
 fn random() -> u64 {
     let mut bytes = [0; 8];
     let got = getrandom(&mut bytes, GetRandomFlags::empty());
-    assert!(
-        got.is_ok_and(|n| n == 8),
-        "the system has randomness to give"
-    );
+    assert!(got.is_ok_and(|n| n == 8), "the system has randomness to give");
     u64::from_le_bytes(bytes)
 }
 
 fn make_arena(config: &Config) -> Result<(Vec<ArenaPart>, Vec<String>), StartError> {
-    let failed = |source| StartError::Arena {
-        bytes: config.arena_bytes,
-        source,
-    };
+    let failed = |source| StartError::Arena { bytes: config.arena_bytes, source };
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let options = PartOptions {
-        huge: if config.huge_pages {
-            HugePages::Auto
-        } else {
-            HugePages::Off
-        },
+        huge: if config.huge_pages { HugePages::Auto } else { HugePages::Off },
         lock: config.lock,
         prefault_threads: threads.min(8),
     };
@@ -209,12 +179,7 @@ fn make_arena(config: &Config) -> Result<(Vec<ArenaPart>, Vec<String>), StartErr
                 refused.push(line.clone());
             }
         }
-        arena.push(ArenaPart {
-            part: Arc::new(part),
-            facts,
-            read_only,
-            usable_bytes,
-        });
+        arena.push(ArenaPart { part: Arc::new(part), facts, read_only, usable_bytes });
         left -= usable_bytes;
     }
     Ok((arena, refused))

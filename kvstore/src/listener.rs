@@ -19,11 +19,7 @@ pub(crate) struct BoundSocket {
 impl BoundSocket {
     /// Binds `path` with mode 0660, making its directory (0750) where it is missing.
     pub(crate) fn bind(path: &Path) -> Result<Self, StartError> {
-        let failed = |doing, source| StartError::Socket {
-            path: path.to_owned(),
-            doing,
-            source,
-        };
+        let failed = |doing, source| StartError::Socket { path: path.to_owned(), doing, source };
         prepare_directory(path)?;
         remove_stale(path)?;
         // Created with no access for anybody, opened up once it is ours.
@@ -31,24 +27,14 @@ impl BoundSocket {
         let bound = UnixListener::bind(path);
         rustix::process::umask(umask);
         let listener = bound.map_err(|source| match source.kind() {
-            ErrorKind::AddrInUse => StartError::SocketInUse {
-                path: path.to_owned(),
-            },
+            ErrorKind::AddrInUse => StartError::SocketInUse { path: path.to_owned() },
             _ => failed("bind it", source),
         })?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
         fs::set_permissions(path, mode).map_err(|e| failed("set its mode", e))?;
-        listener
-            .set_nonblocking(true)
-            .map_err(|e| failed("make it non-blocking", e))?;
-        let inode = fs::symlink_metadata(path)
-            .map_err(|e| failed("look at it", e))?
-            .ino();
-        Ok(Self {
-            listener,
-            path: path.to_owned(),
-            inode,
-        })
+        listener.set_nonblocking(true).map_err(|e| failed("make it non-blocking", e))?;
+        let inode = fs::symlink_metadata(path).map_err(|e| failed("look at it", e))?.ino();
+        Ok(Self { listener, path: path.to_owned(), inode })
     }
 }
 
@@ -66,11 +52,7 @@ fn prepare_directory(path: &Path) -> Result<(), StartError> {
     let Some(directory) = path.parent().filter(|d| !d.as_os_str().is_empty()) else {
         return Ok(());
     };
-    let failed = |doing, source| StartError::Socket {
-        path: directory.to_owned(),
-        doing,
-        source,
-    };
+    let failed = |doing, source| StartError::Socket { path: directory.to_owned(), doing, source };
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o750)
@@ -83,19 +65,11 @@ fn prepare_directory(path: &Path) -> Result<(), StartError> {
         return Ok(());
     }
     // Somebody else could replace the socket under us and read what engines say.
-    Err(StartError::SocketDirectory {
-        path: directory.to_owned(),
-        owner: facts.uid(),
-        own,
-    })
+    Err(StartError::SocketDirectory { path: directory.to_owned(), owner: facts.uid(), own })
 }
 
 fn remove_stale(path: &Path) -> Result<(), StartError> {
-    let failed = |doing, source| StartError::Socket {
-        path: path.to_owned(),
-        doing,
-        source,
-    };
+    let failed = |doing, source| StartError::Socket { path: path.to_owned(), doing, source };
     let facts = match fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed("look at it", error)),
@@ -106,9 +80,7 @@ fn remove_stale(path: &Path) -> Result<(), StartError> {
         return Err(failed("replace it", source));
     }
     match UnixStream::connect(path) {
-        Ok(_) => Err(StartError::SocketInUse {
-            path: path.to_owned(),
-        }),
+        Ok(_) => Err(StartError::SocketInUse { path: path.to_owned() }),
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
             fs::remove_file(path).map_err(|e| failed("remove the stale one", e))
         }

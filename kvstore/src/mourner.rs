@@ -32,36 +32,20 @@ impl Mourner {
     pub(crate) fn start(gone: Bell<SessionId>) -> std::io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let stop = eventfd(0, EventfdFlags::CLOEXEC)?;
-        epoll::add(
-            &epoll,
-            &stop,
-            epoll::EventData::new_u64(STOP),
-            epoll::EventFlags::IN,
-        )?;
-        let shared = Arc::new(Shared {
-            epoll,
-            stop,
-            watched: Mutex::default(),
-        });
+        epoll::add(&epoll, &stop, epoll::EventData::new_u64(STOP), epoll::EventFlags::IN)?;
+        let shared = Arc::new(Shared { epoll, stop, watched: Mutex::default() });
         let seen = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("mourner".to_owned())
             .spawn(move || while seen.wait(&gone) {})?;
-        Ok(Self {
-            shared,
-            thread: Some(thread),
-        })
+        Ok(Self { shared, thread: Some(thread) })
     }
 
     /// Watches a process, named by its pidfd, on behalf of a session.
     pub(crate) fn watch(&self, session: SessionId, process: OwnedFd) -> std::io::Result<()> {
         let data = epoll::EventData::new_u64(session.0);
         // Under the lock, so that the thread finds the entry however fast the event is.
-        let mut watched = self
-            .shared
-            .watched
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut watched = self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner);
         epoll::add(&self.shared.epoll, &process, data, epoll::EventFlags::IN)?;
         watched.insert(session.0, process);
         Ok(())
@@ -122,17 +106,11 @@ mod tests {
         let mourner = Mourner::start(gone).unwrap();
         let spawn = || Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let (mut short, mut long) = (spawn(), spawn());
-        mourner
-            .watch(SessionId(1), watch(short.id()).unwrap())
-            .unwrap();
-        mourner
-            .watch(SessionId(2), watch(long.id()).unwrap())
-            .unwrap();
+        mourner.watch(SessionId(1), watch(short.id()).unwrap()).unwrap();
+        mourner.watch(SessionId(2), watch(long.id()).unwrap()).unwrap();
         short.kill().unwrap();
         short.wait().unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(door.rung());
         assert_eq!(door.take(), Some(SessionId(1)));
         assert_eq!(door.take(), None);

@@ -56,11 +56,7 @@ impl Outbox {
 
     fn send_once(&mut self, socket: BorrowedFd<'_>) -> std::io::Result<usize> {
         let carries = matches!(self.descriptors.front(), Some((at, _)) if *at == self.sent);
-        let fence = self
-            .descriptors
-            .iter()
-            .map(|(at, _)| *at)
-            .find(|at| *at > self.sent);
+        let fence = self.descriptors.iter().map(|(at, _)| *at).find(|at| *at > self.sent);
         let end = fence.unwrap_or(self.bytes.len());
         let bytes = [IoSlice::new(&self.bytes[self.sent..end])];
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
@@ -72,10 +68,7 @@ impl Outbox {
         let mut control = SendAncillaryBuffer::new(&mut space);
         let (_, fd) = self.descriptors.front().expect("checked above");
         let fds = [fd.as_fd()];
-        assert!(
-            control.push(SendAncillaryMessage::ScmRights(&fds)),
-            "room for one descriptor"
-        );
+        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)), "room for one descriptor");
         let sent = sendmsg(socket, &bytes, &mut control, flags)?;
         self.descriptors.pop_front();
         Ok(sent)
@@ -118,10 +111,7 @@ mod tests {
         outbox.push(RequestId(1), &Reply::Done);
         for part in 0..2 {
             let fd = Arc::new(OwnedFd::from(ours.try_clone().unwrap()));
-            let reply = Reply::PartAdded(PartAdded {
-                part: PartId(part),
-                bytes: 4096,
-            });
+            let reply = Reply::PartAdded(PartAdded { part: PartId(part), bytes: 4096 });
             outbox.push_with(RequestId(2), &reply, fd);
         }
         outbox.push(RequestId(3), &Reply::Done);

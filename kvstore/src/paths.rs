@@ -35,11 +35,7 @@ pub fn default_state() -> PathBuf {
 fn variable(name: &str) -> Option<PathBuf> {
     // systemd may list several directories, separated by colons; ours is the first.
     let value = env::var_os(name).filter(|v| !v.is_empty())?;
-    let first = value
-        .to_string_lossy()
-        .split(':')
-        .next()
-        .map(PathBuf::from)?;
+    let first = value.to_string_lossy().split(':').next().map(PathBuf::from)?;
     first.is_absolute().then_some(first)
 }
 

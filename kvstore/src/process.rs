@@ -16,11 +16,7 @@ pub(crate) fn start_time(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The command name may hold spaces and parentheses: fields are counted after the last one.
     let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    fields
-        .split(' ')
-        .nth(19)
-        .and_then(|f| f.parse().ok())
-        .unwrap_or(0)
+    fields.split(' ').nth(19).and_then(|f| f.parse().ok()).unwrap_or(0)
 }
 
 /// Processor time of this process so far, seconds, user and system.
@@ -50,14 +46,8 @@ mod tests {
         let mut child = std::process::Command::new("true").spawn().unwrap();
         let fd = watch(child.id()).unwrap();
         child.wait().unwrap();
-        let mut fds = [rustix::event::PollFd::new(
-            &fd,
-            rustix::event::PollFlags::IN,
-        )];
-        let soon = rustix::time::Timespec {
-            tv_sec: 5,
-            tv_nsec: 0,
-        };
+        let mut fds = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+        let soon = rustix::time::Timespec { tv_sec: 5, tv_nsec: 0 };
         assert_eq!(rustix::event::poll(&mut fds, Some(&soon)).unwrap(), 1);
     }
 }

@@ -69,11 +69,7 @@ fn tier(fill: TierFill, evicted_pages: u64) -> TierStatus {
 fn ssd(control: &Control, stats: &Stats) -> Option<SsdStatus> {
     let (log, fill) = (control.log.as_ref()?, control.core.ssd()?);
     let (facts, counters) = (log.facts(), log.counters());
-    let directory = control
-        .config
-        .ssd
-        .as_ref()
-        .map(|s| s.directory.display().to_string());
+    let directory = control.config.ssd.as_ref().map(|s| s.directory.display().to_string());
     Some(SsdStatus {
         tier: tier(fill, stats.ssd_dropped_pages),
         path: directory.unwrap_or_default(),
@@ -123,11 +119,6 @@ fn sessions(control: &Control) -> Vec<SessionStatus> {
 
 fn refused(control: &Control) -> Vec<String> {
     let mut lines = control.refused.clone();
-    lines.extend(
-        control
-            .log
-            .iter()
-            .flat_map(|log| log.facts().refused.clone()),
-    );
+    lines.extend(control.log.iter().flat_map(|log| log.facts().refused.clone()));
     lines
 }

@@ -85,9 +85,7 @@ impl Session {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                 if self.outbox.waiting() > MAX_OUTBOX_BYTES {
                     let waiting = self.outbox.waiting();
-                    self.close(&format!(
-                        "it does not read: {waiting} bytes wait to be sent"
-                    ));
+                    self.close(&format!("it does not read: {waiting} bytes wait to be sent"));
                 } else {
                     self.blocked.notify_one();
                 }
@@ -138,12 +136,7 @@ fn peer_of(stream: &UnixStream) -> std::io::Result<Peer> {
     let credentials = stream.peer_cred()?;
     let pid = credentials.pid().unwrap_or(0) as u32;
     let start_time = crate::process::start_time(pid);
-    Ok(Peer {
-        pid,
-        uid: credentials.uid(),
-        gid: credentials.gid(),
-        start_time,
-    })
+    Ok(Peer { pid, uid: credentials.uid(), gid: credentials.gid(), start_time })
 }
 
 /// How a connection ended.
@@ -180,10 +173,7 @@ async fn read_all(
     let opened = tokio::time::Instant::now();
     loop {
         if inbox.capacity() - inbox.len() < READ_BYTES / 2 {
-            debug_assert!(
-                inbox.len() <= MAX_INBOX_BYTES,
-                "split_frame bounds what may be missing"
-            );
+            debug_assert!(inbox.len() <= MAX_INBOX_BYTES, "split_frame bounds what may be missing");
             inbox.reserve(READ_BYTES);
         }
         let greeted = control.borrow().greeted(id);

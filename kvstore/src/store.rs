@@ -24,15 +24,9 @@ pub(crate) struct OpenedStore {
 /// Makes the store's directory; what to open in it.
 pub(crate) fn prepare(config: &SsdConfig) -> Result<LogConfig, StartError> {
     let directory = &config.directory;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(|source| StartError::StateDirectory {
-            path: directory.clone(),
-            doing: "make it",
-            source,
-        })?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(|source| {
+        StartError::StateDirectory { path: directory.clone(), doing: "make it", source }
+    })?;
     Ok(LogConfig {
         path: directory.join(LOG_NAME),
         device: DeviceId(0),
@@ -62,32 +56,19 @@ pub(crate) fn open(
             payload_crc: r.payload_crc,
         })
         .collect();
-    Ok(OpenedStore {
-        log,
-        records,
-        free_segments,
-    })
+    Ok(OpenedStore { log, records, free_segments })
 }
 
 /// What a completion means to the core.
 pub(crate) fn event_of(completion: Completion) -> Event<'static> {
     match completion {
-        Completion::Appended {
-            job,
-            outcome,
-            free_segments,
-            ..
-        } => {
+        Completion::Appended { job, outcome, free_segments, .. } => {
             let outcome = match outcome {
                 ssd::AppendOutcome::Written(extent) => AppendOutcome::Written(extent),
                 ssd::AppendOutcome::NoSpace => AppendOutcome::NoSpace,
                 ssd::AppendOutcome::Failed => AppendOutcome::Failed,
             };
-            Event::Appended {
-                job,
-                outcome,
-                free_segments,
-            }
+            Event::Appended { job, outcome, free_segments }
         }
         Completion::Read { job, outcome, .. } => {
             let outcome = match outcome {
@@ -97,11 +78,7 @@ pub(crate) fn event_of(completion: Completion) -> Event<'static> {
             };
             Event::ReadDone { job, outcome }
         }
-        Completion::Relocated {
-            job,
-            outcome,
-            free_segments,
-        } => {
+        Completion::Relocated { job, outcome, free_segments } => {
             let outcome = match outcome {
                 ssd::RelocateOutcome::Written(extent) => AppendOutcome::Written(extent),
                 ssd::RelocateOutcome::NoSpace => AppendOutcome::NoSpace,
@@ -109,23 +86,11 @@ pub(crate) fn event_of(completion: Completion) -> Event<'static> {
                     AppendOutcome::Failed
                 }
             };
-            Event::Relocated {
-                job,
-                outcome,
-                free_segments,
-            }
+            Event::Relocated { job, outcome, free_segments }
         }
-        Completion::SegmentFreed {
-            device,
-            segment,
-            segment_use,
-            free_segments,
-        } => Event::SegmentFreed {
-            device,
-            segment,
-            segment_use,
-            free_segments,
-        },
+        Completion::SegmentFreed { device, segment, segment_use, free_segments } => {
+            Event::SegmentFreed { device, segment, segment_use, free_segments }
+        }
         Completion::DeviceLost { device } => {
             tracing::error!(%device, "the SSD tier is gone: its pages are misses from here on");
             Event::DeviceLost

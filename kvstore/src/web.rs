@@ -33,24 +33,17 @@ impl Web {
         reports: mpsc::Sender<ReportRequest>,
     ) -> std::io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
-        let thread = std::thread::Builder::new()
-            .name("web".to_owned())
-            .spawn(move || {
-                runtime.block_on(async {
-                    tokio::select! {
-                        _ = stopped => {}
-                        () = accept(listener, reports) => {}
-                    }
-                });
-            })?;
-        Ok(Self {
-            stop: Some(stop),
-            thread: Some(thread),
-        })
+        let thread = std::thread::Builder::new().name("web".to_owned()).spawn(move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    _ = stopped => {}
+                    () = accept(listener, reports) => {}
+                }
+            });
+        })?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }
 
@@ -114,10 +107,7 @@ async fn answer(
             Some(report) => text(StatusCode::OK, metrics::encode(&report)),
             None => text(StatusCode::SERVICE_UNAVAILABLE, String::new()),
         },
-        (&Method::GET, _) => text(
-            StatusCode::NOT_FOUND,
-            "try /metrics or /healthz\n".to_owned(),
-        ),
+        (&Method::GET, _) => text(StatusCode::NOT_FOUND, "try /metrics or /healthz\n".to_owned()),
         _ => text(StatusCode::METHOD_NOT_ALLOWED, "read-only\n".to_owned()),
     };
     Ok(response)

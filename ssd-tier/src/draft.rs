@@ -150,10 +150,7 @@ impl Draft {
             let complete = ready == self.listed && self.at_home;
             return (!complete).then_some(Duration::ZERO);
         }
-        let oldest = self
-            .pending
-            .get(self.listed)
-            .filter(|_| ready > self.listed)?;
+        let oldest = self.pending.get(self.listed).filter(|_| ready > self.listed)?;
         oldest.since.map(|since| since + flush)
     }
 
@@ -166,22 +163,11 @@ impl Draft {
         self.listed = ready;
         self.at_home = home;
         self.copies += 1;
-        let entries = self
-            .pending
-            .iter()
-            .take(ready)
-            .map(|pending| pending.entry)
-            .collect();
+        let entries = self.pending.iter().take(ready).map(|pending| pending.entry).collect();
         let (segment, segment_use, batch) = (self.segment, self.segment_use, self.batch);
         TableJob {
             index: batch + u32::from(!home),
-            table: Table {
-                segment,
-                segment_use,
-                batch,
-                sealed: false,
-                entries,
-            },
+            table: Table { segment, segment_use, batch, sealed: false, entries },
         }
     }
 
@@ -211,15 +197,6 @@ impl Draft {
 /// The block that says that a segment with `records` records is complete.
 pub(crate) fn seal(segment: SegmentId, segment_use: SegmentUse, records: u32) -> TableJob {
     let batch = records.div_ceil(ENTRIES_PER_TABLE as u32);
-    let table = Table {
-        segment,
-        segment_use,
-        batch,
-        sealed: true,
-        entries: Vec::new(),
-    };
-    TableJob {
-        index: batch,
-        table,
-    }
+    let table = Table { segment, segment_use, batch, sealed: true, entries: Vec::new() };
+    TableJob { index: batch, table }
 }

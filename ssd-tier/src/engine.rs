@@ -79,10 +79,7 @@ pub(crate) struct Doorbell {
 impl Doorbell {
     /// A doorbell that wakes its engine by `ring`.
     pub(crate) fn new(ring: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self {
-            sleeping: AtomicBool::new(false),
-            ring: Box::new(ring),
-        })
+        Arc::new(Self { sleeping: AtomicBool::new(false), ring: Box::new(ring) })
     }
 
     /// To be called after something was put where the log's thread looks.

@@ -188,11 +188,7 @@ impl Superblock {
         let raw: &RawSuperblock = zerocopy::transmute_ref!(block);
         if !crc_holds(block, raw.crc) {
             let ours = raw.magic == SUPERBLOCK_MAGIC;
-            return if ours {
-                Decoded::Corrupt
-            } else {
-                Decoded::Foreign
-            };
+            return if ours { Decoded::Corrupt } else { Decoded::Foreign };
         }
         if raw.magic != SUPERBLOCK_MAGIC {
             return Decoded::Foreign;
@@ -209,11 +205,7 @@ impl Superblock {
             return Decoded::Corrupt;
         }
         let (store, generation) = (StoreId(raw.store), raw.generation.get());
-        Decoded::Valid(Self {
-            store,
-            generation,
-            layout,
-        })
+        Decoded::Valid(Self { store, generation, layout })
     }
 }
 
@@ -249,11 +241,7 @@ impl SegmentHeader {
         // One damaged field leaves the other, so that damage is told from what was never ours.
         let (magic, name) = (raw.magic == SEGMENT_MAGIC, raw.store == store.0);
         if !crc_holds(block, raw.crc) {
-            return if magic || name {
-                Decoded::Corrupt
-            } else {
-                Decoded::Foreign
-            };
+            return if magic || name { Decoded::Corrupt } else { Decoded::Foreign };
         }
         if !magic || !name || raw.segment != segment.0 {
             return Decoded::Foreign;
@@ -266,11 +254,7 @@ impl SegmentHeader {
         }
         let segment_use = SegmentUse(raw.segment_use.get());
         let freed = raw.flags.get() & SEGMENT_FREED != 0;
-        Decoded::Valid(Self {
-            segment,
-            segment_use,
-            freed,
-        })
+        Decoded::Valid(Self { segment, segment_use, freed })
     }
 }
 
@@ -333,11 +317,7 @@ impl TableEntry {
 }
 
 fn entry_flags(identity: &PageIdentity) -> u16 {
-    if identity.parent.is_some() {
-        ENTRY_HAS_PARENT
-    } else {
-        0
-    }
+    if identity.parent.is_some() { ENTRY_HAS_PARENT } else { 0 }
 }
 
 /// One block of a segment's table of contents.
@@ -358,10 +338,7 @@ pub(crate) struct Table {
 impl Table {
     /// Encodes the block.
     pub(crate) fn encode(&self, store: StoreId) -> Block {
-        assert!(
-            self.entries.len() <= ENTRIES_PER_TABLE,
-            "a table block holds 25 entries"
-        );
+        assert!(self.entries.len() <= ENTRIES_PER_TABLE, "a table block holds 25 entries");
         let mut raw = RawTable::new_zeroed();
         raw.magic = TABLE_MAGIC;
         raw.version = FORMAT_VERSION.into();
@@ -389,11 +366,7 @@ impl Table {
         let raw: &RawTable = zerocopy::transmute_ref!(block);
         let (magic, name) = (raw.magic == TABLE_MAGIC, raw.store == store.0);
         if !crc_holds(block, raw.crc) {
-            return if magic || name {
-                Decoded::Corrupt
-            } else {
-                Decoded::Foreign
-            };
+            return if magic || name { Decoded::Corrupt } else { Decoded::Foreign };
         }
         let place = raw.segment == segment.0 && raw.segment_use == segment_use.0;
         if !magic || !name || !place {
@@ -407,21 +380,11 @@ impl Table {
         if flags & !TABLE_SEALED != 0 || count > ENTRIES_PER_TABLE {
             return Decoded::Corrupt;
         }
-        let entries: Option<Vec<_>> = raw
-            .entries
-            .iter()
-            .take(count)
-            .map(TableEntry::decode)
-            .collect();
+        let entries: Option<Vec<_>> =
+            raw.entries.iter().take(count).map(TableEntry::decode).collect();
         let (batch, sealed) = (raw.batch.get(), flags & TABLE_SEALED != 0);
         match entries {
-            Some(entries) => Decoded::Valid(Self {
-                segment,
-                segment_use,
-                batch,
-                sealed,
-                entries,
-            }),
+            Some(entries) => Decoded::Valid(Self { segment, segment_use, batch, sealed, entries }),
             None => Decoded::Corrupt,
         }
     }
@@ -465,11 +428,7 @@ fn preamble_crc(identity: &PageIdentity, position: &Position) -> u64 {
 /// A record's proof: the CRC of identity, position and payload as one run of bytes, made from
 /// the payload's own CRC without reading the payload again.
 pub(crate) fn proof(identity: &PageIdentity, position: &Position, payload_crc: u64) -> u64 {
-    combine(
-        preamble_crc(identity, position),
-        payload_crc,
-        u64::from(identity.page_bytes),
-    )
+    combine(preamble_crc(identity, position), payload_crc, u64::from(identity.page_bytes))
 }
 
 /// The payload's CRC that a proof was made from. Combining is linear, `shift(a) ^ b`, so taking

@@ -45,11 +45,7 @@ impl Layout {
         let room_bytes = match config.segment_bytes {
             Some(found) if !ROOM.contains(&found) => {
                 let allowed = "16 KiB to 4 GiB";
-                return Err(OpenError::Config {
-                    field: "segment_bytes",
-                    found,
-                    allowed,
-                });
+                return Err(OpenError::Config { field: "segment_bytes", found, allowed });
             }
             Some(room) => room,
             None => (capacity / DEFAULT_SEGMENTS)
@@ -60,19 +56,12 @@ impl Layout {
         let records = (room_bytes / TABLE_PAGE_BYTES).max(1);
         let segment_bytes = BLOCK + room_bytes + table_room(records as u32);
         let segments = Self::segments_for(capacity, room_bytes)?;
-        Ok(Self {
-            segment_bytes,
-            room_bytes,
-            segments,
-        })
+        Ok(Self { segment_bytes, room_bytes, segments })
     }
 
     /// The same store with room for another capacity: segments are added or dropped at the end.
     pub(crate) fn resized(self, capacity: u64) -> Result<Self, OpenError> {
-        Ok(Self {
-            segments: Self::segments_for(capacity, self.room_bytes)?,
-            ..self
-        })
+        Ok(Self { segments: Self::segments_for(capacity, self.room_bytes)?, ..self })
     }
 
     fn segments_for(capacity: u64, room: u64) -> Result<u32, OpenError> {

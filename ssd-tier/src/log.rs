@@ -64,11 +64,7 @@ impl PageLog {
     ) -> Result<(Self, Recovery), OpenError> {
         if !QUEUE_DEPTH.contains(&config.queue_depth) {
             let found = u64::from(config.queue_depth);
-            return Err(OpenError::Config {
-                field: "queue_depth",
-                found,
-                allowed: "1..=1024",
-            });
+            return Err(OpenError::Config { field: "queue_depth", found, allowed: "1..=1024" });
         }
         let (file, head) = store::open(&config)?;
         let scanned = scan(&file, &head.superblock, config.device)?;
@@ -86,20 +82,9 @@ impl PageLog {
             state: Arc::clone(&state),
             counters: Arc::clone(&counters),
         };
-        let setup = Setup {
-            choice: config.engine,
-            file: Arc::new(file),
-            memory,
-            refused,
-            depth,
-        };
+        let setup = Setup { choice: config.engine, file: Arc::new(file), memory, refused, depth };
         let (thread, started) = start_thread(config.device, setup, worker, wrap)?;
-        let Ready {
-            engine,
-            registered_buffers,
-            refused,
-            bell,
-        } = started;
+        let Ready { engine, registered_buffers, refused, bell } = started;
         let layout = head.superblock.layout;
         let facts = LogFacts {
             engine,
@@ -108,27 +93,14 @@ impl PageLog {
             segment_bytes: layout.segment_bytes,
             segments: layout.segments,
         };
-        Ok((
-            Self {
-                ops,
-                bell,
-                state,
-                counters,
-                facts,
-                thread: Some(thread),
-            },
-            recovery,
-        ))
+        Ok((Self { ops, bell, state, counters, facts, thread: Some(thread) }, recovery))
     }
 
     /// Hands an operation over. Never waits.
     ///
     /// # Errors
     /// The operation, if the queue is full or the log is lost.
-    #[expect(
-        clippy::result_large_err,
-        reason = "a refused operation goes back with its memory"
-    )]
+    #[expect(clippy::result_large_err, reason = "a refused operation goes back with its memory")]
     pub fn submit(&self, op: Op) -> Result<(), Op> {
         match self.ops.try_send(op) {
             Ok(()) => {
@@ -148,10 +120,7 @@ impl PageLog {
     /// What the log did so far.
     #[must_use]
     pub fn counters(&self) -> LogCounters {
-        *self
-            .counters
-            .lock()
-            .expect("the log's thread does not panic while it counts")
+        *self.counters.lock().expect("the log's thread does not panic while it counts")
     }
 
     /// Answers what was submitted, writes the tables, seals the open segment, flushes, and ends
@@ -182,11 +151,7 @@ pub(crate) fn build_machine(
     scanned: Scan,
 ) -> Result<(Machine, Recovery), OpenError> {
     let superblock = head.superblock;
-    let Scan {
-        segments,
-        mut recovery,
-        newest_use,
-    } = scanned;
+    let Scan { segments, mut recovery, newest_use } = scanned;
     // The generation grows with each opening, so a use is never numbered twice even if the
     // newest header was lost.
     let generation = superblock.generation.max((newest_use.0 >> 32) + 1);
@@ -256,9 +221,7 @@ fn start_thread(
     let name = format!("ucft-log-{device}");
     let thread = thread::Builder::new().name(name).spawn(body);
     let thread = thread.map_err(|source| OpenError::Thread { source })?;
-    let gone = |_| OpenError::Thread {
-        source: io::Error::other("it ended at once"),
-    };
+    let gone = |_| OpenError::Thread { source: io::Error::other("it ended at once") };
     Ok((thread, started.recv().map_err(gone)??))
 }
 
@@ -276,9 +239,7 @@ impl Setup {
                 Err(source) if self.choice == EngineChoice::Uring => {
                     return Err(OpenError::Engine { source });
                 }
-                Err(e) => self
-                    .refused
-                    .push(format!("io_uring: {e}, threads are used")),
+                Err(e) => self.refused.push(format!("io_uring: {e}, threads are used")),
             }
         }
         let pool = Pool::new(file, capacity);
@@ -327,9 +288,7 @@ impl Worker {
         // Whatever ends the work, the owner hears of it and waits for no answer in vain.
         let outcome = catch_unwind(work);
         if !matches!(outcome, Ok(Ok(()))) {
-            (self.sink)(Completion::DeviceLost {
-                device: self.device,
-            });
+            (self.sink)(Completion::DeviceLost { device: self.device });
         }
     }
 
@@ -389,10 +348,7 @@ impl Worker {
     }
 
     fn publish(&mut self) {
-        *self
-            .counters
-            .lock()
-            .expect("no holder of the counters panics") = self.machine.counters;
+        *self.counters.lock().expect("no holder of the counters panics") = self.machine.counters;
         for completion in self.machine.answers.drain(..) {
             (self.sink)(completion);
         }

@@ -28,27 +28,10 @@ const MAX_ATTEMPTS: u32 = 8;
 /// A transfer's purpose.
 #[derive(Debug)]
 enum Task {
-    Append {
-        job: JobId,
-        identity: PageIdentity,
-        extent: Extent,
-    },
-    Read {
-        job: JobId,
-        identity: PageIdentity,
-        extent: Extent,
-        record: Record,
-    },
-    Fetch {
-        relocation: Relocation,
-        record: Record,
-        page: ScratchPage,
-    },
-    Restore {
-        relocation: Relocation,
-        extent: Extent,
-        page: ScratchPage,
-    },
+    Append { job: JobId, identity: PageIdentity, extent: Extent },
+    Read { job: JobId, identity: PageIdentity, extent: Extent, record: Record },
+    Fetch { relocation: Relocation, record: Record, page: ScratchPage },
+    Restore { relocation: Relocation, extent: Extent, page: ScratchPage },
     Chore(Chore),
 }
 
@@ -133,18 +116,8 @@ impl Machine {
     /// Takes an operation.
     pub(crate) fn accept(&mut self, op: Op, now: Duration) {
         match op {
-            Op::Append {
-                job,
-                identity,
-                payload,
-                payload_crc,
-            } => {
-                let append = Append {
-                    job,
-                    identity,
-                    payload,
-                    payload_crc,
-                };
+            Op::Append { job, identity, payload, payload_crc } => {
+                let append = Append { job, identity, payload, payload_crc };
                 if !is_frame(&append.payload, &identity) {
                     self.counters.invalid_ops += 1;
                     self.appended(append.job, append.payload, AppendOutcome::Failed);
@@ -154,27 +127,11 @@ impl Machine {
                     self.wait_for_segment(append, now);
                 }
             }
-            Op::Read {
-                job,
-                identity,
-                extent,
-                into,
-            } => self.read(job, identity, extent, into),
-            Op::Relocate {
-                job,
-                identity,
-                extent,
-            } => {
-                self.relocations.push_back(Relocation {
-                    job,
-                    identity,
-                    extent,
-                });
+            Op::Read { job, identity, extent, into } => self.read(job, identity, extent, into),
+            Op::Relocate { job, identity, extent } => {
+                self.relocations.push_back(Relocation { job, identity, extent });
             }
-            Op::FreeSegment {
-                segment,
-                segment_use,
-            } => {
+            Op::FreeSegment { segment, segment_use } => {
                 self.writer.free_segment(segment, segment_use, now);
             }
         }
@@ -182,27 +139,10 @@ impl Machine {
 
     fn try_append(&mut self, append: Append, now: Duration) {
         let purpose = Purpose::Append;
-        match self
-            .writer
-            .place(&append.identity, append.payload_crc, purpose)
-        {
+        match self.writer.place(&append.identity, append.payload_crc, purpose) {
             Placement::At(extent, offset) => {
-                let Append {
-                    job,
-                    identity,
-                    payload,
-                    ..
-                } = append;
-                self.page_io(
-                    Kind::Write,
-                    offset,
-                    payload,
-                    Task::Append {
-                        job,
-                        identity,
-                        extent,
-                    },
-                );
+                let Append { job, identity, payload, .. } = append;
+                self.page_io(Kind::Write, offset, payload, Task::Append { job, identity, extent });
             }
             Placement::NoSegment => self.wait_for_segment(append, now),
             Placement::TooLarge => {
@@ -227,33 +167,17 @@ impl Machine {
 
     fn appended(&mut self, job: JobId, payload: Span, outcome: AppendOutcome) {
         let free_segments = self.writer.free_segments();
-        self.answers.push(Completion::Appended {
-            job,
-            payload,
-            outcome,
-            free_segments,
-        });
+        self.answers.push(Completion::Appended { job, payload, outcome, free_segments });
     }
 
     fn relocated(&mut self, job: JobId, outcome: RelocateOutcome) {
         let free_segments = self.writer.free_segments();
-        self.answers.push(Completion::Relocated {
-            job,
-            outcome,
-            free_segments,
-        });
+        self.answers.push(Completion::Relocated { job, outcome, free_segments });
     }
 
     fn page_io(&mut self, kind: Kind, offset: u64, span: Span, task: Task) {
         let task = self.tasks.insert(task);
-        let io = Io {
-            task,
-            kind,
-            offset,
-            span: Some(span),
-            done: 0,
-            attempts: 0,
-        };
+        let io = Io { task, kind, offset, span: Some(span), done: 0, attempts: 0 };
         match kind {
             Kind::Read => self.reads.push_back(io),
             _ => self.writes.push_back(io),
@@ -294,22 +218,10 @@ impl Machine {
         let mut rest = std::mem::take(&mut self.waiting);
         while let Some((append, since)) = rest.pop_front() {
             let purpose = Purpose::Append;
-            match self
-                .writer
-                .place(&append.identity, append.payload_crc, purpose)
-            {
+            match self.writer.place(&append.identity, append.payload_crc, purpose) {
                 Placement::At(extent, offset) => {
-                    let Append {
-                        job,
-                        identity,
-                        payload,
-                        ..
-                    } = append;
-                    let task = Task::Append {
-                        job,
-                        identity,
-                        extent,
-                    };
+                    let Append { job, identity, payload, .. } = append;
+                    let task = Task::Append { job, identity, extent };
                     self.page_io(Kind::Write, offset, payload, task);
                 }
                 _ if self.closing || now >= since + APPEND_WAIT => self.no_space(append),
@@ -335,14 +247,7 @@ impl Machine {
                 }
                 None => (Kind::Flush, 0, None),
             };
-            self.chores.push_back(Io {
-                task,
-                kind,
-                offset,
-                span,
-                done: 0,
-                attempts: 0,
-            });
+            self.chores.push_back(Io { task, kind, offset, span, done: 0, attempts: 0 });
         }
     }
 
@@ -351,12 +256,7 @@ impl Machine {
         let free_segments = self.writer.free_segments();
         for (segment, segment_use) in self.writer.freed.drain(..) {
             self.counters.freed_segments += 1;
-            let freed = Completion::SegmentFreed {
-                device,
-                segment,
-                segment_use,
-                free_segments,
-            };
+            let freed = Completion::SegmentFreed { device, segment, segment_use, free_segments };
             self.answers.push(freed);
         }
     }
@@ -386,11 +286,7 @@ impl Machine {
         }
         match self.tasks.remove(io.task) {
             Task::Chore(chore) => self.chore_done(chore, io.span, ok, now),
-            Task::Append {
-                job,
-                identity,
-                extent,
-            } => {
+            Task::Append { job, identity, extent } => {
                 let payload = io.span.expect("a page's transfer has memory");
                 self.writer.written(&extent, identity.page_bytes, ok, now);
                 let outcome = self.count_write(&identity, extent, ok);
@@ -399,11 +295,7 @@ impl Machine {
             task @ (Task::Read { .. } | Task::Fetch { .. }) => {
                 self.judge(task, io.span.expect("a page's transfer has memory"), false);
             }
-            Task::Restore {
-                relocation,
-                extent,
-                page,
-            } => {
+            Task::Restore { relocation, extent, page } => {
                 self.scratch.take_back(page);
                 let identity = relocation.identity;
                 self.writer.written(&extent, identity.page_bytes, ok, now);
@@ -484,23 +376,12 @@ fn progress(io: &mut Io, result: io::Result<usize>) -> Option<bool> {
             }
             // Nothing moved, or a part of a block: the end of the file or of the medium's strength.
             let broken = moved == 0 || !moved.is_multiple_of(BLOCK as usize);
-            if broken || io.done > span.len() {
-                Some(false)
-            } else {
-                None
-            }
+            if broken || io.done > span.len() { Some(false) } else { None }
         }
         Err(e) => {
-            let again = matches!(
-                e.kind(),
-                io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
-            );
+            let again = matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock);
             io.attempts += 1;
-            if again && io.attempts < MAX_ATTEMPTS {
-                None
-            } else {
-                Some(false)
-            }
+            if again && io.attempts < MAX_ATTEMPTS { None } else { Some(false) }
         }
     }
 }

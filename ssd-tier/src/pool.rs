@@ -33,11 +33,7 @@ impl Pool {
         let (work, jobs) = bounded::<Io>(capacity);
         // One place more than there can be transfers: a wake-up is never lost for want of room.
         let (report, done) = bounded::<Message>(capacity + 1);
-        let mut pool = Self {
-            work: Some(work),
-            done,
-            threads: Vec::new(),
-        };
+        let mut pool = Self { work: Some(work), done, threads: Vec::new() };
         for number in 0..capacity.min(MAX_THREADS) {
             let (jobs, report, storage) = (jobs.clone(), report.clone(), Arc::clone(&storage));
             let body = move || {
@@ -52,8 +48,7 @@ impl Pool {
                 }
             };
             let name = format!("ucft-io-{number}");
-            pool.threads
-                .push(thread::Builder::new().name(name).spawn(body)?);
+            pool.threads.push(thread::Builder::new().name(name).spawn(body)?);
         }
         let bell = Doorbell::new(move || {
             // A full channel holds something that wakes the owner anyway.
@@ -83,12 +78,8 @@ impl Engine for Pool {
     }
 
     fn start(&mut self, io: Io) {
-        let work = self
-            .work
-            .as_ref()
-            .expect("the pool is open until it is dropped");
-        work.try_send(io)
-            .expect("the owner keeps to the pool's capacity");
+        let work = self.work.as_ref().expect("the pool is open until it is dropped");
+        work.try_send(io).expect("the owner keeps to the pool's capacity");
     }
 
     fn wait(&mut self, timeout: Option<Duration>, done: &mut Vec<Done>) -> io::Result<()> {

@@ -59,16 +59,12 @@ pub(crate) fn scan(
                 return;
             }
             let found = scan_segment(storage, head, device, SegmentId(segment), chunk);
-            results
-                .lock()
-                .expect("no scanning thread panics")
-                .insert(segment, found);
+            results.lock().expect("no scanning thread panics").insert(segment, found);
         }
     };
     let threads = THREADS.min(head.layout.segments as usize);
-    let chunks: Vec<Span> = (0..threads)
-        .map(|_| block_memory(u64::from(CHUNK_BLOCKS)))
-        .collect::<Result<_, _>>()?;
+    let chunks: Vec<Span> =
+        (0..threads).map(|_| block_memory(u64::from(CHUNK_BLOCKS))).collect::<Result<_, _>>()?;
     thread::scope(|scope| {
         for chunk in &chunks[1..] {
             // Without another thread the others do its share.
@@ -76,9 +72,7 @@ pub(crate) fn scan(
         }
         work(&chunks[0]);
     });
-    Ok(gather(
-        results.into_inner().expect("no scanning thread panics"),
-    ))
+    Ok(gather(results.into_inner().expect("no scanning thread panics")))
 }
 
 fn gather(found: BTreeMap<u32, Found>) -> Scan {
@@ -92,16 +86,12 @@ fn gather(found: BTreeMap<u32, Found>) -> Scan {
             scan.segments.push(Segment::free());
             scan.recovery.free_segments += 1;
         } else {
-            scan.segments
-                .push(Segment::recovered(found.segment_use, found.records));
+            scan.segments.push(Segment::recovered(found.segment_use, found.records));
             batches.push((found.segment_use, found.recovered));
         }
     }
     batches.sort_by_key(|(segment_use, _)| *segment_use);
-    scan.recovery.records = batches
-        .into_iter()
-        .flat_map(|(_, records)| records)
-        .collect();
+    scan.recovery.records = batches.into_iter().flat_map(|(_, records)| records).collect();
     scan
 }
 
@@ -140,9 +130,7 @@ fn scan_segment(
 
 fn block_of(bytes: &[u8], index: usize) -> &Block {
     let at = index * BLOCK_LEN;
-    bytes[at..at + BLOCK_LEN]
-        .try_into()
-        .expect("a block is 4096 bytes")
+    bytes[at..at + BLOCK_LEN].try_into().expect("a block is 4096 bytes")
 }
 
 fn read_header(
@@ -172,33 +160,20 @@ fn read_tables(
     chunk: &Span,
 ) -> io::Result<Tables> {
     let (layout, segment) = (&head.layout, header.segment);
-    let mut tables = Tables {
-        segment_use: header.segment_use,
-        ..Tables::default()
-    };
+    let mut tables = Tables { segment_use: header.segment_use, ..Tables::default() };
     let mut strangers = 0;
     let mut first = 0;
     while first < layout.max_tables() {
         let count = CHUNK_BLOCKS.min(layout.max_tables() - first);
-        let blocks = chunk
-            .sub(0, count as usize * BLOCK_LEN)
-            .map_err(io::Error::other)?;
-        read_padded(
-            storage,
-            layout.table_at(segment, first + count - 1),
-            &blocks,
-        )?;
+        let blocks = chunk.sub(0, count as usize * BLOCK_LEN).map_err(io::Error::other)?;
+        read_padded(storage, layout.table_at(segment, first + count - 1), &blocks)?;
         for index in first..first + count {
             // They grow backwards: the first lies last.
             let at = (first + count - 1 - index) as usize;
             let decoded = blocks.read(|bytes| {
                 Table::decode(block_of(bytes, at), head.store, segment, header.segment_use)
             });
-            strangers = if tables.take(index, decoded) {
-                0
-            } else {
-                strangers + 1
-            };
+            strangers = if tables.take(index, decoded) { 0 } else { strangers + 1 };
             if strangers == END_OF_TABLES {
                 return Ok(tables);
             }
@@ -215,10 +190,7 @@ impl Tables {
             // A batch lies at its own place or, while it was not full, at the next one.
             Decoded::Valid(table) if index == table.batch || index == table.batch + 1 => {
                 self.sealed |= table.sealed;
-                let known = self
-                    .batches
-                    .get(&table.batch)
-                    .map_or(0, |t| t.entries.len());
+                let known = self.batches.get(&table.batch).map_or(0, |t| t.entries.len());
                 if !table.sealed && table.entries.len() > known {
                     self.batches.insert(table.batch, table);
                 }
@@ -256,20 +228,10 @@ impl Tables {
                     continue;
                 }
                 found.records.push(kept);
-                let position = Position {
-                    store: head.store,
-                    segment,
-                    segment_use,
-                    record,
-                };
+                let position = Position { store: head.store, segment, segment_use, record };
                 found.recovered.push(RecoveredRecord {
                     identity: entry.identity,
-                    extent: Extent {
-                        device,
-                        segment,
-                        segment_use,
-                        record,
-                    },
+                    extent: Extent { device, segment, segment_use, record },
                     payload_crc: payload_crc(&entry.identity, &position, entry.proof),
                     sealed: self.sealed,
                 });

@@ -59,10 +59,7 @@ impl Ring {
     ) -> io::Result<(Self, Arc<Doorbell>)> {
         let ring = build(capacity as u32 + 1)?;
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "the kernel is too old",
-            ));
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel is too old"));
         }
         ring.submitter().register_files(&[fd])?;
         let buffers = register(&ring, &parts, refused);
@@ -87,26 +84,20 @@ impl Ring {
 
     fn entry(&self, io: &Io) -> squeue::Entry {
         let Some((offset, rest)) = io.rest() else {
-            return opcode::Fsync::new(FILE)
-                .flags(types::FsyncFlags::DATASYNC)
-                .build();
+            return opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build();
         };
         let len = rest.len() as u32;
         match (io.kind, self.buffer_of(&rest)) {
             (Kind::Read, Some(buffer)) => {
-                opcode::ReadFixed::new(FILE, rest.as_mut_ptr(), len, buffer)
-                    .offset(offset)
-                    .build()
+                opcode::ReadFixed::new(FILE, rest.as_mut_ptr(), len, buffer).offset(offset).build()
             }
-            (Kind::Read, None) => opcode::Read::new(FILE, rest.as_mut_ptr(), len)
-                .offset(offset)
-                .build(),
-            (_, Some(buffer)) => opcode::WriteFixed::new(FILE, rest.as_ptr(), len, buffer)
-                .offset(offset)
-                .build(),
-            (_, None) => opcode::Write::new(FILE, rest.as_ptr(), len)
-                .offset(offset)
-                .build(),
+            (Kind::Read, None) => {
+                opcode::Read::new(FILE, rest.as_mut_ptr(), len).offset(offset).build()
+            }
+            (_, Some(buffer)) => {
+                opcode::WriteFixed::new(FILE, rest.as_ptr(), len, buffer).offset(offset).build()
+            }
+            (_, None) => opcode::Write::new(FILE, rest.as_ptr(), len).offset(offset).build(),
         }
     }
 
@@ -133,9 +124,7 @@ impl Ring {
         self.bell_armed = true;
         let fd = types::Fd(self.bell.as_raw_fd());
         let count: *mut u64 = &mut *self.bell_count;
-        let entry = opcode::Read::new(fd, count.cast(), 8)
-            .build()
-            .user_data(BELL);
+        let entry = opcode::Read::new(fd, count.cast(), 8).build().user_data(BELL);
         self.push(&entry);
     }
 
@@ -192,10 +181,7 @@ impl Ring {
 fn build(entries: u32) -> io::Result<IoUring> {
     let completions = entries * 2;
     let mut best = IoUring::builder();
-    best.setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_cqsize(completions)
-        .dontfork();
+    best.setup_single_issuer().setup_defer_taskrun().setup_cqsize(completions).dontfork();
     let mut plain = IoUring::builder();
     plain.setup_cqsize(completions).dontfork();
     match best.build(entries) {
@@ -209,10 +195,9 @@ fn register(ring: &IoUring, parts: &[Arc<Part>], refused: &mut Vec<String>) -> V
     for part in parts {
         let (start, bytes) = (part.base_ptr().addr(), part.len());
         let pieces = (0..bytes).step_by(MAX_BUFFER_BYTES);
-        buffers.extend(pieces.map(|at| Buffer {
-            start: start + at,
-            len: MAX_BUFFER_BYTES.min(bytes - at),
-        }));
+        buffers.extend(
+            pieces.map(|at| Buffer { start: start + at, len: MAX_BUFFER_BYTES.min(bytes - at) }),
+        );
     }
     buffers.sort_by_key(|buffer| buffer.start);
     if buffers.is_empty() {
@@ -226,10 +211,7 @@ fn register(ring: &IoUring, parts: &[Arc<Part>], refused: &mut Vec<String>) -> V
         })
         .collect();
     if buffers.len() > MAX_BUFFERS {
-        refused.push(format!(
-            "registered buffers: the arena needs {} of them",
-            buffers.len()
-        ));
+        refused.push(format!("registered buffers: the arena needs {} of them", buffers.len()));
         return Vec::new();
     }
     // SAFETY: the pieces lie in parts that the ring owns a share of until it is dropped.

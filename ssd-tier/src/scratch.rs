@@ -23,11 +23,7 @@ pub(crate) struct ScratchPage {
 impl Scratch {
     /// Room for `limit` pages at once.
     pub(crate) fn new(limit: usize) -> Self {
-        Self {
-            idle: Vec::new(),
-            lent: 0,
-            limit,
-        }
+        Self { idle: Vec::new(), lent: 0, limit }
     }
 
     /// Room for a page; `None` while all is lent.
@@ -75,9 +71,7 @@ impl Blocks {
 
     /// One of them.
     pub(crate) fn take(&mut self) -> Span {
-        self.0
-            .pop()
-            .expect("the caller asked whether there is a block left")
+        self.0.pop().expect("the caller asked whether there is a block left")
     }
 
     /// Takes one back.

@@ -69,12 +69,7 @@ impl Segment {
 
     /// A segment found at start.
     pub(crate) fn recovered(segment_use: SegmentUse, records: Vec<Record>) -> Self {
-        Self {
-            phase: Phase::Closed,
-            segment_use,
-            records,
-            free_requested: false,
-        }
+        Self { phase: Phase::Closed, segment_use, records, free_requested: false }
     }
 
     /// Whether any record can be read.

@@ -42,9 +42,7 @@ pub(crate) fn block_memory(blocks: u64) -> Result<Span, ArenaError> {
 pub(crate) fn read_padded(storage: &dyn Storage, offset: u64, into: &Span) -> io::Result<()> {
     let mut done = 0;
     while done < into.len() {
-        let rest = into
-            .sub(done, into.len() - done)
-            .map_err(io::Error::other)?;
+        let rest = into.sub(done, into.len() - done).map_err(io::Error::other)?;
         match storage.read_at(offset + done as u64, &rest) {
             Ok(n) if n > 0 && n.is_multiple_of(BLOCK as usize) => done += n,
             Ok(n) => {
@@ -62,9 +60,7 @@ pub(crate) fn read_padded(storage: &dyn Storage, offset: u64, into: &Span) -> io
 pub(crate) fn write_whole(storage: &dyn Storage, offset: u64, from: &Span) -> io::Result<()> {
     let mut done = 0;
     while done < from.len() {
-        let rest = from
-            .sub(done, from.len() - done)
-            .map_err(io::Error::other)?;
+        let rest = from.sub(done, from.len() - done).map_err(io::Error::other)?;
         match storage.write_at(offset + done as u64, &rest) {
             Ok(n) if n > 0 && n.is_multiple_of(BLOCK as usize) => done += n,
             Ok(_) => return Err(io::ErrorKind::WriteZero.into()),
@@ -86,10 +82,7 @@ pub(crate) struct LockedFile {
 impl LockedFile {
     /// Opens or creates the file for direct transfers and locks it.
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
-        let opened = |source| OpenError::Open {
-            path: path.into(),
-            source,
-        };
+        let opened = |source| OpenError::Open { path: path.into(), source };
         let is_file = |file: &File| file.metadata().map(|m| m.is_file()).map_err(opened);
         // A directory fails to open for writing, a pipe or device opens: both get the same answer.
         if path.metadata().is_ok_and(|m| !m.is_file()) {
@@ -116,12 +109,7 @@ impl LockedFile {
 
     fn options(flags: OFlags) -> OpenOptions {
         let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600);
+        options.read(true).write(true).create(true).truncate(false).mode(0o600);
         options.custom_flags(flags.bits() as i32);
         options
     }
@@ -167,10 +155,7 @@ impl LockedFile {
     pub(crate) fn room_for(&self, bytes: u64) -> io::Result<(u64, u64)> {
         let reserved = rustix::fs::fstat(&self.file)?.st_blocks as u64 * 512;
         let fs = rustix::fs::fstatvfs(&self.file)?;
-        Ok((
-            bytes.saturating_sub(reserved),
-            fs.f_bavail.saturating_mul(fs.f_frsize),
-        ))
+        Ok((bytes.saturating_sub(reserved), fs.f_bavail.saturating_mul(fs.f_frsize)))
     }
 }
 

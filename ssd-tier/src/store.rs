@@ -49,35 +49,21 @@ pub(crate) fn open_head(
     room: Room<'_>,
 ) -> Result<Head, OpenError> {
     let path = config.path.as_path();
-    let io = |what| {
-        move |source| OpenError::Io {
-            what,
-            path: path.into(),
-            source,
-        }
-    };
+    let io = |what| move |source| OpenError::Io { what, path: path.into(), source };
     let bytes = storage.bytes().map_err(io("read the length"))?;
     let area = block_memory(DATA_START / BLOCK)?;
     read_padded(storage, 0, &area).map_err(io("read the superblocks"))?;
     let copies = [copy_at(&area, 0), copy_at(&area, 1)];
-    let found = copies
-        .iter()
-        .enumerate()
-        .filter_map(|(index, copy)| match copy {
-            Decoded::Valid(superblock) => Some((index, *superblock)),
-            _ => None,
-        });
+    let found = copies.iter().enumerate().filter_map(|(index, copy)| match copy {
+        Decoded::Valid(superblock) => Some((index, *superblock)),
+        _ => None,
+    });
     let newest = found.max_by_key(|(_, superblock)| superblock.generation);
-    if let Some(&Decoded::Version(found)) = copies
-        .iter()
-        .find(|copy| matches!(copy, Decoded::Version(_)))
+    if let Some(&Decoded::Version(found)) =
+        copies.iter().find(|copy| matches!(copy, Decoded::Version(_)))
     {
         let supported = FORMAT_VERSION;
-        return Err(OpenError::Version {
-            path: path.into(),
-            found,
-            supported,
-        });
+        return Err(OpenError::Version { path: path.into(), found, supported });
     }
     let Some((index, newest)) = newest else {
         let empty = bytes <= DATA_START && area.read(|bytes| bytes.iter().all(|b| *b == 0));
@@ -85,16 +71,9 @@ pub(crate) fn open_head(
             return Err(unreadable(path, &copies));
         }
         let superblock = format(storage, config, room)?;
-        return Ok(Head {
-            superblock,
-            created: true,
-            corrupt_superblocks: 0,
-        });
+        return Ok(Head { superblock, created: true, corrupt_superblocks: 0 });
     };
-    let valid = copies
-        .iter()
-        .filter(|copy| matches!(copy, Decoded::Valid(_)))
-        .count();
+    let valid = copies.iter().filter(|copy| matches!(copy, Decoded::Valid(_))).count();
     let superblock = Superblock {
         generation: newest.generation + 1,
         layout: newest.layout.resized(config.capacity_bytes)?,
@@ -102,28 +81,19 @@ pub(crate) fn open_head(
     };
     // Growing reserves first and shrinking gives back last: at each moment the file is long
     // enough for what its superblock says.
-    let long_enough = newest
-        .layout
-        .file_bytes()
-        .max(superblock.layout.file_bytes());
+    let long_enough = newest.layout.file_bytes().max(superblock.layout.file_bytes());
     reserve(storage, path, long_enough, room)?;
     write_copy(storage, &superblock, 1 - index as u64).map_err(io("write a superblock"))?;
     if superblock.layout != newest.layout {
         reserve(storage, path, superblock.layout.file_bytes(), room)?;
     }
-    Ok(Head {
-        superblock,
-        created: false,
-        corrupt_superblocks: 2 - valid as u32,
-    })
+    Ok(Head { superblock, created: false, corrupt_superblocks: 2 - valid as u32 })
 }
 
 fn copy_at(area: &Span, index: usize) -> Decoded<Superblock> {
     area.read(|bytes| {
         let at = index * BLOCK_LEN;
-        let block: &Block = bytes[at..at + BLOCK_LEN]
-            .try_into()
-            .expect("a block is 4096 bytes");
+        let block: &Block = bytes[at..at + BLOCK_LEN].try_into().expect("a block is 4096 bytes");
         Superblock::decode(block)
     })
 }
@@ -143,20 +113,12 @@ fn format(
     room: Room<'_>,
 ) -> Result<Superblock, OpenError> {
     let path = config.path.as_path();
-    let io = |source| OpenError::Io {
-        what: "write the superblocks",
-        path: path.into(),
-        source,
-    };
+    let io = |source| OpenError::Io { what: "write the superblocks", path: path.into(), source };
     let mut store = [0; 16];
     rustix::rand::getrandom(&mut store[..], rustix::rand::GetRandomFlags::empty())
         .map_err(|e| io(e.into()))?;
     let layout = Layout::new(config)?;
-    let superblock = Superblock {
-        store: StoreId(store),
-        generation: 1,
-        layout,
-    };
+    let superblock = Superblock { store: StoreId(store), generation: 1, layout };
     check_room(storage, path, layout.file_bytes(), room)?;
     // The superblocks come before the length: a file that is longer than they are and has none
     // was never ours, so an interrupted start cannot leave one behind that is refused later.
@@ -181,21 +143,13 @@ fn check_room(
     bytes: u64,
     room: Room<'_>,
 ) -> Result<(), OpenError> {
-    let io = |source| OpenError::Io {
-        what: "measure the space",
-        path: path.into(),
-        source,
-    };
+    let io = |source| OpenError::Io { what: "measure the space", path: path.into(), source };
     if storage.bytes().map_err(io)? >= bytes {
         return Ok(());
     }
     let (needed, available) = room(bytes).map_err(io)?;
     if needed > available {
-        return Err(OpenError::NoSpace {
-            path: path.into(),
-            needed,
-            available,
-        });
+        return Err(OpenError::NoSpace { path: path.into(), needed, available });
     }
     Ok(())
 }
@@ -210,16 +164,10 @@ fn reserve(
     storage.allocate(bytes).map_err(|source| {
         let full = source.kind() == io::ErrorKind::StorageFull;
         match room(bytes) {
-            Ok((needed, available)) if full => OpenError::NoSpace {
-                path: path.into(),
-                needed,
-                available,
-            },
-            _ => OpenError::Io {
-                what: "reserve the space",
-                path: path.into(),
-                source,
-            },
+            Ok((needed, available)) if full => {
+                OpenError::NoSpace { path: path.into(), needed, available }
+            }
+            _ => OpenError::Io { what: "reserve the space", path: path.into(), source },
         }
     })
 }

@@ -88,15 +88,9 @@ impl Writer {
         next_use: SegmentUse,
         flush_after: Duration,
     ) -> Self {
-        assert_eq!(
-            segments.len(),
-            layout.segments as usize,
-            "every segment was scanned"
-        );
+        assert_eq!(segments.len(), layout.segments as usize, "every segment was scanned");
         let ids = (0..layout.segments).map(SegmentId);
-        let free = ids
-            .filter(|id| segments[id.0 as usize].phase == Phase::Free)
-            .collect();
+        let free = ids.filter(|id| segments[id.0 as usize].phase == Phase::Free).collect();
         Self {
             device,
             store,
@@ -179,33 +173,19 @@ impl Writer {
     }
 
     fn open_next(&mut self) {
-        let id = self
-            .free
-            .pop_front()
-            .expect("a segment is free: the caller checked");
+        let id = self.free.pop_front().expect("a segment is free: the caller checked");
         let segment_use = self.next_use;
         self.next_use = SegmentUse(segment_use.0 + 1);
         let segment = &mut self.segments[id.0 as usize];
-        assert_eq!(
-            segment.phase,
-            Phase::Free,
-            "segment {id} is on the free list"
-        );
-        *segment = Segment {
-            phase: Phase::Filling,
-            segment_use,
-            ..Segment::free()
-        };
+        assert_eq!(segment.phase, Phase::Free, "segment {id} is on the free list");
+        *segment = Segment { phase: Phase::Filling, segment_use, ..Segment::free() };
         self.drafts.push(Draft::new(id, segment_use));
         self.open = true;
     }
 
     fn close_open(&mut self) {
         if std::mem::take(&mut self.open) {
-            self.drafts
-                .last_mut()
-                .expect("an open segment is the last draft")
-                .close();
+            self.drafts.last_mut().expect("an open segment is the last draft").close();
         }
     }
 
@@ -213,37 +193,14 @@ impl Writer {
         let draft = self.drafts.last_mut().expect("a segment is open");
         let (record, offset_blocks) = draft.next();
         let (segment, segment_use) = (draft.segment, draft.segment_use);
-        let extent = Extent {
-            device: self.device,
-            segment,
-            segment_use,
-            record,
-        };
-        let position = Position {
-            store: self.store,
-            segment,
-            segment_use,
-            record,
-        };
+        let extent = Extent { device: self.device, segment, segment_use, record };
+        let position = Position { store: self.store, segment, segment_use, record };
         let proof = proof(identity, &position, payload_crc);
-        draft.add(TableEntry {
-            identity: *identity,
-            offset_blocks,
-            proof,
-            void: false,
-        });
+        draft.add(TableEntry { identity: *identity, offset_blocks, proof, void: false });
         let records = &mut self.segments[segment.0 as usize].records;
-        assert_eq!(
-            records.len(),
-            record as usize,
-            "records are numbered without gaps"
-        );
+        assert_eq!(records.len(), record as usize, "records are numbered without gaps");
         // Not readable before it is written: the length stays 0.
-        let kept = Record {
-            offset_blocks,
-            page_bytes: 0,
-            proof,
-        };
+        let kept = Record { offset_blocks, page_bytes: 0, proof };
         records.push(kept);
         Placement::At(extent, self.offset(&extent, &kept))
     }
@@ -265,9 +222,7 @@ impl Writer {
 
     fn draft_index(&self, segment: SegmentId) -> usize {
         let mut drafts = self.drafts.iter();
-        drafts
-            .position(|draft| draft.segment == segment)
-            .expect("the segment is being filled")
+        drafts.position(|draft| draft.segment == segment).expect("the segment is being filled")
     }
 
     fn close_draft(&mut self, index: usize) {
@@ -363,48 +318,27 @@ impl Writer {
         let draft = self.drafts.iter_mut().find(waiting)?;
         draft.header = HeaderState::Writing;
         let (segment, segment_use) = (draft.segment, draft.segment_use);
-        let header = SegmentHeader {
-            segment,
-            segment_use,
-            freed: false,
-        };
+        let header = SegmentHeader { segment, segment_use, freed: false };
         let write = Some((self.layout.segment_at(segment), header.encode(self.store)));
-        Some(ChoreJob {
-            chore: Chore::Header(segment),
-            write,
-        })
+        Some(ChoreJob { chore: Chore::Header(segment), write })
     }
 
     fn table_chore(&mut self, now: Duration) -> Option<ChoreJob> {
-        let wait = if self.closing {
-            Duration::ZERO
-        } else {
-            self.flush_after
-        };
+        let wait = if self.closing { Duration::ZERO } else { self.flush_after };
         let due = |draft: &&mut Draft| draft.table_due(wait).is_some_and(|due| due <= now);
         let job = self.drafts.iter_mut().find(due)?.start_table();
         let segment = job.table.segment;
         let offset = self.layout.table_at(segment, job.index);
         let write = Some((offset, job.table.encode(self.store)));
-        Some(ChoreJob {
-            chore: Chore::Table(segment),
-            write,
-        })
+        Some(ChoreJob { chore: Chore::Table(segment), write })
     }
 
     fn end_chore(&mut self) -> Option<ChoreJob> {
         let segment = self.to_end.pop_front()?;
         let segment_use = self.segments[segment.0 as usize].segment_use;
-        let header = SegmentHeader {
-            segment,
-            segment_use,
-            freed: true,
-        };
+        let header = SegmentHeader { segment, segment_use, freed: true };
         let write = Some((self.layout.segment_at(segment), header.encode(self.store)));
-        Some(ChoreJob {
-            chore: Chore::EndUse(segment),
-            write,
-        })
+        Some(ChoreJob { chore: Chore::EndUse(segment), write })
     }
 
     fn seal_chore(&mut self) -> Option<ChoreJob> {
@@ -413,43 +347,27 @@ impl Writer {
         assert_eq!(segment.phase, Phase::Drained, "segment {id} is sealed once");
         segment.phase = Phase::Sealing;
         let job = seal(id, segment.segment_use, segment.records.len() as u32);
-        let write = Some((
-            self.layout.table_at(id, job.index),
-            job.table.encode(self.store),
-        ));
-        Some(ChoreJob {
-            chore: Chore::Seal(id),
-            write,
-        })
+        let write = Some((self.layout.table_at(id, job.index), job.table.encode(self.store)));
+        Some(ChoreJob { chore: Chore::Seal(id), write })
     }
 
     fn flush_chore(&mut self, now: Duration) -> Option<ChoreJob> {
         let due = self.flush_due().is_some_and(|due| due <= now);
         due.then(|| {
             self.flushing = Some(std::mem::take(&mut self.drained));
-            ChoreJob {
-                chore: Chore::Flush,
-                write: None,
-            }
+            ChoreJob { chore: Chore::Flush, write: None }
         })
     }
 
     fn flush_due(&self) -> Option<Duration> {
-        let wait = if self.closing {
-            Duration::ZERO
-        } else {
-            SEAL_WAIT
-        };
+        let wait = if self.closing { Duration::ZERO } else { SEAL_WAIT };
         let waiting = !self.drained.is_empty() && self.flushing.is_none();
         waiting.then(|| self.drained_since + wait)
     }
 
     /// When the next chore becomes due, if nothing happens before.
     pub(crate) fn next_due(&self) -> Option<Duration> {
-        let tables = self
-            .drafts
-            .iter()
-            .filter_map(|draft| draft.table_due(self.flush_after));
+        let tables = self.drafts.iter().filter_map(|draft| draft.table_due(self.flush_after));
         tables.chain(self.flush_due()).min()
     }
 
@@ -517,9 +435,6 @@ impl Writer {
             && self.flushing.is_none()
             && self.to_seal.is_empty()
             && self.to_end.is_empty()
-            && !self
-                .segments
-                .iter()
-                .any(|s| matches!(s.phase, Phase::Sealing | Phase::Freeing))
+            && !self.segments.iter().any(|s| matches!(s.phase, Phase::Sealing | Phase::Freeing))
     }
 }

@@ -13,10 +13,7 @@ const NOBODY: u32 = 65_534;
 pub fn program(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("a test knows its own file");
     // target/debug/deps/test-0123 → target/debug
-    let directory = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("tests lie two folders deep");
+    let directory = test.parent().and_then(Path::parent).expect("tests lie two folders deep");
     let program = directory.join(name);
     assert!(
         program.exists(),
@@ -32,10 +29,7 @@ pub fn program(name: &str) -> PathBuf {
 /// If it cannot be started.
 #[must_use]
 pub fn run(arguments: &[&str]) -> Output {
-    Command::new(program("undercroft"))
-        .args(arguments)
-        .output()
-        .expect("the binary runs")
+    Command::new(program("undercroft")).args(arguments).output().expect("the binary runs")
 }
 
 /// A command that runs as an ordinary user, with nothing in its environment: as `nobody` where

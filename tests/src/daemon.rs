@@ -53,11 +53,7 @@ impl TestDaemon {
     #[must_use]
     pub fn start(options: DaemonOptions) -> Self {
         let home = tempfile::tempdir().expect("a temporary folder");
-        let mut daemon = Self {
-            options,
-            home,
-            child: None,
-        };
+        let mut daemon = Self { options, home, child: None };
         std::fs::write(daemon.config(), daemon.config_text()).expect("a configuration");
         daemon.restart();
         daemon
@@ -123,11 +119,7 @@ impl TestDaemon {
             Command::new(binary)
         };
         command.arg("serve").arg("--config").arg(self.config());
-        command
-            .env("RUST_LOG", "info")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
+        command.env("RUST_LOG", "info").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().expect("the binary runs"));
         let since = Instant::now();
         while since.elapsed() < PATIENCE {
@@ -139,10 +131,7 @@ impl TestDaemon {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
-        panic!(
-            "the daemon did not answer within {PATIENCE:?}:\n{}",
-            self.log()
-        );
+        panic!("the daemon did not answer within {PATIENCE:?}:\n{}", self.log());
     }
 
     /// `kill -9`, and waits until the process is reaped.
@@ -191,19 +180,11 @@ impl TestDaemon {
     #[must_use]
     pub fn status(&self) -> Box<StatusReport> {
         let client = self.client("status").expect("the daemon answers");
-        client
-            .status(Duration::from_secs(5))
-            .expect("the daemon answers")
+        client.status(Duration::from_secs(5)).expect("the daemon answers")
     }
 
     fn config_text(&self) -> String {
-        let DaemonOptions {
-            dram,
-            ssd,
-            staging,
-            more,
-            ..
-        } = &self.options;
+        let DaemonOptions { dram, ssd, staging, more, .. } = &self.options;
         format!(
             "[server]\nsocket = \"{socket}\"\nmetrics = \"off\"\n\
              [arena]\nsize = {dram}\nstaging = {staging}\n\

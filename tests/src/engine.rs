@@ -54,29 +54,14 @@ impl Engine {
             page_tokens: 16,
         };
         let rank = Rank::Of { index: 0, count: 1 };
-        let space = Space {
-            family: family.clone(),
-            rank,
-            group: 0,
-            geometry,
-        };
+        let space = Space { family: family.clone(), rank, group: 0, geometry };
         let deadline = Duration::from_secs(10);
         let digest = space.digest();
-        let space = client
-            .open_space(&space, deadline)
-            .expect("the space opens");
+        let space = client.open_space(&space, deadline).expect("the space opens");
         let device = HostDevice::new(geometry, BLOCKS, HostOptions::default()).expect("a device");
         let domain = DomainId::named("default");
         let device = Arc::new(device);
-        Self {
-            device,
-            space,
-            family,
-            domain,
-            digest,
-            deadline,
-            longest: Duration::ZERO,
-        }
+        Self { device, space, family, domain, digest, deadline, longest: Duration::ZERO }
     }
 
     /// The keys of the first `pages` pages of the conversation called `seed`.
@@ -94,10 +79,7 @@ impl Engine {
 
     /// Looks the longest stored prefix up.
     pub fn lookup(&mut self, keys: &[PageKey]) -> Found {
-        let options = LookupOptions {
-            deadline: self.deadline,
-            ..LookupOptions::default()
-        };
+        let options = LookupOptions { deadline: self.deadline, ..LookupOptions::default() };
         let since = Instant::now();
         let found = self.space.lookup(keys, options);
         self.longest = self.longest.max(since.elapsed());
@@ -125,9 +107,7 @@ impl Engine {
         }
         let since = Instant::now();
         let from = FetchFrom::Keys(keys);
-        let loaded = self
-            .space
-            .fetch_into(&*self.device, from, &blocks, stamp, self.deadline);
+        let loaded = self.space.fetch_into(&*self.device, from, &blocks, stamp, self.deadline);
         self.longest = self.longest.max(since.elapsed());
         for (key, block) in keys.iter().zip(&blocks).take(loaded.pages as usize) {
             self.verify(key, *block);
@@ -144,16 +124,8 @@ impl Engine {
         for (key, block) in keys.iter().zip(&blocks) {
             self.fill(key, *block);
         }
-        let run = StoreRun {
-            parent: None,
-            first: 0,
-            keys,
-            stamp,
-        };
-        let options = StoreOptions {
-            deadline: self.deadline,
-            wait_for_credits: true,
-        };
+        let run = StoreRun { parent: None, first: 0, keys, stamp };
+        let options = StoreOptions { deadline: self.deadline, wait_for_credits: true };
         let since = Instant::now();
         let stored = self.space.store(run, &*self.device, &blocks, options);
         self.longest = self.longest.max(since.elapsed());
@@ -161,12 +133,7 @@ impl Engine {
     }
 
     fn content(&self, key: &PageKey) -> PageContent {
-        PageContent::new(
-            &self.domain,
-            &self.digest,
-            Rank::Of { index: 0, count: 1 },
-            key,
-        )
+        PageContent::new(&self.domain, &self.digest, Rank::Of { index: 0, count: 1 }, key)
     }
 
     fn each_fragment(&self, mut each: impl FnMut(u32, u32, u64)) {

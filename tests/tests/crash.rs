@@ -40,17 +40,11 @@ fn pages_on_ssd_are_served_after_kill_9_and_no_call_outlives_its_deadline() {
     let keys = engine.keys(3, 12);
     let since = Instant::now();
     assert_eq!(engine.load(&keys).pages, 0, "a miss, not an error");
-    assert!(
-        since.elapsed() < Duration::from_millis(500),
-        "a dead daemon is noticed at once"
-    );
+    assert!(since.elapsed() < Duration::from_millis(500), "a dead daemon is noticed at once");
     assert_eq!(engine.store(&keys, Stamp(0)).stored, 0);
 
     daemon.restart();
-    assert!(
-        client.wait_connected(Duration::from_secs(10)),
-        "it comes back by itself"
-    );
+    assert!(client.wait_connected(Duration::from_secs(10)), "it comes back by itself");
     let recovered = daemon.status().ssd.expect("there is one").recovered_records;
     assert!(recovered >= 200, "{recovered} records recovered");
     let mut after = 0;
@@ -105,11 +99,7 @@ fn a_stopped_daemon_costs_a_deadline_and_nothing_more() {
         assert_eq!(engine.load(&keys).pages, 0);
         let stored = engine.store(&keys, Stamp(0));
         assert_eq!(stored.stored, 0);
-        assert!(
-            since.elapsed() < Duration::from_millis(900),
-            "{:?}",
-            since.elapsed()
-        );
+        assert!(since.elapsed() < Duration::from_millis(900), "{:?}", since.elapsed());
     }
     daemon.signal(Signal::CONT);
     engine.deadline = Duration::from_secs(5);

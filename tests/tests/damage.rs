@@ -27,11 +27,8 @@ fn fill(daemon: &TestDaemon) {
 
 /// Flips a byte in every `stride` bytes of the store between `from` and its end.
 fn flip(daemon: &TestDaemon, from: u64, stride: u64) -> u64 {
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(daemon.store())
-        .expect("the store");
+    let file =
+        std::fs::OpenOptions::new().read(true).write(true).open(daemon.store()).expect("the store");
     let length = file.metadata().expect("a file").len();
     let mut at = from;
     let mut flipped = 0;
@@ -60,18 +57,11 @@ fn flipped_bytes_in_a_running_store_are_misses_and_are_counted() {
         engine.load(&keys);
     }
     let ssd = daemon.status().ssd.expect("there is one");
-    assert!(
-        ssd.corrupt_records >= u64::from(CONVERSATIONS) / 2,
-        "{ssd:?}"
-    );
+    assert!(ssd.corrupt_records >= u64::from(CONVERSATIONS) / 2, "{ssd:?}");
     for conversation in 0..CONVERSATIONS {
         let keys = engine.keys(conversation, PAGES);
         engine.store(&keys, Stamp(0));
-        assert_eq!(
-            engine.load(&keys).pages,
-            PAGES,
-            "what was lost can be stored again"
-        );
+        assert_eq!(engine.load(&keys).pages, PAGES, "what was lost can be stored again");
     }
 }
 

@@ -13,9 +13,7 @@ use undercroft_tests::{DaemonOptions, Engine, TestDaemon};
 
 fn connect(daemon: &TestDaemon) -> UnixStream {
     let stream = UnixStream::connect(daemon.socket()).expect("the daemon listens");
-    stream
-        .set_read_timeout(Some(Duration::from_secs(10)))
-        .expect("a socket");
+    stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a socket");
     stream
 }
 
@@ -26,12 +24,8 @@ fn frame(request: u32, message: &Request<'_>) -> Vec<u8> {
 }
 
 fn hello() -> Vec<u8> {
-    let hello = Hello {
-        min: PROTOCOL_MIN,
-        max: PROTOCOL_MAX,
-        name: "hostile".to_owned(),
-        copy_mode: true,
-    };
+    let hello =
+        Hello { min: PROTOCOL_MIN, max: PROTOCOL_MAX, name: "hostile".to_owned(), copy_mode: true };
     frame(1, &Request::Hello(hello))
 }
 
@@ -83,35 +77,19 @@ fn every_kind_of_garbage_closes_its_own_session_only() {
     second_hello.extend(hello());
     let mut trailing = header(12, 3);
     trailing.extend([1, 2, 3]);
-    let empty_lookup = Lookup {
-        spaces: Vec::new(),
-        keys: KeyRun::from(Vec::new()),
-        hold_ms: 0,
-    };
+    let empty_lookup = Lookup { spaces: Vec::new(), keys: KeyRun::from(Vec::new()), hold_ms: 0 };
     let mut after_hello = |bytes: Vec<u8>| [hello(), bytes].concat();
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("noise", (0..200u8).map(|b| b.wrapping_mul(37)).collect()),
         ("a request before the hello", ping),
         ("a second hello", second_hello),
         ("an unknown kind", after_hello(header(4711, 0))),
-        (
-            "another version",
-            after_hello([&MAGIC[..], &[9, 9], &[0; 10]].concat()),
-        ),
+        ("another version", after_hello([&MAGIC[..], &[9, 9], &[0; 10]].concat())),
         ("an oversized body", after_hello(header(3, u32::MAX))),
-        (
-            "a body over the limit by one",
-            after_hello(header(3, (2 << 20) + (64 << 10) + 1)),
-        ),
+        ("a body over the limit by one", after_hello(header(3, (2 << 20) + (64 << 10) + 1))),
         ("bytes left over", after_hello(trailing)),
-        (
-            "a body that is none",
-            after_hello([header(4, 5), vec![0xff; 5]].concat()),
-        ),
-        (
-            "a lookup of no space",
-            after_hello(frame(3, &Request::Lookup(empty_lookup))),
-        ),
+        ("a body that is none", after_hello([header(4, 5), vec![0xff; 5]].concat())),
+        ("a lookup of no space", after_hello(frame(3, &Request::Lookup(empty_lookup)))),
         ("a reply instead of a request", after_hello(header(112, 0))),
     ];
     let count = cases.len() as u64;
@@ -125,10 +103,7 @@ fn every_kind_of_garbage_closes_its_own_session_only() {
     let status = daemon.status();
     assert_eq!(status.protocol_errors, count);
     let log = daemon.log();
-    let lines = log
-        .lines()
-        .filter(|l| l.contains("closing a session: m"))
-        .count();
+    let lines = log.lines().filter(|l| l.contains("closing a session: m")).count();
     assert_eq!(lines as u64, count, "one clear line each:\n{log}");
 }
 
@@ -143,18 +118,10 @@ fn a_truncated_message_waits_and_then_ends_with_its_sender() {
         let mut stream = connect(&daemon);
         stream.write_all(&hello()).expect("the daemon reads");
         assert!(matches!(reply(&mut stream), Reply::Welcome(_)));
-        let lookup = Lookup {
-            spaces: vec![SpaceId(0)],
-            keys: KeyRun::from(&keys[..]),
-            hold_ms: 0,
-        };
+        let lookup = Lookup { spaces: vec![SpaceId(0)], keys: KeyRun::from(&keys[..]), hold_ms: 0 };
         let whole = frame(2, &Request::Lookup(lookup));
         stream.write_all(&whole[..cut]).expect("the daemon reads");
-        assert_eq!(
-            witness.load(&keys).pages,
-            3,
-            "half a message in another session"
-        );
+        assert_eq!(witness.load(&keys).pages, 3, "half a message in another session");
         drop(stream);
         assert_eq!(witness.load(&keys).pages, 3);
     }
@@ -174,26 +141,12 @@ fn requests_for_what_is_not_ours_are_refused_and_the_session_goes_on() {
     let mut stream = connect(&daemon);
     stream.write_all(&hello()).expect("the daemon reads");
     assert!(matches!(reply(&mut stream), Reply::Welcome(_)));
-    let lookup = Lookup {
-        spaces: vec![SpaceId(99)],
-        keys: KeyRun::from(Vec::new()),
-        hold_ms: 0,
-    };
-    stream
-        .write_all(&frame(2, &Request::Lookup(lookup)))
-        .expect("the daemon reads");
+    let lookup = Lookup { spaces: vec![SpaceId(99)], keys: KeyRun::from(Vec::new()), hold_ms: 0 };
+    stream.write_all(&frame(2, &Request::Lookup(lookup))).expect("the daemon reads");
     assert!(matches!(reply(&mut stream), Reply::Refused(_)));
-    let foreign = Release {
-        session: SessionId(4711),
-        lease: LeaseId(1),
-        upto: u32::MAX,
-    };
-    stream
-        .write_all(&frame(3, &Request::Release(foreign)))
-        .expect("the daemon reads");
-    stream
-        .write_all(&frame(4, &Request::Ping))
-        .expect("the daemon reads");
+    let foreign = Release { session: SessionId(4711), lease: LeaseId(1), upto: u32::MAX };
+    stream.write_all(&frame(3, &Request::Release(foreign))).expect("the daemon reads");
+    stream.write_all(&frame(4, &Request::Ping)).expect("the daemon reads");
     let mut answer = reply(&mut stream);
     if matches!(answer, Reply::Refused(_)) {
         answer = reply(&mut stream);

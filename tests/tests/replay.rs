@@ -13,13 +13,7 @@ fn naive(trace: &Trace, requests: usize, capacity: usize) -> Vec<usize> {
     let mut stamps: HashMap<u32, (u64, std::cmp::Reverse<usize>)> = HashMap::new();
     let mut hits = Vec::new();
     for (clock, request) in trace.requests().take(requests).enumerate() {
-        hits.push(
-            request
-                .pages
-                .iter()
-                .take_while(|p| stamps.contains_key(p))
-                .count(),
-        );
+        hits.push(request.pages.iter().take_while(|p| stamps.contains_key(p)).count());
         for (depth, page) in request.pages.iter().enumerate() {
             stamps.insert(*page, (clock as u64, std::cmp::Reverse(depth)));
         }
@@ -38,26 +32,12 @@ fn naive(trace: &Trace, requests: usize, capacity: usize) -> Vec<usize> {
 fn csv_hits(path: &Path) -> Vec<usize> {
     let text = std::fs::read_to_string(path).expect("the CSV was written");
     let mut lines = text.lines();
-    assert_eq!(
-        lines.next(),
-        Some("request,pages,prefix_hit,dram_hit,ssd_hit")
-    );
-    lines
-        .map(|l| {
-            l.split(',')
-                .nth(2)
-                .and_then(|f| f.parse().ok())
-                .expect("a number")
-        })
-        .collect()
+    assert_eq!(lines.next(), Some("request,pages,prefix_hit,dram_hit,ssd_hit"));
+    lines.map(|l| l.split(',').nth(2).and_then(|f| f.parse().ok()).expect("a number")).collect()
 }
 
 fn good(output: &Output) {
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn json(path: &Path) -> serde_json::Value {
@@ -68,10 +48,7 @@ fn json(path: &Path) -> serde_json::Value {
 fn generated_traffic_hits_exactly_like_the_naive_lru() {
     let home = tempfile::tempdir().expect("a temporary folder");
     let csv = home.path().join("hits.csv");
-    let trace = generate(&GeneratorOptions {
-        requests: 120,
-        seed: 7,
-    });
+    let trace = generate(&GeneratorOptions { requests: 120, seed: 7 });
     for capacity in [3usize, 40, 300] {
         let dram = (capacity * 64 * 1024).to_string();
         let output = run(&[
@@ -92,11 +69,7 @@ fn generated_traffic_hits_exactly_like_the_naive_lru() {
             &csv.display().to_string(),
         ]);
         good(&output);
-        assert_eq!(
-            csv_hits(&csv),
-            naive(&trace, 120, capacity),
-            "capacity {capacity}"
-        );
+        assert_eq!(csv_hits(&csv), naive(&trace, 120, capacity), "capacity {capacity}");
     }
 }
 
@@ -105,10 +78,7 @@ fn staging_smaller_than_a_request_changes_nothing() {
     let (pages, page_bytes) = (50u64, 16u64 << 10);
     let home = tempfile::tempdir().expect("a temporary folder");
     let csv = home.path().join("hits.csv");
-    let trace = generate(&GeneratorOptions {
-        requests: 60,
-        seed: 3,
-    });
+    let trace = generate(&GeneratorOptions { requests: 60, seed: 3 });
     for slots in [1, 3] {
         let daemon = TestDaemon::start(DaemonOptions {
             dram: pages * page_bytes,
@@ -131,11 +101,7 @@ fn staging_smaller_than_a_request_changes_nothing() {
             &csv.display().to_string(),
         ]);
         good(&output);
-        assert_eq!(
-            csv_hits(&csv),
-            naive(&trace, 60, pages as usize),
-            "{slots} slots"
-        );
+        assert_eq!(csv_hits(&csv), naive(&trace, 60, pages as usize), "{slots} slots");
     }
 }
 
@@ -143,15 +109,9 @@ fn staging_smaller_than_a_request_changes_nothing() {
 fn published_traces_hit_exactly_like_the_naive_lru() {
     let test = "published_traces_hit_exactly_like_the_naive_lru";
     // Whole in an optimised build, the first thousand requests where every step is checked twice.
-    let requests = if cfg!(debug_assertions) {
-        1000
-    } else {
-        usize::MAX
-    };
-    for (name, percent) in [
-        ("mooncake_conversation_blk512", 5),
-        ("mooncake_synthetic_blk512", 20),
-    ] {
+    let requests = if cfg!(debug_assertions) { 1000 } else { usize::MAX };
+    for (name, percent) in [("mooncake_conversation_blk512", 5), ("mooncake_synthetic_blk512", 20)]
+    {
         let Some(path) = traces(&format!("{name}.jsonl.zst")) else {
             skip(test, &format!("{name} is not here (UNDERCROFT_TRACES)"));
             continue;
@@ -190,16 +150,7 @@ fn the_default_replay_hits_in_both_tiers_and_cleans_up() {
     let home = tempfile::tempdir().expect("a temporary folder");
     let report = home.path().join("report.json");
     let output = std::process::Command::new(undercroft_tests::program("undercroft"))
-        .args([
-            "bench",
-            "replay",
-            "--requests",
-            "150",
-            "--dram",
-            "32MiB",
-            "--ssd",
-            "128MiB",
-        ])
+        .args(["bench", "replay", "--requests", "150", "--dram", "32MiB", "--ssd", "128MiB"])
         .args(["--json", &report.display().to_string()])
         .env("TMPDIR", home.path())
         .output()
@@ -236,10 +187,7 @@ fn several_clients_get_right_bytes_too() {
     ]);
     good(&output);
     let report = json(&report);
-    assert_eq!(
-        (&report["wrong_bytes"], &report["clients"]),
-        (&0.into(), &3.into())
-    );
+    assert_eq!((&report["wrong_bytes"], &report["clients"]), (&0.into(), &3.into()));
     assert!(report["prefix_hits"].as_u64() > Some(0), "{report}");
 }
 
@@ -254,14 +202,7 @@ fn kill_9_in_the_middle_of_a_replay() {
     let home = tempfile::tempdir().expect("a temporary folder");
     let path = home.path().join("report.json");
     let child = std::process::Command::new(undercroft_tests::program("undercroft"))
-        .args([
-            "bench",
-            "replay",
-            "--requests",
-            "1500",
-            "--page-bytes",
-            "16KiB",
-        ])
+        .args(["bench", "replay", "--requests", "1500", "--page-bytes", "16KiB"])
         .arg("--socket")
         .arg(daemon.socket())
         .arg("--json")
@@ -285,11 +226,7 @@ fn kill_9_in_the_middle_of_a_replay() {
     let status = daemon.status();
     let ssd = status.ssd.expect("there is one");
     assert!(ssd.recovered_records > 0, "{ssd:?}");
-    assert!(
-        status.hits.dram_pages > 0 && status.hits.ssd_pages > 0,
-        "{:?}",
-        status.hits
-    );
+    assert!(status.hits.dram_pages > 0 && status.hits.ssd_pages > 0, "{:?}", status.hits);
 }
 
 #[test]
@@ -319,14 +256,7 @@ fn where_io_uring_is_refused_the_same_replay_passes() {
         more: "engine = \"threads\"".to_owned(),
         ..DaemonOptions::default()
     };
-    assert_eq!(
-        TestDaemon::start(asked)
-            .status()
-            .ssd
-            .expect("there is one")
-            .engine,
-        "threads"
-    );
+    assert_eq!(TestDaemon::start(asked).status().ssd.expect("there is one").engine, "threads");
 }
 
 #[test]
@@ -341,9 +271,6 @@ fn bad_arguments_name_the_option_and_what_is_allowed() {
         let output = run(&[&["bench", "replay"], &arguments[..]].concat());
         let text = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{text}");
-        assert!(
-            words.iter().all(|w| text.contains(w)),
-            "{arguments:?}: {text}"
-        );
+        assert!(words.iter().all(|w| text.contains(w)), "{arguments:?}: {text}");
     }
 }

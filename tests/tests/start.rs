@@ -9,10 +9,7 @@ use undercroft_tests::{DaemonOptions, TestDaemon, program, run, run_as_ordinary_
 fn refusal(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{text}");
-    let lines: Vec<&str> = text
-        .lines()
-        .filter(|l| l.starts_with("undercroft: "))
-        .collect();
+    let lines: Vec<&str> = text.lines().filter(|l| l.starts_with("undercroft: ")).collect();
     assert_eq!(lines.len(), 1, "one line expected:\n{text}");
     assert!(!text.contains("panicked"), "{text}");
     lines[0].to_owned()
@@ -37,29 +34,18 @@ fn without_configuration_or_environment_an_ordinary_user_gets_a_daemon() {
     let binary = home.path().join("undercroft");
     std::fs::copy(program("undercroft"), &binary).expect("a copy");
     let mut command = run_as_ordinary_user(&binary);
-    command
-        .arg("serve")
-        .env("XDG_RUNTIME_DIR", home.path())
-        .env("HOME", home.path());
-    let mut child = command
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the binary runs");
+    command.arg("serve").env("XDG_RUNTIME_DIR", home.path()).env("HOME", home.path());
+    let mut child =
+        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
     let since = Instant::now();
     let answered = loop {
         let mut command = run_as_ordinary_user(&binary);
-        command
-            .args(["status", "--json"])
-            .env("XDG_RUNTIME_DIR", home.path());
+        command.args(["status", "--json"]).env("XDG_RUNTIME_DIR", home.path());
         let output = command.output().expect("the binary runs");
         if output.status.success() {
             break output;
         }
-        assert!(
-            since.elapsed() < Duration::from_secs(30),
-            "no answer within 30 s"
-        );
+        assert!(since.elapsed() < Duration::from_secs(30), "no answer within 30 s");
         assert!(child.try_wait().expect("our child").is_none(), "it ended");
         std::thread::sleep(Duration::from_millis(20));
     };
@@ -71,14 +57,8 @@ fn without_configuration_or_environment_an_ordinary_user_gets_a_daemon() {
     assert!(home.path().join("undercroft/undercroft.sock").exists());
     let pid = rustix::process::Pid::from_raw(child.id() as i32).expect("a process number");
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our child");
-    assert!(
-        child.wait().expect("our child").success(),
-        "an orderly stop is a success"
-    );
-    assert!(
-        !home.path().join("undercroft/undercroft.sock").exists(),
-        "the socket is removed"
-    );
+    assert!(child.wait().expect("our child").success(), "an orderly stop is a success");
+    assert!(!home.path().join("undercroft/undercroft.sock").exists(), "the socket is removed");
 }
 
 #[test]
@@ -86,20 +66,14 @@ fn status_without_a_daemon_is_one_line_and_exit_code_1() {
     let output = run(&["status", "--socket", "/nonexistent/s"]);
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        text.contains("/nonexistent/s") && text.lines().count() == 1,
-        "{text}"
-    );
+    assert!(text.contains("/nonexistent/s") && text.lines().count() == 1, "{text}");
 }
 
 #[test]
 fn an_unknown_key_is_refused_by_name() {
     let (_home, output) = serve_with("[arena]\nsiez = 1\n");
     let line = refusal(&output);
-    assert!(
-        line.contains("siez") && line.contains("config.toml"),
-        "{line}"
-    );
+    assert!(line.contains("siez") && line.contains("config.toml"), "{line}");
 }
 
 #[test]
@@ -113,10 +87,7 @@ fn a_socket_path_that_is_too_long_is_refused_with_the_limit() {
     let long = "x".repeat(120);
     let (_home, output) = serve_with(&format!("[server]\nsocket = \"/tmp/{long}\"\n"));
     let line = refusal(&output);
-    assert!(
-        line.contains("107") && line.contains("server.socket"),
-        "{line}"
-    );
+    assert!(line.contains("107") && line.contains("server.socket"), "{line}");
     let output = run(&["status", "--socket", &format!("/tmp/{long}")]);
     assert!(refusal(&output).contains("107"));
 }
@@ -127,10 +98,7 @@ fn a_store_directory_that_cannot_be_written_is_named_with_the_way_out() {
     let config = format!("{QUIET}[ssd]\nsize = \"1MiB\"\npath = \"HOME/config.toml/store\"\n");
     let (_home, output) = serve_with(&config);
     let line = refusal(&output);
-    assert!(
-        line.contains("config.toml/store") && line.contains("ssd.path"),
-        "{line}"
-    );
+    assert!(line.contains("config.toml/store") && line.contains("ssd.path"), "{line}");
 }
 
 #[test]
@@ -162,23 +130,15 @@ fn a_full_file_system_is_named() {
         .replace("HOME", &path.to_string());
     std::fs::write(&config, text).expect("a configuration");
     let output = run(&["serve", "--config", &config.display().to_string()]);
-    let unmounted = std::process::Command::new("umount")
-        .arg(home.path())
-        .status();
+    let unmounted = std::process::Command::new("umount").arg(home.path()).status();
     assert!(unmounted.is_ok_and(|u| u.success()));
     let line = refusal(&output);
-    assert!(
-        line.contains("ssd.size") && line.contains("pages-0.log"),
-        "{line}"
-    );
+    assert!(line.contains("ssd.size") && line.contains("pages-0.log"), "{line}");
 }
 
 #[test]
 fn a_second_daemon_on_the_same_store_or_socket_is_refused() {
-    let first = TestDaemon::start(DaemonOptions {
-        ssd: 4 << 20,
-        ..DaemonOptions::default()
-    });
+    let first = TestDaemon::start(DaemonOptions { ssd: 4 << 20, ..DaemonOptions::default() });
     let home = first.home().display();
     let same_store = format!("{QUIET}[ssd]\nsize = \"4MiB\"\npath = \"{home}\"\n");
     let (_home, output) = serve_with(&same_store);
@@ -187,15 +147,8 @@ fn a_second_daemon_on_the_same_store_or_socket_is_refused() {
     let same_socket = format!("[server]\nmetrics = \"off\"\nsocket = \"{home}/s\"\n");
     let (_home, output) = serve_with(&same_socket);
     let line = refusal(&output);
-    assert!(
-        line.contains("another daemon") && line.contains("server.socket"),
-        "{line}"
-    );
-    assert_eq!(
-        first.status().sessions.len(),
-        1,
-        "the first one did not notice"
-    );
+    assert!(line.contains("another daemon") && line.contains("server.socket"), "{line}");
+    assert_eq!(first.status().sessions.len(), 1, "the first one did not notice");
 }
 
 #[test]
@@ -234,8 +187,5 @@ fn metrics_are_served_on_loopback() {
     child.kill().expect("our child");
     child.wait().expect("our child");
     assert!(text.starts_with("HTTP/1.1 200"), "{text}");
-    assert!(
-        text.contains("undercroft_dram_capacity_bytes 1048576"),
-        "{text}"
-    );
+    assert!(text.contains("undercroft_dram_capacity_bytes 1048576"), "{text}");
 }

@@ -20,11 +20,7 @@ fn what_was_stored_is_found_and_every_byte_is_right() {
     assert_eq!((again.stored, again.held), (0, 20), "{again:?}");
     let mut branch = engine.keys(1, 10);
     branch.extend(engine.keys(2, 5));
-    assert_eq!(
-        engine.lookup(&branch).pages,
-        10,
-        "the leading run, not what lies about"
-    );
+    assert_eq!(engine.lookup(&branch).pages, 10, "the leading run, not what lies about");
     let status = daemon.status();
     assert_eq!((status.stores.stored, status.hits.dram_pages), (20, 20));
 }
@@ -32,11 +28,7 @@ fn what_was_stored_is_found_and_every_byte_is_right() {
 #[test]
 fn copy_mode_delivers_the_same_bytes() {
     let more = "[copy]\nmode = \"copy\"".to_owned();
-    let options = DaemonOptions {
-        more,
-        staging: 4 * PAGE_BYTES,
-        ..DaemonOptions::default()
-    };
+    let options = DaemonOptions { more, staging: 4 * PAGE_BYTES, ..DaemonOptions::default() };
     let daemon = TestDaemon::start(options);
     let client = daemon.client("engine").expect("the daemon answers");
     let mut engine = Engine::new(&client, "model");
@@ -44,10 +36,7 @@ fn copy_mode_delivers_the_same_bytes() {
     assert_eq!(engine.store(&keys, Stamp(0)).stored, 20);
     assert_eq!(engine.load(&keys).pages, 20);
     let sessions = daemon.status().sessions;
-    assert!(
-        sessions.iter().all(|s| s.mode == Mode::Copy),
-        "{sessions:?}"
-    );
+    assert!(sessions.iter().all(|s| s.mode == Mode::Copy), "{sessions:?}");
 }
 
 #[test]
@@ -59,11 +48,7 @@ fn two_models_never_share_a_page() {
     let keys = one.keys(1, 4);
     assert_eq!(one.store(&keys, Stamp(0)).stored, 4);
     assert_eq!(one.lookup(&keys).pages, 4);
-    assert_eq!(
-        two.lookup(&keys).pages,
-        0,
-        "the very same keys in another space"
-    );
+    assert_eq!(two.lookup(&keys).pages, 0, "the very same keys in another space");
     let own = two.keys(1, 4);
     assert_ne!(own, keys);
     assert_eq!(two.store(&own, Stamp(0)).stored, 4);
@@ -144,19 +129,13 @@ fn ssd_traffic_far_beyond_its_capacity_stays_right() {
 
 #[test]
 fn a_hold_keeps_what_was_found() {
-    let options = DaemonOptions {
-        dram: 8 * PAGE_BYTES,
-        ..DaemonOptions::default()
-    };
+    let options = DaemonOptions { dram: 8 * PAGE_BYTES, ..DaemonOptions::default() };
     let daemon = TestDaemon::start(options);
     let client = daemon.client("engine").expect("the daemon answers");
     let mut engine = Engine::new(&client, "model");
     let kept = engine.keys(1, 4);
     assert_eq!(engine.store(&kept, Stamp(0)).stored, 4);
-    let options = LookupOptions {
-        hold: Some(Duration::from_secs(30)),
-        ..LookupOptions::default()
-    };
+    let options = LookupOptions { hold: Some(Duration::from_secs(30)), ..LookupOptions::default() };
     let found = engine.space().lookup(&kept, options);
     assert_eq!(found.pages, 4);
     let hold = found.hold.expect("a hold was asked for");
@@ -164,30 +143,19 @@ fn a_hold_keeps_what_was_found() {
         let keys = engine.keys(other, 4);
         engine.store(&keys, Stamp(0));
     }
-    assert_eq!(
-        engine.load(&kept).pages,
-        4,
-        "held through six times its size"
-    );
+    assert_eq!(engine.load(&kept).pages, 4, "held through six times its size");
     drop(hold);
     for other in 8..12 {
         let keys = engine.keys(other, 8);
         engine.store(&keys, Stamp(0));
     }
-    assert_eq!(
-        engine.lookup(&kept).pages,
-        0,
-        "no longer held, long evicted"
-    );
+    assert_eq!(engine.lookup(&kept).pages, 0, "no longer held, long evicted");
 }
 
 #[test]
 fn prefetch_and_hints_are_answered() {
-    let options = DaemonOptions {
-        dram: 8 * PAGE_BYTES,
-        ssd: 128 * PAGE_BYTES,
-        ..DaemonOptions::default()
-    };
+    let options =
+        DaemonOptions { dram: 8 * PAGE_BYTES, ssd: 128 * PAGE_BYTES, ..DaemonOptions::default() };
     let daemon = TestDaemon::start(options);
     let client = daemon.client("engine").expect("the daemon answers");
     let mut engine = Engine::new(&client, "model");
@@ -198,10 +166,7 @@ fn prefetch_and_hints_are_answered() {
     let before = engine.lookup(&keys);
     assert!(before.ssd > 0, "{before:?}");
     let second = Duration::from_secs(1);
-    let lifted = engine
-        .space()
-        .prefetch(&keys, second, second)
-        .expect("an answer");
+    let lifted = engine.space().prefetch(&keys, second, second).expect("an answer");
     assert!(lifted.started > 0, "{lifted:?}");
     let mut tries = 0;
     while engine.lookup(&keys).dram < 6 {
@@ -209,10 +174,7 @@ fn prefetch_and_hints_are_answered() {
         assert!(tries < 500, "never lifted: {:?}", engine.lookup(&keys));
         std::thread::sleep(Duration::from_millis(5));
     }
-    engine
-        .space()
-        .hint(&keys, HintKind::Ended, second)
-        .expect("an answer");
+    engine.space().hint(&keys, HintKind::Ended, second).expect("an answer");
 }
 
 #[test]
@@ -225,9 +187,5 @@ fn a_dead_clients_frames_come_back() {
         engine.store(&keys, Stamp(0));
     }
     let status = daemon.status();
-    assert!(
-        status.sessions.iter().all(|s| s.name != "short"),
-        "{:?}",
-        status.sessions
-    );
+    assert!(status.sessions.iter().all(|s| s.name != "short"), "{:?}", status.sessions);
 }

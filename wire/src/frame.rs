@@ -54,54 +54,22 @@ impl Header {
     /// # Errors
     /// Wrong magic, a version outside this build's range, a body over [`MAX_BODY_BYTES`].
     pub fn parse(bytes: &[u8; HEADER_BYTES]) -> Result<Self, DecodeError> {
-        let [
-            m0,
-            m1,
-            m2,
-            m3,
-            v0,
-            v1,
-            k0,
-            k1,
-            l0,
-            l1,
-            l2,
-            l3,
-            r0,
-            r1,
-            r2,
-            r3,
-        ] = *bytes;
+        let [m0, m1, m2, m3, v0, v1, k0, k1, l0, l1, l2, l3, r0, r1, r2, r3] = *bytes;
         let found = [m0, m1, m2, m3];
         if found != MAGIC {
-            return Err(DecodeError::Magic {
-                found,
-                expected: MAGIC,
-            });
+            return Err(DecodeError::Magic { found, expected: MAGIC });
         }
         let version = u16::from_le_bytes([v0, v1]);
         if !(PROTOCOL_MIN..=PROTOCOL_MAX).contains(&version) {
             let (min, max) = (PROTOCOL_MIN, PROTOCOL_MAX);
-            return Err(DecodeError::Version {
-                found: version,
-                min,
-                max,
-            });
+            return Err(DecodeError::Version { found: version, min, max });
         }
         let length = u32::from_le_bytes([l0, l1, l2, l3]);
         if length > MAX_BODY_BYTES {
-            return Err(DecodeError::TooLong {
-                found: length,
-                limit: MAX_BODY_BYTES,
-            });
+            return Err(DecodeError::TooLong { found: length, limit: MAX_BODY_BYTES });
         }
         let request = RequestId(u32::from_le_bytes([r0, r1, r2, r3]));
-        Ok(Self {
-            version,
-            kind: u16::from_le_bytes([k0, k1]),
-            length,
-            request,
-        })
+        Ok(Self { version, kind: u16::from_le_bytes([k0, k1]), length, request })
     }
 }
 
@@ -127,12 +95,7 @@ pub fn negotiate(min: u16, max: u16) -> Option<u16> {
 
 fn put<T: Serialize>(out: &mut Vec<u8>, kind: u16, request: RequestId, body: &T) {
     let start = out.len();
-    let header = Header {
-        version: PROTOCOL_MAX,
-        kind,
-        length: 0,
-        request,
-    };
+    let header = Header { version: PROTOCOL_MAX, kind, length: 0, request };
     out.extend_from_slice(&header.to_bytes());
     *out = postcard::to_extend(body, std::mem::take(out))
         .expect("serializing a message into memory cannot fail");
@@ -142,18 +105,9 @@ fn put<T: Serialize>(out: &mut Vec<u8>, kind: u16, request: RequestId, body: &T)
 
 fn take<'a, T: Deserialize<'a>>(header: &Header, body: &'a [u8]) -> Result<T, DecodeError> {
     let kind = header.kind;
-    let (value, left) = postcard::take_from_bytes(body).map_err(|e| DecodeError::Body {
-        kind,
-        reason: e.to_string(),
-    })?;
-    if left.is_empty() {
-        Ok(value)
-    } else {
-        Err(DecodeError::Trailing {
-            kind,
-            left: left.len(),
-        })
-    }
+    let (value, left) = postcard::take_from_bytes(body)
+        .map_err(|e| DecodeError::Body { kind, reason: e.to_string() })?;
+    if left.is_empty() { Ok(value) } else { Err(DecodeError::Trailing { kind, left: left.len() }) }
 }
 
 /// Appends a request's frame to `out`.

@@ -42,11 +42,9 @@ impl Geometry {
     /// # Errors
     /// A factor of zero, or a page outside [`MIN_PAGE_BYTES`]`..=`[`MAX_PAGE_BYTES`].
     pub fn new(layers: u32, parts: u32, fragment_bytes: u32) -> Result<Self, GeometryError> {
-        for (field, value) in [
-            ("layers", layers),
-            ("parts", parts),
-            ("fragment_bytes", fragment_bytes),
-        ] {
+        for (field, value) in
+            [("layers", layers), ("parts", parts), ("fragment_bytes", fragment_bytes)]
+        {
             if value == 0 {
                 return Err(GeometryError::Zero { field });
             }
@@ -57,11 +55,7 @@ impl Geometry {
         if found < u64::from(MIN_PAGE_BYTES) || found > u64::from(MAX_PAGE_BYTES) {
             return Err(GeometryError::PageBytes { found });
         }
-        Ok(Self {
-            layers,
-            parts,
-            fragment_bytes,
-        })
+        Ok(Self { layers, parts, fragment_bytes })
     }
 
     /// Number of layers.
@@ -86,9 +80,7 @@ impl Geometry {
     #[must_use]
     pub fn page_bytes(&self) -> u32 {
         // The constructor bounds the product; a decoded geometry is checked by `validate`.
-        self.layers
-            .saturating_mul(self.parts)
-            .saturating_mul(self.fragment_bytes)
+        self.layers.saturating_mul(self.parts).saturating_mul(self.fragment_bytes)
     }
 
     /// Checks a geometry that came off the wire.

@@ -49,11 +49,7 @@ impl PageKey {
 impl fmt::Debug for PageKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // A whole key names a prompt's prefix; four bytes are enough to follow it in a log.
-        write!(
-            f,
-            "PageKey({:02x}{:02x}{:02x}{:02x}..)",
-            self.0[0], self.0[1], self.0[2], self.0[3]
-        )
+        write!(f, "PageKey({:02x}{:02x}{:02x}{:02x}..)", self.0[0], self.0[1], self.0[2], self.0[3])
     }
 }
 
@@ -75,11 +71,7 @@ impl Chain {
         hasher.update(&family.0);
         hasher.update(&(salt.len() as u64).to_le_bytes());
         hasher.update(salt);
-        Self {
-            tip: *hasher.finalize().as_bytes(),
-            parent: None,
-            depth: 0,
-        }
+        Self { tip: *hasher.finalize().as_bytes(), parent: None, depth: 0 }
     }
 
     /// Appends one page's token ids and returns the page's key.

@@ -85,8 +85,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for KeyRun<'a> {
                 Ok(KeyRun(Cow::Borrowed(keys)))
             }
         }
-        deserializer
-            .deserialize_bytes(Keys)
-            .map_err(|e| D::Error::custom(e.to_string()))
+        deserializer.deserialize_bytes(Keys).map_err(|e| D::Error::custom(e.to_string()))
     }
 }

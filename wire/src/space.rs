@@ -169,10 +169,7 @@ impl Space {
             ("layout", &family.layout),
         ] {
             if text.len() > MAX_TEXT_BYTES {
-                return Err(SpaceError::Text {
-                    field,
-                    found: text.len(),
-                });
+                return Err(SpaceError::Text { field, found: text.len() });
             }
         }
         for (field, value) in [
@@ -181,22 +178,14 @@ impl Space {
             ("page_tokens", family.page_tokens),
         ] {
             if value == 0 {
-                return Err(SpaceError::Number {
-                    field,
-                    found: 0,
-                    allowed: "1 or more",
-                });
+                return Err(SpaceError::Number { field, found: 0, allowed: "1 or more" });
             }
         }
         if let Rank::Of { index, count } = self.rank
             && index >= count
         {
             let found = u64::from(index);
-            return Err(SpaceError::Number {
-                field: "rank",
-                found,
-                allowed: "less than count",
-            });
+            return Err(SpaceError::Number { field: "rank", found, allowed: "less than count" });
         }
         Ok(())
     }

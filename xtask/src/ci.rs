@@ -57,15 +57,7 @@ fn fmt(root: &Path) -> Ended {
 }
 
 fn clippy(root: &Path) -> Ended {
-    let arguments = [
-        "clippy",
-        "--locked",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "-D",
-        "warnings",
-    ];
+    let arguments = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
     passed(check(cargo(root).args(arguments)))
 }
 
@@ -86,14 +78,7 @@ fn deny(root: &Path) -> Ended {
     if !installed {
         return Ok(Outcome::Skipped("cargo-deny is not installed".to_owned()));
     }
-    let checks = [
-        "deny",
-        "--workspace",
-        "check",
-        "bans",
-        "licenses",
-        "sources",
-    ];
+    let checks = ["deny", "--workspace", "check", "bans", "licenses", "sources"];
     passed(check(cargo(root).args(checks)))
 }
 
@@ -101,9 +86,7 @@ fn deny(root: &Path) -> Ended {
 fn systemd(root: &Path) -> Ended {
     let analyze = OsStr::new("systemd-analyze");
     if !is_installed(analyze, &["--version"]) {
-        return Ok(Outcome::Skipped(
-            "systemd-analyze is not installed".to_owned(),
-        ));
+        return Ok(Outcome::Skipped("systemd-analyze is not installed".to_owned()));
     }
     // `verify` wants the program to exist, and on this machine it is installed nowhere.
     let unit = root.join("systemd").join(UNIT);
@@ -113,21 +96,10 @@ fn systemd(root: &Path) -> Ended {
     std::fs::create_dir_all(&directory)
         .with_context(|| format!("cannot make {}", directory.display()))?;
     let copy = directory.join(UNIT);
-    std::fs::write(
-        &copy,
-        text.replace("ExecStart=/usr/bin/undercroft", "ExecStart=/bin/true"),
-    )
-    .with_context(|| format!("cannot write {}", copy.display()))?;
-    check(
-        Command::new(analyze)
-            .args(["verify", "--man=no"])
-            .arg(&copy),
-    )?;
+    std::fs::write(&copy, text.replace("ExecStart=/usr/bin/undercroft", "ExecStart=/bin/true"))
+        .with_context(|| format!("cannot write {}", copy.display()))?;
+    check(Command::new(analyze).args(["verify", "--man=no"]).arg(&copy))?;
     let threshold = format!("--threshold={EXPOSURE_TENTHS}");
-    check(
-        Command::new(analyze)
-            .args(["security", "--offline=true", &threshold])
-            .arg(&copy),
-    )?;
+    check(Command::new(analyze).args(["security", "--offline=true", &threshold]).arg(&copy))?;
     passed(Ok(()))
 }

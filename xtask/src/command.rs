@@ -20,9 +20,7 @@ pub(crate) fn cargo(root: &Path) -> Command {
 pub(crate) fn check(command: &mut Command) -> Result<()> {
     let shown = shown(command);
     println!("$ {shown}");
-    let status = command
-        .status()
-        .with_context(|| format!("cannot start `{shown}`"))?;
+    let status = command.status().with_context(|| format!("cannot start `{shown}`"))?;
     if !status.success() {
         bail!("`{shown}` failed: {status}");
     }
@@ -62,10 +60,7 @@ pub(crate) fn target_directory(root: &Path) -> Result<PathBuf> {
         .output()
         .context("cannot start `cargo metadata`")?;
     if !output.status.success() {
-        bail!(
-            "`cargo metadata` failed: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("`cargo metadata` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     let metadata: Metadata = serde_json::from_slice(&output.stdout)
         .context("cannot read the output of `cargo metadata`")?;

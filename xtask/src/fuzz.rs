@@ -20,11 +20,7 @@ pub(crate) struct Budget {
 
 impl Budget {
     /// What CI spends.
-    pub(crate) const CI: Self = Self {
-        iterations: 100_000,
-        seconds: 4,
-        seed: 1,
-    };
+    pub(crate) const CI: Self = Self { iterations: 100_000, seconds: 4, seed: 1 };
 }
 
 /// Which drivers ran.
@@ -38,12 +34,7 @@ pub(crate) struct Drivers {
 
 impl fmt::Display for Drivers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} targets ({}): plain driver",
-            self.targets.len(),
-            self.targets.join(", ")
-        )?;
+        write!(f, "{} targets ({}): plain driver", self.targets.len(), self.targets.join(", "))?;
         match &self.without_libfuzzer {
             None => write!(f, " and libFuzzer without sanitizers"),
             Some(why) => write!(f, "; SKIPPED libFuzzer: {why}"),
@@ -78,9 +69,7 @@ pub(crate) fn run(root: &Path, budget: &Budget) -> Result<Drivers> {
         // The workspace's own directory: most dependencies are already built there.
         command.env("CARGO_TARGET_DIR", &shared);
         command.args(["run", "--quiet", "--locked", "--no-default-features"]);
-        command
-            .args(["--features", "plain", "--bin", "smoke", "--"])
-            .args(arguments);
+        command.args(["--features", "plain", "--bin", "smoke", "--"]).args(arguments);
         check(&mut command)
     };
     let (iterations, seed) = (budget.iterations.to_string(), budget.seed.to_string());
@@ -89,10 +78,7 @@ pub(crate) fn run(root: &Path, budget: &Budget) -> Result<Drivers> {
     let compiler = std::env::var_os("CXX").unwrap_or_else(|| "c++".into());
     if !is_installed(&compiler, &["--version"]) {
         let why = format!("no C++ compiler ({})", compiler.to_string_lossy());
-        return Ok(Drivers {
-            targets,
-            without_libfuzzer: Some(why),
-        });
+        return Ok(Drivers { targets, without_libfuzzer: Some(why) });
     }
     let built = shared.join("libfuzzer");
     let corpus = built.join("seeds");
@@ -103,10 +89,7 @@ pub(crate) fn run(root: &Path, budget: &Budget) -> Result<Drivers> {
         let program = built.join(&host).join("smoke").join(target);
         libfuzzer(&program, &corpus.join(target), budget)?;
     }
-    Ok(Drivers {
-        targets,
-        without_libfuzzer: None,
-    })
+    Ok(Drivers { targets, without_libfuzzer: None })
 }
 
 /// The targets, by the files they are.
@@ -116,14 +99,9 @@ fn targets(fuzz: &Path) -> Result<Vec<String>> {
         .with_context(|| format!("cannot list {}", directory.display()))?;
     let mut names = Vec::new();
     for entry in entries {
-        let path = entry
-            .with_context(|| format!("cannot list {}", directory.display()))?
-            .path();
+        let path = entry.with_context(|| format!("cannot list {}", directory.display()))?.path();
         if path.extension() == Some(OsStr::new("rs")) {
-            names.extend(
-                path.file_stem()
-                    .map(|name| name.to_string_lossy().into_owned()),
-            );
+            names.extend(path.file_stem().map(|name| name.to_string_lossy().into_owned()));
         }
     }
     names.sort();
@@ -137,29 +115,17 @@ fn targets(fuzz: &Path) -> Result<Vec<String>> {
 /// instrumentation out of build scripts and procedural macros.
 fn host() -> Result<String> {
     let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(compiler)
-        .arg("-vV")
-        .output()
-        .context("cannot start rustc")?;
+    let output = Command::new(compiler).arg("-vV").output().context("cannot start rustc")?;
     let text = String::from_utf8_lossy(&output.stdout);
     let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned)
-        .context("rustc does not say which host it runs on")
+    host.map(str::to_owned).context("rustc does not say which host it runs on")
 }
 
 fn build(fuzz: &Path, target_directory: &Path, host: &str) -> Result<()> {
     let mut command = cargo(fuzz);
     command.env("CARGO_TARGET_DIR", target_directory);
     command.env("CARGO_ENCODED_RUSTFLAGS", INSTRUMENTATION.join("\u{1f}"));
-    command.args([
-        "build",
-        "--locked",
-        "--profile",
-        "smoke",
-        "--bins",
-        "--target",
-        host,
-    ]);
+    command.args(["build", "--locked", "--profile", "smoke", "--bins", "--target", host]);
     check(&mut command)
 }
 

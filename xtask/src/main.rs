@@ -75,19 +75,8 @@ fn run(task: Task) -> Result<()> {
             Ok(())
         }
         Task::Tidy => tidy::run(&root),
-        Task::FuzzSmoke {
-            iterations,
-            seconds,
-            seed,
-        } => {
-            let drivers = fuzz::run(
-                &root,
-                &fuzz::Budget {
-                    iterations,
-                    seconds,
-                    seed,
-                },
-            )?;
+        Task::FuzzSmoke { iterations, seconds, seed } => {
+            let drivers = fuzz::run(&root, &fuzz::Budget { iterations, seconds, seed })?;
             println!("fuzz-smoke: {drivers}");
             Ok(())
         }

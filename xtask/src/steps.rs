@@ -43,27 +43,17 @@ pub(crate) struct Summary {
 
 impl<'a> Step<'a> {
     pub(crate) fn new(name: &'static str, action: impl FnOnce() -> Ended + 'a) -> Self {
-        Self {
-            name,
-            action: Box::new(action),
-        }
+        Self { name, action: Box::new(action) }
     }
 }
 
 /// Runs the steps in order until one fails.
 pub(crate) fn run(steps: Vec<Step<'_>>) -> Summary {
-    let mut summary = Summary {
-        lines: Vec::with_capacity(steps.len()),
-        error: None,
-    };
+    let mut summary = Summary { lines: Vec::with_capacity(steps.len()), error: None };
     for Step { name, action } in steps {
         if summary.error.is_some() {
             let took = Duration::ZERO;
-            summary.lines.push(Line {
-                name,
-                took,
-                outcome: Outcome::NotRun,
-            });
+            summary.lines.push(Line { name, took, outcome: Outcome::NotRun });
             continue;
         }
         println!("==> {name}");
@@ -73,11 +63,7 @@ pub(crate) fn run(steps: Vec<Step<'_>>) -> Summary {
             summary.error = Some(error.context(format!("step {name} failed")));
             Outcome::Failed
         });
-        summary.lines.push(Line {
-            name,
-            took: start.elapsed(),
-            outcome,
-        });
+        summary.lines.push(Line { name, took: start.elapsed(), outcome });
     }
     summary
 }
@@ -104,12 +90,7 @@ impl fmt::Display for Outcome {
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{:<12} {:>8}  outcome", "step", "seconds")?;
-        for Line {
-            name,
-            took,
-            outcome,
-        } in &self.lines
-        {
+        for Line { name, took, outcome } in &self.lines {
             writeln!(f, "{name:<12} {:>8.1}  {outcome}", took.as_secs_f64())?;
         }
         Ok(())
@@ -147,11 +128,7 @@ mod tests {
         let summary = run(vec![Step::new("deny", || {
             Ok(Outcome::Skipped("cargo-deny is not installed".to_owned()))
         })]);
-        assert!(
-            summary
-                .to_string()
-                .contains("SKIPPED: cargo-deny is not installed")
-        );
+        assert!(summary.to_string().contains("SKIPPED: cargo-deny is not installed"));
         summary.into_result().unwrap();
     }
 }

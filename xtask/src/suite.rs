@@ -35,14 +35,10 @@ pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<Tally> {
     command.args(arguments).stdout(Stdio::piped());
     let shown = shown(&command);
     println!("$ {shown}");
-    let mut child = command
-        .spawn()
-        .with_context(|| format!("cannot start `{shown}`"))?;
+    let mut child = command.spawn().with_context(|| format!("cannot start `{shown}`"))?;
     let output = child.stdout.take().context("the child's stdout is piped")?;
     let tally = follow(BufReader::new(output), &mut std::io::stdout());
-    let status = child
-        .wait()
-        .with_context(|| format!("cannot wait for `{shown}`"))?;
+    let status = child.wait().with_context(|| format!("cannot wait for `{shown}`"))?;
     let tally = tally?;
     if !status.success() || tally.failed > 0 {
         bail!("`{shown}`: {status}\n{tally}");
@@ -57,16 +53,10 @@ fn follow(mut input: impl BufRead, output: &mut impl Write) -> Result<Tally> {
     loop {
         line.clear();
         // Bytes, not text: a test may print anything.
-        if input
-            .read_until(b'\n', &mut line)
-            .context("cannot read the tests' output")?
-            == 0
-        {
+        if input.read_until(b'\n', &mut line).context("cannot read the tests' output")? == 0 {
             return Ok(tally);
         }
-        output
-            .write_all(&line)
-            .context("cannot print the tests' output")?;
+        output.write_all(&line).context("cannot print the tests' output")?;
         tally.read(String::from_utf8_lossy(&line).trim_end());
     }
 }
@@ -81,10 +71,7 @@ impl Tally {
         };
         self.binaries += 1;
         // "ok. 12 passed; 0 failed; 1 ignored; …"
-        let words: Vec<&str> = counts
-            .split([' ', ';'])
-            .filter(|word| !word.is_empty())
-            .collect();
+        let words: Vec<&str> = counts.split([' ', ';']).filter(|word| !word.is_empty()).collect();
         for pair in words.windows(2) {
             let Ok(count) = pair[0].parse::<u64>() else {
                 continue;
@@ -132,25 +119,10 @@ mod tests {
         let tally = follow(input.as_bytes(), &mut copied).unwrap();
         assert_eq!(copied, input.as_bytes());
         let skipped = vec!["huge_pages: none reserved".to_owned()];
-        assert_eq!(
-            tally,
-            Tally {
-                passed: 15,
-                failed: 2,
-                ignored: 1,
-                binaries: 2,
-                skipped
-            }
-        );
+        assert_eq!(tally, Tally { passed: 15, failed: 2, ignored: 1, binaries: 2, skipped });
         let text = tally.to_string();
-        assert!(
-            text.starts_with("could not run: huge_pages: none reserved\n"),
-            "{text}"
-        );
-        assert!(
-            text.contains("test result: FAILED. 15 passed; 2 failed; 1 ignored"),
-            "{text}"
-        );
+        assert!(text.starts_with("could not run: huge_pages: none reserved\n"), "{text}");
+        assert!(text.contains("test result: FAILED. 15 passed; 2 failed; 1 ignored"), "{text}");
     }
 
     #[test]

@@ -29,22 +29,13 @@ struct Finding {
 
 impl Finding {
     fn new(path: &str, line: usize, what: impl Into<String>, limit: impl Into<String>) -> Self {
-        Self {
-            path: path.to_owned(),
-            line,
-            what: what.into(),
-            limit: limit.into(),
-        }
+        Self { path: path.to_owned(), line, what: what.into(), limit: limit.into() }
     }
 }
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}:{}: {}; allowed: {}",
-            self.path, self.line, self.what, self.limit
-        )
+        write!(f, "{}:{}: {}; allowed: {}", self.path, self.line, self.what, self.limit)
     }
 }
 
@@ -60,16 +51,10 @@ pub(crate) fn run(root: &Path) -> Result<()> {
     for finding in &findings {
         println!("{finding}");
     }
-    let rust = files
-        .iter()
-        .filter(|file| file.path.ends_with(".rs"))
-        .count();
+    let rust = files.iter().filter(|file| file.path.ends_with(".rs")).count();
     match findings.len() {
         0 => {
-            println!(
-                "tidy: {} files, {rust} of them Rust: nothing to say",
-                files.len()
-            );
+            println!("tidy: {} files, {rust} of them Rust: nothing to say", files.len());
             Ok(())
         }
         count => bail!("tidy: {count} findings, listed above"),

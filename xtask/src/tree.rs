@@ -33,9 +33,8 @@ pub(crate) fn load(root: &Path) -> Result<Vec<File>> {
         for entry in entries {
             let entry = entry.with_context(|| format!("cannot list {}", directory.display()))?;
             let path = entry.path();
-            let kind = entry
-                .file_type()
-                .with_context(|| format!("cannot stat {}", path.display()))?;
+            let kind =
+                entry.file_type().with_context(|| format!("cannot stat {}", path.display()))?;
             if kind.is_dir() {
                 let name = entry.file_name();
                 if !SKIPPED_DIRECTORIES.iter().any(|skipped| name == *skipped) {
@@ -60,11 +59,7 @@ fn read(root: &Path, path: &Path) -> Result<Option<File>> {
             return Err(error).with_context(|| format!("cannot read {}", path.display()));
         }
     };
-    let relative = path
-        .strip_prefix(root)
-        .context("a listed file lies outside the root")?;
+    let relative = path.strip_prefix(root).context("a listed file lies outside the root")?;
     let path = relative.to_string_lossy().replace('\\', "/");
-    Ok(String::from_utf8(bytes)
-        .ok()
-        .map(|text| File { path, text }))
+    Ok(String::from_utf8(bytes).ok().map(|text| File { path, text }))
 }

@@ -109,27 +109,33 @@ impl Rig {
 
     /// Stores a run out of these blocks; all of it must be taken.
     pub(super) fn store(&self, run: &[PageKey], blocks: Range<usize>) -> Result<(), BenchError> {
+        self.store_piece(run, 0..run.len(), blocks)
+    }
+
+    /// Stores a piece of a run out of these blocks; all of it must be taken.
+    pub(super) fn store_piece(
+        &self,
+        run: &[PageKey],
+        piece: Range<usize>,
+        blocks: Range<usize>,
+    ) -> Result<(), BenchError> {
         let options = StoreOptions {
             deadline: DEADLINE,
             wait_for_credits: true,
         };
-        let stamp = self.space.lookup(&run[..1], lookup()).stamp;
         let store = StoreRun {
-            parent: None,
-            first: 0,
-            keys: run,
-            stamp,
+            parent: piece.start.checked_sub(1).map(|parent| run[parent]),
+            first: piece.start as u32,
+            keys: &run[piece],
+            stamp: self.space.lookup(&run[..1], lookup()).stamp,
         };
-        let stored = self
-            .space
-            .store(store, &self.device, &self.blocks[blocks], options);
-        if stored.stored as usize == run.len() {
+        let wanted = store.keys.len();
+        let blocks = &self.blocks[blocks];
+        let stored = self.space.store(store, &self.device, blocks, options);
+        if stored.stored as usize == wanted {
             return Ok(());
         }
-        Err(self.problem(format!(
-            "of {} pages the daemon stored {stored:?}",
-            run.len()
-        )))
+        Err(self.problem(format!("of {wanted} pages the daemon stored {stored:?}")))
     }
 
     /// Loads a run that must be in DRAM into these blocks.

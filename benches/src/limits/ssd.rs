@@ -19,6 +19,8 @@ const ARENA_BYTES: u64 = 512 << 20;
 const SSD_BYTES: u64 = 2 << 30;
 /// The bare loop's own file for writing.
 const TWIN_BYTES: u64 = 1 << 30;
+/// Pages put on SSD in one go where all of them must arrive there.
+const PIECE_PAGES: usize = 8;
 /// Runs that are read: most of what the SSD tier holds, and much more than DRAM.
 const READ_RUNS: usize = 14;
 /// Pages of one fetch or store.
@@ -57,25 +59,35 @@ pub(super) fn measure(setup: &Setup<'_>, pairs: &Pairs<'_>) -> Result<Vec<Row>, 
     Ok(vec![read, write])
 }
 
-fn store(rig: &mut Rig) -> Result<Run, BenchError> {
+fn store(rig: &mut Rig) -> Result<(), BenchError> {
     let run = rig.fresh(RUN_PAGES);
-    rig.store(&run, 0..RUN_PAGES)?;
-    Ok(run)
+    rig.store(&run, 0..RUN_PAGES)
 }
 
-/// Puts runs on SSD, no faster than the device takes them: then every page of them is there.
+/// Puts runs on SSD in small pieces, no faster than the device takes them: a daemon gives pages
+/// up that it cannot write in time, and these are to be there whole.
 fn fill(setup: &Setup<'_>, rig: &mut Rig) -> Result<Vec<Run>, BenchError> {
-    let mut runs = Vec::new();
-    for _ in 0..READ_RUNS {
-        setup.interrupt.check()?;
-        runs.push(store(rig)?);
-        settle(rig)?;
+    let pieces = || {
+        (0..RUN_PAGES)
+            .step_by(PIECE_PAGES)
+            .map(|at| at..at + PIECE_PAGES)
+    };
+    let runs: Vec<Run> = (0..READ_RUNS).map(|_| rig.fresh(RUN_PAGES)).collect();
+    for run in &runs {
+        for piece in pieces() {
+            setup.interrupt.check()?;
+            rig.store_piece(run, piece.clone(), piece)?;
+            settle(rig)?;
+        }
     }
     // The last ones are still in DRAM only, and go to SSD to make room for the first.
     for run in &runs {
-        setup.interrupt.check()?;
-        rig.fetch(&run[..rig.held(run)])?;
-        settle(rig)?;
+        let held = rig.held(run);
+        for piece in pieces().take_while(|piece| piece.end <= held) {
+            setup.interrupt.check()?;
+            rig.fetch(&run[piece])?;
+            settle(rig)?;
+        }
     }
     Ok(runs)
 }

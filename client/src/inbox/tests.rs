@@ -22,32 +22,18 @@ fn inbox() -> Inbox {
 
 fn found(hold: Option<HoldId>) -> Reply {
     let (stamp, estimate_us) = (Stamp(1), 0);
-    Reply::Lookup(LookupReply {
-        pages: 1,
-        dram: 1,
-        ssd: 0,
-        hold,
-        stamp,
-        estimate_us,
-    })
+    Reply::Lookup(LookupReply { pages: 1, dram: 1, ssd: 0, hold, stamp, estimate_us })
 }
 
 fn offered() -> Reply {
     let (offer, outcomes) = (OfferId(8), vec![0, 0, 1]);
-    Reply::Offer(OfferReply {
-        offer,
-        outcomes,
-        slots: vec![SlotId(4), SlotId(6)],
-    })
+    Reply::Offer(OfferReply { offer, outcomes, slots: vec![SlotId(4), SlotId(6)] })
 }
 
 /// Every reply there is that carries no descriptor.
 fn replies() -> Vec<Reply> {
     let lease = LeaseId(1);
-    let places = vec![PagePlace {
-        part: PagePlace::STAGING,
-        offset: 0,
-    }];
+    let places = vec![PagePlace { part: PagePlace::STAGING, offset: 0 }];
     vec![
         Reply::Welcome(Welcome {
             version: 1,
@@ -57,31 +43,13 @@ fn replies() -> Vec<Reply> {
             parts: 0,
         }),
         found(Some(HoldId(3))),
-        Reply::FetchReady(FetchReady {
-            lease,
-            first: 0,
-            places,
-        }),
-        Reply::FetchEnd(FetchEnd {
-            lease,
-            ready: 1,
-            ssd: 0,
-            outcome: 0,
-        }),
+        Reply::FetchReady(FetchReady { lease, first: 0, places }),
+        Reply::FetchEnd(FetchEnd { lease, ready: 1, ssd: 0, outcome: 0 }),
         offered(),
-        Reply::Commit(CommitReply {
-            offer: OfferId(8),
-            outcomes: vec![0],
-        }),
-        Reply::Prefetch(PrefetchReply {
-            resident: 1,
-            started: 0,
-        }),
+        Reply::Commit(CommitReply { offer: OfferId(8), outcomes: vec![0] }),
+        Reply::Prefetch(PrefetchReply { resident: 1, started: 0 }),
         Reply::Status(Box::default()),
-        Reply::Refused(Refused {
-            reason: RefusedReason::Busy,
-            detail: "no".into(),
-        }),
+        Reply::Refused(Refused { reason: RefusedReason::Busy, detail: "no".into() }),
         Reply::Done,
     ]
 }
@@ -133,10 +101,7 @@ fn mangled_replies_end_the_connection_or_change_nothing_they_should_not() {
         }
         assert!(inbox.mailboxes.len() <= 4 && inbox.parts.is_empty());
     }
-    assert!(
-        understood > 100 && refused > 100,
-        "{understood} understood, {refused} refused"
-    );
+    assert!(understood > 100 && refused > 100, "{understood} understood, {refused} refused");
 }
 
 #[test]
@@ -147,11 +112,7 @@ fn what_comes_too_late_is_given_back() {
     let late = [frame(1, &found(Some(HoldId(3)))), frame(4, &offered())].concat();
     let back = sort(&mut inbox, &late).unwrap();
     let slots = vec![SlotId(4), SlotId(6)];
-    let returned = Chore::ReturnSlots {
-        space: SPACE,
-        offer: OfferId(8),
-        slots,
-    };
+    let returned = Chore::ReturnSlots { space: SPACE, offer: OfferId(8), slots };
     assert_eq!(back, [Chore::DropHold(HoldId(3)), returned]);
     assert_eq!(inbox.mailboxes.len(), 2);
 }
@@ -161,14 +122,8 @@ fn what_came_and_was_not_taken_is_given_back() {
     let mut inbox = inbox();
     let came = [frame(1, &found(Some(HoldId(3)))), frame(4, &offered())].concat();
     assert!(sort(&mut inbox, &came).unwrap().is_empty());
-    assert_eq!(
-        inbox.give_up(RequestId(1)),
-        Some(Chore::DropHold(HoldId(3)))
-    );
-    assert!(matches!(
-        inbox.give_up(RequestId(4)),
-        Some(Chore::ReturnSlots { .. })
-    ));
+    assert_eq!(inbox.give_up(RequestId(1)), Some(Chore::DropHold(HoldId(3))));
+    assert!(matches!(inbox.give_up(RequestId(4)), Some(Chore::ReturnSlots { .. })));
     assert_eq!(inbox.mailboxes.len(), 2);
 }
 
@@ -192,10 +147,7 @@ fn mailboxes_are_bounded_and_their_numbers_never_meet() {
     assert_eq!(inbox.mailboxes.len(), MAX_MAILBOXES);
     assert_eq!(inbox.expect(Expects::Reply).unwrap_err(), MissReason::Busy);
     inbox.close(Lost::Ended);
-    assert_eq!(
-        inbox.expect(Expects::Reply).unwrap_err(),
-        MissReason::Disconnected
-    );
+    assert_eq!(inbox.expect(Expects::Reply).unwrap_err(), MissReason::Disconnected);
 }
 
 #[test]
@@ -204,9 +156,6 @@ fn a_second_welcome_and_a_part_without_its_descriptor_break_the_rules() {
     let welcome = frame(1, &replies()[0]);
     sort(&mut inbox, &welcome).unwrap();
     assert!(sort(&mut inbox, &welcome).is_err());
-    let added = PartAdded {
-        part: PartId(0),
-        bytes: 4096,
-    };
+    let added = PartAdded { part: PartId(0), bytes: 4096 };
     assert!(sort(&mut inbox, &frame(0, &Reply::PartAdded(added))).is_err());
 }

@@ -4,22 +4,13 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 #[path = "../session/fake_daemon.rs"]
-#[allow(
-    dead_code,
-    reason = "shared with the session tests, which use all of it"
-)]
+#[allow(dead_code, reason = "shared with the session tests, which use all of it")]
 mod fake_daemon;
 #[path = "../session/shelf.rs"]
-#[allow(
-    dead_code,
-    reason = "shared with the session tests, which use all of it"
-)]
+#[allow(dead_code, reason = "shared with the session tests, which use all of it")]
 mod shelf;
 #[path = "../session/world.rs"]
-#[allow(
-    dead_code,
-    reason = "shared with the session tests, which use all of it"
-)]
+#[allow(dead_code, reason = "shared with the session tests, which use all of it")]
 mod world;
 
 use std::time::Duration;
@@ -48,10 +39,7 @@ fn keeper_wakes() -> u64 {
         let name = std::fs::read_to_string(task.join("comm")).unwrap_or_default();
         if name.starts_with("undercroft-keep") {
             let status = std::fs::read_to_string(task.join("status")).unwrap();
-            let line = status
-                .lines()
-                .find(|l| l.starts_with("voluntary_ctxt_switches"))
-                .unwrap();
+            let line = status.lines().find(|l| l.starts_with("voluntary_ctxt_switches")).unwrap();
             return line.split_whitespace().nth(1).unwrap().parse().unwrap();
         }
     }

@@ -35,11 +35,7 @@ impl Frame {
 
 impl Peer {
     pub(crate) fn over(stream: UnixStream, number: usize) -> Self {
-        Self {
-            stream,
-            number,
-            received: Vec::new(),
-        }
+        Self { stream, number, received: Vec::new() }
     }
 
     /// The next frame; `None` when the client is gone.
@@ -47,10 +43,7 @@ impl Peer {
         loop {
             let split = split_frame(&self.received).expect("the client frames its messages");
             if let Some((header, body, taken)) = split {
-                let frame = Frame {
-                    header,
-                    body: body.to_vec(),
-                };
+                let frame = Frame { header, body: body.to_vec() };
                 self.received.drain(..taken);
                 return Some(frame);
             }
@@ -73,12 +66,7 @@ impl Peer {
         let fds = [fd];
         assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
         let parts = [IoSlice::new(&bytes)];
-        let sent = sendmsg(
-            self.stream.as_fd(),
-            &parts,
-            &mut control,
-            SendFlags::NOSIGNAL,
-        );
+        let sent = sendmsg(self.stream.as_fd(), &parts, &mut control, SendFlags::NOSIGNAL);
         // A client that is gone is no matter of the daemon's.
         let _gone = sent;
     }
@@ -110,11 +98,8 @@ impl FakeDaemon {
         let stopped = Arc::new(AtomicBool::new(false));
         let connections = Arc::new(AtomicUsize::new(0));
         let streams = Arc::new(Mutex::new(Vec::new()));
-        let (stop, count, all) = (
-            Arc::clone(&stopped),
-            Arc::clone(&connections),
-            Arc::clone(&streams),
-        );
+        let (stop, count, all) =
+            (Arc::clone(&stopped), Arc::clone(&connections), Arc::clone(&streams));
         let acceptor = std::thread::spawn(move || {
             let serve = Arc::new(serve);
             while let Ok((stream, _)) = listener.accept() {
@@ -128,13 +113,7 @@ impl FakeDaemon {
             }
         });
         let path = path.to_owned();
-        Self {
-            path,
-            stopped,
-            connections,
-            streams,
-            acceptor: Some(acceptor),
-        }
+        Self { path, stopped, connections, streams, acceptor: Some(acceptor) }
     }
 
     /// Cuts every connection, but goes on listening.

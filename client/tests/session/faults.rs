@@ -14,10 +14,7 @@ use undercroft_wire::{
     Request, RequestId, SpaceOpened, Stamp,
 };
 
-const BRIEF: LookupOptions = LookupOptions {
-    hold: None,
-    deadline: SHORT,
-};
+const BRIEF: LookupOptions = LookupOptions { hold: None, deadline: SHORT };
 
 #[test]
 fn a_silent_daemon_costs_no_call_more_than_its_deadline() {
@@ -33,35 +30,17 @@ fn a_silent_daemon_costs_no_call_more_than_its_deadline() {
     assert_eq!(in_time(SHORT, || space.lookup(&keys, BRIEF)).why, late);
     assert_eq!(in_time(SHORT, || client.ping(SHORT)).err(), late);
     assert_eq!(in_time(SHORT, || client.status(SHORT)).err(), late);
-    assert_eq!(
-        in_time(SHORT, || space.prefetch(&keys, LONG, SHORT)).err(),
-        late
-    );
-    let fetch = || {
-        space
-            .fetch(FetchFrom::Keys(&keys), Stamp(1), SHORT)
-            .outcome()
-    };
+    assert_eq!(in_time(SHORT, || space.prefetch(&keys, LONG, SHORT)).err(), late);
+    let fetch = || space.fetch(FetchFrom::Keys(&keys), Stamp(1), SHORT).outcome();
     assert_eq!(in_time(SHORT, fetch).why, late);
-    let run = StoreRun {
-        parent: None,
-        first: 0,
-        keys: &keys,
-        stamp: Stamp(1),
-    };
-    let options = StoreOptions {
-        deadline: SHORT,
-        wait_for_credits: true,
-    };
+    let run = StoreRun { parent: None, first: 0, keys: &keys, stamp: Stamp(1) };
+    let options = StoreOptions { deadline: SHORT, wait_for_credits: true };
     let stored = in_time(SHORT, || space.store(run, &device, &blocks(4), options));
     assert_eq!((stored.why, stored.unsettled), (late, 4));
     let mut other = self::space();
     other.group = 1;
     let opened = in_time(SHORT, || client.open_space(&other, SHORT));
-    assert!(
-        matches!(opened, Err(OpenError::Unanswered(MissReason::Deadline))),
-        "{opened:?}"
-    );
+    assert!(matches!(opened, Err(OpenError::Unanswered(MissReason::Deadline))), "{opened:?}");
     // A daemon that was only slow is still the same session.
     silent.store(false, Ordering::SeqCst);
     assert_eq!(space.lookup(&keys, PLAIN).why, Some(MissReason::Absent));
@@ -83,18 +62,12 @@ fn a_daemon_that_does_not_read_blocks_nobody_and_frames_stay_whole() {
     let (client, space) = world.open();
     let keys: Vec<PageKey> = (0..MAX_KEYS as u32).map(key).collect();
     let hint = undercroft_wire::HintKind::Active;
-    assert_eq!(
-        space.hint(&keys[..1], hint, SHORT),
-        Err(MissReason::Deadline)
-    );
+    assert_eq!(space.hint(&keys[..1], hint, SHORT), Err(MissReason::Deadline));
     for _ in 0..3 {
         let found = in_time(SHORT, || space.lookup(&keys, BRIEF));
         assert_eq!((found.pages, found.why), (0, Some(MissReason::Deadline)));
     }
-    assert_eq!(
-        in_time(SHORT, || client.ping(SHORT)),
-        Err(MissReason::Deadline)
-    );
+    assert_eq!(in_time(SHORT, || client.ping(SHORT)), Err(MissReason::Deadline));
     go.send(()).unwrap();
     // Had a frame been cut, the daemon would not understand what follows.
     client.ping(LONG).unwrap();
@@ -144,29 +117,17 @@ fn a_daemon_that_breaks_the_rules_is_left_and_met_anew() {
     unknown_kind[6..8].copy_from_slice(&999_u16.to_le_bytes());
     type Answer = Box<dyn Fn(RequestId) -> Vec<u8> + Send + Sync>;
     let answers: Vec<(&str, Answer)> = vec![
-        (
-            "garbage",
-            Box::new(|_| b"\0\x01 not a frame at all \xff\xff\xff".to_vec()),
-        ),
+        ("garbage", Box::new(|_| b"\0\x01 not a frame at all \xff\xff\xff".to_vec())),
         ("a body too long", Box::new(move |_| too_long.clone())),
         ("an unknown kind", Box::new(move |_| unknown_kind.clone())),
         ("the wrong reply", Box::new(|id| encoded(id, &Reply::Done))),
-        (
-            "more pages than keys",
-            Box::new(move |id| encoded(id, &lookup(3, 3))),
-        ),
-        (
-            "counts that differ",
-            Box::new(move |id| encoded(id, &lookup(2, 1))),
-        ),
+        ("more pages than keys", Box::new(move |id| encoded(id, &lookup(3, 3)))),
+        ("counts that differ", Box::new(move |id| encoded(id, &lookup(2, 1)))),
         (
             "a space without its descriptor",
             Box::new(|id| {
-                let opened = SpaceOpened {
-                    space: undercroft_wire::SpaceId(1),
-                    slots: 1,
-                    slot_bytes: 8192,
-                };
+                let opened =
+                    SpaceOpened { space: undercroft_wire::SpaceId(1), slots: 1, slot_bytes: 8192 };
                 encoded(id, &Reply::SpaceOpened(opened))
             }),
         ),
@@ -184,9 +145,7 @@ fn a_daemon_that_breaks_the_rules_is_left_and_met_anew() {
         let (client, space) = world.open();
         let found = in_time(SHORT, || space.lookup(&keys(2), PLAIN));
         assert_eq!(found.why, Some(MissReason::Disconnected), "{name}");
-        soon(name, || {
-            space.lookup(&keys(2), PLAIN).why == Some(MissReason::Absent)
-        });
+        soon(name, || space.lookup(&keys(2), PLAIN).why == Some(MissReason::Absent));
         assert!(matches!(client.state(), ClientState::Connected { .. }));
         assert_eq!(daemon.connections.load(Ordering::SeqCst), 2, "{name}");
     }
@@ -194,30 +153,15 @@ fn a_daemon_that_breaks_the_rules_is_left_and_met_anew() {
 
 #[test]
 fn pages_out_of_order_or_outside_of_the_arena_are_never_handed_out() {
-    let at = |part, offset| PagePlace {
-        part: PartId(part),
-        offset,
-    };
+    let at = |part, offset| PagePlace { part: PartId(part), offset };
     let cases: Vec<(u32, Vec<PagePlace>)> = vec![
         (1, vec![at(3, 0)]),
         (0, vec![at(3, 0); 3]),
         (0, vec![at(4, 0)]),
         (0, vec![at(3, u64::MAX)]),
         (0, vec![at(3, 64 * 8192 - 8)]),
-        (
-            0,
-            vec![PagePlace {
-                part: PagePlace::STAGING,
-                offset: 3,
-            }],
-        ),
-        (
-            0,
-            vec![PagePlace {
-                part: PagePlace::STAGING,
-                offset: 4 * 8192,
-            }],
-        ),
+        (0, vec![PagePlace { part: PagePlace::STAGING, offset: 3 }]),
+        (0, vec![PagePlace { part: PagePlace::STAGING, offset: 4 * 8192 }]),
     ];
     for (first, places) in cases {
         let world = World::new();
@@ -227,22 +171,14 @@ fn pages_out_of_order_or_outside_of_the_arena_are_never_handed_out() {
             let Request::Fetch(fetch) = request else {
                 return false;
             };
-            let ready = FetchReady {
-                lease: fetch.lease,
-                first,
-                places: places.clone(),
-            };
+            let ready = FetchReady { lease: fetch.lease, first, places: places.clone() };
             peer.reply(id, &Reply::FetchReady(ready));
             true
         });
         let (_client, space) = world.open();
         let mut fetch = space.fetch(FetchFrom::Keys(&keys(2)), Stamp(1), LONG);
         assert!(in_time(SHORT, || fetch.next_ready()).is_none(), "{case:?}");
-        assert_eq!(
-            fetch.report().why,
-            Some(MissReason::Disconnected),
-            "{case:?}"
-        );
+        assert_eq!(fetch.report().why, Some(MissReason::Disconnected), "{case:?}");
     }
 }
 
@@ -254,23 +190,13 @@ fn a_fetch_that_claims_more_than_it_gave_is_cut() {
         let Request::Fetch(fetch) = request else {
             return false;
         };
-        let end = FetchEnd {
-            lease: fetch.lease,
-            ready: 2,
-            ssd: 0,
-            outcome: 0,
-        };
+        let end = FetchEnd { lease: fetch.lease, ready: 2, ssd: 0, outcome: 0 };
         peer.reply(id, &Reply::FetchEnd(end));
         true
     });
     let (_client, space) = world.open();
-    let report = space
-        .fetch(FetchFrom::Keys(&keys(2)), Stamp(1), LONG)
-        .outcome();
-    assert_eq!(
-        (report.pages, report.why),
-        (0, Some(MissReason::Disconnected))
-    );
+    let report = space.fetch(FetchFrom::Keys(&keys(2)), Stamp(1), LONG).outcome();
+    assert_eq!((report.pages, report.why), (0, Some(MissReason::Disconnected)));
 }
 
 #[test]
@@ -282,18 +208,8 @@ fn death_amid_a_fetch_leaves_the_delivered_pages_readable() {
         let Request::Fetch(fetch) = request else {
             return false;
         };
-        let places = vec![PagePlace {
-            part: PartId(3),
-            offset: 0,
-        }];
-        peer.reply(
-            id,
-            &Reply::FetchReady(FetchReady {
-                lease: fetch.lease,
-                first: 0,
-                places,
-            }),
-        );
+        let places = vec![PagePlace { part: PartId(3), offset: 0 }];
+        peer.reply(id, &Reply::FetchReady(FetchReady { lease: fetch.lease, first: 0, places }));
         true
     });
     let (client, space) = world.open();
@@ -302,24 +218,13 @@ fn death_amid_a_fetch_leaves_the_delivered_pages_readable() {
     drop(daemon);
     assert!(in_time(SHORT, || fetch.next_ready()).is_none());
     let report = fetch.report();
-    assert_eq!(
-        (report.pages, report.why),
-        (1, Some(MissReason::Disconnected))
-    );
-    soon("the loss is noticed", || {
-        matches!(client.state(), ClientState::Connecting { .. })
-    });
+    assert_eq!((report.pages, report.why), (1, Some(MissReason::Disconnected)));
+    soon("the loss is noticed", || matches!(client.state(), ClientState::Connecting { .. }));
     let began = Instant::now();
     for _ in 0..100 {
-        assert_eq!(
-            space.lookup(&keys(2), PLAIN).why,
-            Some(MissReason::Disconnected)
-        );
+        assert_eq!(space.lookup(&keys(2), PLAIN).why, Some(MissReason::Disconnected));
     }
-    assert!(
-        began.elapsed() < GRACE,
-        "a miss must be instant while nobody is there"
-    );
+    assert!(began.elapsed() < GRACE, "a miss must be instant while nobody is there");
     page.read(|bytes| assert!(bytes.iter().all(|byte| *byte == 42)));
 }
 
@@ -374,19 +279,13 @@ fn keys_travel_as_they_are() {
     let tell = std::sync::Mutex::new(tell);
     let _daemon = world.daemon_with(&shelf, move |_, _, request| {
         if let Request::Lookup(Lookup { keys, hold_ms, .. }) = request {
-            tell.lock()
-                .unwrap()
-                .send((keys.as_slice().to_vec(), *hold_ms))
-                .unwrap();
+            tell.lock().unwrap().send((keys.as_slice().to_vec(), *hold_ms)).unwrap();
         }
         false
     });
     let (_client, space) = world.open();
     let keys = keys(5000);
-    let options = LookupOptions {
-        hold: Some(Duration::from_micros(1500)),
-        deadline: LONG,
-    };
+    let options = LookupOptions { hold: Some(Duration::from_micros(1500)), deadline: LONG };
     assert_eq!(space.lookup(&keys, options).pages, 0);
     assert_eq!(told.recv().unwrap(), (keys, 2));
 }

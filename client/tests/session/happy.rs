@@ -12,10 +12,7 @@ use undercroft_wire::{
 const STAMP: Stamp = Stamp(77);
 
 fn patient() -> StoreOptions {
-    StoreOptions {
-        deadline: LONG,
-        wait_for_credits: true,
-    }
+    StoreOptions { deadline: LONG, wait_for_credits: true }
 }
 
 #[test]
@@ -25,41 +22,23 @@ fn what_is_stored_comes_back_bit_by_bit() {
         let shelf = Shelf::new(1, mode, 8);
         let _daemon = world.daemon(&shelf);
         let (client, space) = world.open();
-        let expected = ClientState::Connected {
-            session: SessionId(41),
-            epoch: Epoch(1),
-            mode,
-        };
+        let expected = ClientState::Connected { session: SessionId(41), epoch: Epoch(1), mode };
         assert_eq!(client.state(), expected);
         let (device, keys) = (device(10), keys(5));
         let nothing = space.lookup(&keys, PLAIN);
         assert_eq!((nothing.pages, nothing.why), (0, Some(MissReason::Absent)));
-        let run = StoreRun {
-            parent: None,
-            first: 0,
-            keys: &keys,
-            stamp: nothing.stamp,
-        };
+        let run = StoreRun { parent: None, first: 0, keys: &keys, stamp: nothing.stamp };
         let stored = space.store(run, &device, &blocks(5), patient());
         assert_eq!((stored.stored, stored.why), (5, None), "{stored:?}");
 
         let found = space.lookup(&keys, PLAIN);
-        assert_eq!(
-            (found.pages, found.dram, found.ssd, found.why),
-            (5, 5, 0, None)
-        );
-        assert_eq!(
-            (found.stamp, found.estimate),
-            (STAMP, Duration::from_micros(5))
-        );
+        assert_eq!((found.pages, found.dram, found.ssd, found.why), (5, 5, 0, None));
+        assert_eq!((found.stamp, found.estimate), (STAMP, Duration::from_micros(5)));
         let targets = &blocks(10)[5..];
         let loaded = space.fetch_into(&device, FetchFrom::Keys(&keys), targets, found.stamp, LONG);
         assert_eq!((loaded.pages, loaded.why), (5, None), "{loaded:?}");
         assert_eq!(loaded.bytes, 5 * u64::from(PAGE_BYTES));
-        assert!(
-            (0..5).all(|block| is_copy(&device, block + 5, block)),
-            "{mode:?}"
-        );
+        assert!((0..5).all(|block| is_copy(&device, block + 5, block)), "{mode:?}");
     }
 }
 
@@ -76,18 +55,10 @@ fn a_partial_hit_says_why_it_is_not_more() {
     let mut firsts = Vec::new();
     while let Some(run) = fetch.next_ready() {
         firsts.push((run.first, run.pages.len()));
-        assert!(
-            run.pages
-                .iter()
-                .all(|page| page.read(|bytes| bytes.iter().all(|b| *b == 9)))
-        );
+        assert!(run.pages.iter().all(|page| page.read(|bytes| bytes.iter().all(|b| *b == 9))));
     }
     assert_eq!(firsts, [(0, 2), (2, 1)]);
-    let report = FetchReport {
-        pages: 3,
-        ssd_pages: 0,
-        why: Some(MissReason::Absent),
-    };
+    let report = FetchReport { pages: 3, ssd_pages: 0, why: Some(MissReason::Absent) };
     assert_eq!(fetch.report(), report);
 }
 
@@ -99,12 +70,7 @@ fn a_run_longer_than_staging_is_offered_in_order_under_one_stamp() {
         let _daemon = world.daemon(&shelf);
         let (_client, space) = world.open();
         let (device, keys) = (device(30), keys(30));
-        let run = StoreRun {
-            parent: None,
-            first: 0,
-            keys: &keys,
-            stamp: STAMP,
-        };
+        let run = StoreRun { parent: None, first: 0, keys: &keys, stamp: STAMP };
         let stored = space.store(run, &device, &blocks(30), patient());
         assert_eq!((stored.stored, stored.why), (30, None), "{stored:?}");
         let shelf = shelf.lock().unwrap();
@@ -130,21 +96,10 @@ fn without_waiting_pages_beyond_the_credits_are_declined() {
     let _daemon = world.daemon(&shelf);
     let (_client, space) = world.open();
     let (device, keys) = (device(10), keys(10));
-    let run = StoreRun {
-        parent: None,
-        first: 0,
-        keys: &keys,
-        stamp: STAMP,
-    };
-    let options = StoreOptions {
-        deadline: LONG,
-        wait_for_credits: false,
-    };
+    let run = StoreRun { parent: None, first: 0, keys: &keys, stamp: STAMP };
+    let options = StoreOptions { deadline: LONG, wait_for_credits: false };
     let stored = space.store(run, &device, &blocks(10), options);
-    assert_eq!(
-        (stored.held, stored.stored, stored.declined.credits),
-        (1, 4, 5)
-    );
+    assert_eq!((stored.held, stored.stored, stored.declined.credits), (1, 4, 5));
     assert_eq!((stored.unsettled, stored.why), (0, None));
     assert_eq!(shelf.lock().unwrap().offers.len(), 1);
 }
@@ -163,16 +118,10 @@ fn a_hold_is_fetched_from_and_given_back() {
     let run = fetch.next_ready().unwrap();
     assert_eq!((run.first, run.pages.len()), (0, 2));
     run.pages[1].read(|bytes| assert_eq!(bytes[0], 2));
-    let report = FetchReport {
-        pages: 2,
-        ssd_pages: 0,
-        why: None,
-    };
+    let report = FetchReport { pages: 2, ssd_pages: 0, why: None };
     assert_eq!(fetch.outcome(), report);
     drop(hold);
-    soon("the hold is dropped", || {
-        shelf.lock().unwrap().dropped.len() == 1
-    });
+    soon("the hold is dropped", || shelf.lock().unwrap().dropped.len() == 1);
 }
 
 #[test]
@@ -188,16 +137,10 @@ fn a_lease_is_released_in_parts_and_at_last() {
     fetch.release_upto(4);
     fetch.release_upto(1);
     drop(fetch);
-    soon("the lease ends", || {
-        shelf.lock().unwrap().releases.len() == 2
-    });
+    soon("the lease ends", || shelf.lock().unwrap().releases.len() == 2);
     let releases = shelf.lock().unwrap().releases.clone();
     assert_eq!((releases[0].upto, releases[1].upto), (2, u32::MAX));
-    assert!(
-        releases
-            .iter()
-            .all(|release| release.session == SessionId(41))
-    );
+    assert!(releases.iter().all(|release| release.session == SessionId(41)));
 }
 
 #[test]
@@ -210,13 +153,7 @@ fn small_talk() {
     assert!(client.ping(LONG).unwrap() < LONG);
     assert_eq!(client.status(LONG).unwrap().pid, 4711);
     let set_going = space.prefetch(&keys(3), LONG, LONG).unwrap();
-    assert_eq!(
-        set_going,
-        Prefetched {
-            resident: 1,
-            started: 7
-        }
-    );
+    assert_eq!(set_going, Prefetched { resident: 1, started: 7 });
     space.hint(&keys(3), HintKind::Paused, LONG).unwrap();
     assert!(space.is_open() && client.wait_connected(Duration::ZERO));
     // The same space again is the same staging, not a second one.
@@ -232,36 +169,17 @@ fn arguments_that_contradict_each_other_are_refused_before_they_travel() {
     let (client, space) = world.open();
     let (device, keys) = (device(4), keys(4));
     let invalid = Some(MissReason::Invalid);
-    let nowhere = StoreRun {
-        parent: None,
-        first: 3,
-        keys: &keys,
-        stamp: STAMP,
-    };
-    assert_eq!(
-        space.store(nowhere, &device, &blocks(4), patient()).why,
-        invalid
-    );
-    let run = StoreRun {
-        parent: None,
-        first: 0,
-        keys: &keys,
-        stamp: STAMP,
-    };
+    let nowhere = StoreRun { parent: None, first: 3, keys: &keys, stamp: STAMP };
+    assert_eq!(space.store(nowhere, &device, &blocks(4), patient()).why, invalid);
+    let run = StoreRun { parent: None, first: 0, keys: &keys, stamp: STAMP };
     let stored = space.store(run, &device, &blocks(3), patient());
     assert_eq!((stored.why, stored.unsettled), (invalid, 4));
     let loaded = space.fetch_into(&device, FetchFrom::Keys(&keys), &blocks(3), STAMP, LONG);
     assert_eq!(loaded.why, invalid);
     assert_eq!(client.lookup_family(&[], &keys, PLAIN).why, invalid);
-    let other = Space {
-        geometry: Geometry::new(1, 1, PAGE_BYTES).unwrap(),
-        ..self::space()
-    };
+    let other = Space { geometry: Geometry::new(1, 1, PAGE_BYTES).unwrap(), ..self::space() };
     let other = client.open_space(&other, LONG).unwrap();
-    assert_eq!(
-        other.store(run, &device, &blocks(4), patient()).why,
-        invalid
-    );
+    assert_eq!(other.store(run, &device, &blocks(4), patient()).why, invalid);
 }
 
 #[test]
@@ -271,18 +189,11 @@ fn a_block_the_device_lacks_is_a_fault_and_its_slots_come_back() {
     let _daemon = world.daemon(&shelf);
     let (_client, space) = world.open();
     let (device, keys) = (device(1), keys(4));
-    let run = StoreRun {
-        parent: None,
-        first: 0,
-        keys: &keys,
-        stamp: STAMP,
-    };
+    let run = StoreRun { parent: None, first: 0, keys: &keys, stamp: STAMP };
     let stored = space.store(run, &device, &blocks(4), patient());
     assert_eq!(stored.why, Some(MissReason::Device));
     assert!(stored.fault.is_some() && stored.stored == 0);
-    soon("all slots are back", || {
-        shelf.lock().unwrap().returned.len() == 4
-    });
+    soon("all slots are back", || shelf.lock().unwrap().returned.len() == 4);
 }
 
 #[test]
@@ -290,10 +201,7 @@ fn a_refusal_is_a_reason() {
     let world = World::new();
     let shelf = Shelf::new(1, Mode::ZeroCopy, 2);
     let _daemon = world.daemon_with(&shelf, |peer, id, request| {
-        let refuse = matches!(
-            request,
-            Request::Lookup(_) | Request::Fetch(_) | Request::Offer(_)
-        );
+        let refuse = matches!(request, Request::Lookup(_) | Request::Fetch(_) | Request::Offer(_));
         if refuse {
             peer.reply(id, &refused(RefusedReason::Busy));
         }
@@ -301,28 +209,11 @@ fn a_refusal_is_a_reason() {
     });
     let (_client, space) = world.open();
     let busy = Some(MissReason::Refused(RefusedReason::Busy));
-    let options = LookupOptions {
-        deadline: LONG,
-        ..LookupOptions::default()
-    };
+    let options = LookupOptions { deadline: LONG, ..LookupOptions::default() };
     assert_eq!(space.lookup(&keys(2), options).why, busy);
-    assert_eq!(
-        space
-            .fetch(FetchFrom::Keys(&keys(2)), STAMP, LONG)
-            .outcome()
-            .why,
-        busy
-    );
+    assert_eq!(space.fetch(FetchFrom::Keys(&keys(2)), STAMP, LONG).outcome().why, busy);
     let (device, keys) = (device(2), keys(2));
-    let run = StoreRun {
-        parent: None,
-        first: 0,
-        keys: &keys,
-        stamp: STAMP,
-    };
+    let run = StoreRun { parent: None, first: 0, keys: &keys, stamp: STAMP };
     assert_eq!(space.store(run, &device, &blocks(2), patient()).why, busy);
-    assert!(
-        shelf.lock().unwrap().releases.is_empty(),
-        "there was no lease to release"
-    );
+    assert!(shelf.lock().unwrap().releases.is_empty(), "there was no lease to release");
 }

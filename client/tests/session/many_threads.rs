@@ -28,14 +28,7 @@ fn answers_out_of_order_find_their_callers() {
                 for (id, pages) in waiting.drain(..).rev() {
                     let (dram, ssd, hold, estimate_us) = (pages, 0, None, 0);
                     let stamp = Stamp(pages.into());
-                    let reply = LookupReply {
-                        pages,
-                        dram,
-                        ssd,
-                        hold,
-                        stamp,
-                        estimate_us,
-                    };
+                    let reply = LookupReply { pages, dram, ssd, hold, stamp, estimate_us };
                     peer.reply(id, &Reply::Lookup(reply));
                 }
             }
@@ -75,10 +68,7 @@ fn a_reader_that_leaves_hands_its_role_on() {
     let (client, space) = world.open();
     std::thread::scope(|scope| {
         let unanswered = scope.spawn(|| {
-            let options = LookupOptions {
-                hold: None,
-                deadline: SHORT,
-            };
+            let options = LookupOptions { hold: None, deadline: SHORT };
             in_time(SHORT, || space.lookup(&keys(1), options)).why
         });
         std::thread::sleep(SHORT / 4);
@@ -102,16 +92,8 @@ fn threads_share_staging_and_arena() {
             scope.spawn(move || {
                 let device = device(24);
                 let keys: Vec<_> = (0..12).map(|at| key(1000 * thread + at)).collect();
-                let run = StoreRun {
-                    parent: None,
-                    first: 0,
-                    keys: &keys,
-                    stamp: Stamp(1),
-                };
-                let options = StoreOptions {
-                    deadline: LONG,
-                    wait_for_credits: true,
-                };
+                let run = StoreRun { parent: None, first: 0, keys: &keys, stamp: Stamp(1) };
+                let options = StoreOptions { deadline: LONG, wait_for_credits: true };
                 let stored = space.store(run, &device, &blocks(12), options);
                 assert_eq!((stored.stored, stored.why), (12, None), "{stored:?}");
                 let to = &blocks(24)[12..];

@@ -31,9 +31,7 @@ fn a_new_daemon_is_met_behind_the_callers_back() {
     // The old arena lives as long as somebody looks at it, and its lease is no matter of the new.
     page.read(|bytes| assert_eq!(bytes[0], 1));
     drop((fetch, again));
-    soon("the new lease ends", || {
-        !new.lock().unwrap().releases.is_empty()
-    });
+    soon("the new lease ends", || !new.lock().unwrap().releases.is_empty());
     assert_eq!(new.lock().unwrap().releases.len(), 1);
 }
 
@@ -49,35 +47,19 @@ fn a_lease_outlives_its_connection_and_is_released_on_the_next() {
     assert_eq!((kept.outcome().pages, orphan.outcome().pages), (4, 4));
     daemon.cut();
     soon("the loss is noticed", || {
-        !matches!(
-            client.state(),
-            ClientState::Connected {
-                session: SessionId(41),
-                ..
-            }
-        )
+        !matches!(client.state(), ClientState::Connected { session: SessionId(41), .. })
     });
     // One is dropped now, perhaps with no connection, the other one after the reconnection.
     drop(orphan);
     soon("a new session", || {
-        matches!(
-            client.state(),
-            ClientState::Connected {
-                session: SessionId(42),
-                ..
-            }
-        )
+        matches!(client.state(), ClientState::Connected { session: SessionId(42), .. })
     });
     drop(kept);
     let leases = || {
         let shelf = shelf.lock().unwrap();
         let of_old = |r: &Release| r.session == SessionId(41) && r.upto == u32::MAX;
         assert!(shelf.releases.iter().all(of_old));
-        shelf
-            .releases
-            .iter()
-            .map(|r| r.lease)
-            .collect::<BTreeSet<_>>()
+        shelf.releases.iter().map(|r| r.lease).collect::<BTreeSet<_>>()
     };
     soon("both leases end", || leases().len() == 2);
 }
@@ -96,9 +78,7 @@ fn releases_that_the_daemon_may_not_have_read_are_told_again() {
     assert_eq!(fetch.outcome().pages, 1);
     drop(fetch);
     daemon.cut();
-    soon("the lease ends after all", || {
-        !shelf.lock().unwrap().releases.is_empty()
-    });
+    soon("the lease ends after all", || !shelf.lock().unwrap().releases.is_empty());
     let release = shelf.lock().unwrap().releases[0];
     assert_eq!((release.session, release.upto), (SessionId(41), u32::MAX));
 }
@@ -129,10 +109,7 @@ fn who_insists_on_a_daemon_is_told_what_is_wrong() {
     let error = in_time(Duration::ZERO, connect).unwrap_err();
     assert!(matches!(error, ConnectError::Absent { .. }), "{error}");
     let text = error.to_string();
-    assert!(
-        text.contains("u.sock") && text.contains("undercroft serve"),
-        "{text}"
-    );
+    assert!(text.contains("u.sock") && text.contains("undercroft serve"), "{text}");
     // As after `kill -9`: the file is there, nobody listens.
     drop(std::os::unix::net::UnixListener::bind(world.socket()).unwrap());
     let error = in_time(Duration::ZERO, connect).unwrap_err();
@@ -174,16 +151,7 @@ fn a_space_refused_for_now_is_asked_for_again() {
     let mut other = self::space();
     other.group = 1;
     let error = client.open_space(&other, LONG).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            OpenError::Refused {
-                reason: RefusedReason::Busy,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, OpenError::Refused { reason: RefusedReason::Busy, .. }), "{error}");
     drop(daemon);
     let daemon = world.daemon_with(&shelf, {
         let asked = std::sync::atomic::AtomicU32::new(0);
@@ -219,6 +187,5 @@ fn dropping_the_last_handle_ends_the_session_and_its_thread() {
     drop(client);
     assert!(space.is_open(), "a handle keeps its session");
     drop(space);
-    told.recv_timeout(LONG)
-        .expect("the daemon sees the session end");
+    told.recv_timeout(LONG).expect("the daemon sees the session end");
 }

@@ -51,10 +51,7 @@ pub(crate) type Shared = Arc<Mutex<Shelf>>;
 
 impl Shelf {
     pub(crate) fn new(epoch: u64, mode: Mode, slots: u32) -> Shared {
-        let options = PartOptions {
-            huge: HugePages::Off,
-            ..PartOptions::default()
-        };
+        let options = PartOptions { huge: HugePages::Off, ..PartOptions::default() };
         let bytes = FRAMES * u64::from(FRAME_BYTES);
         let (part, _) = Part::create(PartId(3), bytes, &options).unwrap();
         Arc::new(Mutex::new(Self {
@@ -91,10 +88,7 @@ impl Shelf {
     }
 
     fn leading(&self, keys: &KeyRun<'_>) -> u32 {
-        keys.as_slice()
-            .iter()
-            .take_while(|key| self.pages.contains_key(*key))
-            .count() as u32
+        keys.as_slice().iter().take_while(|key| self.pages.contains_key(*key)).count() as u32
     }
 
     /// Answers everything a client may say the way a daemon does.
@@ -110,15 +104,11 @@ impl Shelf {
             Request::Commit(commit) => self.commit(commit),
             Request::Prefetch(prefetch) => {
                 let resident = self.leading(&prefetch.keys);
-                Reply::Prefetch(PrefetchReply {
-                    resident,
-                    started: 7,
-                })
+                Reply::Prefetch(PrefetchReply { resident, started: 7 })
             }
-            Request::Status => Reply::Status(Box::new(StatusReport {
-                pid: 4711,
-                ..StatusReport::default()
-            })),
+            Request::Status => {
+                Reply::Status(Box::new(StatusReport { pid: 4711, ..StatusReport::default() }))
+            }
             Request::Hint(_) | Request::Ping => Reply::Done,
         };
         peer.reply(id, &reply);
@@ -140,10 +130,7 @@ impl Shelf {
         if parts == 1 {
             let bytes = FRAMES * u64::from(FRAME_BYTES);
             let fd = self.part.read_only_fd().unwrap();
-            let added = Reply::PartAdded(PartAdded {
-                part: PartId(3),
-                bytes,
-            });
+            let added = Reply::PartAdded(PartAdded { part: PartId(3), bytes });
             peer.reply_with(id, &added, fd.as_fd());
         }
     }
@@ -153,11 +140,7 @@ impl Shelf {
         let space = SpaceId(self.spaces);
         let staging = Staging::create(self.slots, FRAME_BYTES).unwrap();
         self.free = (0..self.slots).map(SlotId).collect();
-        let opened = SpaceOpened {
-            space,
-            slots: self.slots,
-            slot_bytes: FRAME_BYTES,
-        };
+        let opened = SpaceOpened { space, slots: self.slots, slot_bytes: FRAME_BYTES };
         peer.reply_with(id, &Reply::SpaceOpened(opened), staging.fd());
         self.staging.insert(space, staging);
     }
@@ -166,19 +149,11 @@ impl Shelf {
         let pages = self.leading(keys);
         let hold = (hold_ms > 0 && pages > 0).then(|| {
             let id = HoldId(900 + self.holds.len() as u64);
-            self.holds
-                .insert(id, keys.as_slice()[..pages as usize].to_vec());
+            self.holds.insert(id, keys.as_slice()[..pages as usize].to_vec());
             id
         });
         let (dram, ssd, stamp) = (pages, 0, Stamp(77));
-        Reply::Lookup(LookupReply {
-            pages,
-            dram,
-            ssd,
-            hold,
-            stamp,
-            estimate_us: 5,
-        })
+        Reply::Lookup(LookupReply { pages, dram, ssd, hold, stamp, estimate_us: 5 })
     }
 
     fn fetch(&mut self, peer: &mut Peer, id: RequestId, fetch: &Fetch<'_>) {
@@ -186,63 +161,33 @@ impl Shelf {
             FetchSource::Keys { keys } => keys.as_slice().to_vec(),
             FetchSource::Hold { hold, first, count } => {
                 let held = self.holds.get(hold).cloned().unwrap_or_default();
-                held.into_iter()
-                    .skip(*first as usize)
-                    .take(*count as usize)
-                    .collect()
+                held.into_iter().skip(*first as usize).take(*count as usize).collect()
             }
         };
-        let there: Vec<u64> = keys
-            .iter()
-            .map_while(|key| self.pages.get(key).copied())
-            .collect();
-        let places: Vec<PagePlace> = (0..)
-            .zip(&there)
-            .map(|(index, at)| self.place(fetch.space, index, *at))
-            .collect();
+        let there: Vec<u64> = keys.iter().map_while(|key| self.pages.get(key).copied()).collect();
+        let places: Vec<PagePlace> =
+            (0..).zip(&there).map(|(index, at)| self.place(fetch.space, index, *at)).collect();
         let lease = fetch.lease;
         // In pairs, so that every run longer than two comes in several messages.
         for (index, pair) in places.chunks(2).enumerate() {
-            let ready = FetchReady {
-                lease,
-                first: index as u32 * 2,
-                places: pair.to_vec(),
-            };
+            let ready = FetchReady { lease, first: index as u32 * 2, places: pair.to_vec() };
             peer.reply(id, &Reply::FetchReady(ready));
         }
         let whole = there.len() == keys.len();
-        let outcome = if whole {
-            FetchOutcome::Complete
-        } else {
-            FetchOutcome::Missing
-        };
+        let outcome = if whole { FetchOutcome::Complete } else { FetchOutcome::Missing };
         let (ready, outcome) = (there.len() as u32, outcome.to_byte());
-        peer.reply(
-            id,
-            &Reply::FetchEnd(FetchEnd {
-                lease,
-                ready,
-                ssd: 0,
-                outcome,
-            }),
-        );
+        peer.reply(id, &Reply::FetchEnd(FetchEnd { lease, ready, ssd: 0, outcome }));
     }
 
     fn place(&self, space: SpaceId, index: u32, at: u64) -> PagePlace {
         if self.mode == Mode::ZeroCopy {
-            return PagePlace {
-                part: PartId(3),
-                offset: at,
-            };
+            return PagePlace { part: PartId(3), offset: at };
         }
         let slot = self.staging[&space].slot(SlotId(index)).unwrap();
         let frame = self.part.span(at, FRAME_BYTES as usize).unwrap();
         slot.copy_from(&frame);
         let offset = u64::from(index) * u64::from(FRAME_BYTES);
-        PagePlace {
-            part: PagePlace::STAGING,
-            offset,
-        }
+        PagePlace { part: PagePlace::STAGING, offset }
     }
 
     fn offer(&mut self, offer: &Offer<'_>) -> Reply {
@@ -263,17 +208,8 @@ impl Shelf {
             };
             outcomes.push(outcome.to_byte());
         }
-        self.offers.push(Offered {
-            first,
-            parent,
-            keys,
-            stamp,
-        });
-        Reply::Offer(OfferReply {
-            offer: OfferId(self.offers.len() as u64),
-            outcomes,
-            slots,
-        })
+        self.offers.push(Offered { first, parent, keys, stamp });
+        Reply::Offer(OfferReply { offer: OfferId(self.offers.len() as u64), outcomes, slots })
     }
 
     fn commit(&mut self, commit: &Commit) -> Reply {
@@ -293,25 +229,16 @@ impl Shelf {
             outcomes.push(outcome.to_byte());
         }
         for slot in &commit.returned {
-            assert!(
-                self.offered.remove(slot).is_some(),
-                "a slot that was not given is returned"
-            );
+            assert!(self.offered.remove(slot).is_some(), "a slot that was not given is returned");
             self.free.push(*slot);
             self.returned.push(*slot);
         }
         self.commits.push(commit.filled.len());
-        Reply::Commit(CommitReply {
-            offer: commit.offer,
-            outcomes,
-        })
+        Reply::Commit(CommitReply { offer: commit.offer, outcomes })
     }
 }
 
 /// A refusal as an answer.
 pub(crate) fn refused(reason: RefusedReason) -> Reply {
-    Reply::Refused(Refused {
-        reason,
-        detail: "as the test wants".into(),
-    })
+    Reply::Refused(Refused { reason, detail: "as the test wants".into() })
 }

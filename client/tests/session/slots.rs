@@ -45,31 +45,16 @@ fn socket_pair(number: usize) -> (crate::fake_daemon::Peer, std::os::unix::net::
 fn slots_assigned_too_late_go_back() {
     let world = World::new();
     let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
-    let _daemon = world.daemon_with(
-        &shelf,
-        late(&shelf, |request| matches!(request, Request::Offer(_))),
-    );
+    let _daemon =
+        world.daemon_with(&shelf, late(&shelf, |request| matches!(request, Request::Offer(_))));
     let (client, space) = world.open();
     let (device, keys) = (device(3), keys(3));
-    let run = StoreRun {
-        parent: None,
-        first: 0,
-        keys: &keys,
-        stamp: Stamp(1),
-    };
-    let options = StoreOptions {
-        deadline: SHORT,
-        wait_for_credits: true,
-    };
+    let run = StoreRun { parent: None, first: 0, keys: &keys, stamp: Stamp(1) };
+    let options = StoreOptions { deadline: SHORT, wait_for_credits: true };
     let stored = in_time(SHORT, || space.store(run, &device, &blocks(3), options));
-    assert_eq!(
-        (stored.why, stored.unsettled),
-        (Some(MissReason::Deadline), 3)
-    );
+    assert_eq!((stored.why, stored.unsettled), (Some(MissReason::Deadline), 3));
     client.ping(LONG).unwrap();
-    soon("all slots are back", || {
-        shelf.lock().unwrap().returned.len() == 3
-    });
+    soon("all slots are back", || shelf.lock().unwrap().returned.len() == 3);
 }
 
 #[test]
@@ -77,43 +62,26 @@ fn a_hold_made_too_late_goes_back() {
     let world = World::new();
     let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
     shelf.lock().unwrap().put(key(0), 1);
-    let _daemon = world.daemon_with(
-        &shelf,
-        late(&shelf, |request| matches!(request, Request::Lookup(_))),
-    );
+    let _daemon =
+        world.daemon_with(&shelf, late(&shelf, |request| matches!(request, Request::Lookup(_))));
     let (client, space) = world.open();
-    let options = LookupOptions {
-        hold: Some(LONG),
-        deadline: SHORT,
-    };
+    let options = LookupOptions { hold: Some(LONG), deadline: SHORT };
     let found = in_time(SHORT, || space.lookup(&keys(1), options));
     assert_eq!((found.pages, found.why), (0, Some(MissReason::Deadline)));
     client.ping(LONG).unwrap();
-    soon("the hold is back", || {
-        shelf.lock().unwrap().dropped.len() == 1
-    });
+    soon("the hold is back", || shelf.lock().unwrap().dropped.len() == 1);
 }
 
 #[test]
 fn a_deadline_amid_a_store_counts_what_is_not_known() {
     let world = World::new();
     let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
-    let _daemon = world.daemon_with(
-        &shelf,
-        late(&shelf, |request| matches!(request, Request::Commit(_))),
-    );
+    let _daemon =
+        world.daemon_with(&shelf, late(&shelf, |request| matches!(request, Request::Commit(_))));
     let (client, space) = world.open();
     let (device, keys) = (device(9), keys(9));
-    let run = StoreRun {
-        parent: None,
-        first: 0,
-        keys: &keys,
-        stamp: Stamp(1),
-    };
-    let options = StoreOptions {
-        deadline: SHORT,
-        wait_for_credits: true,
-    };
+    let run = StoreRun { parent: None, first: 0, keys: &keys, stamp: Stamp(1) };
+    let options = StoreOptions { deadline: SHORT, wait_for_credits: true };
     let stored = in_time(SHORT, || space.store(run, &device, &blocks(9), options));
     assert_eq!(stored.why, Some(MissReason::Deadline));
     assert_eq!(stored.unsettled, 9, "{stored:?}");

@@ -16,14 +16,8 @@ pub(crate) const SHORT: Duration = Duration::from_millis(40);
 /// How late a call may come back on a busy machine.
 pub(crate) const GRACE: Duration = Duration::from_millis(400);
 
-pub(crate) const HELD: LookupOptions = LookupOptions {
-    hold: Some(LONG),
-    deadline: LONG,
-};
-pub(crate) const PLAIN: LookupOptions = LookupOptions {
-    hold: None,
-    deadline: LONG,
-};
+pub(crate) const HELD: LookupOptions = LookupOptions { hold: Some(LONG), deadline: LONG };
+pub(crate) const PLAIN: LookupOptions = LookupOptions { hold: None, deadline: LONG };
 
 pub(crate) struct World {
     pub(crate) directory: TempDir,
@@ -31,9 +25,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new() -> Self {
-        Self {
-            directory: tempfile::tempdir().unwrap(),
-        }
+        Self { directory: tempfile::tempdir().unwrap() }
     }
 
     pub(crate) fn socket(&self) -> PathBuf {
@@ -67,11 +59,7 @@ impl World {
     }
 
     pub(crate) fn options(&self, wait: Wait) -> ConnectOptions {
-        ConnectOptions {
-            wait,
-            name: "test".into(),
-            ..ConnectOptions::new(self.socket())
-        }
+        ConnectOptions { wait, name: "test".into(), ..ConnectOptions::new(self.socket()) }
     }
 
     pub(crate) fn open(&self) -> (Client, SpaceHandle) {
@@ -122,9 +110,7 @@ pub(crate) fn blocks(count: u32) -> Vec<BlockId> {
 pub(crate) fn device(blocks: u32) -> HostDevice {
     let device = HostDevice::new(geometry(), blocks, HostOptions::default()).unwrap();
     for block in 0..blocks {
-        device
-            .write_block(BlockId(block), |at, bytes| bytes.fill(mark(block, at)))
-            .unwrap();
+        device.write_block(BlockId(block), |at, bytes| bytes.fill(mark(block, at))).unwrap();
     }
     device
 }
@@ -158,9 +144,6 @@ pub(crate) fn in_time<T>(deadline: Duration, call: impl FnOnce() -> T) -> T {
     let began = Instant::now();
     let result = call();
     let took = began.elapsed();
-    assert!(
-        took < deadline + GRACE,
-        "{took:?} for a deadline of {deadline:?}"
-    );
+    assert!(took < deadline + GRACE, "{took:?} for a deadline of {deadline:?}");
     result
 }

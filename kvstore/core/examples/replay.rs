@@ -27,16 +27,9 @@ const SESSION: SessionId = SessionId(1);
 
 fn main() -> Result<(), Error> {
     let mut sizes = std::env::args().skip(1).map(|size| size.parse::<u64>());
-    let usage = || {
-        Error::new(
-            ErrorKind::InvalidInput,
-            "usage: replay DRAM-PERCENT [SSD-PERCENT]",
-        )
-    };
+    let usage = || Error::new(ErrorKind::InvalidInput, "usage: replay DRAM-PERCENT [SSD-PERCENT]");
     let dram = sizes.next().and_then(Result::ok).ok_or_else(usage)?;
-    let ssd = sizes
-        .next()
-        .map_or(Ok(0), |size| size.map_err(|_| usage()))?;
+    let ssd = sizes.next().map_or(Ok(0), |size| size.map_err(|_| usage()))?;
     let requests = read_trace(std::io::stdin().lock())?;
     let distinct: HashSet<u64> = requests.iter().flatten().copied().collect();
     let of = |percent: u64| distinct.len() as u64 * percent / 100;
@@ -54,20 +47,12 @@ fn read_trace(lines: impl BufRead) -> Result<Vec<Vec<u64>>, Error> {
     let mut requests = Vec::new();
     for line in lines.lines() {
         let line = line?;
-        let bad = || {
-            Error::new(
-                ErrorKind::InvalidData,
-                "a line without \"hash_ids\": [numbers]",
-            )
-        };
+        let bad = || Error::new(ErrorKind::InvalidData, "a line without \"hash_ids\": [numbers]");
         let (_, rest) = line.split_once("\"hash_ids\"").ok_or_else(bad)?;
         let (_, rest) = rest.split_once('[').ok_or_else(bad)?;
         let (ids, _) = rest.split_once(']').ok_or_else(bad)?;
         let ids = ids.split(',').map(str::trim).filter(|id| !id.is_empty());
-        requests.push(
-            ids.map(|id| id.parse().map_err(|_| bad()))
-                .collect::<Result<_, _>>()?,
-        );
+        requests.push(ids.map(|id| id.parse().map_err(|_| bad())).collect::<Result<_, _>>()?);
     }
     Ok(requests)
 }
@@ -101,12 +86,7 @@ impl Log {
         let (segment, segment_use, record) = self.open;
         self.open.2 += 1;
         let (device, segment) = (DeviceId(0), SegmentId(segment));
-        Some(Extent {
-            device,
-            segment,
-            segment_use: SegmentUse(segment_use),
-            record,
-        })
+        Some(Extent { device, segment, segment_use: SegmentUse(segment_use), record })
     }
 }
 
@@ -121,10 +101,7 @@ impl Replay {
         };
         let config = Config {
             ssd: (ssd > 0).then_some(ssd_config),
-            limits: Limits {
-                max_pages: 1 << 24,
-                ..Limits::default()
-            },
+            limits: Limits { max_pages: 1 << 24, ..Limits::default() },
             ..Config::dram_only(dram * FRAME)
         };
         let records = ssd.div_ceil(u64::from(SEGMENTS) - 2).max(1) as u32;
@@ -145,21 +122,10 @@ impl Replay {
             number: 0,
         };
         let process = ProcessId { pid: 1, start: 1 };
-        replay.step(Event::SessionOpened {
-            session: SESSION,
-            process,
-            mode: Mode::ZeroCopy,
-        });
+        replay.step(Event::SessionOpened { session: SESSION, process, mode: Mode::ZeroCopy });
         let (request, page_bytes, slots) = (RequestId(1), FRAME as u32, SLOTS);
         let (session, domain, digest) = (SESSION, DomainId::default(), SpaceDigest([0; 32]));
-        replay.step(Event::SpaceOpened {
-            session,
-            request,
-            domain,
-            digest,
-            page_bytes,
-            slots,
-        });
+        replay.step(Event::SpaceOpened { session, request, domain, digest, page_bytes, slots });
         if let Some(Reply::SpaceOpened(opened)) = replay.reply.take() {
             replay.space = opened.space;
         }
@@ -168,8 +134,7 @@ impl Replay {
 
     fn step(&mut self, event: Event<'_>) {
         let mut actions = Vec::new();
-        self.core
-            .step(Micros(self.number * 1000), event, &mut actions);
+        self.core.step(Micros(self.number * 1000), event, &mut actions);
         for action in actions {
             match action {
                 Action::Reply { reply, .. } => self.reply = Some(reply),
@@ -179,11 +144,7 @@ impl Replay {
     }
 
     fn ask(&mut self, body: &Request<'_>) {
-        self.step(Event::Request {
-            session: SESSION,
-            request: RequestId(1),
-            body,
-        });
+        self.step(Event::Request { session: SESSION, request: RequestId(1), body });
         while let Some(job) = self.jobs.pop_front() {
             self.end(job);
         }
@@ -192,47 +153,24 @@ impl Replay {
     fn end(&mut self, job: Action) {
         match job {
             Action::CopyIn { job, .. } => {
-                self.step(Event::CopiedIn {
-                    job,
-                    outcome: CopyOutcome::Ok(0),
-                });
+                self.step(Event::CopiedIn { job, outcome: CopyOutcome::Ok(0) });
             }
             Action::CopyOut { job, .. } => self.step(Event::CopiedOut { job, ok: true }),
             Action::Read { job, .. } => {
-                self.step(Event::ReadDone {
-                    job,
-                    outcome: ReadOutcome::Ok(0),
-                });
+                self.step(Event::ReadDone { job, outcome: ReadOutcome::Ok(0) });
             }
             Action::Append { job, .. } => {
                 let (outcome, free_segments) = self.append();
-                self.step(Event::Appended {
-                    job,
-                    outcome,
-                    free_segments,
-                });
+                self.step(Event::Appended { job, outcome, free_segments });
             }
             Action::Relocate { job, .. } => {
                 let (outcome, free_segments) = self.append();
-                self.step(Event::Relocated {
-                    job,
-                    outcome,
-                    free_segments,
-                });
+                self.step(Event::Relocated { job, outcome, free_segments });
             }
-            Action::FreeSegment {
-                device,
-                segment,
-                segment_use,
-            } => {
+            Action::FreeSegment { device, segment, segment_use } => {
                 self.log.free.push_back((segment.0, segment_use.0 + 1));
                 let free_segments = self.log.free.len() as u32;
-                self.step(Event::SegmentFreed {
-                    device,
-                    segment,
-                    segment_use,
-                    free_segments,
-                });
+                self.step(Event::SegmentFreed { device, segment, segment_use, free_segments });
             }
             Action::Reply { .. } => {}
         }
@@ -240,21 +178,14 @@ impl Replay {
 
     fn append(&mut self) -> (AppendOutcome, u32) {
         let written = self.log.append().map(AppendOutcome::Written);
-        (
-            written.unwrap_or(AppendOutcome::NoSpace),
-            self.log.free.len() as u32,
-        )
+        (written.unwrap_or(AppendOutcome::NoSpace), self.log.free.len() as u32)
     }
 
     fn request(&mut self, ids: &[u64]) {
         self.number += 1;
         let keys: Vec<PageKey> = ids.iter().map(|id| key(*id)).collect();
         let (space, spaces, hold_ms) = (self.space, vec![self.space], 0);
-        self.ask(&Request::Lookup(Lookup {
-            spaces,
-            keys: keys.as_slice().into(),
-            hold_ms,
-        }));
+        self.ask(&Request::Lookup(Lookup { spaces, keys: keys.as_slice().into(), hold_ms }));
         let Some(Reply::Lookup(found)) = self.reply.take() else {
             return;
         };
@@ -263,23 +194,11 @@ impl Replay {
         self.hits += u64::from(found.pages);
         self.dram += u64::from(found.dram);
         let (lease, stamp) = (LeaseId(self.number), found.stamp);
-        let source = FetchSource::Keys {
-            keys: keys[..hits].into(),
-        };
+        let source = FetchSource::Keys { keys: keys[..hits].into() };
         let deadline_ms = u32::MAX;
-        self.ask(&Request::Fetch(Fetch {
-            space,
-            lease,
-            source,
-            stamp,
-            deadline_ms,
-        }));
+        self.ask(&Request::Fetch(Fetch { space, lease, source, stamp, deadline_ms }));
         let (session, upto) = (SESSION, u32::MAX);
-        self.ask(&Request::Release(Release {
-            session,
-            lease,
-            upto,
-        }));
+        self.ask(&Request::Release(Release { session, lease, upto }));
         self.store(&keys, hits, stamp);
     }
 
@@ -288,18 +207,8 @@ impl Replay {
         while at < keys.len() {
             let parent = at.checked_sub(1).map(|above| keys[above]);
             let (first, keys) = (at as u32, keys[at..].into());
-            self.ask(&Request::Offer(Offer {
-                space,
-                parent,
-                first,
-                keys,
-                stamp,
-            }));
-            let Some(Reply::Offer(OfferReply {
-                offer,
-                outcomes,
-                slots,
-            })) = self.reply.take()
+            self.ask(&Request::Offer(Offer { space, parent, first, keys, stamp }));
+            let Some(Reply::Offer(OfferReply { offer, outcomes, slots })) = self.reply.take()
             else {
                 return;
             };
@@ -309,12 +218,7 @@ impl Replay {
                 return;
             }
             let (filled, returned) = (slots, Vec::new());
-            self.ask(&Request::Commit(Commit {
-                space,
-                offer,
-                filled,
-                returned,
-            }));
+            self.ask(&Request::Commit(Commit { space, offer, filled, returned }));
             at += settled;
         }
     }
@@ -324,16 +228,8 @@ impl Replay {
         let stats = self.core.stats();
         println!("requests            {}", self.number);
         println!("pages               {}", self.pages);
-        println!(
-            "prefix hits         {} ({:.2} %)",
-            self.hits,
-            percent(self.hits)
-        );
-        println!(
-            "  from DRAM         {} ({:.2} %)",
-            self.dram,
-            percent(self.dram)
-        );
+        println!("prefix hits         {} ({:.2} %)", self.hits, percent(self.hits));
+        println!("  from DRAM         {} ({:.2} %)", self.dram, percent(self.dram));
         let ssd = self.hits - self.dram;
         println!("  from SSD          {ssd} ({:.2} %)", percent(ssd));
         println!("pages stored        {}", stats.stored);

@@ -22,10 +22,7 @@ impl Core {
         self.audit_slots();
         self.audit_leases();
         self.audit_timers();
-        assert!(
-            self.ready.is_empty() && self.hungry.is_empty(),
-            "a step ends at rest"
-        );
+        assert!(self.ready.is_empty() && self.hungry.is_empty(), "a step ends at rest");
     }
 
     fn audit_chains(&self) {
@@ -35,40 +32,23 @@ impl Core {
         for (id, page) in self.index.iter() {
             count += 1;
             *in_space.entry(page.space.0).or_default() += 1;
-            assert_eq!(
-                self.index.find(page.space, &page.key),
-                Some(id),
-                "a page is found"
-            );
+            assert_eq!(self.index.find(page.space, &page.key), Some(id), "a page is found");
             assert!(!page.is_idle(), "a page that nothing needs is forgotten");
-            assert_eq!(
-                page.class,
-                self.spaces.get(page.space).class,
-                "a space has one class"
-            );
+            assert_eq!(page.class, self.spaces.get(page.space).class, "a space has one class");
             if let Some(parent) = page.parent {
                 *children.entry(parent).or_default() += 1;
                 let parent = &self.index[parent];
                 assert_eq!(parent.space, page.space, "a chain stays in its space");
                 assert_eq!(parent.depth + 1, page.depth, "a child lies one page deeper");
-                assert!(
-                    parent.stamp >= page.stamp,
-                    "no page is newer than its parent"
-                );
+                assert!(parent.stamp >= page.stamp, "no page is newer than its parent");
             } else {
                 let known = page.depth == 0 || !page.is_alive();
                 assert!(known, "a page in a tier knows the one before it");
             }
-            assert!(
-                page.stamp <= self.last_stamp,
-                "no page is newer than the newest request"
-            );
+            assert!(page.stamp <= self.last_stamp, "no page is newer than the newest request");
         }
         assert_eq!(count, self.index.len(), "the table names every page");
-        assert!(
-            count <= self.config.limits.max_pages as usize,
-            "the table is bounded"
-        );
+        assert!(count <= self.config.limits.max_pages as usize, "the table is bounded");
         for (id, page) in self.index.iter() {
             let counted = children.get(&id).copied().unwrap_or(0);
             assert_eq!(counted, page.children, "a page counts its children");
@@ -85,29 +65,18 @@ impl Core {
         let mut resident = 0;
         for (_, page) in self.index.iter() {
             let holds = matches!(page.dram, Dram::Filling | Dram::Reading | Dram::Resident);
-            assert_eq!(
-                holds,
-                page.frame.is_some(),
-                "exactly pages in DRAM have a frame"
-            );
+            assert_eq!(holds, page.frame.is_some(), "exactly pages in DRAM have a frame");
             resident += u64::from(page.dram == Dram::Resident);
             if let Some(frame) = page.frame {
                 assert!(used.insert(frame), "a frame holds one page");
                 let bytes = self.frames.class(page.class).frame_bytes;
-                assert_eq!(
-                    self.frames.place(frame).bytes,
-                    bytes,
-                    "a frame has its page's size"
-                );
+                assert_eq!(self.frames.place(frame).bytes, bytes, "a frame has its page's size");
             }
         }
         assert_eq!(resident, self.resident, "resident pages are counted");
         for (_, class) in self.frames.classes() {
             for frame in &class.free {
-                assert!(
-                    used.insert(*frame),
-                    "a free frame holds no page and is free once"
-                );
+                assert!(used.insert(*frame), "a free frame holds no page and is free once");
             }
         }
         assert_eq!(used.len(), total, "every frame is free or in use");
@@ -116,27 +85,16 @@ impl Core {
     fn audit_order(&self) {
         let mut ordered: HashMap<_, usize> = HashMap::new();
         for (id, page) in self.index.iter() {
-            assert_eq!(
-                page.ordered,
-                self.is_evictable(id),
-                "exactly evictable pages are ordered"
-            );
+            assert_eq!(page.ordered, self.is_evictable(id), "exactly evictable pages are ordered");
             if page.ordered {
                 *ordered.entry(page.class).or_default() += 1;
                 let order = &self.frames.class(page.class).order;
-                assert!(
-                    order.contains(page.order_key(id)),
-                    "a page is ordered by its key"
-                );
+                assert!(order.contains(page.order_key(id)), "a page is ordered by its key");
             }
         }
         for (id, class) in self.frames.classes() {
             let counted = ordered.get(&id).copied().unwrap_or(0);
-            assert_eq!(
-                class.order.audit(),
-                counted,
-                "the order names ordered pages only"
-            );
+            assert_eq!(class.order.audit(), counted, "the order names ordered pages only");
         }
     }
 
@@ -161,27 +119,13 @@ impl Core {
             }
         }
         for (id, page) in self.index.iter() {
-            assert_eq!(
-                page.pins,
-                pins.remove(&id).unwrap_or(0),
-                "every pin has an owner"
-            );
-            assert_eq!(
-                page.keeps,
-                keeps.remove(&id).unwrap_or(0),
-                "every keep has an owner"
-            );
+            assert_eq!(page.pins, pins.remove(&id).unwrap_or(0), "every pin has an owner");
+            assert_eq!(page.keeps, keeps.remove(&id).unwrap_or(0), "every keep has an owner");
         }
-        assert!(
-            pins.is_empty() && keeps.is_empty(),
-            "what is pinned or kept is known"
-        );
+        assert!(pins.is_empty() && keeps.is_empty(), "what is pinned or kept is known");
         let held: usize = self.holds.values().map(|hold| hold.pages.len()).sum();
         assert_eq!(held, self.held_pages as usize, "held pages are counted");
-        assert!(
-            held <= self.config.limits.max_held_pages as usize,
-            "holds are bounded"
-        );
+        assert!(held <= self.config.limits.max_held_pages as usize, "holds are bounded");
     }
 
     fn audit_busy(&self) {
@@ -193,10 +137,7 @@ impl Core {
                 Job::CopyOut(delivery) => delivery.page,
                 Job::Append(page) | Job::Read { page, .. } => *page,
                 Job::Relocate { page, .. } => {
-                    assert!(
-                        self.index[*page].relocating,
-                        "a relocation's page knows of it"
-                    );
+                    assert!(self.index[*page].relocating, "a relocation's page knows of it");
                     continue;
                 }
             };
@@ -215,10 +156,7 @@ impl Core {
         }
         for (id, class) in self.frames.classes() {
             let counted = busy.get(&id).copied().unwrap_or(0);
-            assert_eq!(
-                counted, class.busy,
-                "a class counts the jobs that use its frames"
-            );
+            assert_eq!(counted, class.busy, "a class counts the jobs that use its frames");
             self.audit_waiting(&class.waiting);
         }
     }
@@ -233,11 +171,7 @@ impl Core {
                 }
                 Claim::Commit(filling) => {
                     let page = &self.index[filling.page];
-                    assert_eq!(
-                        page.dram,
-                        Dram::Offered,
-                        "a waiting commit's page is offered"
-                    );
+                    assert_eq!(page.dram, Dram::Offered, "a waiting commit's page is offered");
                 }
             }
         }
@@ -252,57 +186,33 @@ impl Core {
             for id in self.segment_pages(*age) {
                 records += 1;
                 let page = &self.index[id];
-                let Ssd::On(extent) = page.ssd else {
-                    panic!("a listed page has a record")
-                };
+                let Ssd::On(extent) = page.ssd else { panic!("a listed page has a record") };
                 assert_eq!(page.segment, *age, "a page knows its segment");
-                assert_eq!(
-                    extent.segment_use, segment.segment_use,
-                    "a record is of its use"
-                );
+                assert_eq!(extent.segment_use, segment.segment_use, "a record is of its use");
                 assert!(listed.insert(id), "a page is listed once");
                 bytes += u64::from(self.frames.class(page.class).frame_bytes);
             }
             assert_eq!(records, segment.records, "a segment counts its pages");
             let reads = |job: &&Job| matches!(job, Job::Read { segment, .. } if segment == age);
             let moves = |job: &&Job| matches!(job, Job::Relocate { segment, .. } if segment == age);
-            assert_eq!(
-                self.jobs.values().filter(reads).count(),
-                segment.reads as usize,
-                "reads"
-            );
+            assert_eq!(self.jobs.values().filter(reads).count(), segment.reads as usize, "reads");
             let relocating = self.jobs.values().filter(moves).count();
-            assert_eq!(
-                relocating, segment.relocating as usize,
-                "relocations are counted"
-            );
+            assert_eq!(relocating, segment.relocating as usize, "relocations are counted");
             pages += u64::from(records);
         }
         let on_ssd = self.index.iter().filter(|(_, page)| page.on_ssd()).count();
         assert_eq!(on_ssd, listed.len(), "every record is listed in a segment");
-        assert_eq!(
-            (pages, bytes),
-            (ssd.pages, ssd.used_bytes),
-            "the SSD's fill is counted"
-        );
+        assert_eq!((pages, bytes), (ssd.pages, ssd.used_bytes), "the SSD's fill is counted");
     }
 
     fn audit_slots(&self) {
         let mut offered = 0;
         for (id, session) in &self.sessions {
             for staging in session.stagings.values() {
-                let free = staging
-                    .slots
-                    .iter()
-                    .filter(|slot| **slot == Slot::Free)
-                    .count();
+                let free = staging.slots.iter().filter(|slot| **slot == Slot::Free).count();
                 assert_eq!(free, staging.free.len(), "free slots are listed");
                 for slot in &staging.free {
-                    assert_eq!(
-                        staging.slots[slot.0 as usize],
-                        Slot::Free,
-                        "listed slots are free"
-                    );
+                    assert_eq!(staging.slots[slot.0 as usize], Slot::Free, "listed slots are free");
                 }
                 for slot in &staging.slots {
                     if let Slot::Assigned { page, .. } = slot {
@@ -315,24 +225,14 @@ impl Core {
                     assert!(self.fetches[fetch].waits_for_slot, "who waits knows");
                 }
                 let starving = staging.waiting.is_empty() || staging.free.is_empty();
-                assert!(
-                    starving,
-                    "nobody of session {id} waits while a slot is free"
-                );
+                assert!(starving, "nobody of session {id} waits while a slot is free");
             }
         }
         for (_, class) in self.frames.classes() {
-            let commits = class
-                .waiting
-                .iter()
-                .filter(|claim| matches!(claim, Claim::Commit(_)));
+            let commits = class.waiting.iter().filter(|claim| matches!(claim, Claim::Commit(_)));
             offered += commits.count();
         }
-        let pages = self
-            .index
-            .iter()
-            .filter(|(_, page)| page.dram == Dram::Offered)
-            .count();
+        let pages = self.index.iter().filter(|(_, page)| page.dram == Dram::Offered).count();
         assert_eq!(offered, pages, "every offered page has a slot");
     }
 
@@ -342,24 +242,12 @@ impl Core {
             leases += session.leases.len();
             let pages = |id| self.fetches[id].pages.len();
             let leased: usize = session.leases.values().map(pages).sum();
-            assert_eq!(
-                leased, session.leased_pages as usize,
-                "leased pages are counted"
-            );
-            assert!(
-                session.open || !session.leases.is_empty(),
-                "a finished session is forgotten"
-            );
-            assert!(
-                session.open || session.stagings.is_empty(),
-                "a closed session has no slots"
-            );
+            assert_eq!(leased, session.leased_pages as usize, "leased pages are counted");
+            assert!(session.open || !session.leases.is_empty(), "a finished session is forgotten");
+            assert!(session.open || session.stagings.is_empty(), "a closed session has no slots");
         }
         let prefetches = self.fetches.len() - leases;
-        assert_eq!(
-            prefetches, self.prefetches as usize,
-            "a fetch is leased or a prefetch"
-        );
+        assert_eq!(prefetches, self.prefetches as usize, "a fetch is leased or a prefetch");
         for fetch in self.fetches.values() {
             audit_fetch(fetch);
         }
@@ -370,58 +258,25 @@ impl Core {
     fn audit_timers(&self) {
         let active = self.fetches.iter().filter(|(_, fetch)| fetch.active);
         let fetches = active.map(|(id, fetch)| (fetch.deadline, Timer::Fetch(*id)));
-        let holds = self
-            .holds
-            .iter()
-            .map(|(id, hold)| (hold.expires, Timer::Hold(*id)));
+        let holds = self.holds.iter().map(|(id, hold)| (hold.expires, Timer::Hold(*id)));
         let expected: BTreeSet<_> = fetches.chain(holds).collect();
-        assert_eq!(
-            expected, self.timers,
-            "exactly fetches and holds have timers"
-        );
+        assert_eq!(expected, self.timers, "exactly fetches and holds have timers");
     }
 }
 
 fn audit_fetch(fetch: &Fetch) {
-    let Fetch {
-        released,
-        delivered,
-        copied,
-        issued,
-        limit,
-        ..
-    } = *fetch;
+    let Fetch { released, delivered, copied, issued, limit, .. } = *fetch;
     let ordered = released <= delivered && delivered <= issued && issued <= limit;
-    assert!(
-        ordered && limit as usize <= fetch.pages.len(),
-        "a fetch advances in order"
-    );
-    assert_eq!(
-        fetch.reads.len() as u32,
-        issued - delivered,
-        "each issued page is noted"
-    );
+    assert!(ordered && limit as usize <= fetch.pages.len(), "a fetch advances in order");
+    assert_eq!(fetch.reads.len() as u32, issued - delivered, "each issued page is noted");
     if fetch.is_copy() {
-        assert!(
-            delivered <= copied && copied <= issued,
-            "a page is copied before delivery"
-        );
-        assert_eq!(
-            fetch.slots.len() as u32,
-            copied - released,
-            "each copied page has a slot"
-        );
+        assert!(delivered <= copied && copied <= issued, "a page is copied before delivery");
+        assert_eq!(fetch.slots.len() as u32, copied - released, "each copied page has a slot");
     }
     if !fetch.active {
         assert_eq!(delivered, limit, "a fetch that has ended wants nothing");
         assert!(released < delivered, "a lease on nothing is forgotten");
-        assert!(
-            matches!(fetch.reader, Reader::Lease { .. }),
-            "a prefetch leaves no lease"
-        );
-        assert!(
-            !fetch.waits_for_frame && !fetch.waits_for_slot,
-            "who has ended does not wait"
-        );
+        assert!(matches!(fetch.reader, Reader::Lease { .. }), "a prefetch leaves no lease");
+        assert!(!fetch.waits_for_frame && !fetch.waits_for_slot, "who has ended does not wait");
     }
 }

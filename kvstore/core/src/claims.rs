@@ -67,11 +67,7 @@ impl Core {
                     // A lease may be released at any time; only no frames at all is hopeless.
                     Purpose::Read => state.total == 0,
                 };
-                return if hopeless {
-                    Claimed::Full
-                } else {
-                    Claimed::Wait
-                };
+                return if hopeless { Claimed::Full } else { Claimed::Wait };
             };
             let victim = coldest.page();
             match (self.index[victim].ssd, purpose) {
@@ -185,31 +181,15 @@ impl Core {
 
     fn start_copy_in(&mut self, filling: Filling, frame: FrameId, actions: &mut Vec<Action>) {
         let page = &mut self.index[filling.page];
-        assert_eq!(
-            page.dram,
-            Dram::Offered,
-            "a committed slot's page is offered"
-        );
+        assert_eq!(page.dram, Dram::Offered, "a committed slot's page is offered");
         page.dram = Dram::Filling;
         page.frame = Some(frame);
         self.frames.class_mut(page.class).busy += 1;
         let page_bytes = self.spaces.get(filling.space).page_bytes;
         let job = self.new_job(Job::CopyIn(filling));
-        let Filling {
-            session,
-            space,
-            slot,
-            ..
-        } = filling;
+        let Filling { session, space, slot, .. } = filling;
         let frame = self.frames.place(frame);
-        actions.push(Action::CopyIn {
-            job,
-            session,
-            space,
-            slot,
-            frame,
-            page_bytes,
-        });
+        actions.push(Action::CopyIn { job, session, space, slot, frame, page_bytes });
     }
 
     /// Sends the coldest pages of a nearly full class to SSD before their frames are needed:
@@ -239,12 +219,7 @@ impl Core {
         self.frames.class_mut(class).busy += 1;
         let job = self.new_job(Job::Append(id));
         let frame = self.frames.place(frame);
-        actions.push(Action::Append {
-            job,
-            frame,
-            identity,
-            payload_crc,
-        });
+        actions.push(Action::Append { job, frame, identity, payload_crc });
     }
 
     /// What a record of the page must prove.

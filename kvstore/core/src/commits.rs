@@ -56,18 +56,8 @@ impl Core {
                 continue;
             };
             pending.unsettled += 1;
-            let filling = Filling {
-                commit,
-                at: at as u32,
-                page,
-                session,
-                space,
-                slot,
-            };
-            self.frames
-                .class_mut(class)
-                .waiting
-                .push_back(Claim::Commit(filling));
+            let filling = Filling { commit, at: at as u32, page, session, space, slot };
+            self.frames.class_mut(class).waiting.push_back(Claim::Commit(filling));
         }
         self.wake(class);
         if pending.unsettled == 0 {
@@ -121,11 +111,7 @@ impl Core {
         actions: &mut Vec<Action>,
     ) {
         let page = filling.page;
-        assert_eq!(
-            self.index[page].dram,
-            Dram::Filling,
-            "a copy fills its page's frame"
-        );
+        assert_eq!(self.index[page].dram, Dram::Filling, "a copy fills its page's frame");
         let outcome = match outcome {
             CopyOutcome::Ok(crc) if self.is_parent_alive(page) => {
                 self.become_resident(page, crc);
@@ -145,19 +131,9 @@ impl Core {
 
 impl PendingCommit {
     fn reply(self) -> Action {
-        let Self {
-            session,
-            request,
-            offer,
-            outcomes,
-            ..
-        } = self;
+        let Self { session, request, offer, outcomes, .. } = self;
         let reply = Reply::Commit(CommitReply { offer, outcomes });
-        Action::Reply {
-            session,
-            request,
-            reply,
-        }
+        Action::Reply { session, request, reply }
     }
 }
 

@@ -124,24 +124,11 @@ impl Config {
     /// The first value out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let range = |ok: bool, field, found, allowed| {
-            if ok {
-                Ok(())
-            } else {
-                Err(ConfigError::Range {
-                    field,
-                    found,
-                    allowed,
-                })
-            }
+            if ok { Ok(()) } else { Err(ConfigError::Range { field, found, allowed }) }
         };
         let frame = u64::from(FRAME_ALIGN);
         let frames: u64 = self.parts.iter().map(|bytes| bytes / frame).sum();
-        range(
-            frames < 1 << 31,
-            "parts",
-            frames,
-            "fewer than 2^31 frames of 4096 bytes",
-        )?;
+        range(frames < 1 << 31, "parts", frames, "fewer than 2^31 frames of 4096 bytes")?;
         let slab = self.slab_bytes;
         range(slab >= frame, "slab_bytes", slab, "4096 or more")?;
         let window = self.fetch_window;

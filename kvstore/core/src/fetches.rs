@@ -19,12 +19,7 @@ pub(crate) struct FetchId(pub(crate) u64);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reader {
     /// A session, under a lease.
-    Lease {
-        session: SessionId,
-        lease: LeaseId,
-        request: RequestId,
-        mode: Mode,
-    },
+    Lease { session: SessionId, lease: LeaseId, request: RequestId, mode: Mode },
     /// Nobody yet: pages are lifted to DRAM and left there.
     Prefetch,
 }
@@ -64,34 +59,20 @@ pub(crate) struct Fetch {
 
 impl Fetch {
     pub(crate) fn is_copy(&self) -> bool {
-        matches!(
-            self.reader,
-            Reader::Lease {
-                mode: Mode::Copy,
-                ..
-            }
-        )
+        matches!(self.reader, Reader::Lease { mode: Mode::Copy, .. })
     }
 
     /// The pages whose frames this fetch pins.
     pub(crate) fn pinned(&self) -> std::ops::Range<usize> {
-        let start = if self.is_copy() {
-            self.copied
-        } else {
-            self.released
-        };
+        let start = if self.is_copy() { self.copied } else { self.released };
         start as usize..self.issued as usize
     }
 
     fn reply(&self, reply: Reply) -> Option<Action> {
         match self.reader {
-            Reader::Lease {
-                session, request, ..
-            } => Some(Action::Reply {
-                session,
-                request,
-                reply,
-            }),
+            Reader::Lease { session, request, .. } => {
+                Some(Action::Reply { session, request, reply })
+            }
             Reader::Prefetch => None,
         }
     }
@@ -105,10 +86,7 @@ impl Core {
         let id = FetchId(self.last_fetch);
         fetch.id = id;
         let resident = |page: &&PageId| self.index[**page].dram == Dram::Resident;
-        let lead = fetch.pages[..fetch.limit as usize]
-            .iter()
-            .take_while(resident)
-            .count();
+        let lead = fetch.pages[..fetch.limit as usize].iter().take_while(resident).count();
         for &page in &fetch.pages[..lead] {
             self.pin(page);
         }
@@ -149,11 +127,7 @@ impl Core {
         if let Reader::Lease { lease, .. } = fetch.reader
             && !places.is_empty()
         {
-            let ready = Reply::FetchReady(FetchReady {
-                lease,
-                first,
-                places,
-            });
+            let ready = Reply::FetchReady(FetchReady { lease, first, places });
             actions.extend(fetch.reply(ready));
         }
         if fetch.delivered == fetch.limit {
@@ -178,11 +152,7 @@ impl Core {
             Reader::Lease { session, lease, .. } => {
                 if let Some(state) = self.sessions.get_mut(&session) {
                     let removed = state.leases.remove(&lease);
-                    assert_eq!(
-                        removed,
-                        Some(id),
-                        "a lease is the session's until forgotten"
-                    );
+                    assert_eq!(removed, Some(id), "a lease is the session's until forgotten");
                     state.leased_pages -= fetch.pages.len() as u32;
                 }
                 self.forget_session_if_done(session);
@@ -275,26 +245,12 @@ impl Core {
             fetch.copied += 1;
             let space = fetch.space;
             self.frames.class_mut(fetch.class).busy += 1;
-            let delivery = Delivery {
-                page,
-                fetch: id,
-                at,
-                session,
-                space,
-                slot,
-            };
+            let delivery = Delivery { page, fetch: id, at, session, space, slot };
             let job = self.new_job(Job::CopyOut(delivery));
             let frame = self.index[page].frame.expect("a resident page has a frame");
             let frame = self.frames.place(frame);
             let page_bytes = self.spaces.get(space).page_bytes;
-            actions.push(Action::CopyOut {
-                job,
-                session,
-                space,
-                slot,
-                frame,
-                page_bytes,
-            });
+            actions.push(Action::CopyOut { job, session, space, slot, frame, page_bytes });
         }
     }
 
@@ -307,10 +263,7 @@ impl Core {
                 match fetch.slots.get((at - fetch.released) as usize) {
                     Some(&(slot, true)) => {
                         let offset = u64::from(slot.0) * slot_bytes;
-                        places.push(PagePlace {
-                            part: PagePlace::STAGING,
-                            offset,
-                        });
+                        places.push(PagePlace { part: PagePlace::STAGING, offset });
                     }
                     _ => return,
                 }
@@ -331,10 +284,7 @@ impl Core {
                     if mode == Mode::ZeroCopy {
                         let frame = self.index[page].frame.expect("a resident page has a frame");
                         let place = self.frames.place(frame);
-                        places.push(PagePlace {
-                            part: place.part,
-                            offset: place.offset,
-                        });
+                        places.push(PagePlace { part: place.part, offset: place.offset });
                     }
                 }
             }
@@ -343,10 +293,7 @@ impl Core {
 
     /// Ends the run before page `limit`: it and those after it will not be delivered.
     pub(crate) fn truncate(&mut self, fetch: &mut Fetch, limit: u32, outcome: FetchOutcome) {
-        assert!(
-            fetch.delivered <= limit && limit <= fetch.limit,
-            "only the rest can be cut off"
-        );
+        assert!(fetch.delivered <= limit && limit <= fetch.limit, "only the rest can be cut off");
         let (from, issued, old) = (limit as usize, fetch.issued as usize, fetch.limit as usize);
         let pinned = fetch.pinned();
         if limit <= fetch.copied {
@@ -356,9 +303,7 @@ impl Core {
         fetch.issued = fetch.issued.min(limit);
         fetch.limit = limit;
         fetch.outcome = outcome;
-        fetch
-            .reads
-            .truncate((fetch.issued - fetch.delivered) as usize);
+        fetch.reads.truncate((fetch.issued - fetch.delivered) as usize);
         for &page in &fetch.pages[pinned.start.max(from)..pinned.end.max(from)] {
             self.unpin(page);
         }
@@ -416,17 +361,9 @@ impl Core {
             self.stats.incomplete_fetches += 1;
         }
         let (ready, ssd, outcome) = (fetch.delivered, fetch.ssd, outcome.to_byte());
-        let is_open = self
-            .sessions
-            .get(&session)
-            .is_some_and(|session| session.open);
+        let is_open = self.sessions.get(&session).is_some_and(|session| session.open);
         if is_open {
-            let end = Reply::FetchEnd(FetchEnd {
-                lease,
-                ready,
-                ssd,
-                outcome,
-            });
+            let end = Reply::FetchEnd(FetchEnd { lease, ready, ssd, outcome });
             actions.extend(fetch.reply(end));
         }
     }
@@ -466,10 +403,7 @@ impl Core {
             match mode {
                 Mode::ZeroCopy => self.unpin(page),
                 Mode::Copy => {
-                    let (slot, _) = fetch
-                        .slots
-                        .pop_front()
-                        .expect("a delivered page has a slot");
+                    let (slot, _) = fetch.slots.pop_front().expect("a delivered page has a slot");
                     slots.push(slot);
                 }
             }
@@ -487,14 +421,7 @@ impl Core {
     }
 
     pub(crate) fn copied_out(&mut self, delivery: Delivery, ok: bool) {
-        let Delivery {
-            page,
-            fetch: id,
-            at,
-            session,
-            space,
-            slot,
-        } = delivery;
+        let Delivery { page, fetch: id, at, session, space, slot } = delivery;
         self.unbusy(self.index[page].class);
         self.unpin(page);
         let fetch = self.fetches.remove(&id);

@@ -84,25 +84,13 @@ impl Frames {
     }
 
     pub(crate) fn classes(&self) -> impl Iterator<Item = (ClassId, &Class)> {
-        self.classes
-            .iter()
-            .enumerate()
-            .map(|(at, class)| (ClassId(at as u32), class))
+        self.classes.iter().enumerate().map(|(at, class)| (ClassId(at as u32), class))
     }
 
     pub(crate) fn place(&self, frame: FrameId) -> FramePlace {
-        let Frame {
-            part,
-            class,
-            offset,
-        } = self.frames[frame.0 as usize];
+        let Frame { part, class, offset } = self.frames[frame.0 as usize];
         let bytes = self.class(class).frame_bytes;
-        FramePlace {
-            frame,
-            part: PartId(part),
-            offset,
-            bytes,
-        }
+        FramePlace { frame, part: PartId(part), offset, bytes }
     }
 
     /// A frame nobody uses, cut from a part if need be.
@@ -119,25 +107,15 @@ impl Frames {
 
     /// Frames that can be had without evicting.
     pub(crate) fn available(&self, class: ClassId) -> usize {
-        let Class {
-            frame_bytes, free, ..
-        } = self.class(class);
+        let Class { frame_bytes, free, .. } = self.class(class);
         let each = u64::from(*frame_bytes);
-        let uncut: u64 = self
-            .parts
-            .iter()
-            .map(|part| (part.bytes - part.cut) / each)
-            .sum();
+        let uncut: u64 = self.parts.iter().map(|part| (part.bytes - part.cut) / each).sum();
         free.len() + uncut as usize
     }
 
     fn cut_slab(&mut self, class: ClassId) {
         let each = u64::from(self.class(class).frame_bytes);
-        let Some(at) = self
-            .parts
-            .iter()
-            .position(|part| part.bytes - part.cut >= each)
-        else {
+        let Some(at) = self.parts.iter().position(|part| part.bytes - part.cut >= each) else {
             return;
         };
         let part = &mut self.parts[at];
@@ -147,16 +125,10 @@ impl Frames {
         part.cut += count * each;
         let first = self.frames.len() as u32;
         let offsets = (0..count).map(|n| start + n * each);
-        self.frames.extend(offsets.map(|offset| Frame {
-            part: at as u32,
-            class,
-            offset,
-        }));
+        self.frames.extend(offsets.map(|offset| Frame { part: at as u32, class, offset }));
         let class = self.class_mut(class);
         class.total += count as u32;
-        class
-            .free
-            .extend((first..first + count as u32).rev().map(FrameId));
+        class.free.extend((first..first + count as u32).rev().map(FrameId));
     }
 
     pub(crate) fn part_bytes(&self) -> u64 {
@@ -172,10 +144,7 @@ impl Frames {
             *end = frame.offset + u64::from(self.class(frame.class).frame_bytes);
         }
         for (part, end) in self.parts.iter().zip(ends) {
-            assert!(
-                end <= part.cut && part.cut <= part.bytes,
-                "frames lie inside their part"
-            );
+            assert!(end <= part.cut && part.cut <= part.bytes, "frames lie inside their part");
         }
         for (id, class) in self.classes() {
             let of_class = self.frames.iter().filter(|frame| frame.class == id).count();

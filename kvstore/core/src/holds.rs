@@ -63,9 +63,7 @@ impl Core {
     ) {
         if let Some(hold) = self.holds.get(&body.hold) {
             let shares_space = |state: &Session| {
-                hold.spaces
-                    .iter()
-                    .any(|space| state.stagings.contains_key(space))
+                hold.spaces.iter().any(|space| state.stagings.contains_key(space))
             };
             if !self.sessions.get(&session).is_some_and(shares_space) {
                 let detail = "the hold belongs to somebody else";
@@ -84,11 +82,7 @@ impl Core {
         actions: &mut Vec<Action>,
     ) {
         if request != RequestId(0) {
-            actions.push(Action::Reply {
-                session,
-                request,
-                reply: Reply::Done,
-            });
+            actions.push(Action::Reply { session, request, reply: Reply::Done });
         }
     }
 }

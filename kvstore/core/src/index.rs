@@ -27,10 +27,7 @@ impl Guide {
 
 impl Default for Guide {
     fn default() -> Self {
-        Self {
-            next: usize::MAX,
-            failures: 0,
-        }
+        Self { next: usize::MAX, failures: 0 }
     }
 }
 
@@ -113,18 +110,14 @@ impl PageIndex {
         self.entries[id.0 as usize] = Some(page);
         let entries = &self.entries;
         self.table.insert_unique(hash, id, |id| {
-            let page = entries[id.0 as usize]
-                .as_ref()
-                .expect("the table names live pages only");
+            let page = entries[id.0 as usize].as_ref().expect("the table names live pages only");
             Self::hash(seed, page.space, &page.key)
         });
         Some(id)
     }
 
     pub(crate) fn remove(&mut self, id: PageId) -> Page {
-        let page = self.entries[id.0 as usize]
-            .take()
-            .expect("a page is removed once");
+        let page = self.entries[id.0 as usize].take().expect("a page is removed once");
         let hash = Self::hash(self.seed, page.space, &page.key);
         let entry = self.table.find_entry(hash, |other| *other == id);
         entry.expect("a live page is in the table").remove();
@@ -142,16 +135,12 @@ impl ops::Index<PageId> for PageIndex {
     type Output = Page;
 
     fn index(&self, id: PageId) -> &Page {
-        self.entries[id.0 as usize]
-            .as_ref()
-            .expect("whoever names a page keeps it known")
+        self.entries[id.0 as usize].as_ref().expect("whoever names a page keeps it known")
     }
 }
 
 impl ops::IndexMut<PageId> for PageIndex {
     fn index_mut(&mut self, id: PageId) -> &mut Page {
-        self.entries[id.0 as usize]
-            .as_mut()
-            .expect("whoever names a page keeps it known")
+        self.entries[id.0 as usize].as_mut().expect("whoever names a page keeps it known")
     }
 }

@@ -60,25 +60,10 @@ impl Core {
             (Job::Append(page), Event::Appended { outcome, .. }) => {
                 self.appended(page, outcome);
             }
-            (
-                Job::Read {
-                    page,
-                    extent,
-                    segment,
-                    fetches,
-                },
-                Event::ReadDone { outcome, .. },
-            ) => {
+            (Job::Read { page, extent, segment, fetches }, Event::ReadDone { outcome, .. }) => {
                 self.read_done(page, (extent, segment), fetches, outcome);
             }
-            (
-                Job::Relocate {
-                    page,
-                    extent,
-                    segment,
-                },
-                Event::Relocated { outcome, .. },
-            ) => {
+            (Job::Relocate { page, extent, segment }, Event::Relocated { outcome, .. }) => {
                 self.relocated(page, extent, segment, outcome);
             }
             (job, _) => {

@@ -44,17 +44,8 @@ impl Core {
             return self.refuse(session, request, RefusedReason::Busy, detail, actions);
         }
         let complete = found == wished;
-        let outcome = if complete {
-            FetchOutcome::Complete
-        } else {
-            FetchOutcome::Missing
-        };
-        let reader = Reader::Lease {
-            session,
-            lease: body.lease,
-            request,
-            mode,
-        };
+        let outcome = if complete { FetchOutcome::Complete } else { FetchOutcome::Missing };
+        let reader = Reader::Lease { session, lease: body.lease, request, mode };
         let deadline = self.now.after_ms(body.deadline_ms);
         let stamp = self.clamp_stamp(body.stamp);
         let count = pages.len() as u32;
@@ -123,17 +114,8 @@ impl Core {
     ) {
         self.stats.incomplete_fetches += 1;
         let outcome = FetchOutcome::Invalid.to_byte();
-        let reply = Reply::FetchEnd(FetchEnd {
-            lease,
-            ready: 0,
-            ssd: 0,
-            outcome,
-        });
-        actions.push(Action::Reply {
-            session,
-            request,
-            reply,
-        });
+        let reply = Reply::FetchEnd(FetchEnd { lease, ready: 0, ssd: 0, outcome });
+        actions.push(Action::Reply { session, request, reply });
     }
 
     /// Releases a lease or its first pages. A lease that is gone is released already.
@@ -200,10 +182,6 @@ impl Core {
             started = 0;
         }
         let reply = Reply::Prefetch(PrefetchReply { resident, started });
-        actions.push(Action::Reply {
-            session,
-            request,
-            reply,
-        });
+        actions.push(Action::Reply { session, request, reply });
     }
 }

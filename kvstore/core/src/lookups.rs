@@ -27,10 +27,7 @@ impl Core {
         actions: &mut Vec<Action>,
     ) {
         let opened = match self.sessions.get(&session) {
-            Some(state) => body
-                .spaces
-                .iter()
-                .all(|space| state.stagings.contains_key(space)),
+            Some(state) => body.spaces.iter().all(|space| state.stagings.contains_key(space)),
             None => false,
         };
         if !opened || body.spaces.is_empty() {
@@ -44,12 +41,7 @@ impl Core {
         self.stats.prefix_pages += u64::from(found.pages);
         self.stats.prefix_dram_pages += u64::from(found.dram);
         let hold = if body.hold_ms > 0 && found.pages > 0 {
-            self.hold(
-                session,
-                &body.spaces,
-                &keys[..found.pages as usize],
-                body.hold_ms,
-            )
+            self.hold(session, &body.spaces, &keys[..found.pages as usize], body.hold_ms)
         } else {
             None
         };
@@ -61,11 +53,7 @@ impl Core {
             stamp: Stamp(stamp),
             estimate_us: self.estimate_us(found.ssd_bytes),
         });
-        actions.push(Action::Reply {
-            session,
-            request,
-            reply,
-        });
+        actions.push(Action::Reply { session, request, reply });
     }
 
     fn longest_run(&self, spaces: &[SpaceId], keys: &[PageKey]) -> Found {
@@ -150,10 +138,7 @@ impl Core {
         let mut pages = Vec::with_capacity(wished as usize);
         for &space in spaces {
             for key in keys {
-                let page = self
-                    .index
-                    .find(space, key)
-                    .expect("the lookup has found it");
+                let page = self.index.find(space, key).expect("the lookup has found it");
                 let pinned = self.index[page].dram == Dram::Resident;
                 if pinned {
                     self.pin(page);
@@ -165,13 +150,7 @@ impl Core {
         }
         let expires = self.now.after_ms(hold_ms.min(limits.max_hold_ms));
         let count = keys.len() as u32;
-        let hold = Hold {
-            session,
-            spaces: spaces.to_vec(),
-            count,
-            pages,
-            expires,
-        };
+        let hold = Hold { session, spaces: spaces.to_vec(), count, pages, expires };
         Some(self.insert_hold(hold))
     }
 }

@@ -92,58 +92,31 @@ impl Core {
         self.expire(actions);
         match event {
             Event::Tick => {}
-            Event::SessionOpened {
-                session,
-                process,
-                mode,
-            } => {
+            Event::SessionOpened { session, process, mode } => {
                 self.session_opened(session, process, mode);
             }
             Event::SessionClosed { session } => self.session_closed(session, actions),
             Event::ProcessGone { session } => self.process_gone(session, actions),
-            Event::SpaceOpened {
-                session,
-                request,
-                domain,
-                digest,
-                page_bytes,
-                slots,
-            } => {
+            Event::SpaceOpened { session, request, domain, digest, page_bytes, slots } => {
                 let identity = (domain, digest, page_bytes);
                 self.space_opened(session, request, identity, slots, actions);
             }
-            Event::Request {
-                session,
-                request,
-                body,
-            } => {
+            Event::Request { session, request, body } => {
                 self.request(session, request, body, actions);
             }
             Event::CopiedIn { job, .. }
             | Event::CopiedOut { job, .. }
             | Event::ReadDone { job, .. } => self.job_ended(job, event, actions),
-            Event::Appended {
-                job, free_segments, ..
-            }
-            | Event::Relocated {
-                job, free_segments, ..
-            } => {
+            Event::Appended { job, free_segments, .. }
+            | Event::Relocated { job, free_segments, .. } => {
                 self.set_free_segments(free_segments);
                 self.job_ended(job, event, actions);
             }
-            Event::SegmentFreed {
-                device,
-                segment,
-                segment_use,
-                free_segments,
-            } => {
+            Event::SegmentFreed { device, segment, segment_use, free_segments } => {
                 self.set_free_segments(free_segments);
                 self.segment_freed(device, segment, segment_use);
             }
-            Event::Recovered {
-                records,
-                free_segments,
-            } => {
+            Event::Recovered { records, free_segments } => {
                 self.set_free_segments(free_segments);
                 self.recovered(records);
             }
@@ -159,11 +132,7 @@ impl Core {
         body: &Request<'_>,
         actions: &mut Vec<Action>,
     ) {
-        if !self
-            .sessions
-            .get(&session)
-            .is_some_and(|session| session.open)
-        {
+        if !self.sessions.get(&session).is_some_and(|session| session.open) {
             return;
         }
         match body {
@@ -185,10 +154,7 @@ impl Core {
     /// Follows up what the event has set in motion until nothing moves without the world.
     fn come_to_rest(&mut self, actions: &mut Vec<Action>) {
         for round in 0_u32.. {
-            debug_assert!(
-                round < 1 << 20,
-                "what an event sets in motion comes to rest"
-            );
+            debug_assert!(round < 1 << 20, "what an event sets in motion comes to rest");
             if let Some(fetch) = self.ready.pop_front() {
                 self.progress(fetch, false, actions);
             } else if let Some(class) = self.hungry.pop() {
@@ -235,12 +201,7 @@ impl Core {
         digest: SpaceDigest,
         page_bytes: u32,
     ) -> Result<SpaceId, Refused> {
-        let refused = |reason, detail: &str| {
-            Err(Refused {
-                reason,
-                detail: detail.to_owned(),
-            })
-        };
+        let refused = |reason, detail: &str| Err(Refused { reason, detail: detail.to_owned() });
         if let Some(space) = self.spaces.find(domain, digest) {
             if self.spaces.get(space).page_bytes != page_bytes {
                 let detail = "the space is known with another page size";
@@ -252,14 +213,7 @@ impl Core {
             return refused(RefusedReason::Invalid, "the page size is out of range");
         }
         let class = self.frames.class_of(frame_bytes(page_bytes));
-        let space = Space {
-            domain,
-            digest,
-            page_bytes,
-            class,
-            pages: 0,
-            opened: 0,
-        };
+        let space = Space { domain, digest, page_bytes, class, pages: 0, opened: 0 };
         match self.spaces.insert(space, self.config.limits.max_spaces) {
             Some(space) => Ok(space),
             None => refused(RefusedReason::Busy, "as many spaces are in use as may be"),
@@ -348,10 +302,7 @@ impl Core {
         };
         let held = |fetch: &FetchId| {
             let fetch = &self.fetches[fetch];
-            assert!(
-                matches!(fetch.reader, Reader::Lease { .. }),
-                "prefetches are nobody's"
-            );
+            assert!(matches!(fetch.reader, Reader::Lease { .. }), "prefetches are nobody's");
             u64::from(fetch.delivered - fetch.released)
         };
         SessionLeases {

@@ -68,16 +68,8 @@ impl Core {
         if !slots.is_empty() {
             self.last_offer += 1;
         }
-        let reply = Reply::Offer(OfferReply {
-            offer: tip.offer,
-            outcomes,
-            slots,
-        });
-        actions.push(Action::Reply {
-            session,
-            request,
-            reply,
-        });
+        let reply = Reply::Offer(OfferReply { offer: tip.offer, outcomes, slots });
+        actions.push(Action::Reply { session, request, reply });
     }
 
     fn count_offer(&mut self, outcome: OfferOutcome) {
@@ -175,13 +167,8 @@ impl Core {
         let entry = &mut self.index[page];
         entry.dram = Dram::Offered;
         entry.touched = false;
-        let used_as = Slot::Assigned {
-            offer: tip.offer,
-            page,
-        };
-        let staging = self
-            .staging_mut(tip.session, tip.space)
-            .expect("found above");
+        let used_as = Slot::Assigned { offer: tip.offer, page };
+        let staging = self.staging_mut(tip.session, tip.space).expect("found above");
         let slot = staging.take(used_as).expect("a slot was free above");
         Ok((page, slot))
     }

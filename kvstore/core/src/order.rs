@@ -80,15 +80,8 @@ impl Order {
 
     /// Checks the cursor's count; returns the number of keys.
     pub(crate) fn audit(&self) -> usize {
-        let behind = self
-            .keys
-            .iter()
-            .filter(|key| Some(**key) <= self.ahead)
-            .count();
-        assert_eq!(
-            behind, self.ahead_len,
-            "the demotion cursor counts the keys behind it"
-        );
+        let behind = self.keys.iter().filter(|key| Some(**key) <= self.ahead).count();
+        assert_eq!(behind, self.ahead_len, "the demotion cursor counts the keys behind it");
         self.keys.len()
     }
 

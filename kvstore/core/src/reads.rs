@@ -15,34 +15,18 @@ impl Core {
     ) {
         let identity = self.identity(id);
         let page = &mut self.index[id];
-        let Ssd::On(extent) = page.ssd else {
-            unreachable!("only pages on SSD are read")
-        };
+        let Ssd::On(extent) = page.ssd else { unreachable!("only pages on SSD are read") };
         assert_eq!(page.dram, Dram::None, "a page is read into one frame");
         page.dram = Dram::Reading;
         page.frame = Some(frame);
         let (class, segment) = (page.class, page.segment);
         self.frames.class_mut(class).busy += 1;
-        self.ssd_mut()
-            .segments
-            .get_mut(&segment)
-            .expect("a record lies in a segment")
-            .reads += 1;
+        self.ssd_mut().segments.get_mut(&segment).expect("a record lies in a segment").reads += 1;
         let fetches = vec![fetch];
-        let job = self.new_job(Job::Read {
-            page: id,
-            extent,
-            segment,
-            fetches,
-        });
+        let job = self.new_job(Job::Read { page: id, extent, segment, fetches });
         self.index[id].read_job = job;
         let frame = self.frames.place(frame);
-        actions.push(Action::Read {
-            job,
-            extent,
-            identity,
-            frame,
-        });
+        actions.push(Action::Read { job, extent, identity, frame });
     }
 
     /// Lets a fetch wait for a read that is under way.
@@ -63,11 +47,7 @@ impl Core {
         fetches: Vec<FetchId>,
         outcome: ReadOutcome,
     ) {
-        assert_eq!(
-            self.index[id].dram,
-            Dram::Reading,
-            "a read fills its page's frame"
-        );
+        assert_eq!(self.index[id].dram, Dram::Reading, "a read fills its page's frame");
         let class = self.index[id].class;
         let bytes = u64::from(self.frames.class(class).frame_bytes);
         let (extent, segment) = from;
@@ -108,9 +88,7 @@ impl Core {
             return;
         };
         let undelivered = fetch.delivered as usize..fetch.issued as usize;
-        let at = fetch.pages[undelivered.clone()]
-            .iter()
-            .position(|other| *other == page);
+        let at = fetch.pages[undelivered.clone()].iter().position(|other| *other == page);
         if let (true, Some(at)) = (fetch.active, at) {
             let limit = (undelivered.start + at) as u32;
             self.truncate(&mut fetch, limit, FetchOutcome::Damaged);

@@ -35,13 +35,8 @@ impl Core {
             };
             let ssd = self.ssd_mut();
             let budget = ssd.segments[&age].appended / 2;
-            ssd.reclaiming = Some(Reclaim {
-                age,
-                budget,
-                sorted: false,
-                dropped: false,
-                freeing: false,
-            });
+            ssd.reclaiming =
+                Some(Reclaim { age, budget, sorted: false, dropped: false, freeing: false });
         }
         let Some(mut reclaim) = self.ssd_mut().reclaiming else {
             return;
@@ -61,11 +56,7 @@ impl Core {
             assert_eq!(segment.records, 0, "a sorted segment at rest is empty");
             let (device, segment, segment_use) =
                 (segment.device, segment.segment, segment.segment_use);
-            actions.push(Action::FreeSegment {
-                device,
-                segment,
-                segment_use,
-            });
+            actions.push(Action::FreeSegment { device, segment, segment_use });
             reclaim.freeing = true;
         }
         self.ssd_mut().reclaiming = Some(reclaim);
@@ -81,20 +72,13 @@ impl Core {
     fn oldest_reclaimable(&self) -> Option<u64> {
         let segments = &self.ssd.as_ref()?.segments;
         let (newest, _) = segments.last_key_value()?;
-        let candidates = segments
-            .iter()
-            .filter(|(age, _)| *age != newest)
-            .take(CANDIDATES);
+        let candidates = segments.iter().filter(|(age, _)| *age != newest).take(CANDIDATES);
         let wins_half = |age: u64, appended: u32| {
-            let held = self
-                .segment_pages(age)
-                .filter(|page| self.is_held_on_ssd(*page))
-                .count();
+            let held = self.segment_pages(age).filter(|page| self.is_held_on_ssd(*page)).count();
             held as u32 <= appended / 2
         };
         let mut ages = candidates.map(|(age, segment)| (*age, segment.appended));
-        ages.find(|(age, appended)| wins_half(*age, *appended))
-            .map(|(age, _)| age)
+        ages.find(|(age, appended)| wins_half(*age, *appended)).map(|(age, _)| age)
     }
 
     fn is_held_on_ssd(&self, id: PageId) -> bool {
@@ -163,27 +147,13 @@ impl Core {
     fn start_relocate(&mut self, id: PageId, segment: u64, actions: &mut Vec<Action>) {
         let identity = self.identity(id);
         let page = &mut self.index[id];
-        let Ssd::On(extent) = page.ssd else {
-            unreachable!("only records are relocated")
-        };
+        let Ssd::On(extent) = page.ssd else { unreachable!("only records are relocated") };
         page.relocating = true;
         page.touched = false;
-        let state = self
-            .ssd_mut()
-            .segments
-            .get_mut(&segment)
-            .expect("being reclaimed");
+        let state = self.ssd_mut().segments.get_mut(&segment).expect("being reclaimed");
         state.relocating += 1;
-        let job = self.new_job(Job::Relocate {
-            page: id,
-            extent,
-            segment,
-        });
-        actions.push(Action::Relocate {
-            job,
-            extent,
-            identity,
-        });
+        let job = self.new_job(Job::Relocate { page: id, extent, segment });
+        actions.push(Action::Relocate { job, extent, identity });
     }
 
     pub(crate) fn relocated(

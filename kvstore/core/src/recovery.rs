@@ -20,9 +20,7 @@ impl Core {
             return None;
         }
         let identity = &record.identity;
-        let space = self
-            .intern_space(identity.domain, identity.space, identity.page_bytes)
-            .ok()?;
+        let space = self.intern_space(identity.domain, identity.space, identity.page_bytes).ok()?;
         let page = self.recovered_page(space, identity)?;
         match self.index[page].ssd {
             Ssd::Writing => return None,
@@ -59,11 +57,9 @@ impl Core {
             Some(page) => Some(page),
             None => self.recovered_entry(space, identity.key, depth),
         };
-        if let (Some(page), Some(parent), true) = (
-            page,
-            parent,
-            page.is_some_and(|page| self.index[page].parent.is_none()),
-        ) {
+        if let (Some(page), Some(parent), true) =
+            (page, parent, page.is_some_and(|page| self.index[page].parent.is_none()))
+        {
             self.link(page, parent);
         }
         if let (None, Some(parent)) = (page, parent) {

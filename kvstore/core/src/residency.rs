@@ -79,10 +79,7 @@ impl Core {
 
     pub(crate) fn unpin(&mut self, id: PageId) {
         let page = &mut self.index[id];
-        page.pins = page
-            .pins
-            .checked_sub(1)
-            .expect("a page is unpinned as often as pinned");
+        page.pins = page.pins.checked_sub(1).expect("a page is unpinned as often as pinned");
         self.settle(id);
         self.prune(id);
     }
@@ -94,10 +91,7 @@ impl Core {
 
     pub(crate) fn unkeep(&mut self, id: PageId) {
         let page = &mut self.index[id];
-        page.keeps = page
-            .keeps
-            .checked_sub(1)
-            .expect("a page is unkept as often as kept");
+        page.keeps = page.keeps.checked_sub(1).expect("a page is unkept as often as kept");
         self.settle(id);
         self.prune(id);
     }
@@ -106,10 +100,7 @@ impl Core {
     pub(crate) fn keep_to_pin(&mut self, id: PageId) {
         let page = &mut self.index[id];
         page.pins += 1;
-        page.keeps = page
-            .keeps
-            .checked_sub(1)
-            .expect("a page is unkept as often as kept");
+        page.keeps = page.keeps.checked_sub(1).expect("a page is unkept as often as kept");
         self.settle(id);
     }
 
@@ -126,10 +117,7 @@ impl Core {
 
     /// Takes an evictable page out of DRAM.
     pub(crate) fn evict(&mut self, id: PageId) {
-        assert!(
-            self.index[id].ordered,
-            "only pages in the eviction order are evicted"
-        );
+        assert!(self.index[id].ordered, "only pages in the eviction order are evicted");
         self.resident -= 1;
         self.stats.evicted_pages += 1;
         if self.ssd.is_some() && self.index[id].ssd == Ssd::None {
@@ -152,11 +140,7 @@ impl Core {
     /// Drops an offered page that will not come.
     pub(crate) fn drop_offered(&mut self, id: PageId) {
         let page = &mut self.index[id];
-        assert_eq!(
-            page.dram,
-            Dram::Offered,
-            "an assigned slot's page is offered"
-        );
+        assert_eq!(page.dram, Dram::Offered, "an assigned slot's page is offered");
         page.dram = Dram::None;
         self.prune(id);
     }

@@ -103,13 +103,7 @@ impl SsdTier {
         let age = self.next_age;
         self.next_age += 1;
         let segment_use = extent.segment_use;
-        self.places.insert(
-            at,
-            Place {
-                segment_use,
-                age: Some(age),
-            },
-        );
+        self.places.insert(at, Place { segment_use, age: Some(age) });
         let segment = Segment {
             device: extent.device,
             segment: extent.segment,
@@ -134,20 +128,10 @@ impl SsdTier {
             return false;
         }
         let appended = u64::from(segment.appended);
-        self.wasted = if reclaim.dropped {
-            0
-        } else {
-            self.wasted + 2 * appended
-        };
+        self.wasted = if reclaim.dropped { 0 } else { self.wasted + 2 * appended };
         self.appended -= appended;
         self.segments.remove(&reclaim.age);
-        self.places.insert(
-            at,
-            Place {
-                segment_use,
-                age: None,
-            },
-        );
+        self.places.insert(at, Place { segment_use, age: None });
         self.reclaiming = None;
         true
     }
@@ -155,9 +139,7 @@ impl SsdTier {
 
 impl Core {
     pub(crate) fn ssd_mut(&mut self) -> &mut SsdTier {
-        self.ssd
-            .as_mut()
-            .expect("SSD jobs are started only where there is an SSD")
+        self.ssd.as_mut().expect("SSD jobs are started only where there is an SSD")
     }
 
     /// Notes the page's record. False if the record lies in a segment that is being freed.
@@ -206,10 +188,7 @@ impl Core {
         let ssd = self.ssd_mut();
         ssd.used_bytes -= bytes;
         ssd.pages -= 1;
-        let segment = ssd
-            .segments
-            .get_mut(&age)
-            .expect("a record lies in a segment");
+        let segment = ssd.segments.get_mut(&age).expect("a record lies in a segment");
         segment.records -= 1;
         if newer.is_none() {
             segment.newest = older;

@@ -63,10 +63,7 @@ impl Staging {
     pub(crate) fn commit(&mut self, slot: SlotId, offer: OfferId) -> Option<PageId> {
         let state = self.slots.get_mut(slot.0 as usize)?;
         match *state {
-            Slot::Assigned {
-                offer: assigned,
-                page,
-            } if assigned == offer => {
+            Slot::Assigned { offer: assigned, page } if assigned == offer => {
                 *state = Slot::Committed;
                 Some(page)
             }
@@ -103,18 +100,11 @@ impl Core {
             Ok(space) => space,
             Err(refused) => {
                 let reply = Reply::Refused(refused);
-                actions.push(Action::Reply {
-                    session,
-                    request,
-                    reply,
-                });
+                actions.push(Action::Reply { session, request, reply });
                 return;
             }
         };
-        let known = self
-            .sessions
-            .get_mut(&session)
-            .filter(|session| session.open);
+        let known = self.sessions.get_mut(&session).filter(|session| session.open);
         let Some(state) = known.filter(|state| !state.stagings.contains_key(&space)) else {
             let detail = "the space is open already, or the session is not";
             return self.refuse(session, request, RefusedReason::Invalid, detail, actions);
@@ -123,16 +113,8 @@ impl Core {
         let entry = self.spaces.get_mut(space);
         entry.opened += 1;
         let slot_bytes = self.frames.class(entry.class).frame_bytes;
-        let reply = Reply::SpaceOpened(SpaceOpened {
-            space,
-            slots,
-            slot_bytes,
-        });
-        actions.push(Action::Reply {
-            session,
-            request,
-            reply,
-        });
+        let reply = Reply::SpaceOpened(SpaceOpened { space, slots, slot_bytes });
+        actions.push(Action::Reply { session, request, reply });
     }
 
     /// The socket is gone: no more replies, no more slots.
@@ -232,14 +214,7 @@ impl Core {
         if reason == RefusedReason::Busy {
             self.stats.refused_busy += 1;
         }
-        let reply = Reply::Refused(Refused {
-            reason,
-            detail: detail.to_owned(),
-        });
-        actions.push(Action::Reply {
-            session,
-            request,
-            reply,
-        });
+        let reply = Reply::Refused(Refused { reason, detail: detail.to_owned() });
+        actions.push(Action::Reply { session, request, reply });
     }
 }

@@ -58,15 +58,12 @@ impl Spaces {
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = SpaceInfo> + '_ {
-        self.entries
-            .iter()
-            .enumerate()
-            .map(|(at, space)| SpaceInfo {
-                id: SpaceId(at as u32),
-                domain: space.domain,
-                digest: space.digest,
-                page_bytes: space.page_bytes,
-                pages: space.pages,
-            })
+        self.entries.iter().enumerate().map(|(at, space)| SpaceInfo {
+            id: SpaceId(at as u32),
+            domain: space.domain,
+            digest: space.digest,
+            page_bytes: space.page_bytes,
+            pages: space.pages,
+        })
     }
 }

@@ -22,10 +22,7 @@ fn opened(mut world: World, slots: u32) -> (World, SpaceId) {
 }
 
 fn outcome(world: &World, session: u64, lease: u64) -> FetchOutcome {
-    let end = world
-        .lease(session, lease)
-        .ended
-        .expect("the fetch has ended");
+    let end = world.lease(session, lease).ended.expect("the fetch has ended");
     FetchOutcome::from_byte(end.outcome).unwrap()
 }
 
@@ -35,11 +32,7 @@ fn a_run_larger_than_dram_streams_through_it() {
     let keys = chain(1, 12);
     world.store(1, space, &keys, 0, Stamp(0));
     let found = world.lookup(1, space, &keys);
-    assert_eq!(
-        (found.pages, found.dram),
-        (12, 3),
-        "what DRAM cannot hold went to SSD"
-    );
+    assert_eq!((found.pages, found.dram), (12, 3), "what DRAM cannot hold went to SSD");
     world.fetch(1, 1, space, &keys, found.stamp, 10_000);
     for _ in 0..12 {
         world.finish_jobs();
@@ -58,11 +51,7 @@ fn two_fetches_share_one_read() {
     let (first, stamp) = (&keys[3..4], Stamp(0));
     world.fetch(1, 1, space, first, stamp, 1000);
     world.fetch(1, 2, space, first, stamp, 1000);
-    let reads = world
-        .jobs
-        .values()
-        .filter(|job| matches!(job, Action::Read { .. }))
-        .count();
+    let reads = world.jobs.values().filter(|job| matches!(job, Action::Read { .. })).count();
     assert_eq!(reads, 1);
     world.finish_jobs();
     assert_eq!(outcome(&world, 1, 1), FetchOutcome::Complete);
@@ -76,10 +65,7 @@ fn a_damaged_record_ends_every_fetch_before_it() {
     let keys = chain(1, 8);
     world.store(1, space, &keys, 0, Stamp(0));
     let log = world.log.as_mut().unwrap();
-    let damaged = log
-        .extents()
-        .iter()
-        .find(|extent| log.record(**extent).unwrap().key == keys[4]);
+    let damaged = log.extents().iter().find(|extent| log.record(**extent).unwrap().key == keys[4]);
     let damaged = *damaged.unwrap();
     log.damage(damaged);
     world.fetch(1, 1, space, &keys[2..], Stamp(0), 1000);
@@ -91,10 +77,7 @@ fn a_damaged_record_ends_every_fetch_before_it() {
     assert_eq!(outcome(&world, 1, 1), FetchOutcome::Damaged);
     assert_eq!(world.lease(1, 1).ended.unwrap().ready, 2);
     assert_eq!(world.lookup(1, space, &keys).pages, 4);
-    assert!(
-        world.core.unreachable_pages() > 0,
-        "what lies behind it cannot be reached"
-    );
+    assert!(world.core.unreachable_pages() > 0, "what lies behind it cannot be reached");
     // Storing it again makes the rest reachable again.
     let stored = world.store(1, space, &keys, 4, Stamp(0));
     assert_eq!(stored, 1);
@@ -109,21 +92,12 @@ fn recovery_takes_children_before_parents_and_without() {
     world.store(1, space, &keys, 0, Stamp(0));
     let mut records = world.log.as_ref().unwrap().recover();
     records.sort_by_key(|record| std::cmp::Reverse(record.identity.depth));
-    let orphans = records
-        .iter()
-        .filter(|record| record.identity.depth > 5)
-        .count() as u64;
+    let orphans = records.iter().filter(|record| record.identity.depth > 5).count() as u64;
     records.retain(|record| record.identity.depth != 5);
     let mut again = World::with_ssd(2, 100, 9, 4);
-    again.step(Event::Recovered {
-        records: &records,
-        free_segments: 5,
-    });
+    again.step(Event::Recovered { records: &records, free_segments: 5 });
     let (mut again, space) = opened(again, 2);
-    let known = records
-        .iter()
-        .filter(|record| record.identity.depth < 5)
-        .count() as u32;
+    let known = records.iter().filter(|record| record.identity.depth < 5).count() as u32;
     assert_eq!(again.lookup(1, space, &keys).pages, known);
     assert_eq!(again.core.unreachable_pages(), orphans);
 }
@@ -136,34 +110,18 @@ fn what_is_held_outlasts_a_flood_until_its_time_is_over() {
     let hold = world.lookup_hold(1, &[space], &kept, 10).hold.unwrap();
     world.store(1, space, &flood, 0, Stamp(0));
     assert_eq!(world.lookup(1, space, &kept).pages, 2);
-    let source = FetchSource::Hold {
-        hold,
-        first: 1,
-        count: 1,
-    };
+    let source = FetchSource::Hold { hold, first: 1, count: 1 };
     world.fetch_from(1, 1, space, (&kept[1..], source), Stamp(1), 10);
     assert_eq!(outcome(&world, 1, 1), FetchOutcome::Complete);
     world.release(1, 1, u32::MAX);
     world.advance(Micros(10_000));
     world.store(1, space, &chain(3, 4), 0, Stamp(0));
     assert_eq!(world.lookup(1, space, &kept).pages, 0);
-    let source = FetchSource::Hold {
-        hold,
-        first: 0,
-        count: 1,
-    };
+    let source = FetchSource::Hold { hold, first: 0, count: 1 };
     let lease = LeaseId(2);
-    let fetch = Fetch {
-        space,
-        lease,
-        source,
-        stamp: Stamp(0),
-        deadline_ms: 10,
-    };
+    let fetch = Fetch { space, lease, source, stamp: Stamp(0), deadline_ms: 10 };
     let reply = world.ask(1, &Request::Fetch(fetch));
-    let Some(Reply::FetchEnd(end)) = reply else {
-        panic!("an expired hold is refused")
-    };
+    let Some(Reply::FetchEnd(end)) = reply else { panic!("an expired hold is refused") };
     assert_eq!(end.outcome, FetchOutcome::Invalid.to_byte());
 }
 
@@ -177,11 +135,7 @@ fn a_lease_outlives_its_socket_but_not_its_process() {
     world.fetch(1, 1, space, &keys, Stamp(0), 10);
     world.close(1);
     assert!(world.core.session_leases(SessionId(1)).lingering);
-    assert_eq!(
-        world.store(2, space, &chain(2, 1), 0, Stamp(0)),
-        0,
-        "all frames are leased"
-    );
+    assert_eq!(world.store(2, space, &chain(2, 1), 0, Stamp(0)), 0, "all frames are leased");
     world.kill(1);
     assert_eq!(world.core.session_leases(SessionId(1)).leases, 0);
     assert_eq!(world.store(2, space, &chain(2, 1), 0, Stamp(0)), 1);
@@ -192,24 +146,14 @@ fn a_child_leaves_with_its_parent() {
     let (mut world, space) = opened(World::dram(4), 2);
     let keys = chain(1, 3);
     let offer = world.offer(1, space, None, 0, &keys, Stamp(0)).unwrap();
-    let (wanted, credit) = (
-        OfferOutcome::Wanted.to_byte(),
-        OfferOutcome::NoCredit.to_byte(),
-    );
+    let (wanted, credit) = (OfferOutcome::Wanted.to_byte(), OfferOutcome::NoCredit.to_byte());
     assert_eq!(offer.outcomes, [wanted, wanted, credit]);
     let request = world.commit(1, space, offer.offer, &offer.slots[1..], &offer.slots[..1]);
     world.finish_jobs();
     let commit = &world.commits[&(SessionId(1), request)];
-    assert_eq!(
-        commit.answered,
-        Some(vec![CommitOutcome::Invalid.to_byte()])
-    );
+    assert_eq!(commit.answered, Some(vec![CommitOutcome::Invalid.to_byte()]));
     assert_eq!(world.lookup(1, space, &keys).pages, 0);
-    assert_eq!(
-        world.store(1, space, &keys, 0, Stamp(0)),
-        3,
-        "both slots are free again"
-    );
+    assert_eq!(world.store(1, space, &keys, 0, Stamp(0)), 3, "both slots are free again");
 }
 
 #[test]
@@ -234,11 +178,7 @@ fn copy_mode_delivers_through_its_slots() {
     world.store(1, space, &keys, 0, Stamp(0));
     world.fetch(1, 1, space, &keys, Stamp(0), 1000);
     world.finish_jobs();
-    assert_eq!(
-        world.lease(1, 1).places.len(),
-        2,
-        "as many as there are slots"
-    );
+    assert_eq!(world.lease(1, 1).places.len(), 2, "as many as there are slots");
     for upto in 1..=5 {
         world.release(1, 1, upto);
         world.finish_jobs();
@@ -248,38 +188,17 @@ fn copy_mode_delivers_through_its_slots() {
 
 #[test]
 fn a_limit_reached_is_a_refusal() {
-    let limits = Limits {
-        max_leases_per_session: 1,
-        max_pages: 2,
-        ..Limits::default()
-    };
-    let config = Config {
-        limits,
-        ..Config::dram_only(8 * 4096)
-    };
+    let limits = Limits { max_leases_per_session: 1, max_pages: 2, ..Limits::default() };
+    let config = Config { limits, ..Config::dram_only(8 * 4096) };
     let (mut world, space) = opened(World::new(config), 4);
     let keys = chain(1, 4);
-    assert_eq!(
-        world.store(1, space, &keys, 0, Stamp(0)),
-        2,
-        "the index holds two pages"
-    );
+    assert_eq!(world.store(1, space, &keys, 0, Stamp(0)), 2, "the index holds two pages");
     world.fetch(1, 1, space, &keys[..1], Stamp(0), 10);
-    let source = FetchSource::Keys {
-        keys: keys[..1].into(),
-    };
+    let source = FetchSource::Keys { keys: keys[..1].into() };
     let (lease, stamp) = (LeaseId(2), Stamp(0));
-    let fetch = Fetch {
-        space,
-        lease,
-        source,
-        stamp,
-        deadline_ms: 10,
-    };
+    let fetch = Fetch { space, lease, source, stamp, deadline_ms: 10 };
     let reply = world.ask(1, &Request::Fetch(fetch));
-    let Some(Reply::Refused(refused)) = reply else {
-        panic!("one lease is the limit")
-    };
+    let Some(Reply::Refused(refused)) = reply else { panic!("one lease is the limit") };
     assert_eq!(refused.reason, RefusedReason::Busy);
 }
 
@@ -290,11 +209,7 @@ fn a_fetch_without_a_frame_ends_with_its_deadline() {
     world.store(1, space, &keys, 0, Stamp(0));
     world.fetch(1, 1, space, &keys, Stamp(0), 50);
     world.finish_jobs();
-    assert_eq!(
-        world.lease(1, 1).places.len(),
-        1,
-        "the only frame is leased"
-    );
+    assert_eq!(world.lease(1, 1).places.len(), 1, "the only frame is leased");
     assert_eq!(world.core.next_timer(), Some(Micros(50_000)));
     world.advance(Micros(50_000));
     assert_eq!(outcome(&world, 1, 1), FetchOutcome::Deadline);

@@ -21,9 +21,7 @@ const DEPTH: u64 = 8;
 /// Four chains of eight pages, two and two of them sharing their first three.
 fn chain(number: u64) -> Vec<PageKey> {
     let number = number % CHAINS;
-    (0..DEPTH)
-        .map(|depth| key(if depth < 3 { number % 2 } else { number }, depth))
-        .collect()
+    (0..DEPTH).map(|depth| key(if depth < 3 { number % 2 } else { number }, depth)).collect()
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -66,11 +64,8 @@ type Op = (u8, u32, u32, u32);
 
 impl Chaos {
     fn new(faults: Faults, frames: u64, slots: u32) -> Self {
-        let world = if faults.ssd {
-            World::with_ssd(frames, 10, 5, 4)
-        } else {
-            World::dram(frames)
-        };
+        let world =
+            if faults.ssd { World::with_ssd(frames, 10, 5, 4) } else { World::dram(frames) };
         let mut chaos = Self {
             world,
             faults,
@@ -101,11 +96,7 @@ impl Chaos {
     }
 
     fn session(&self, at: u32) -> u64 {
-        *self
-            .sessions
-            .keys()
-            .nth(at as usize % self.sessions.len())
-            .unwrap()
+        *self.sessions.keys().nth(at as usize % self.sessions.len()).unwrap()
     }
 
     fn apply(&mut self, (op, a, b, c): Op) {
@@ -156,11 +147,7 @@ impl Chaos {
     fn fetch(&mut self, session: u64, space: SpaceId, keys: &[PageKey], c: u32) {
         let lease = self.next_lease;
         self.next_lease += 1;
-        let stamp = if c.is_multiple_of(3) {
-            Stamp(0)
-        } else {
-            self.stamp
-        };
+        let stamp = if c.is_multiple_of(3) { Stamp(0) } else { self.stamp };
         self.world.fetch(session, lease, space, keys, stamp, c % 16);
     }
 
@@ -173,15 +160,10 @@ impl Chaos {
         let count = c as usize % (keys.len() - first) + 1;
         let run = keys[first..first + count].to_vec();
         let (hold, space) = (*hold, *space);
-        let source = FetchSource::Hold {
-            hold,
-            first: first as u32,
-            count: count as u32,
-        };
+        let source = FetchSource::Hold { hold, first: first as u32, count: count as u32 };
         let lease = self.next_lease;
         self.next_lease += 1;
-        self.world
-            .fetch_from(session, lease, space, (&run, source), self.stamp, c % 16);
+        self.world.fetch_from(session, lease, space, (&run, source), self.stamp, c % 16);
         self.promised.push((session, lease));
     }
 
@@ -198,11 +180,7 @@ impl Chaos {
         if process(session) == process(owner.0) {
             self.world.release_from(session, owner.0, lease.0, upto);
         } else {
-            let release = undercroft_wire::Release {
-                session: owner,
-                lease,
-                upto,
-            };
+            let release = undercroft_wire::Release { session: owner, lease, upto };
             self.world.ask(session, &Request::Release(release));
         }
     }
@@ -210,25 +188,14 @@ impl Chaos {
     fn offer(&mut self, session: u64, space: SpaceId, keys: &[PageKey], b: u32, from: usize) {
         let from = from.min(keys.len() - 1);
         let above = from.checked_sub(1).map(|above| keys[above]);
-        let stamp = if b.is_multiple_of(4) {
-            Stamp(0)
-        } else {
-            self.stamp
-        };
+        let stamp = if b.is_multiple_of(4) { Stamp(0) } else { self.stamp };
         let first = from as u32;
-        let reply = self
-            .world
-            .offer(session, space, above, first, &keys[from..], stamp);
+        let reply = self.world.offer(session, space, above, first, &keys[from..], stamp);
         if let Some(reply) = reply
             && !reply.slots.is_empty()
         {
             let (offer, slots) = (reply.offer, reply.slots);
-            self.offers.push(OpenOffer {
-                session,
-                space,
-                offer,
-                slots,
-            });
+            self.offers.push(OpenOffer { session, space, offer, slots });
         }
     }
 
@@ -237,12 +204,7 @@ impl Chaos {
             return;
         }
         let at = b as usize % self.offers.len();
-        let OpenOffer {
-            session,
-            space,
-            offer,
-            mut slots,
-        } = self.offers.swap_remove(at);
+        let OpenOffer { session, space, offer, mut slots } = self.offers.swap_remove(at);
         if !self.sessions.contains_key(&session) {
             return;
         }
@@ -264,37 +226,20 @@ impl Chaos {
     }
 
     fn prefetch(&mut self, session: u64, space: SpaceId, keys: &[PageKey], c: u32) {
-        let prefetch = Prefetch {
-            space,
-            keys: keys.into(),
-            ttl_ms: c % 16,
-        };
+        let prefetch = Prefetch { space, keys: keys.into(), ttl_ms: c % 16 };
         self.world.ask(session, &Request::Prefetch(prefetch));
     }
 
     fn hint(&mut self, session: u64, space: SpaceId, keys: &[PageKey], c: u32) {
-        let kind = [
-            HintKind::Active,
-            HintKind::Ended,
-            HintKind::Demote,
-            HintKind::PinMs(5),
-        ];
+        let kind = [HintKind::Active, HintKind::Ended, HintKind::Demote, HintKind::PinMs(5)];
         let kind = kind[c as usize % kind.len()];
-        self.world.ask(
-            session,
-            &Request::Hint(Hint {
-                space,
-                keys: keys.into(),
-                kind,
-            }),
-        );
+        self.world.ask(session, &Request::Hint(Hint { space, keys: keys.into(), kind }));
     }
 
     fn drop_hold(&mut self, session: u64, a: u32) {
         if !self.holds.is_empty() {
             let held = self.holds.swap_remove(a as usize % self.holds.len());
-            self.world
-                .ask(session, &Request::DropHold(DropHold { hold: held.hold }));
+            self.world.ask(session, &Request::DropHold(DropHold { hold: held.hold }));
         }
     }
 
@@ -333,10 +278,7 @@ impl Chaos {
         self.world.finish_jobs();
         for ((session, request), commit) in &self.world.commits {
             let answered = commit.answered.is_some();
-            assert!(
-                answered,
-                "commit {request} of session {session} is never answered"
-            );
+            assert!(answered, "commit {request} of session {session} is never answered");
         }
         let leases: Vec<_> = self.world.leases.keys().copied().collect();
         for (session, lease) in leases {
@@ -372,19 +314,10 @@ impl Chaos {
         let mut world = World::with_ssd(64, 100, 5, 4);
         world.log = Some(log);
         let (early, late) = records.split_at(records.len() / 2);
-        world.step(Event::Recovered {
-            records: early,
-            free_segments,
-        });
-        world.step(Event::Recovered {
-            records: late,
-            free_segments,
-        });
+        world.step(Event::Recovered { records: early, free_segments });
+        world.step(Event::Recovered { records: late, free_segments });
         let stats = world.core.stats();
-        assert_eq!(
-            stats.recovery_ignored, 0,
-            "the core writes nothing it would not read"
-        );
+        assert_eq!(stats.recovery_ignored, 0, "the core writes nothing it would not read");
         world.open(1, 1, Mode::ZeroCopy);
         for (number, page_bytes) in [(1, 4096), (2, 5000)] {
             let space = world.open_space(1, number, page_bytes, 2);
@@ -396,11 +329,7 @@ impl Chaos {
                 world.fetch(1, lease, space, run, found.stamp, 1000);
                 world.finish_jobs();
                 let held = world.lease(1, lease);
-                assert_eq!(
-                    held.places.len(),
-                    run.len(),
-                    "what lookup names can be fetched"
-                );
+                assert_eq!(held.places.len(), run.len(), "what lookup names can be fetched");
                 world.release(1, lease, u32::MAX);
             }
         }

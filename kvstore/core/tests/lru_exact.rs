@@ -46,38 +46,18 @@ fn replay(requests: &[Vec<u64>], capacity: u64, slots: u32, batch: usize) {
     let mut world = World::dram(capacity);
     world.open(1, 1, Mode::ZeroCopy);
     let space = world.open_space(1, 1, 4096, slots);
-    let mut naive = NaiveLru {
-        capacity: capacity as usize,
-        pages: Vec::new(),
-    };
+    let mut naive = NaiveLru { capacity: capacity as usize, pages: Vec::new() };
     for (number, ids) in requests.iter().enumerate() {
         let keys: Vec<PageKey> = ids.iter().map(|id| key(*id, 0)).collect();
         let found = world.lookup(1, space, &keys);
-        assert_eq!(
-            found.pages as usize,
-            naive.request(ids),
-            "request {number}: hits"
-        );
+        assert_eq!(found.pages as usize, naive.request(ids), "request {number}: hits");
         let hits = found.pages as usize;
         let lease = number as u64;
         world.fetch(1, lease, space, &keys[..hits], found.stamp, 1000);
-        assert_eq!(
-            world.lease(1, lease).places.len(),
-            hits,
-            "DRAM pages are ready at once"
-        );
+        assert_eq!(world.lease(1, lease).places.len(), hits, "DRAM pages are ready at once");
         world.release(1, lease, u32::MAX);
-        for end in (hits..keys.len())
-            .step_by(batch)
-            .map(|at| (at + batch).min(keys.len()))
-        {
-            world.store(
-                1,
-                space,
-                &keys[..end],
-                hits.max(end.saturating_sub(batch)),
-                found.stamp,
-            );
+        for end in (hits..keys.len()).step_by(batch).map(|at| (at + batch).min(keys.len())) {
+            world.store(1, space, &keys[..end], hits.max(end.saturating_sub(batch)), found.stamp);
         }
         check_residents(&mut world, requests, &naive, space);
     }
@@ -89,19 +69,11 @@ fn check_residents(
     naive: &NaiveLru,
     space: undercroft_wire::SpaceId,
 ) {
-    assert_eq!(
-        world.core.dram().pages as usize,
-        naive.pages.len(),
-        "as many pages"
-    );
+    assert_eq!(world.core.dram().pages as usize, naive.pages.len(), "as many pages");
     for ids in requests.iter().take(8) {
         let keys: Vec<PageKey> = ids.iter().map(|id| key(*id, 0)).collect();
         let wanted = ids.iter().take_while(|id| naive.pages.contains(id)).count();
-        assert_eq!(
-            world.lookup(1, space, &keys).pages as usize,
-            wanted,
-            "the same pages"
-        );
+        assert_eq!(world.lookup(1, space, &keys).pages as usize, wanted, "the same pages");
     }
 }
 

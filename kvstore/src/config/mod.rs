@@ -95,10 +95,8 @@ impl Config {
     /// # Errors
     /// Unreadable file, unknown key, wrong type, value out of range.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
-            path: path.to_owned(),
-            source,
-        })?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
         Self::parse(&text, path)
     }
 
@@ -127,9 +125,8 @@ impl Config {
             None => "none".to_owned(),
             Some(ssd) => format!("{} in {}", human(ssd.bytes), ssd.directory.display()),
         };
-        let metrics = self
-            .metrics
-            .map_or_else(|| "off".to_owned(), |a| format!("http://{a}/metrics"));
+        let metrics =
+            self.metrics.map_or_else(|| "off".to_owned(), |a| format!("http://{a}/metrics"));
         vec![
             ("socket", self.socket.display().to_string()),
             ("dram", human(self.arena_bytes)),
@@ -139,13 +136,7 @@ impl Config {
     }
 
     fn check(raw: RawConfig) -> Result<Self, ConfigError> {
-        let RawConfig {
-            server,
-            arena,
-            ssd,
-            copy,
-            policy,
-        } = raw;
+        let RawConfig { server, arena, ssd, copy, policy } = raw;
         let mut config = check_arena(&arena)?;
         check_server(&mut config, server)?;
         config.ssd = check_ssd(ssd)?;
@@ -156,29 +147,13 @@ impl Config {
 }
 
 fn check_arena(raw: &RawArena) -> Result<Config, ConfigError> {
-    let arena_bytes = size(
-        "arena.size",
-        raw.size.as_ref(),
-        default_dram(),
-        64 * KIB,
-        64 << 40,
-    )?;
+    let arena_bytes = size("arena.size", raw.size.as_ref(), default_dram(), 64 * KIB, 64 << 40)?;
     // A registered buffer of io_uring ends at 1 GiB, and a part is one registered buffer.
     let part_bytes = size("arena.part", raw.part.as_ref(), GIB, 64 * KIB, GIB)?;
     let slab_bytes = size("arena.slab", raw.slab.as_ref(), 64 * MIB, 4 * KIB, GIB)?;
-    let staging_bytes = size(
-        "arena.staging",
-        raw.staging.as_ref(),
-        64 * MIB,
-        4 * KIB,
-        4 * GIB,
-    )?;
-    let huge_pages = choice(
-        "arena.huge_pages",
-        raw.huge_pages.as_deref(),
-        "auto",
-        &["auto", "off"],
-    )?;
+    let staging_bytes = size("arena.staging", raw.staging.as_ref(), 64 * MIB, 4 * KIB, 4 * GIB)?;
+    let huge_pages =
+        choice("arena.huge_pages", raw.huge_pages.as_deref(), "auto", &["auto", "off"])?;
     Ok(Config {
         socket: PathBuf::new(),
         metrics: None,
@@ -211,9 +186,7 @@ fn check_server(config: &mut Config, raw: RawServer) -> Result<(), ConfigError> 
             ),
         });
     }
-    let metrics = raw
-        .metrics
-        .unwrap_or_else(|| keys::DEFAULT_METRICS.to_owned());
+    let metrics = raw.metrics.unwrap_or_else(|| keys::DEFAULT_METRICS.to_owned());
     config.metrics = check_metrics(&metrics)?;
     config.max_sessions = number("server.max_sessions", raw.max_sessions, 64, 1, 4096)? as u32;
     Ok(())
@@ -233,11 +206,7 @@ fn check_metrics(text: &str) -> Result<Option<SocketAddr>, ConfigError> {
         IpAddr::V4(ip) => ip.is_loopback(),
         IpAddr::V6(ip) => ip.is_loopback(),
     };
-    if loopback {
-        Ok(Some(address))
-    } else {
-        Err(refused())
-    }
+    if loopback { Ok(Some(address)) } else { Err(refused()) }
 }
 
 fn check_ssd(raw: RawSsd) -> Result<Option<SsdConfig>, ConfigError> {
@@ -267,14 +236,7 @@ fn check_ssd(raw: RawSsd) -> Result<Option<SsdConfig>, ConfigError> {
             allowed: "0 (no SSD tier) or 1MiB..=1PiB".to_owned(),
         });
     }
-    Ok(Some(SsdConfig {
-        directory,
-        bytes,
-        segment_bytes,
-        engine,
-        queue_depth,
-        table_flush_ms,
-    }))
+    Ok(Some(SsdConfig { directory, bytes, segment_bytes, engine, queue_depth, table_flush_ms }))
 }
 
 fn check_copy(config: &mut Config, raw: &RawCopy) -> Result<(), ConfigError> {
@@ -316,18 +278,11 @@ fn size(
         Quantity::Bytes(bytes) => *bytes,
         Quantity::Text(text) => parse_size(text).ok_or_else(|| refused(found))?,
     };
-    if (min..=max).contains(&bytes) {
-        Ok(bytes)
-    } else {
-        Err(refused(found))
-    }
+    if (min..=max).contains(&bytes) { Ok(bytes) } else { Err(refused(found)) }
 }
 
 fn parse_size(text: &str) -> Option<u64> {
-    parse_size::Config::new()
-        .with_binary()
-        .parse_size(text)
-        .ok()
+    parse_size::Config::new().with_binary().parse_size(text).ok()
 }
 
 fn number(
@@ -341,11 +296,7 @@ fn number(
     if (min..=max).contains(&value) {
         return Ok(value);
     }
-    Err(ConfigError::Value {
-        key,
-        found: value.to_string(),
-        allowed: format!("{min}..={max}"),
-    })
+    Err(ConfigError::Value { key, found: value.to_string(), allowed: format!("{min}..={max}") })
 }
 
 fn choice(
@@ -355,26 +306,17 @@ fn choice(
     allowed: &[&str],
 ) -> Result<usize, ConfigError> {
     let value = found.unwrap_or(default);
-    allowed
-        .iter()
-        .position(|a| *a == value)
-        .ok_or_else(|| ConfigError::Value {
-            key,
-            found: format!("\"{value}\""),
-            allowed: allowed
-                .iter()
-                .map(|a| format!("\"{a}\""))
-                .collect::<Vec<_>>()
-                .join(" or "),
-        })
+    allowed.iter().position(|a| *a == value).ok_or_else(|| ConfigError::Value {
+        key,
+        found: format!("\"{value}\""),
+        allowed: allowed.iter().map(|a| format!("\"{a}\"")).collect::<Vec<_>>().join(" or "),
+    })
 }
 
 /// 1 GiB, or a quarter of the available memory where that is less.
 fn default_dram() -> u64 {
     let available = rustix::system::sysinfo();
-    let free = available
-        .freeram
-        .saturating_mul(u64::from(available.mem_unit));
+    let free = available.freeram.saturating_mul(u64::from(available.mem_unit));
     GIB.min(free / 4).max(16 * MIB) / MIB * MIB
 }
 
@@ -393,21 +335,13 @@ fn default_ssd(directory: &Path) -> u64 {
 
 /// A size for people.
 pub(crate) fn human(bytes: u64) -> String {
-    for (unit, name) in [
-        (1 << 50, "PiB"),
-        (1 << 40, "TiB"),
-        (GIB, "GiB"),
-        (MIB, "MiB"),
-        (KIB, "KiB"),
-    ] {
+    for (unit, name) in
+        [(1 << 50, "PiB"), (1 << 40, "TiB"), (GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")]
+    {
         if bytes >= unit {
             let whole = bytes.is_multiple_of(unit);
             let value = bytes as f64 / unit as f64;
-            return if whole {
-                format!("{value:.0} {name}")
-            } else {
-                format!("{value:.1} {name}")
-            };
+            return if whole { format!("{value:.0} {name}") } else { format!("{value:.1} {name}") };
         }
     }
     format!("{bytes} B")

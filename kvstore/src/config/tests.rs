@@ -26,10 +26,7 @@ fn sizes_are_bytes_or_text() {
 #[test]
 fn an_unknown_key_is_named_with_its_line() {
     let error = parse("[arena]\nsizes = 5\n").unwrap_err().to_string();
-    assert!(
-        error.contains("test.toml") && error.contains("sizes"),
-        "{error}"
-    );
+    assert!(error.contains("test.toml") && error.contains("sizes"), "{error}");
     assert!(error.contains("line 2") && !error.contains('\n'), "{error}");
 }
 
@@ -41,21 +38,9 @@ fn a_value_out_of_range_names_key_value_and_range() {
         ("[ssd]\nqueue_depth = 0", "ssd.queue_depth", "0"),
         ("[ssd]\nsize = 5", "ssd.size", "5"),
         ("[ssd]\nengine = \"magic\"", "ssd.engine", "\"magic\""),
-        (
-            "[server]\nmetrics = \"0.0.0.0:1\"",
-            "server.metrics",
-            "0.0.0.0:1",
-        ),
-        (
-            "[server]\nmax_sessions = 1000000",
-            "server.max_sessions",
-            "1000000",
-        ),
-        (
-            "[policy]\neviction = \"fifo\"",
-            "policy.eviction",
-            "\"fifo\"",
-        ),
+        ("[server]\nmetrics = \"0.0.0.0:1\"", "server.metrics", "0.0.0.0:1"),
+        ("[server]\nmax_sessions = 1000000", "server.max_sessions", "1000000"),
+        ("[policy]\neviction = \"fifo\"", "policy.eviction", "\"fifo\""),
     ] {
         let error = parse(text).unwrap_err().to_string();
         assert!(
@@ -76,9 +61,7 @@ fn every_key_of_the_reference_is_accepted_by_the_parser() {
     for key in KEYS {
         let (table, name) = key.name.split_once('.').unwrap();
         // A value of a type no key has: the error must be about the type, not about the name.
-        let error = parse(&format!("[{table}]\n{name} = [[1]]\n"))
-            .unwrap_err()
-            .to_string();
+        let error = parse(&format!("[{table}]\n{name} = [[1]]\n")).unwrap_err().to_string();
         assert!(!error.contains("unknown field"), "{}: {error}", key.name);
     }
 }

@@ -18,39 +18,24 @@ impl Machine {
     pub(super) fn read(&mut self, job: JobId, identity: PageIdentity, extent: Extent, into: Span) {
         if !is_frame(&into, &identity) {
             self.counters.invalid_ops += 1;
-            self.answers.push(Completion::Read {
-                job,
-                into,
-                outcome: ReadOutcome::Failed,
-            });
+            self.answers.push(Completion::Read { job, into, outcome: ReadOutcome::Failed });
             return;
         }
         match self.lookup(&identity, &extent) {
             Some(record) => {
                 let offset = self.writer.offset(&extent, &record);
-                let task = Task::Read {
-                    job,
-                    identity,
-                    extent,
-                    record,
-                };
+                let task = Task::Read { job, identity, extent, record };
                 self.page_io(Kind::Read, offset, into, task);
             }
             None => {
                 self.counters.corrupt_records += 1;
-                self.answers.push(Completion::Read {
-                    job,
-                    into,
-                    outcome: ReadOutcome::Corrupt,
-                });
+                self.answers.push(Completion::Read { job, into, outcome: ReadOutcome::Corrupt });
             }
         }
     }
 
     fn lookup(&self, identity: &PageIdentity, extent: &Extent) -> Option<Record> {
-        self.writer
-            .record(extent)
-            .filter(|record| record.page_bytes == identity.page_bytes)
+        self.writer.record(extent).filter(|record| record.page_bytes == identity.page_bytes)
     }
 
     /// Starts relocations as long as there is memory for their pages.
@@ -66,11 +51,7 @@ impl Machine {
                 Ok(Some(page)) => {
                     let offset = self.writer.offset(&relocation.extent, &record);
                     let frame = page.frame.clone();
-                    let task = Task::Fetch {
-                        relocation,
-                        record,
-                        page,
-                    };
+                    let task = Task::Fetch { relocation, record, page };
                     self.page_io(Kind::Read, offset, frame, task);
                 }
                 Ok(None) => {
@@ -108,25 +89,14 @@ impl Machine {
 
     /// Appends a page that was read for relocation.
     fn restore(&mut self, relocation: Relocation, record: Record, page: ScratchPage, ok: bool) {
-        let Relocation {
-            job,
-            identity,
-            extent,
-        } = &relocation;
+        let Relocation { job, identity, extent } = &relocation;
         let (job, identity) = (*job, *identity);
         let outcome = match self.verify(&identity, extent, &record, &page.frame, ok) {
             ReadOutcome::Verified { payload_crc } => {
-                match self
-                    .writer
-                    .place(&identity, payload_crc, Purpose::Relocation)
-                {
+                match self.writer.place(&identity, payload_crc, Purpose::Relocation) {
                     Placement::At(extent, offset) => {
                         let frame = page.frame.clone();
-                        let task = Task::Restore {
-                            relocation,
-                            extent,
-                            page,
-                        };
+                        let task = Task::Restore { relocation, extent, page };
                         return self.page_io(Kind::Write, offset, frame, task);
                     }
                     Placement::NoSegment | Placement::TooLarge => {
@@ -164,20 +134,11 @@ impl Machine {
     /// Answers a read, or goes on with a relocation, whose transfer is over.
     pub(super) fn judge(&mut self, task: Task, into: Span, ok: bool) {
         match task {
-            Task::Read {
-                job,
-                identity,
-                extent,
-                record,
-            } => {
+            Task::Read { job, identity, extent, record } => {
                 let outcome = self.verify(&identity, &extent, &record, &into, ok);
                 self.answers.push(Completion::Read { job, into, outcome });
             }
-            Task::Fetch {
-                relocation,
-                record,
-                page,
-            } => self.restore(relocation, record, page, ok),
+            Task::Fetch { relocation, record, page } => self.restore(relocation, record, page, ok),
             Task::Append { .. } | Task::Restore { .. } | Task::Chore(_) => {
                 unreachable!("only reads land")
             }

@@ -45,11 +45,7 @@ pub(super) fn uring_is_refused() -> bool {
 }
 
 fn name_of(engine: EngineChoice) -> &'static str {
-    if engine == EngineChoice::Threads {
-        "threads"
-    } else {
-        "io_uring"
-    }
+    if engine == EngineChoice::Threads { "threads" } else { "io_uring" }
 }
 
 fn pages_come_back_as_they_went(engine: EngineChoice) {
@@ -62,19 +58,13 @@ fn pages_come_back_as_they_went(engine: EngineChoice) {
     assert_eq!(rig.log.facts().engine, name_of(engine));
     assert!(rig.recovery.created);
     let sizes = [512, 4096, 5000, 65536, 12288, 60_001];
-    let stored: Vec<Stored> = (0..)
-        .zip(sizes)
-        .map(|(n, bytes)| rig.store(n, bytes))
-        .collect();
+    let stored: Vec<Stored> = (0..).zip(sizes).map(|(n, bytes)| rig.store(n, bytes)).collect();
     for stored in stored.iter().rev() {
         rig.assert_reads(stored);
     }
     let counters = rig.log.counters();
     assert_eq!((counters.written_records, counters.read_records), (6, 6));
-    assert_eq!(
-        counters.written_bytes,
-        sizes.map(u64::from).iter().sum::<u64>()
-    );
+    assert_eq!(counters.written_bytes, sizes.map(u64::from).iter().sum::<u64>());
     rig.log.close();
 }
 
@@ -93,35 +83,20 @@ fn many_at_once_are_each_answered_once(engine: EngineChoice) {
         }
         let first = rig.jobs() - 31;
         for _ in 0..32 {
-            let Completion::Appended { job, outcome, .. } = rig.answer() else {
-                panic!()
-            };
-            let AppendOutcome::Written(extent) = outcome else {
-                panic!("{outcome:?}")
-            };
+            let Completion::Appended { job, outcome, .. } = rig.answer() else { panic!() };
+            let AppendOutcome::Written(extent) = outcome else { panic!("{outcome:?}") };
             let number = round * 32 + (job.0 - first);
-            stored.push(Stored {
-                number,
-                page_bytes: 4096,
-                extent,
-            });
+            stored.push(Stored { number, page_bytes: 4096, extent });
         }
     }
     for batch in stored.chunks(32) {
         for (index, stored) in (0..).zip(batch) {
             let (job, identity, extent) = (rig.job(), stored.identity(), stored.extent);
             let into = rig.frame(index, 4096);
-            rig.submit(Op::Read {
-                job,
-                identity,
-                extent,
-                into,
-            });
+            rig.submit(Op::Read { job, identity, extent, into });
         }
         for _ in batch {
-            let Completion::Read { outcome, .. } = rig.answer() else {
-                panic!()
-            };
+            let Completion::Read { outcome, .. } = rig.answer() else { panic!() };
             assert!(matches!(outcome, ReadOutcome::Verified { .. }));
         }
     }
@@ -141,23 +116,11 @@ fn another_identity_or_place_is_not_served(engine: EngineChoice) {
     orphan.parent = None;
     assert_eq!(rig.read_as(orphan, b.extent).0, ReadOutcome::Corrupt);
     assert_eq!(rig.read_as(a.identity(), b.extent).0, ReadOutcome::Corrupt);
-    assert_eq!(
-        rig.read_as(identity(1, 5000), a.extent).0,
-        ReadOutcome::Corrupt
-    );
+    assert_eq!(rig.read_as(identity(1, 5000), a.extent).0, ReadOutcome::Corrupt);
     let places = [
-        Extent {
-            record: 9,
-            ..a.extent
-        },
-        Extent {
-            segment: SegmentId(77),
-            ..a.extent
-        },
-        Extent {
-            segment_use: SegmentUse(a.extent.segment_use.0 + 1),
-            ..a.extent
-        },
+        Extent { record: 9, ..a.extent },
+        Extent { segment: SegmentId(77), ..a.extent },
+        Extent { segment_use: SegmentUse(a.extent.segment_use.0 + 1), ..a.extent },
     ];
     for place in places {
         assert_eq!(rig.read_as(a.identity(), place).0, ReadOutcome::Corrupt);
@@ -176,27 +139,13 @@ fn a_closed_log_opens_sealed_with_everything(engine: EngineChoice) {
     let mut rig = Rig::open(config);
     assert_eq!(rig.recovered(&stored), (0..14).collect::<Vec<_>>());
     assert!(rig.recovery.records.iter().all(|record| record.sealed));
-    assert_eq!(
-        (
-            rig.recovery.corrupt_tables,
-            rig.recovery.corrupt_superblocks
-        ),
-        (0, 0)
-    );
+    assert_eq!((rig.recovery.corrupt_tables, rig.recovery.corrupt_superblocks), (0, 0));
     assert_eq!(rig.log.counters().recovered_records, 14);
     stored.iter().for_each(|stored| rig.assert_reads(stored));
     // What was open is not appended to.
     let next = rig.store(99, 4096);
-    assert!(
-        stored
-            .iter()
-            .all(|stored| stored.extent.segment != next.extent.segment)
-    );
-    assert!(
-        stored
-            .iter()
-            .all(|stored| stored.extent.segment_use < next.extent.segment_use)
-    );
+    assert!(stored.iter().all(|stored| stored.extent.segment != next.extent.segment));
+    assert!(stored.iter().all(|stored| stored.extent.segment_use < next.extent.segment_use));
     rig.log.close();
 }
 
@@ -211,9 +160,7 @@ fn a_killed_log_keeps_what_its_tables_name(engine: EngineChoice) {
     let mut rig = Rig::open(config);
     let found = rig.recovered(&stored);
     assert!(found == (0..6).collect::<Vec<_>>() || found == (0..7).collect::<Vec<_>>());
-    stored[..6]
-        .iter()
-        .for_each(|stored| rig.assert_reads(stored));
+    stored[..6].iter().for_each(|stored| rig.assert_reads(stored));
     rig.log.close();
 }
 
@@ -225,38 +172,22 @@ fn a_full_log_says_so_and_goes_on_when_freed(engine: EngineChoice) {
         match rig.append(stored.len() as u64, 4096) {
             AppendOutcome::Written(extent) => {
                 let number = stored.len() as u64;
-                stored.push(Stored {
-                    number,
-                    page_bytes: 4096,
-                    extent,
-                });
+                stored.push(Stored { number, page_bytes: 4096, extent });
             }
             other => break other,
         }
     };
     assert_eq!(refused, AppendOutcome::NoSpace);
-    assert!(
-        stored.len() * 4096 >= 64 << 10,
-        "the capacity was reached: {}",
-        stored.len()
-    );
+    assert!(stored.len() * 4096 >= 64 << 10, "the capacity was reached: {}", stored.len());
     stored.iter().for_each(|stored| rig.assert_reads(stored));
     // An append that waits gets the room of a segment freed meanwhile.
     rig.start_append(500, 4096);
     let oldest = stored[0].extent;
-    rig.submit(Op::FreeSegment {
-        segment: oldest.segment,
-        segment_use: oldest.segment_use,
-    });
+    rig.submit(Op::FreeSegment { segment: oldest.segment, segment_use: oldest.segment_use });
     let mut answers = [rig.answer(), rig.answer()];
     answers.sort_by_key(|answer| matches!(answer, Completion::Appended { .. }));
-    assert!(
-        matches!(answers[0], Completion::SegmentFreed { .. }),
-        "{answers:?}"
-    );
-    let Completion::Appended { outcome, .. } = answers[1] else {
-        panic!("{answers:?}")
-    };
+    assert!(matches!(answers[0], Completion::SegmentFreed { .. }), "{answers:?}");
+    let Completion::Appended { outcome, .. } = answers[1] else { panic!("{answers:?}") };
     assert!(matches!(outcome, AppendOutcome::Written(_)), "{outcome:?}");
     assert_eq!(rig.read(&stored[0]), ReadOutcome::Corrupt);
     rig.log.close();
@@ -268,33 +199,21 @@ fn relocation_has_the_last_segment(engine: EngineChoice) {
     let mut rig = Rig::open(config.clone());
     let mut stored = Vec::new();
     while let AppendOutcome::Written(extent) = rig.append(stored.len() as u64, 4096) {
-        stored.push(Stored {
-            number: stored.len() as u64,
-            page_bytes: 4096,
-            extent,
-        });
+        stored.push(Stored { number: stored.len() as u64, page_bytes: 4096, extent });
     }
     for victim in 0..3 {
-        let oldest = stored
-            .iter()
-            .map(|stored| stored.extent)
-            .min_by_key(|e| e.segment_use);
+        let oldest = stored.iter().map(|stored| stored.extent).min_by_key(|e| e.segment_use);
         let oldest = oldest.unwrap();
-        let (leaving, mut staying): (Vec<Stored>, Vec<Stored>) = stored
-            .iter()
-            .partition(|stored| stored.extent.segment == oldest.segment);
+        let (leaving, mut staying): (Vec<Stored>, Vec<Stored>) =
+            stored.iter().partition(|stored| stored.extent.segment == oldest.segment);
         for moved in leaving.iter().take(leaving.len() / 2) {
             let outcome = rig.relocate(moved);
-            let RelocateOutcome::Written(extent) = outcome else {
-                panic!("{outcome:?}")
-            };
+            let RelocateOutcome::Written(extent) = outcome else { panic!("{outcome:?}") };
             rig.assert_reads(moved);
             staying.push(Stored { extent, ..*moved });
         }
         assert!(rig.free(oldest.segment, oldest.segment_use) >= 1);
-        leaving
-            .iter()
-            .for_each(|gone| assert_eq!(rig.read(gone), ReadOutcome::Corrupt));
+        leaving.iter().for_each(|gone| assert_eq!(rig.read(gone), ReadOutcome::Corrupt));
         stored = staying;
         let number = 900 + victim;
         stored.push(rig.store(number, 4096));
@@ -318,9 +237,8 @@ fn freed_segments_stay_freed(engine: EngineChoice) {
     let mut rig = Rig::open(config.clone());
     let stored: Vec<Stored> = (0..9).map(|n| rig.store(n, 4096)).collect();
     let first = stored[0].extent;
-    let (gone, staying): (Vec<Stored>, Vec<Stored>) = stored
-        .iter()
-        .partition(|stored| stored.extent.segment == first.segment);
+    let (gone, staying): (Vec<Stored>, Vec<Stored>) =
+        stored.iter().partition(|stored| stored.extent.segment == first.segment);
     let before = rig.free(first.segment, first.segment_use);
     // Once more, and for segments that never were: answered, without effect.
     assert_eq!(rig.free(first.segment, first.segment_use), before);
@@ -330,8 +248,7 @@ fn freed_segments_stay_freed(engine: EngineChoice) {
     rig.wait_for_tables();
     let found = rig.recovered(&staying);
     assert!(gone.iter().all(|gone| !found.contains(&gone.number)));
-    gone.iter()
-        .for_each(|gone| assert_eq!(rig.read(gone), ReadOutcome::Corrupt));
+    gone.iter().for_each(|gone| assert_eq!(rig.read(gone), ReadOutcome::Corrupt));
     rig.log.close();
 }
 
@@ -340,10 +257,7 @@ fn an_open_segment_is_freed_too(engine: EngineChoice) {
     let mut rig = Rig::open(tiny(&dir.path().join("log"), engine));
     let all = rig.log.facts().segments;
     let stored = rig.store(1, 4096);
-    assert_eq!(
-        rig.free(stored.extent.segment, stored.extent.segment_use),
-        all
-    );
+    assert_eq!(rig.free(stored.extent.segment, stored.extent.segment_use), all);
     assert_eq!(rig.read(&stored), ReadOutcome::Corrupt);
     let again = rig.store(2, 4096);
     rig.assert_reads(&again);
@@ -357,37 +271,15 @@ fn invalid_operations_fail_alone(engine: EngineChoice) {
     // Larger than a segment, a frame of another size, an unaligned frame.
     assert_eq!(rig.append(2, 40_000), AppendOutcome::Failed);
     let (job, into) = (rig.job(), rig.frame(0, 8192));
-    let read = Op::Read {
-        job,
-        identity: stored.identity(),
-        extent: stored.extent,
-        into,
-    };
+    let read = Op::Read { job, identity: stored.identity(), extent: stored.extent, into };
     rig.submit(read);
     let answer = rig.answer();
-    assert!(matches!(
-        answer,
-        Completion::Read {
-            outcome: ReadOutcome::Failed,
-            ..
-        }
-    ));
+    assert!(matches!(answer, Completion::Read { outcome: ReadOutcome::Failed, .. }));
     let payload = rig.frame(0, 8192).sub(512, 4096).unwrap();
     let (job, identity) = (rig.job(), identity(3, 4096));
-    rig.submit(Op::Append {
-        job,
-        identity,
-        payload,
-        payload_crc: 0,
-    });
+    rig.submit(Op::Append { job, identity, payload, payload_crc: 0 });
     let answer = rig.answer();
-    let failed = matches!(
-        answer,
-        Completion::Appended {
-            outcome: AppendOutcome::Failed,
-            ..
-        }
-    );
+    let failed = matches!(answer, Completion::Appended { outcome: AppendOutcome::Failed, .. });
     assert!(failed, "{answer:?}");
     assert_eq!(rig.log.counters().invalid_ops, 3);
     rig.assert_reads(&stored);
@@ -401,22 +293,9 @@ fn memory_outside_the_arena_works(engine: EngineChoice) {
     let payload = memory.span(4096, 4096).unwrap();
     let payload_crc = super::rig::fill(&payload, 5, 4096);
     let (job, identity) = (rig.job(), identity(5, 4096));
-    rig.submit(Op::Append {
-        job,
-        identity,
-        payload,
-        payload_crc,
-    });
-    let Completion::Appended { outcome, .. } = rig.answer() else {
-        panic!()
-    };
-    let AppendOutcome::Written(extent) = outcome else {
-        panic!("{outcome:?}")
-    };
-    rig.assert_reads(&Stored {
-        number: 5,
-        page_bytes: 4096,
-        extent,
-    });
+    rig.submit(Op::Append { job, identity, payload, payload_crc });
+    let Completion::Appended { outcome, .. } = rig.answer() else { panic!() };
+    let AppendOutcome::Written(extent) = outcome else { panic!("{outcome:?}") };
+    rig.assert_reads(&Stored { number: 5, page_bytes: 4096, extent });
     rig.log.close();
 }

@@ -43,27 +43,11 @@ fn image(frame: &Span) -> (Vec<u8>, Vec<Stored>) {
         let payload_crc = fill(&payload, number, page_bytes);
         let identity = super::rig::identity(number, page_bytes);
         let job = JobId(number);
-        let answer = run(
-            &mut log,
-            Op::Append {
-                job,
-                identity,
-                payload,
-                payload_crc,
-            },
-        );
-        let Completion::Appended {
-            outcome: AppendOutcome::Written(extent),
-            ..
-        } = answer
-        else {
+        let answer = run(&mut log, Op::Append { job, identity, payload, payload_crc });
+        let Completion::Appended { outcome: AppendOutcome::Written(extent), .. } = answer else {
             panic!("{answer:?}");
         };
-        stored.push(Stored {
-            number,
-            page_bytes,
-            extent,
-        });
+        stored.push(Stored { number, page_bytes, extent });
     }
     log.close();
     let bytes = disk.bytes.lock().unwrap().clone();
@@ -79,9 +63,7 @@ struct Seen {
 }
 
 fn probe(bytes: Vec<u8>, stored: &[Stored], frame: &Span, seen: &mut Seen) -> BTreeSet<u64> {
-    let disk = Arc::new(Disk {
-        bytes: bytes.into(),
-    });
+    let disk = Arc::new(Disk { bytes: bytes.into() });
     let mut log = match SimLog::open(&disk, &config(), 1, Faults::default()) {
         Ok(log) => log,
         // Both superblocks were hit.
@@ -94,35 +76,17 @@ fn probe(bytes: Vec<u8>, stored: &[Stored], frame: &Span, seen: &mut Seen) -> BT
     let mut missing: BTreeSet<u64> = stored.iter().map(|stored| stored.number).collect();
     for found in log.recovery.records.clone() {
         let identity = found.identity;
-        let into = frame
-            .sub(0, frame_bytes(identity.page_bytes) as usize)
-            .unwrap();
+        let into = frame.sub(0, frame_bytes(identity.page_bytes) as usize).unwrap();
         into.write(|bytes| bytes.fill(0xee));
         let job = JobId(0);
-        let answer = run(
-            &mut log,
-            Op::Read {
-                job,
-                identity,
-                extent: found.extent,
-                into,
-            },
-        );
-        let Completion::Read { outcome, into, .. } = answer else {
-            panic!("{answer:?}")
-        };
+        let answer = run(&mut log, Op::Read { job, identity, extent: found.extent, into });
+        let Completion::Read { outcome, into, .. } = answer else { panic!("{answer:?}") };
         if let ReadOutcome::Verified { payload_crc } = outcome {
             let original = stored.iter().find(|s| s.identity() == identity);
             let original = original.expect("only what was stored is ever served");
             assert_eq!(original.extent, found.extent);
-            assert!(
-                holds(&into, original.number, original.page_bytes),
-                "wrong bytes"
-            );
-            assert_eq!(
-                payload_crc,
-                checksum_bytes(&content(original.number, original.page_bytes))
-            );
+            assert!(holds(&into, original.number, original.page_bytes), "wrong bytes");
+            assert_eq!(payload_crc, checksum_bytes(&content(original.number, original.page_bytes)));
             missing.remove(&original.number);
         }
     }
@@ -130,10 +94,7 @@ fn probe(bytes: Vec<u8>, stored: &[Stored], frame: &Span, seen: &mut Seen) -> BT
     seen.missed += missing.len() as u64;
     seen.counted += counters.corrupt_records + counters.corrupt_tables;
     if !missing.is_empty() {
-        assert!(
-            counters.corrupt_records + counters.corrupt_tables > 0,
-            "a miss without a count"
-        );
+        assert!(counters.corrupt_records + counters.corrupt_tables > 0, "a miss without a count");
     }
     missing
 }
@@ -188,17 +149,11 @@ fn a_flipped_payload_byte_costs_one_page() {
     let mut numbers = Numbers(6);
     for stored_page in stored.iter().step_by(3) {
         let needle = content(stored_page.number, stored_page.page_bytes);
-        let start = bytes
-            .windows(64)
-            .position(|window| window == &needle[..64])
-            .unwrap();
+        let start = bytes.windows(64).position(|window| window == &needle[..64]).unwrap();
         let mut damaged = bytes.clone();
         damaged[start + numbers.below(u64::from(stored_page.page_bytes)) as usize] ^= 0x40;
         let missing = probe(damaged, &stored, &frame, &mut Seen::default());
-        assert_eq!(
-            missing.into_iter().collect::<Vec<_>>(),
-            [stored_page.number]
-        );
+        assert_eq!(missing.into_iter().collect::<Vec<_>>(), [stored_page.number]);
     }
 }
 
@@ -218,33 +173,16 @@ fn blocks_that_changed_places_are_misses() {
             let (from, to) = (place(), place());
             damaged.copy_within(from..from + BLOCK as usize, to);
         }
-        let disk = Arc::new(Disk {
-            bytes: damaged.into(),
-        });
+        let disk = Arc::new(Disk { bytes: damaged.into() });
         let mut log = SimLog::open(&disk, &config(), 1, Faults::default()).unwrap();
         for found in log.recovery.records.clone() {
             let (job, identity, extent) = (JobId(0), found.identity, found.extent);
-            let into = frame
-                .sub(0, frame_bytes(identity.page_bytes) as usize)
-                .unwrap();
-            let answer = run(
-                &mut log,
-                Op::Read {
-                    job,
-                    identity,
-                    extent,
-                    into,
-                },
-            );
-            let Completion::Read { outcome, into, .. } = answer else {
-                panic!("{answer:?}")
-            };
+            let into = frame.sub(0, frame_bytes(identity.page_bytes) as usize).unwrap();
+            let answer = run(&mut log, Op::Read { job, identity, extent, into });
+            let Completion::Read { outcome, into, .. } = answer else { panic!("{answer:?}") };
             if let ReadOutcome::Verified { .. } = outcome {
                 let original = stored.iter().find(|s| s.identity() == identity).unwrap();
-                assert!(
-                    holds(&into, original.number, original.page_bytes),
-                    "wrong bytes"
-                );
+                assert!(holds(&into, original.number, original.page_bytes), "wrong bytes");
             }
         }
     }
@@ -256,15 +194,10 @@ fn a_damaged_file_gives_misses_on_both_engines() {
     let dir = tempfile::tempdir().unwrap();
     for engine in [EngineChoice::Auto, EngineChoice::Threads] {
         let path = dir.path().join("log");
-        let config = LogConfig {
-            engine,
-            path: path.clone(),
-            ..config()
-        };
+        let config = LogConfig { engine, path: path.clone(), ..config() };
         let mut rig = Rig::open(config.clone());
-        let stored: Vec<Stored> = (0..90)
-            .map(|n| rig.store(n, SIZES[n as usize % SIZES.len()]))
-            .collect();
+        let stored: Vec<Stored> =
+            (0..90).map(|n| rig.store(n, SIZES[n as usize % SIZES.len()])).collect();
         rig.log.close();
         let bytes = std::fs::read(&path).unwrap();
         let mut numbers = Numbers(8);
@@ -277,9 +210,7 @@ fn a_damaged_file_gives_misses_on_both_engines() {
             }
             let mut rig = Rig::open(config.clone());
             let found: BTreeSet<u64> = rig.recovered(&stored).into_iter().collect();
-            let known = stored
-                .iter()
-                .filter(|stored| found.contains(&stored.number));
+            let known = stored.iter().filter(|stored| found.contains(&stored.number));
             let verified = known.filter(|s| matches!(rig.read(s), ReadOutcome::Verified { .. }));
             let missed = 90 - verified.count() as u64;
             let counters = rig.log.counters();

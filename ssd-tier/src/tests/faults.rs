@@ -61,11 +61,7 @@ impl Engine for Faulty {
         let broken = || io::Error::from_raw_os_error(5);
         let fault = *self.fault.lock().unwrap();
         for done in &mut done[first..] {
-            let page = done
-                .io
-                .span
-                .as_ref()
-                .is_some_and(|span| span.len() == PAGE as usize);
+            let page = done.io.span.as_ref().is_some_and(|span| span.len() == PAGE as usize);
             match fault {
                 Some(Fault::Page(kind)) if page && done.io.kind == kind => {
                     done.result = Err(broken());
@@ -182,12 +178,7 @@ fn assert_lost(mut rig: Rig) {
         let (job, payload) = (rig.job(), rig.frame(0, PAGE));
         let identity = super::rig::identity(number, PAGE);
         number += 1;
-        match rig.log.submit(Op::Append {
-            job,
-            identity,
-            payload,
-            payload_crc: 0,
-        }) {
+        match rig.log.submit(Op::Append { job, identity, payload, payload_crc: 0 }) {
             Ok(()) => std::thread::sleep(Duration::from_millis(5)),
             Err(_) => break,
         }

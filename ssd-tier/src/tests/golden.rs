@@ -34,16 +34,8 @@ fn identity() -> PageIdentity {
 
 #[test]
 fn superblock() {
-    let layout = Layout {
-        segment_bytes: 0x0040_3000,
-        room_bytes: 0x0040_0000,
-        segments: 9,
-    };
-    let superblock = Superblock {
-        store: STORE,
-        generation: 7,
-        layout,
-    };
+    let layout = Layout { segment_bytes: 0x0040_3000, room_bytes: 0x0040_0000, segments: 9 };
+    let superblock = Superblock { store: STORE, generation: 7, layout };
     let mut expected = [0; BLOCK_LEN];
     put(&mut expected, 0, b"UCROFTSB");
     put(&mut expected, 8, &1_u32.to_le_bytes());
@@ -59,11 +51,8 @@ fn superblock() {
 
 #[test]
 fn segment_header() {
-    let header = SegmentHeader {
-        segment: SegmentId(3),
-        segment_use: SegmentUse(1 << 32),
-        freed: true,
-    };
+    let header =
+        SegmentHeader { segment: SegmentId(3), segment_use: SegmentUse(1 << 32), freed: true };
     let mut expected = [0; BLOCK_LEN];
     put(&mut expected, 0, b"UCROFTSG");
     put(&mut expected, 8, &1_u32.to_le_bytes());
@@ -73,28 +62,14 @@ fn segment_header() {
     put(&mut expected, 40, &(1_u64 << 32).to_le_bytes());
     let expected = finish(expected);
     assert_eq!(header.encode(STORE), expected);
-    assert_eq!(
-        SegmentHeader::decode(&expected, STORE, SegmentId(3)),
-        Decoded::Valid(header)
-    );
-    assert_eq!(
-        SegmentHeader::decode(&expected, STORE, SegmentId(4)),
-        Decoded::Foreign
-    );
+    assert_eq!(SegmentHeader::decode(&expected, STORE, SegmentId(3)), Decoded::Valid(header));
+    assert_eq!(SegmentHeader::decode(&expected, STORE, SegmentId(4)), Decoded::Foreign);
     let other = StoreId([0; 16]);
-    assert_eq!(
-        SegmentHeader::decode(&expected, other, SegmentId(3)),
-        Decoded::Foreign
-    );
+    assert_eq!(SegmentHeader::decode(&expected, other, SegmentId(3)), Decoded::Foreign);
 }
 
 fn table() -> Table {
-    let entry = |void| TableEntry {
-        identity: identity(),
-        offset_blocks: 17,
-        proof: 99,
-        void,
-    };
+    let entry = |void| TableEntry { identity: identity(), offset_blocks: 17, proof: 99, void };
     Table {
         segment: SegmentId(3),
         segment_use: SegmentUse(8),
@@ -137,12 +112,8 @@ fn table_block() {
 
 #[test]
 fn record_proof() {
-    let position = Position {
-        store: STORE,
-        segment: SegmentId(3),
-        segment_use: SegmentUse(8),
-        record: 51,
-    };
+    let position =
+        Position { store: STORE, segment: SegmentId(3), segment_use: SegmentUse(8), record: 51 };
     let payload: Vec<u8> = (0..70_000_u32).map(|n| (n % 251) as u8).collect();
     let mut bytes = Vec::new();
     bytes.extend_from_slice(b"UCROFTRC");
@@ -162,10 +133,7 @@ fn record_proof() {
     bytes.extend_from_slice(&payload);
     let made = proof(&identity(), &position, checksum_bytes(&payload));
     assert_eq!(made, checksum_bytes(&bytes));
-    assert_eq!(
-        payload_crc(&identity(), &position, made),
-        checksum_bytes(&payload)
-    );
+    assert_eq!(payload_crc(&identity(), &position, made), checksum_bytes(&payload));
 }
 
 #[test]
@@ -204,14 +172,8 @@ fn default_shapes_have_room_for_their_capacity() -> Result<(), OpenError> {
         }
         assert!(u64::from(segments - 2) * room >= capacity);
         let spent = layout.file_bytes() - DATA_START - u64::from(segments) * room;
-        assert!(
-            spent < capacity.max(room) / 50,
-            "headers and tables are few: {spent}"
-        );
+        assert!(spent < capacity.max(room) / 50, "headers and tables are few: {spent}");
     }
-    assert_eq!(
-        [table_room(1), table_room(25), table_room(26)],
-        [8192, 8192, 12288]
-    );
+    assert_eq!([table_room(1), table_room(25), table_room(26)], [8192, 8192, 12288]);
     Ok(())
 }

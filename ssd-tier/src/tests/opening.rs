@@ -47,11 +47,7 @@ fn other_versions_and_damaged_heads_are_told_apart() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     Rig::open(config(&path)).log.close();
-    let file = fs::File::options()
-        .read(true)
-        .write(true)
-        .open(&path)
-        .unwrap();
+    let file = fs::File::options().read(true).write(true).open(&path).unwrap();
     let mut newer = [0; BLOCK_LEN];
     file.read_exact_at(&mut newer, 0).unwrap();
     newer[8] = 2;
@@ -61,17 +57,7 @@ fn other_versions_and_damaged_heads_are_told_apart() {
     file.read_exact_at(&mut both, 0).unwrap();
     file.write_all_at(&newer, 0).unwrap();
     let error = refusal(config(&path));
-    assert!(
-        matches!(
-            error,
-            OpenError::Version {
-                found: 2,
-                supported: 1,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, OpenError::Version { found: 2, supported: 1, .. }), "{error}");
     // One damaged copy is repaired, two are not.
     file.write_all_at(&both, 0).unwrap();
     file.write_all_at(&[0xff; 8], BLOCK + 100).unwrap();
@@ -110,18 +96,9 @@ fn places_that_cannot_hold_a_log() {
     let error = refusal(config(&dir.path().join("no").join("log")));
     assert!(matches!(error, OpenError::Open { .. }), "{error}");
     let path = dir.path().join("huge");
-    let huge = LogConfig {
-        segment_bytes: None,
-        capacity_bytes: 900 << 40,
-        ..config(&path)
-    };
+    let huge = LogConfig { segment_bytes: None, capacity_bytes: 900 << 40, ..config(&path) };
     let error = refusal(huge);
-    let OpenError::NoSpace {
-        needed, available, ..
-    } = error
-    else {
-        panic!("{error}")
-    };
+    let OpenError::NoSpace { needed, available, .. } = error else { panic!("{error}") };
     assert!(needed > available && needed > 900 << 40);
     assert!(!path.exists(), "a log that was refused leaves no file");
 }
@@ -131,31 +108,12 @@ fn configurations_that_cannot_be() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log");
     let wrong = [
-        LogConfig {
-            capacity_bytes: 0,
-            ..config(&path)
-        },
-        LogConfig {
-            segment_bytes: Some(4096),
-            ..config(&path)
-        },
-        LogConfig {
-            segment_bytes: Some(8 << 30),
-            ..config(&path)
-        },
-        LogConfig {
-            queue_depth: 0,
-            ..config(&path)
-        },
-        LogConfig {
-            queue_depth: 2000,
-            ..config(&path)
-        },
-        LogConfig {
-            segment_bytes: Some(16 << 10),
-            capacity_bytes: 1 << 50,
-            ..config(&path)
-        },
+        LogConfig { capacity_bytes: 0, ..config(&path) },
+        LogConfig { segment_bytes: Some(4096), ..config(&path) },
+        LogConfig { segment_bytes: Some(8 << 30), ..config(&path) },
+        LogConfig { queue_depth: 0, ..config(&path) },
+        LogConfig { queue_depth: 2000, ..config(&path) },
+        LogConfig { segment_bytes: Some(16 << 10), capacity_bytes: 1 << 50, ..config(&path) },
     ];
     for wrong in wrong {
         let error = refusal(wrong);
@@ -172,20 +130,14 @@ fn the_capacity_may_change() {
     let stored: Vec<Stored> = (0..16).map(|n| rig.store(n, 4096)).collect();
     let before = rig.log.facts().clone();
     rig.log.close();
-    let larger = LogConfig {
-        capacity_bytes: 128 << 10,
-        ..config(&path)
-    };
+    let larger = LogConfig { capacity_bytes: 128 << 10, ..config(&path) };
     let mut rig = Rig::open(larger);
     assert_eq!(rig.log.facts().segments, before.segments + 4);
     assert_eq!(rig.recovered(&stored).len(), 16);
     stored.iter().for_each(|stored| rig.assert_reads(stored));
     rig.log.close();
     let length = fs::metadata(&path).unwrap().len();
-    let smaller = LogConfig {
-        capacity_bytes: 16 << 10,
-        ..config(&path)
-    };
+    let smaller = LogConfig { capacity_bytes: 16 << 10, ..config(&path) };
     let mut rig = Rig::open(smaller);
     assert_eq!(rig.log.facts().segments, 3);
     assert!(fs::metadata(&path).unwrap().len() < length);
@@ -205,12 +157,7 @@ fn an_interrupted_start_is_finished_by_the_next() {
     let path = dir.path().join("log");
     Rig::open(config(&path)).log.close();
     // As if killed after the superblocks were written and before the length was reserved.
-    fs::File::options()
-        .write(true)
-        .open(&path)
-        .unwrap()
-        .set_len(2 * BLOCK)
-        .unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len(2 * BLOCK).unwrap();
     let mut rig = Rig::open(config(&path));
     let stored = rig.store(1, 4096);
     rig.assert_reads(&stored);

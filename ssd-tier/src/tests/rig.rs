@@ -44,9 +44,7 @@ pub(super) fn identity(number: u64, page_bytes: u32) -> PageIdentity {
     let bytes = |salt: u64| {
         let mut numbers = Numbers(number.wrapping_mul(31) ^ salt);
         let mut bytes = [0; 32];
-        bytes
-            .chunks_mut(8)
-            .for_each(|chunk| chunk.copy_from_slice(&numbers.next().to_le_bytes()));
+        bytes.chunks_mut(8).for_each(|chunk| chunk.copy_from_slice(&numbers.next().to_le_bytes()));
         bytes
     };
     let parent = number.checked_sub(1).filter(|_| !number.is_multiple_of(5));
@@ -132,19 +130,11 @@ impl Rig {
         let sink = Box::new(move |answer| drop(sender.send(answer)));
         let memory = vec![Arc::clone(&part)];
         let (log, recovery) = PageLog::open_through(config, memory, sink, wrap).unwrap();
-        Self {
-            log,
-            recovery,
-            answers,
-            part,
-            jobs: 0,
-        }
+        Self { log, recovery, answers, part, jobs: 0 }
     }
 
     pub(super) fn frame(&self, index: u64, page_bytes: u32) -> Span {
-        self.part
-            .span(index % FRAMES * FRAME, frame_bytes(page_bytes) as usize)
-            .unwrap()
+        self.part.span(index % FRAMES * FRAME, frame_bytes(page_bytes) as usize).unwrap()
     }
 
     pub(super) fn job(&mut self) -> JobId {
@@ -166,21 +156,14 @@ impl Rig {
     }
 
     pub(super) fn answer(&self) -> Completion {
-        self.answers
-            .recv_timeout(PATIENCE)
-            .expect("an answer comes in time")
+        self.answers.recv_timeout(PATIENCE).expect("an answer comes in time")
     }
 
     pub(super) fn start_append(&mut self, number: u64, page_bytes: u32) {
         let payload = self.frame(number, page_bytes);
         let payload_crc = fill(&payload, number, page_bytes);
         let (job, identity) = (self.job(), identity(number, page_bytes));
-        self.submit(Op::Append {
-            job,
-            identity,
-            payload,
-            payload_crc,
-        });
+        self.submit(Op::Append { job, identity, payload, payload_crc });
     }
 
     pub(super) fn append(&mut self, number: u64, page_bytes: u32) -> AppendOutcome {
@@ -193,11 +176,7 @@ impl Rig {
 
     pub(super) fn store(&mut self, number: u64, page_bytes: u32) -> Stored {
         match self.append(number, page_bytes) {
-            AppendOutcome::Written(extent) => Stored {
-                number,
-                page_bytes,
-                extent,
-            },
+            AppendOutcome::Written(extent) => Stored { number, page_bytes, extent },
             other => panic!("page {number} was not written: {other:?}"),
         }
     }
@@ -210,12 +189,7 @@ impl Rig {
         let into = self.frame(self.jobs, identity.page_bytes);
         into.write(|bytes| bytes.fill(0xee));
         let job = self.job();
-        self.submit(Op::Read {
-            job,
-            identity,
-            extent,
-            into,
-        });
+        self.submit(Op::Read { job, identity, extent, into });
         match self.answer() {
             Completion::Read { outcome, into, .. } => (outcome, into),
             other => panic!("a read was answered with {other:?}"),
@@ -226,33 +200,20 @@ impl Rig {
     pub(super) fn read(&mut self, stored: &Stored) -> ReadOutcome {
         let (outcome, into) = self.read_as(stored.identity(), stored.extent);
         if let ReadOutcome::Verified { payload_crc } = outcome {
-            assert!(
-                holds(&into, stored.number, stored.page_bytes),
-                "wrong bytes for {stored:?}"
-            );
-            assert_eq!(
-                payload_crc,
-                checksum_bytes(&content(stored.number, stored.page_bytes))
-            );
+            assert!(holds(&into, stored.number, stored.page_bytes), "wrong bytes for {stored:?}");
+            assert_eq!(payload_crc, checksum_bytes(&content(stored.number, stored.page_bytes)));
         }
         outcome
     }
 
     pub(super) fn assert_reads(&mut self, stored: &Stored) {
         let outcome = self.read(stored);
-        assert!(
-            matches!(outcome, ReadOutcome::Verified { .. }),
-            "{stored:?} is {outcome:?}"
-        );
+        assert!(matches!(outcome, ReadOutcome::Verified { .. }), "{stored:?} is {outcome:?}");
     }
 
     pub(super) fn relocate(&mut self, stored: &Stored) -> RelocateOutcome {
         let (job, identity, extent) = (self.job(), stored.identity(), stored.extent);
-        self.submit(Op::Relocate {
-            job,
-            identity,
-            extent,
-        });
+        self.submit(Op::Relocate { job, identity, extent });
         match self.answer() {
             Completion::Relocated { outcome, .. } => outcome,
             other => panic!("a relocation was answered with {other:?}"),
@@ -260,10 +221,7 @@ impl Rig {
     }
 
     pub(super) fn free(&mut self, segment: SegmentId, segment_use: SegmentUse) -> u32 {
-        self.submit(Op::FreeSegment {
-            segment,
-            segment_use,
-        });
+        self.submit(Op::FreeSegment { segment, segment_use });
         match self.answer() {
             Completion::SegmentFreed { free_segments, .. } => free_segments,
             other => panic!("a freed segment was answered with {other:?}"),
@@ -286,10 +244,7 @@ impl Rig {
     /// The numbers of the recovered pages among `known`, in order of appending.
     pub(super) fn recovered(&self, known: &[Stored]) -> Vec<u64> {
         let find = |record: &crate::RecoveredRecord| {
-            let stored = known
-                .iter()
-                .find(|stored| stored.extent == record.extent)
-                .unwrap();
+            let stored = known.iter().find(|stored| stored.extent == record.extent).unwrap();
             assert_eq!(record.identity, stored.identity());
             let crc = checksum_bytes(&content(stored.number, stored.page_bytes));
             assert_eq!(record.payload_crc, crc);

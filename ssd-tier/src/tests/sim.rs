@@ -78,12 +78,7 @@ pub(super) struct SimEngine {
 
 impl SimEngine {
     pub(super) fn new(disk: Arc<Disk>, seed: u64, faults: Faults) -> Self {
-        Self {
-            disk,
-            numbers: Numbers(seed),
-            faults,
-            flying: Vec::new(),
-        }
+        Self { disk, numbers: Numbers(seed), faults, flying: Vec::new() }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -96,11 +91,7 @@ impl SimEngine {
 
     fn carry_out(&mut self, io: &Io) -> io::Result<usize> {
         let Some((offset, rest)) = io.rest() else {
-            return if self.strikes(self.faults.error) {
-                Err(broken())
-            } else {
-                Ok(0)
-            };
+            return if self.strikes(self.faults.error) { Err(broken()) } else { Ok(0) };
         };
         let blocks = (rest.len() / BLOCK_LEN) as u64;
         let part = self.numbers.below(blocks) as usize * BLOCK_LEN;
@@ -205,12 +196,7 @@ impl SimLog {
         let scanned = scan(&**disk, &head.superblock, config.device)?;
         let (machine, recovery) = build_machine(config, &head, scanned)?;
         let engine = SimEngine::new(Arc::clone(disk), seed, faults);
-        Ok(Self {
-            machine,
-            engine,
-            recovery,
-            now: Duration::ZERO,
-        })
+        Ok(Self { machine, engine, recovery, now: Duration::ZERO })
     }
 
     /// One turn of the log's thread, after which a little time has passed.

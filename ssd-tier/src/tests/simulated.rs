@@ -56,9 +56,7 @@ impl Model {
     fn frame(&mut self, job: u64, page_bytes: u32) -> Span {
         let index = self.idle.pop().unwrap();
         self.lent.insert(job, index);
-        self.memory
-            .span(index * FRAME as u64, frame_bytes(page_bytes) as usize)
-            .unwrap()
+        self.memory.span(index * FRAME as u64, frame_bytes(page_bytes) as usize).unwrap()
     }
 
     fn act(&mut self, log: &mut SimLog) {
@@ -73,19 +71,8 @@ impl Model {
             let payload = self.frame(job, page_bytes);
             let payload_crc = fill(&payload, job, page_bytes);
             let identity = identity(job, page_bytes);
-            self.expected.insert(
-                job,
-                Expected::Append {
-                    number: job,
-                    page_bytes,
-                },
-            );
-            let op = Op::Append {
-                job: JobId(job),
-                identity,
-                payload,
-                payload_crc,
-            };
+            self.expected.insert(job, Expected::Append { number: job, page_bytes });
+            let op = Op::Append { job: JobId(job), identity, payload, payload_crc };
             return log.machine.accept(op, log.now);
         }
         let index = self.numbers.below(self.stored.len() as u64) as usize;
@@ -94,27 +81,15 @@ impl Model {
         let op = if choice < 85 {
             self.expected.insert(job, Expected::Read(stored));
             let into = self.frame(job, stored.page_bytes);
-            Op::Read {
-                job: JobId(job),
-                identity,
-                extent,
-                into,
-            }
+            Op::Read { job: JobId(job), identity, extent, into }
         } else if choice < 93 {
             self.expected.insert(job, Expected::Relocate(stored));
-            Op::Relocate {
-                job: JobId(job),
-                identity,
-                extent,
-            }
+            Op::Relocate { job: JobId(job), identity, extent }
         } else {
             let oldest = self.stored.iter().map(|stored| stored.extent);
             let oldest = oldest.min_by_key(|extent| extent.segment_use).unwrap();
             self.forget(&oldest);
-            Op::FreeSegment {
-                segment: oldest.segment,
-                segment_use: oldest.segment_use,
-            }
+            Op::FreeSegment { segment: oldest.segment, segment_use: oldest.segment_use }
         };
         log.machine.accept(op, log.now);
     }
@@ -122,8 +97,7 @@ impl Model {
     /// Reads and relocations under way may be answered either way from here on.
     fn forget(&mut self, segment: &Extent) {
         self.freed.insert(segment.segment_use);
-        self.stored
-            .retain(|stored| stored.extent.segment_use != segment.segment_use);
+        self.stored.retain(|stored| stored.extent.segment_use != segment.segment_use);
     }
 
     /// A page was written; its segment may have been freed meanwhile.
@@ -149,11 +123,7 @@ impl Model {
                 };
                 match outcome {
                     AppendOutcome::Written(extent) => {
-                        self.remember(Stored {
-                            number,
-                            page_bytes,
-                            extent,
-                        });
+                        self.remember(Stored { number, page_bytes, extent });
                     }
                     AppendOutcome::NoSpace => {}
                     AppendOutcome::Failed => assert!(self.lies, "an append failed"),
@@ -164,16 +134,10 @@ impl Model {
                     panic!("an answer nobody waits for: {job}");
                 };
                 if let ReadOutcome::Verified { .. } = outcome {
-                    assert!(
-                        holds(&into, stored.number, stored.page_bytes),
-                        "wrong bytes"
-                    );
+                    assert!(holds(&into, stored.number, stored.page_bytes), "wrong bytes");
                     self.verified += 1;
                 } else {
-                    assert!(
-                        self.lies || !self.is_stored(&stored),
-                        "{stored:?}: {outcome:?}"
-                    );
+                    assert!(self.lies || !self.is_stored(&stored), "{stored:?}: {outcome:?}");
                     self.lost += 1;
                 }
             }
@@ -187,10 +151,7 @@ impl Model {
                     }
                     RelocateOutcome::NoSpace => {}
                     RelocateOutcome::Corrupt | RelocateOutcome::Failed => {
-                        assert!(
-                            self.lies || !self.is_stored(&stored),
-                            "{stored:?}: {outcome:?}"
-                        );
+                        assert!(self.lies || !self.is_stored(&stored), "{stored:?}: {outcome:?}");
                     }
                 }
             }
@@ -229,15 +190,7 @@ impl Model {
             self.expected.insert(job, Expected::Read(stored));
             let into = self.frame(job, stored.page_bytes);
             let (identity, extent) = (stored.identity(), stored.extent);
-            log.machine.accept(
-                Op::Read {
-                    job: JobId(job),
-                    identity,
-                    extent,
-                    into,
-                },
-                log.now,
-            );
+            log.machine.accept(Op::Read { job: JobId(job), identity, extent, into }, log.now);
             self.finish(log);
         }
     }
@@ -246,19 +199,13 @@ impl Model {
     fn keep_recovered(&mut self, log: &SimLog) {
         let found: Vec<Extent> = log.recovery.records.iter().map(|r| r.extent).collect();
         let uses: Vec<_> = found.iter().map(|e| (e.segment_use, e.record)).collect();
-        assert!(
-            uses.is_sorted(),
-            "records come in the order they were appended"
-        );
+        assert!(uses.is_sorted(), "records come in the order they were appended");
         self.stored.retain(|stored| found.contains(&stored.extent));
     }
 }
 
 fn config(table_flush_ms: u64) -> LogConfig {
-    LogConfig {
-        table_flush_ms,
-        ..tiny(Path::new("simulated"), EngineChoice::Auto)
-    }
+    LogConfig { table_flush_ms, ..tiny(Path::new("simulated"), EngineChoice::Auto) }
 }
 
 fn live(seed: u64, faults: Faults, lies: bool) -> Model {
@@ -273,10 +220,7 @@ fn live(seed: u64, faults: Faults, lies: bool) -> Model {
     log.close();
     let mut log = SimLog::open(&disk, &config(1), seed, Faults::default()).unwrap();
     if !lies {
-        assert_eq!(
-            (log.recovery.corrupt_tables, log.recovery.io_errors),
-            (0, 0)
-        );
+        assert_eq!((log.recovery.corrupt_tables, log.recovery.io_errors), (0, 0));
         let before = model.stored.len();
         model.keep_recovered(&log);
         assert_eq!(model.stored.len(), before, "a closed log forgets nothing");

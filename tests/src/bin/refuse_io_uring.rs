@@ -12,16 +12,9 @@ const EPERM: u32 = 1;
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args_os().skip(1);
-    let program = arguments
-        .next()
-        .context("usage: refuse-io-uring PROGRAM ARGUMENT…")?;
-    let rules = IO_URING_CALLS
-        .into_iter()
-        .map(|call| (call, Vec::new()))
-        .collect();
-    let architecture = std::env::consts::ARCH
-        .try_into()
-        .context("an architecture with seccomp")?;
+    let program = arguments.next().context("usage: refuse-io-uring PROGRAM ARGUMENT…")?;
+    let rules = IO_URING_CALLS.into_iter().map(|call| (call, Vec::new())).collect();
+    let architecture = std::env::consts::ARCH.try_into().context("an architecture with seccomp")?;
     let (allow, refuse) = (SeccompAction::Allow, SeccompAction::Errno(EPERM));
     let filter: BpfProgram = SeccompFilter::new(rules, allow, refuse, architecture)?.try_into()?;
     apply_filter(&filter)?;

@@ -12,18 +12,9 @@ type Carrier = fn(KeyRun<'static>) -> Request<'static>;
 type Change = fn(&mut Space);
 
 fn lookup(spaces: usize, keys: usize) -> Vec<u8> {
-    let spaces = (0..spaces)
-        .map(|index| SpaceId(u32::MAX - index as u32))
-        .collect();
+    let spaces = (0..spaces).map(|index| SpaceId(u32::MAX - index as u32)).collect();
     let keys = KeyRun::from(vec![key(1); keys]);
-    request_frame(
-        REQUEST,
-        &Request::Lookup(Lookup {
-            spaces,
-            keys,
-            hold_ms: u32::MAX,
-        }),
-    )
+    request_frame(REQUEST, &Request::Lookup(Lookup { spaces, keys, hold_ms: u32::MAX }))
 }
 
 #[test]
@@ -32,15 +23,10 @@ fn a_run_may_have_65536_keys_and_no_more() {
     // The longest lookup there is: every space, every key, every number at its widest.
     let longest = lookup(MAX_SPACES_PER_LOOKUP, MAX_KEYS);
     let (_, message) = request_of(&longest).unwrap();
-    let Request::Lookup(message) = message else {
-        panic!("a lookup was sent")
-    };
+    let Request::Lookup(message) = message else { panic!("a lookup was sent") };
     assert_eq!(message.keys.len(), MAX_KEYS);
     let error = request_of(&lookup(1, MAX_KEYS + 1)).unwrap_err();
-    assert!(
-        matches!(error, DecodeError::Body { kind: 3, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, DecodeError::Body { kind: 3, .. }), "{error}");
 }
 
 #[test]
@@ -50,46 +36,19 @@ fn the_bound_on_keys_holds_in_every_message_that_carries_them() {
         (4, |keys| {
             let source = FetchSource::Keys { keys };
             let (lease, stamp) = (LeaseId(1), Stamp(0));
-            Request::Fetch(Fetch {
-                space: SpaceId(1),
-                lease,
-                source,
-                stamp,
-                deadline_ms: 1,
-            })
+            Request::Fetch(Fetch { space: SpaceId(1), lease, source, stamp, deadline_ms: 1 })
         }),
         (7, |keys| {
             let (parent, first, stamp) = (None, 0, Stamp(0));
-            Request::Offer(Offer {
-                space: SpaceId(1),
-                parent,
-                first,
-                keys,
-                stamp,
-            })
+            Request::Offer(Offer { space: SpaceId(1), parent, first, keys, stamp })
         }),
-        (9, |keys| {
-            Request::Prefetch(Prefetch {
-                space: SpaceId(1),
-                keys,
-                ttl_ms: 1,
-            })
-        }),
-        (10, |keys| {
-            Request::Hint(Hint {
-                space: SpaceId(1),
-                keys,
-                kind: HintKind::Active,
-            })
-        }),
+        (9, |keys| Request::Prefetch(Prefetch { space: SpaceId(1), keys, ttl_ms: 1 })),
+        (10, |keys| Request::Hint(Hint { space: SpaceId(1), keys, kind: HintKind::Active })),
     ];
     for (kind, carrier) in carriers {
         request_of(&request_frame(REQUEST, &carrier(keys(MAX_KEYS)))).unwrap();
         let error = request_of(&request_frame(REQUEST, &carrier(keys(MAX_KEYS + 1)))).unwrap_err();
-        assert!(
-            matches!(error, DecodeError::Body { kind: found, .. } if found == kind),
-            "{error}"
-        );
+        assert!(matches!(error, DecodeError::Body { kind: found, .. } if found == kind), "{error}");
     }
 }
 
@@ -99,17 +58,9 @@ fn a_run_is_a_whole_number_of_keys() {
         // Prefetch: space 1, a byte string of `odd` bytes, ttl 0.
         let mut body = vec![1, odd];
         body.extend(vec![0; usize::from(odd) + 1]);
-        let header = Header {
-            version: 1,
-            kind: 9,
-            length: body.len() as u32,
-            request: REQUEST,
-        };
+        let header = Header { version: 1, kind: 9, length: body.len() as u32, request: REQUEST };
         let error = decode_request(&header, &body).unwrap_err();
-        assert!(
-            matches!(error, DecodeError::Body { kind: 9, .. }),
-            "{error}"
-        );
+        assert!(matches!(error, DecodeError::Body { kind: 9, .. }), "{error}");
     }
 }
 
@@ -121,11 +72,7 @@ fn a_lookup_asks_about_1_to_256_spaces() {
     for bad in [0, MAX_SPACES_PER_LOOKUP + 1] {
         let error = request_of(&lookup(bad, 1)).unwrap_err();
         let found = bad as u64;
-        let wanted = DecodeError::Field {
-            field: "lookup.spaces",
-            found,
-            allowed: "1..=256",
-        };
+        let wanted = DecodeError::Field { field: "lookup.spaces", found, allowed: "1..=256" };
         assert_eq!(error, wanted);
     }
 }
@@ -141,10 +88,7 @@ fn a_body_over_the_limit_is_refused_by_its_header_alone() {
     assert_eq!(split_frame(&header(MAX_BODY_BYTES)).unwrap(), None);
     for found in [MAX_BODY_BYTES + 1, u32::MAX] {
         let limit = MAX_BODY_BYTES;
-        assert_eq!(
-            split_frame(&header(found)),
-            Err(DecodeError::TooLong { found, limit })
-        );
+        assert_eq!(split_frame(&header(found)), Err(DecodeError::TooLong { found, limit }));
     }
 }
 
@@ -153,13 +97,7 @@ fn an_offer_has_a_parent_exactly_when_it_does_not_start_the_chain() {
     let offer = |parent, first, keys: usize| {
         let keys = KeyRun::from(vec![key(1); keys]);
         let stamp = Stamp(0);
-        let message = Request::Offer(Offer {
-            space: SpaceId(1),
-            parent,
-            first,
-            keys,
-            stamp,
-        });
+        let message = Request::Offer(Offer { space: SpaceId(1), parent, first, keys, stamp });
         request_of(&request_frame(REQUEST, &message)).map(drop)
     };
     offer(None, 0, 2).unwrap();
@@ -170,16 +108,7 @@ fn an_offer_has_a_parent_exactly_when_it_does_not_start_the_chain() {
         offer(Some(key(1)), 0, 2).unwrap_err(),
         offer(Some(key(1)), u32::MAX - 1, 2).unwrap_err(),
     ] {
-        assert!(
-            matches!(
-                error,
-                DecodeError::Field {
-                    field: "offer.first",
-                    ..
-                }
-            ),
-            "{error}"
-        );
+        assert!(matches!(error, DecodeError::Field { field: "offer.first", .. }), "{error}");
     }
 }
 
@@ -200,14 +129,8 @@ fn versions_are_negotiated_down_to_what_both_speak() {
 
 #[test]
 fn a_page_has_512_bytes_to_64_mib() {
-    assert_eq!(
-        Geometry::new(1, 1, MIN_PAGE_BYTES).unwrap().page_bytes(),
-        MIN_PAGE_BYTES
-    );
-    assert_eq!(
-        Geometry::new(64, 2, 512 << 10).unwrap().page_bytes(),
-        MAX_PAGE_BYTES
-    );
+    assert_eq!(Geometry::new(1, 1, MIN_PAGE_BYTES).unwrap().page_bytes(), MIN_PAGE_BYTES);
+    assert_eq!(Geometry::new(64, 2, 512 << 10).unwrap().page_bytes(), MAX_PAGE_BYTES);
     for (layers, parts, fragment) in [(1, 1, 511), (64, 2, (512 << 10) + 1), (u32::MAX, 2, 9)] {
         let error = Geometry::new(layers, parts, fragment).unwrap_err();
         assert!(matches!(error, GeometryError::PageBytes { .. }), "{error}");
@@ -233,18 +156,9 @@ fn an_identity_out_of_range_names_its_field() {
     with(|space| space.family.layout = "x".repeat(MAX_TEXT_BYTES)).unwrap();
     with(|space| space.rank = Rank::Shared).unwrap();
     let refused: [(Change, &str); 8] = [
-        (
-            |space| space.family.quantization = "x".repeat(MAX_TEXT_BYTES + 1),
-            "quantization",
-        ),
-        (
-            |space| space.family.attention = "x".repeat(MAX_TEXT_BYTES + 1),
-            "attention",
-        ),
-        (
-            |space| space.family.layout = "x".repeat(MAX_TEXT_BYTES + 1),
-            "layout",
-        ),
+        (|space| space.family.quantization = "x".repeat(MAX_TEXT_BYTES + 1), "quantization"),
+        (|space| space.family.attention = "x".repeat(MAX_TEXT_BYTES + 1), "attention"),
+        (|space| space.family.layout = "x".repeat(MAX_TEXT_BYTES + 1), "layout"),
         (|space| space.family.layers = 0, "layers"),
         (|space| space.family.kv_heads = 0, "kv_heads"),
         (|space| space.family.page_tokens = 0, "page_tokens"),
@@ -266,36 +180,16 @@ fn a_geometry_off_the_wire_is_checked_not_believed() {
     let mut bytes = frame[..end - 5].to_vec();
     bytes.extend([0, 2, 0x80, 0x80, 2]);
     let (_, message) = request_of(&bytes).unwrap();
-    let Request::OpenSpace(open) = message else {
-        panic!("an open was sent")
-    };
-    assert!(matches!(
-        open.space.validate(),
-        Err(SpaceError::Geometry(_))
-    ));
+    let Request::OpenSpace(open) = message else { panic!("an open was sent") };
+    assert!(matches!(open.space.validate(), Err(SpaceError::Geometry(_))));
 }
 
 #[test]
 fn outcome_bytes_are_stable_and_unknown_ones_are_none() {
     for (count, known) in [
-        (
-            6,
-            (0..=u8::MAX)
-                .filter(|byte| OfferOutcome::from_byte(*byte).is_some())
-                .count(),
-        ),
-        (
-            5,
-            (0..=u8::MAX)
-                .filter(|byte| CommitOutcome::from_byte(*byte).is_some())
-                .count(),
-        ),
-        (
-            7,
-            (0..=u8::MAX)
-                .filter(|byte| FetchOutcome::from_byte(*byte).is_some())
-                .count(),
-        ),
+        (6, (0..=u8::MAX).filter(|byte| OfferOutcome::from_byte(*byte).is_some()).count()),
+        (5, (0..=u8::MAX).filter(|byte| CommitOutcome::from_byte(*byte).is_some()).count()),
+        (7, (0..=u8::MAX).filter(|byte| FetchOutcome::from_byte(*byte).is_some()).count()),
     ] {
         assert_eq!(known, count);
     }

@@ -66,25 +66,11 @@ fn no_rank_is_taken_for_another() {
         Rank::Of { index: 0, count: 0 },
         Rank::Of { index: 0, count: 1 },
         Rank::Of { index: 1, count: 0 },
-        Rank::Of {
-            index: 256,
-            count: 1,
-        },
-        Rank::Of {
-            index: 1,
-            count: 256,
-        },
+        Rank::Of { index: 256, count: 1 },
+        Rank::Of { index: 1, count: 256 },
     ];
-    let digests: BTreeSet<SpaceDigest> = ranks
-        .iter()
-        .map(|rank| {
-            Space {
-                rank: *rank,
-                ..space()
-            }
-            .digest()
-        })
-        .collect();
+    let digests: BTreeSet<SpaceDigest> =
+        ranks.iter().map(|rank| Space { rank: *rank, ..space() }.digest()).collect();
     assert_eq!(digests.len(), ranks.len());
 }
 
@@ -110,10 +96,7 @@ fn digests_and_keys_follow_their_documented_layout() {
     for number in [2_u32, 32, 2, 32_768] {
         bytes.extend(number.to_le_bytes());
     }
-    assert_eq!(
-        space().digest().0,
-        blake3::derive_key("undercroft space v1", &bytes)
-    );
+    assert_eq!(space().digest().0, blake3::derive_key("undercroft space v1", &bytes));
 
     let root = [&digest.0[..], &4_u64.to_le_bytes(), b"salt"].concat();
     let root = blake3::derive_key("undercroft page key chain root v1", &root);

@@ -22,13 +22,8 @@ fn unhex(text: &str) -> Vec<u8> {
 
 /// Name → bytes. Lines are `name hex`; `#` starts a comment.
 fn golden() -> BTreeMap<&'static str, Vec<u8>> {
-    let lines = FILE
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#'));
-    lines
-        .map(|line| line.split_once(' ').unwrap())
-        .map(|(name, hex)| (name, unhex(hex)))
-        .collect()
+    let lines = FILE.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.map(|line| line.split_once(' ').unwrap()).map(|(name, hex)| (name, unhex(hex))).collect()
 }
 
 #[test]
@@ -42,16 +37,9 @@ fn every_message_has_the_bytes_of_protocol_version_1() {
     }
     let golden = golden();
     let shown = |bytes: &BTreeMap<&str, Vec<u8>>| {
-        bytes
-            .iter()
-            .map(|(name, bytes)| format!("{name} {}\n", hex(bytes)))
-            .collect::<String>()
+        bytes.iter().map(|(name, bytes)| format!("{name} {}\n", hex(bytes))).collect::<String>()
     };
-    assert!(
-        encoded == golden,
-        "the messages are now\n{}",
-        shown(&encoded)
-    );
+    assert!(encoded == golden, "the messages are now\n{}", shown(&encoded));
 }
 
 #[test]
@@ -102,26 +90,11 @@ fn digests_and_keys_are_what_they_always_were() {
         ("domain", hex(&DomainId::named("tenant-a").0)),
     ];
     let wanted = [
-        (
-            "family",
-            "71b9f9a0ae951c87057bc2e87c0914be7ba277845e922b81e3c1aba202ac79b5",
-        ),
-        (
-            "space",
-            "be8d4060d8fed9076d726bb1270998cfd81201780f365a10b32231219b30aad5",
-        ),
-        (
-            "first page",
-            "964a44a49c4bf25c267309a8b0934aeb7d64fae7fc885c146cce6ff6cdebe888",
-        ),
-        (
-            "second page",
-            "e6da35fc32d4c43e5bff323c11b88627b73437102e178aee6418f3b5e8cdc1dd",
-        ),
-        (
-            "engine hash",
-            "b17dbdc225b8259d875e98ca8b5be7ce93b8031dea5464944ed8d3c5ca4c48de",
-        ),
+        ("family", "71b9f9a0ae951c87057bc2e87c0914be7ba277845e922b81e3c1aba202ac79b5"),
+        ("space", "be8d4060d8fed9076d726bb1270998cfd81201780f365a10b32231219b30aad5"),
+        ("first page", "964a44a49c4bf25c267309a8b0934aeb7d64fae7fc885c146cce6ff6cdebe888"),
+        ("second page", "e6da35fc32d4c43e5bff323c11b88627b73437102e178aee6418f3b5e8cdc1dd"),
+        ("engine hash", "b17dbdc225b8259d875e98ca8b5be7ce93b8031dea5464944ed8d3c5ca4c48de"),
         ("domain", "17136414cac2fe628ec3d6d758104bc9"),
     ];
     assert_eq!(found, wanted.map(|(name, hex)| (name, hex.to_owned())));

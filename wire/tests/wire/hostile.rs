@@ -22,21 +22,13 @@ fn assert_no_part_decodes(
     decodes: impl Fn(&Header, &[u8]) -> Result<(), DecodeError>,
 ) {
     for end in 0..frame.len() {
-        assert_eq!(
-            split_frame(&frame[..end]).unwrap(),
-            None,
-            "{end} of {} bytes",
-            frame.len()
-        );
+        assert_eq!(split_frame(&frame[..end]).unwrap(), None, "{end} of {} bytes", frame.len());
     }
     for cut in 1..=frame.len() - HEADER_BYTES {
         let bytes = shortened(frame, cut);
         let (header, body, _) = split_frame(&bytes).unwrap().unwrap();
         let outcome = decodes(&header, body);
-        assert!(
-            matches!(outcome, Err(DecodeError::Body { .. })),
-            "{cut} cut: {outcome:?}"
-        );
+        assert!(matches!(outcome, Err(DecodeError::Body { .. })), "{cut} cut: {outcome:?}");
     }
 }
 
@@ -63,11 +55,7 @@ fn bytes_after_a_body_are_refused() {
         let (header, body, _) = split_frame(&bytes).unwrap().unwrap();
         let outcome = decode_request(&header, body);
         let kind = header.kind;
-        assert_eq!(
-            outcome,
-            Err(DecodeError::Trailing { kind, left: 1 }),
-            "{name}"
-        );
+        assert_eq!(outcome, Err(DecodeError::Trailing { kind, left: 1 }), "{name}");
     }
 }
 
@@ -76,23 +64,10 @@ fn a_kind_nobody_knows_is_refused_on_both_sides() {
     let known = |kind: u16| (1..=12).contains(&kind);
     let answers = |kind: u16| (101..=112).contains(&kind);
     for kind in 0..=u16::MAX {
-        let header = Header {
-            version: 1,
-            kind,
-            length: 0,
-            request: REQUEST,
-        };
+        let header = Header { version: 1, kind, length: 0, request: REQUEST };
         let unknown = Err(DecodeError::Kind { found: kind });
-        assert_eq!(
-            decode_request(&header, &[]).map(drop) == unknown,
-            !known(kind),
-            "{kind}"
-        );
-        assert_eq!(
-            decode_reply(&header, &[]).map(drop) == unknown,
-            !answers(kind),
-            "{kind}"
-        );
+        assert_eq!(decode_request(&header, &[]).map(drop) == unknown, !known(kind), "{kind}");
+        assert_eq!(decode_reply(&header, &[]).map(drop) == unknown, !answers(kind), "{kind}");
     }
 }
 
@@ -109,14 +84,7 @@ fn another_magic_and_another_version_are_refused_by_the_header_alone() {
         let mut bytes = good.clone();
         bytes[4..6].copy_from_slice(&version.to_le_bytes());
         let error = split_frame(&bytes).unwrap_err();
-        assert_eq!(
-            error,
-            DecodeError::Version {
-                found: version,
-                min: 1,
-                max: 1
-            }
-        );
+        assert_eq!(error, DecodeError::Version { found: version, min: 1, max: 1 });
     }
 }
 
@@ -125,12 +93,7 @@ fn another_magic_and_another_version_are_refused_by_the_header_alone() {
 const PROMISE: [u8; 9] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
 
 fn header(kind: u16) -> Header {
-    Header {
-        version: 1,
-        kind,
-        length: 0,
-        request: REQUEST,
-    }
+    Header { version: 1, kind, length: 0, request: REQUEST }
 }
 
 #[test]
@@ -150,13 +113,8 @@ fn a_list_that_promises_too_much_is_refused() {
         let error = decode_request(&header(kind), &body).unwrap_err();
         assert!(matches!(error, DecodeError::Body { .. }), "{error}");
     }
-    let replies: [(u16, &[u8]); 5] = [
-        (105, &[1, 4]),
-        (107, &[1]),
-        (108, &[1]),
-        (110, &[1]),
-        (111, &[0]),
-    ];
+    let replies: [(u16, &[u8]); 5] =
+        [(105, &[1, 4]), (107, &[1]), (108, &[1]), (110, &[1]), (111, &[0])];
     for (kind, start) in replies {
         let body = [start, &PROMISE].concat();
         let error = decode_reply(&header(kind), &body).unwrap_err();

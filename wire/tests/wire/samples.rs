@@ -36,17 +36,8 @@ const WIDE: u64 = 0x0102_0304_0506_0708;
 
 pub(crate) fn requests() -> Vec<(&'static str, Request<'static>)> {
     let keys = || KeyRun::from(vec![key(10), key(20)]);
-    let hello = Hello {
-        min: 1,
-        max: 3,
-        name: "engine-0".to_owned(),
-        copy_mode: true,
-    };
-    let lookup = Lookup {
-        spaces: vec![SpaceId(5), SpaceId(300)],
-        keys: keys(),
-        hold_ms: 1_500,
-    };
+    let hello = Hello { min: 1, max: 3, name: "engine-0".to_owned(), copy_mode: true };
+    let lookup = Lookup { spaces: vec![SpaceId(5), SpaceId(300)], keys: keys(), hold_ms: 1_500 };
     let fetch = |source| Fetch {
         space: SpaceId(5),
         lease: LeaseId(WIDE),
@@ -54,16 +45,8 @@ pub(crate) fn requests() -> Vec<(&'static str, Request<'static>)> {
         stamp: Stamp(77),
         deadline_ms: 250,
     };
-    let hold = FetchSource::Hold {
-        hold: HoldId(9),
-        first: 4,
-        count: 1_000,
-    };
-    let release = Release {
-        session: SessionId(6),
-        lease: LeaseId(WIDE),
-        upto: u32::MAX,
-    };
+    let hold = FetchSource::Hold { hold: HoldId(9), first: 4, count: 1_000 };
+    let release = Release { session: SessionId(6), lease: LeaseId(WIDE), upto: u32::MAX };
     let offer = Offer {
         space: SpaceId(5),
         parent: Some(key(9)),
@@ -71,38 +54,20 @@ pub(crate) fn requests() -> Vec<(&'static str, Request<'static>)> {
         keys: keys(),
         stamp: Stamp(77),
     };
-    let root = Offer {
-        parent: None,
-        first: 0,
-        ..offer.clone()
-    };
+    let root = Offer { parent: None, first: 0, ..offer.clone() };
     let commit = Commit {
         space: SpaceId(5),
         offer: OfferId(88),
         filled: vec![SlotId(0), SlotId(200)],
         returned: vec![SlotId(1)],
     };
-    let prefetch = Prefetch {
-        space: SpaceId(5),
-        keys: keys(),
-        ttl_ms: 60_000,
-    };
-    let hint = Hint {
-        space: SpaceId(5),
-        keys: keys(),
-        kind: HintKind::ExpectedInMs(9_000),
-    };
+    let prefetch = Prefetch { space: SpaceId(5), keys: keys(), ttl_ms: 60_000 };
+    let hint = Hint { space: SpaceId(5), keys: keys(), kind: HintKind::ExpectedInMs(9_000) };
     vec![
         ("hello", Request::Hello(hello)),
-        (
-            "open-space",
-            Request::OpenSpace(OpenSpace { space: space() }),
-        ),
+        ("open-space", Request::OpenSpace(OpenSpace { space: space() })),
         ("lookup", Request::Lookup(lookup)),
-        (
-            "fetch-keys",
-            Request::Fetch(fetch(FetchSource::Keys { keys: keys() })),
-        ),
+        ("fetch-keys", Request::Fetch(fetch(FetchSource::Keys { keys: keys() }))),
         ("fetch-hold", Request::Fetch(fetch(hold))),
         ("release", Request::Release(release)),
         ("drop-hold", Request::DropHold(DropHold { hold: HoldId(9) })),
@@ -133,14 +98,8 @@ pub(crate) fn replies() -> Vec<(&'static str, Reply)> {
         estimate_us: 3_000,
     };
     let places = vec![
-        PagePlace {
-            part: PartId(1),
-            offset: 0x20_0000,
-        },
-        PagePlace {
-            part: PagePlace::STAGING,
-            offset: 4_096,
-        },
+        PagePlace { part: PartId(1), offset: 0x20_0000 },
+        PagePlace { part: PagePlace::STAGING, offset: 4_096 },
     ];
     let outcome = FetchOutcome::Deadline.to_byte();
     let offer = OfferReply {
@@ -150,57 +109,23 @@ pub(crate) fn replies() -> Vec<(&'static str, Reply)> {
     };
     let commit = CommitReply {
         offer: OfferId(88),
-        outcomes: vec![
-            CommitOutcome::Stored.to_byte(),
-            CommitOutcome::Failed.to_byte(),
-        ],
+        outcomes: vec![CommitOutcome::Stored.to_byte(), CommitOutcome::Failed.to_byte()],
     };
-    let refused = Refused {
-        reason: RefusedReason::Invalid,
-        detail: "slots is 0".to_owned(),
-    };
-    let opened = SpaceOpened {
-        space: SpaceId(5),
-        slots: 16,
-        slot_bytes: 2_097_152,
-    };
+    let refused = Refused { reason: RefusedReason::Invalid, detail: "slots is 0".to_owned() };
+    let opened = SpaceOpened { space: SpaceId(5), slots: 16, slot_bytes: 2_097_152 };
     vec![
         ("welcome", Reply::Welcome(welcome)),
-        (
-            "part-added",
-            Reply::PartAdded(PartAdded {
-                part: PartId(1),
-                bytes: 1 << 30,
-            }),
-        ),
+        ("part-added", Reply::PartAdded(PartAdded { part: PartId(1), bytes: 1 << 30 })),
         ("space-opened", Reply::SpaceOpened(opened)),
         ("lookup-reply", Reply::Lookup(lookup)),
-        (
-            "fetch-ready",
-            Reply::FetchReady(FetchReady {
-                lease: LeaseId(WIDE),
-                first: 4,
-                places,
-            }),
-        ),
+        ("fetch-ready", Reply::FetchReady(FetchReady { lease: LeaseId(WIDE), first: 4, places })),
         (
             "fetch-end",
-            Reply::FetchEnd(FetchEnd {
-                lease: LeaseId(WIDE),
-                ready: 12,
-                ssd: 4,
-                outcome,
-            }),
+            Reply::FetchEnd(FetchEnd { lease: LeaseId(WIDE), ready: 12, ssd: 4, outcome }),
         ),
         ("offer-reply", Reply::Offer(offer)),
         ("commit-reply", Reply::Commit(commit)),
-        (
-            "prefetch-reply",
-            Reply::Prefetch(PrefetchReply {
-                resident: 3,
-                started: 5,
-            }),
-        ),
+        ("prefetch-reply", Reply::Prefetch(PrefetchReply { resident: 3, started: 5 })),
         ("status-reply", Reply::Status(Box::new(status()))),
         ("refused", Reply::Refused(refused)),
         ("done", Reply::Done),
@@ -208,17 +133,10 @@ pub(crate) fn replies() -> Vec<(&'static str, Reply)> {
 }
 
 fn status() -> StatusReport {
-    let dram = TierStatus {
-        capacity_bytes: 1 << 30,
-        used_bytes: 1 << 29,
-        pages: 256,
-        evicted_pages: 3,
-    };
+    let dram =
+        TierStatus { capacity_bytes: 1 << 30, used_bytes: 1 << 29, pages: 256, evicted_pages: 3 };
     let ssd = SsdStatus {
-        tier: TierStatus {
-            capacity_bytes: 1 << 34,
-            ..dram.clone()
-        },
+        tier: TierStatus { capacity_bytes: 1 << 34, ..dram.clone() },
         path: "pages.log".to_owned(),
         engine: "io_uring".to_owned(),
         registered_buffers: true,
@@ -250,12 +168,7 @@ fn status() -> StatusReport {
         epoch: WIDE,
         cpu_s: 1.5,
         socket: "undercroft.sock".to_owned(),
-        arena: ArenaStatus {
-            parts: 2,
-            bytes: 1 << 30,
-            pages: "hugetlb".to_owned(),
-            locked: true,
-        },
+        arena: ArenaStatus { parts: 2, bytes: 1 << 30, pages: "hugetlb".to_owned(), locked: true },
         dram,
         ssd: Some(ssd),
         hits: HitStatus {
@@ -266,13 +179,7 @@ fn status() -> StatusReport {
             ssd_pages: 205,
             incomplete_fetches: 206,
         },
-        stores: StoreStatus {
-            offered: 301,
-            stored: 302,
-            held: 303,
-            declined: 304,
-            failed: 305,
-        },
+        stores: StoreStatus { offered: 301, stored: 302, held: 303, declined: 304, failed: 305 },
         spaces: vec![SpaceStatus {
             digest: "0011223344556677".to_owned(),
             page_bytes: 2_097_152,

@@ -85,11 +85,7 @@ fn fetch() -> impl Strategy<Value = Fetch<'static>> {
     let source = prop_oneof![
         keys().prop_map(|keys| FetchSource::Keys { keys }),
         any::<(u64, u32, u32)>().prop_map(|(hold, first, count)| {
-            FetchSource::Hold {
-                hold: HoldId(hold),
-                first,
-                count,
-            }
+            FetchSource::Hold { hold: HoldId(hold), first, count }
         }),
     ];
     (any::<(u32, u64, u64, u32)>(), source).prop_map(
@@ -143,13 +139,8 @@ fn hint() -> impl Strategy<Value = Hint<'static>> {
 }
 
 pub(crate) fn request() -> impl Strategy<Value = Request<'static>> {
-    let hello =
-        (any::<(u16, u16, bool)>(), text()).prop_map(|((min, max, copy_mode), name)| Hello {
-            min,
-            max,
-            name,
-            copy_mode,
-        });
+    let hello = (any::<(u16, u16, bool)>(), text())
+        .prop_map(|((min, max, copy_mode), name)| Hello { min, max, name, copy_mode });
     let release = any::<(u64, u64, u32)>().prop_map(|(session, lease, upto)| Release {
         session: SessionId(session),
         lease: LeaseId(lease),
@@ -177,14 +168,12 @@ pub(crate) fn request() -> impl Strategy<Value = Request<'static>> {
 }
 
 fn tier() -> impl Strategy<Value = TierStatus> {
-    any::<[u64; 4]>().prop_map(
-        |[capacity_bytes, used_bytes, pages, evicted_pages]| TierStatus {
-            capacity_bytes,
-            used_bytes,
-            pages,
-            evicted_pages,
-        },
-    )
+    any::<[u64; 4]>().prop_map(|[capacity_bytes, used_bytes, pages, evicted_pages]| TierStatus {
+        capacity_bytes,
+        used_bytes,
+        pages,
+        evicted_pages,
+    })
 }
 
 fn ssd() -> impl Strategy<Value = SsdStatus> {
@@ -207,28 +196,19 @@ fn ssd() -> impl Strategy<Value = SsdStatus> {
 }
 
 fn session() -> impl Strategy<Value = SessionStatus> {
-    (
-        any::<[u32; 4]>(),
-        any::<[u64; 2]>(),
-        text(),
-        mode(),
-        any::<bool>(),
+    (any::<[u32; 4]>(), any::<[u64; 2]>(), text(), mode(), any::<bool>()).prop_map(
+        |([pid, uid, gid, leases], [session, leased_pages], name, mode, lingering)| SessionStatus {
+            session,
+            name,
+            pid,
+            uid,
+            gid,
+            mode,
+            leases,
+            leased_pages,
+            lingering,
+        },
     )
-        .prop_map(
-            |([pid, uid, gid, leases], [session, leased_pages], name, mode, lingering)| {
-                SessionStatus {
-                    session,
-                    name,
-                    pid,
-                    uid,
-                    gid,
-                    mode,
-                    leases,
-                    leased_pages,
-                    lingering,
-                }
-            },
-        )
 }
 
 fn arena() -> impl Strategy<Value = ArenaStatus> {
@@ -250,20 +230,11 @@ fn status() -> impl Strategy<Value = StatusReport> {
         ssd_pages: counts[4],
         incomplete_fetches: counts[5],
     });
-    let stores =
-        any::<[u64; 5]>().prop_map(|[offered, stored, held, declined, failed]| StoreStatus {
-            offered,
-            stored,
-            held,
-            declined,
-            failed,
-        });
-    let space =
-        (text(), any::<(u32, u64)>()).prop_map(|(digest, (page_bytes, pages))| SpaceStatus {
-            digest,
-            page_bytes,
-            pages,
-        });
+    let stores = any::<[u64; 5]>().prop_map(|[offered, stored, held, declined, failed]| {
+        StoreStatus { offered, stored, held, declined, failed }
+    });
+    let space = (text(), any::<(u32, u64)>())
+        .prop_map(|(digest, (page_bytes, pages))| SpaceStatus { digest, page_bytes, pages });
     let tiers = (arena(), tier(), prop::option::of(ssd()));
     let lists = (vec(space, 0..3), vec(session(), 0..3), vec(text(), 0..3));
     (numbers, (text(), text()), tiers, (hits, stores), lists).prop_map(
@@ -306,10 +277,8 @@ fn lookup_reply() -> impl Strategy<Value = LookupReply> {
 }
 
 fn fetch_ready() -> impl Strategy<Value = FetchReady> {
-    let place = any::<(u32, u64)>().prop_map(|(part, offset)| PagePlace {
-        part: PartId(part),
-        offset,
-    });
+    let place =
+        any::<(u32, u64)>().prop_map(|(part, offset)| PagePlace { part: PartId(part), offset });
     (any::<(u64, u32)>(), vec(place, 0..6)).prop_map(|((lease, first), places)| FetchReady {
         lease: LeaseId(lease),
         first,
@@ -338,10 +307,8 @@ pub(crate) fn reply() -> impl Strategy<Value = Reply> {
             parts,
         },
     );
-    let part = any::<(u32, u64)>().prop_map(|(part, bytes)| PartAdded {
-        part: PartId(part),
-        bytes,
-    });
+    let part =
+        any::<(u32, u64)>().prop_map(|(part, bytes)| PartAdded { part: PartId(part), bytes });
     let opened = any::<[u32; 3]>().prop_map(|[space, slots, slot_bytes]| SpaceOpened {
         space: SpaceId(space),
         slots,
@@ -353,16 +320,11 @@ pub(crate) fn reply() -> impl Strategy<Value = Reply> {
         ssd,
         outcome,
     });
-    let offer =
-        (any::<(u64, Vec<u8>)>(), slots()).prop_map(|((offer, outcomes), slots)| OfferReply {
-            offer: OfferId(offer),
-            outcomes,
-            slots,
-        });
-    let commit = any::<(u64, Vec<u8>)>().prop_map(|(offer, outcomes)| CommitReply {
-        offer: OfferId(offer),
-        outcomes,
+    let offer = (any::<(u64, Vec<u8>)>(), slots()).prop_map(|((offer, outcomes), slots)| {
+        OfferReply { offer: OfferId(offer), outcomes, slots }
     });
+    let commit = any::<(u64, Vec<u8>)>()
+        .prop_map(|(offer, outcomes)| CommitReply { offer: OfferId(offer), outcomes });
     let prefetch =
         any::<(u32, u32)>().prop_map(|(resident, started)| PrefetchReply { resident, started });
     prop_oneof![

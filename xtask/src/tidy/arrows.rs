@@ -28,19 +28,7 @@ const ABOVE_ALL: &[&str] = &["tests"];
 /// Outside crates that a crate must not ship with: each would bring a clock, an I/O layer, a
 /// runtime or a driver where design says there is none. Dev-dependencies are free.
 const FORBIDDEN: &[(&str, &[&str])] = &[
-    (
-        "wire",
-        &[
-            "tokio",
-            "mio",
-            "rustix",
-            "libc",
-            "nix",
-            "rand",
-            "tracing",
-            "crossbeam-channel",
-        ],
-    ),
+    ("wire", &["tokio", "mio", "rustix", "libc", "nix", "rand", "tracing", "crossbeam-channel"]),
     (
         "core",
         &[
@@ -62,16 +50,7 @@ const FORBIDDEN: &[(&str, &[&str])] = &[
     ("arena", &["tokio"]),
     ("ssd-tier", &["tokio"]),
     ("gpu-shim", &["tokio"]),
-    (
-        "client",
-        &[
-            "tokio",
-            "async-std",
-            "smol",
-            "io-uring",
-            "tracing-subscriber",
-        ],
-    ),
+    ("client", &["tokio", "async-std", "smol", "io-uring", "tracing-subscriber"]),
     ("kvstore", &["pyo3", "cudarc"]),
 ];
 
@@ -111,10 +90,7 @@ impl Workspace {
             .output()
             .context("cannot start `cargo metadata`")?;
         if !output.status.success() {
-            bail!(
-                "`cargo metadata` failed: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
+            bail!("`cargo metadata` failed: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
         Self::parse(&output.stdout)
     }
@@ -129,14 +105,8 @@ pub(super) fn check(workspace: &Workspace, files: &[File]) -> Vec<Finding> {
     let mut findings = check_default_members(workspace, files);
     for package in &workspace.packages {
         let manifest = relative(&workspace.workspace_root, &package.manifest_path);
-        let text = files
-            .iter()
-            .find(|file| file.path == manifest)
-            .map_or("", |file| &file.text);
-        let place = Place {
-            manifest: &manifest,
-            text,
-        };
+        let text = files.iter().find(|file| file.path == manifest).map_or("", |file| &file.text);
+        let place = Place { manifest: &manifest, text };
         findings.extend(check_name(package, &place));
         findings.extend(check_package(package, &place));
     }
@@ -158,16 +128,11 @@ impl Place<'_> {
 
 /// The first line that starts with `word`, counted from 1; 1 if there is none.
 pub(super) fn line_of(text: &str, word: &str) -> usize {
-    text.lines()
-        .position(|line| line.trim_start().starts_with(word))
-        .map_or(1, |index| index + 1)
+    text.lines().position(|line| line.trim_start().starts_with(word)).map_or(1, |index| index + 1)
 }
 
 fn relative(root: &str, path: &str) -> String {
-    path.strip_prefix(root)
-        .unwrap_or(path)
-        .trim_start_matches('/')
-        .to_owned()
+    path.strip_prefix(root).unwrap_or(path).trim_start_matches('/').to_owned()
 }
 
 fn check_default_members(workspace: &Workspace, files: &[File]) -> Vec<Finding> {
@@ -177,14 +142,8 @@ fn check_default_members(workspace: &Workspace, files: &[File]) -> Vec<Finding> 
     if found == DEFAULT_MEMBERS {
         return Vec::new();
     }
-    let text = files
-        .iter()
-        .find(|file| file.path == "Cargo.toml")
-        .map_or("", |file| &file.text);
-    let place = Place {
-        manifest: "Cargo.toml",
-        text,
-    };
+    let text = files.iter().find(|file| file.path == "Cargo.toml").map_or("", |file| &file.text);
+    let place = Place { manifest: "Cargo.toml", text };
     let what = format!("default members are {}", found.join(", "));
     vec![place.finding("default-members", what, DEFAULT_MEMBERS.join(", "))]
 }
@@ -198,29 +157,19 @@ fn check_name(package: &Package, place: &Place<'_>) -> Option<Finding> {
 
 fn check_package(package: &Package, place: &Place<'_>) -> Vec<Finding> {
     let crate_name = package.name.strip_prefix(PREFIX).unwrap_or(&package.name);
-    let arrows = ARROWS
-        .iter()
-        .find(|(name, _)| *name == crate_name)
-        .map(|(_, below)| *below);
+    let arrows = ARROWS.iter().find(|(name, _)| *name == crate_name).map(|(_, below)| *below);
     let above_all = ABOVE_ALL.contains(&crate_name);
     let mut findings = Vec::new();
     if arrows.is_none() && !above_all {
         let what = format!("{} has no arrows", package.name);
-        findings.push(place.finding(
-            "name",
-            what,
-            "the crates listed in xtask/src/tidy/arrows.rs",
-        ));
+        findings.push(place.finding("name", what, "the crates listed in xtask/src/tidy/arrows.rs"));
     }
     let forbidden = FORBIDDEN.iter().find(|(name, _)| *name == crate_name);
     let forbidden = forbidden.map_or(&[][..], |(_, outside)| *outside);
     for dependency in &package.dependencies {
         let ships = dependency.kind.as_deref() != Some("dev");
         if dependency.path.is_some() {
-            let below = dependency
-                .name
-                .strip_prefix(PREFIX)
-                .unwrap_or(&dependency.name);
+            let below = dependency.name.strip_prefix(PREFIX).unwrap_or(&dependency.name);
             if !above_all && arrows.is_some_and(|arrows| !arrows.contains(&below)) {
                 let what = format!("{crate_name} depends on {below}");
                 let allowed = arrows.filter(|arrows| !arrows.is_empty());
@@ -240,19 +189,7 @@ fn check_package(package: &Package, place: &Place<'_>) -> Vec<Finding> {
 
 /// Production code never switches on what exists for tests.
 fn check_features(dependency: &Dependency, place: &Place<'_>, ships: bool) -> Option<Finding> {
-    let feature = dependency
-        .features
-        .iter()
-        .find(|feature| feature.contains("test"))?;
-    let what = format!(
-        "feature {feature} of {} outside dev-dependencies",
-        dependency.name
-    );
-    ships.then(|| {
-        place.finding(
-            &dependency.name,
-            what,
-            "testing features in dev-dependencies",
-        )
-    })
+    let feature = dependency.features.iter().find(|feature| feature.contains("test"))?;
+    let what = format!("feature {feature} of {} outside dev-dependencies", dependency.name);
+    ships.then(|| place.finding(&dependency.name, what, "testing features in dev-dependencies"))
 }

@@ -34,12 +34,7 @@ fn check_manifest(file: &File) -> Vec<Finding> {
     if !inherits(manifest.get("lints")) {
         let line = line_of(&file.text, "[lints");
         let what = "lints are not the workspace's";
-        findings.push(Finding::new(
-            &file.path,
-            line,
-            what,
-            "[lints] workspace = true",
-        ));
+        findings.push(Finding::new(&file.path, line, what, "[lints] workspace = true"));
     }
     let package = manifest.get("package").and_then(Value::as_table);
     for field in INHERITED_FIELDS {
@@ -56,38 +51,26 @@ fn check_manifest(file: &File) -> Vec<Finding> {
     }
     for (name, dependency) in dependencies(&manifest) {
         let only = dependency.as_table().is_some_and(|fields| {
-            fields
-                .keys()
-                .all(|field| DEPENDENCY_FIELDS.contains(&field.as_str()))
+            fields.keys().all(|field| DEPENDENCY_FIELDS.contains(&field.as_str()))
         });
         if !(inherits(Some(dependency)) && only) {
             let line = line_of(&file.text, name);
             let what = format!("dependency {name} does not come from the workspace's table");
-            findings.push(Finding::new(
-                &file.path,
-                line,
-                what,
-                format!("{name}.workspace = true"),
-            ));
+            findings.push(Finding::new(&file.path, line, what, format!("{name}.workspace = true")));
         }
     }
     findings
 }
 
 fn inherits(value: Option<&Value>) -> bool {
-    let field = value
-        .and_then(Value::as_table)
-        .and_then(|table| table.get("workspace"));
+    let field = value.and_then(Value::as_table).and_then(|table| table.get("workspace"));
     field.and_then(Value::as_bool) == Some(true)
 }
 
 /// Every dependency of every kind, those of `[target.…]` included.
 fn dependencies(manifest: &Table) -> Vec<(&String, &Value)> {
     let targets = manifest.get("target").and_then(Value::as_table);
-    let per_target = targets
-        .into_iter()
-        .flat_map(Table::values)
-        .filter_map(Value::as_table);
+    let per_target = targets.into_iter().flat_map(Table::values).filter_map(Value::as_table);
     std::iter::once(manifest)
         .chain(per_target)
         .flat_map(|table| DEPENDENCY_TABLES.iter().filter_map(|kind| table.get(*kind)))

@@ -7,9 +7,8 @@ use syn::visit::{self, Visit};
 use syn::{Item, ItemMod};
 
 /// A module is named by the noun it holds.
-const EMPTY_NAMES: &[&str] = &[
-    "common", "utils", "util", "misc", "helpers", "helper", "v2", "v3", "stuff",
-];
+const EMPTY_NAMES: &[&str] =
+    &["common", "utils", "util", "misc", "helpers", "helper", "v2", "v3", "stuff"];
 const NAME_LIMIT: &str = "a module named by the noun it holds";
 const CONTENTS_LIMIT: &str = "docs, `mod x;` and `use` in lib.rs";
 
@@ -29,17 +28,10 @@ pub(super) fn check(files: &[File]) -> Vec<Finding> {
 
 /// Names of inline modules, and what stands in `lib.rs`.
 pub(super) fn check_source(source: &Source) -> Vec<Finding> {
-    let mut names = Names {
-        path: &source.path,
-        findings: Vec::new(),
-    };
+    let mut names = Names { path: &source.path, findings: Vec::new() };
     names.visit_file(&source.syntax);
     if source.path == "lib.rs" || source.path.ends_with("/lib.rs") {
-        let logic = source
-            .syntax
-            .items
-            .iter()
-            .filter_map(|item| logic(&source.path, item));
+        let logic = source.syntax.items.iter().filter_map(|item| logic(&source.path, item));
         names.findings.extend(logic);
     }
     names.findings
@@ -56,12 +48,7 @@ impl<'ast> Visit<'ast> for Names<'_> {
         // `mod x;` is found by its file's name.
         if module.content.is_some() && EMPTY_NAMES.contains(&name.as_str()) {
             let what = format!("module called {name}");
-            self.findings.push(Finding::new(
-                self.path,
-                line(&module.ident),
-                what,
-                NAME_LIMIT,
-            ));
+            self.findings.push(Finding::new(self.path, line(&module.ident), what, NAME_LIMIT));
         }
         visit::visit_item_mod(self, module);
     }
@@ -76,10 +63,5 @@ fn logic(path: &str, item: &Item) -> Option<Finding> {
         Item::Macro(_) => "a macro".to_owned(),
         _ => "an item".to_owned(),
     };
-    Some(Finding::new(
-        path,
-        line(item),
-        format!("lib.rs holds {what}"),
-        CONTENTS_LIMIT,
-    ))
+    Some(Finding::new(path, line(item), format!("lib.rs holds {what}"), CONTENTS_LIMIT))
 }

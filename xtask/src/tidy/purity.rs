@@ -17,10 +17,7 @@ pub(super) fn check(source: &Source) -> Vec<Finding> {
     if source.is_test || !source.path.starts_with(PURE) {
         return Vec::new();
     }
-    let mut purity = Purity {
-        path: &source.path,
-        findings: Vec::new(),
-    };
+    let mut purity = Purity { path: &source.path, findings: Vec::new() };
     purity.visit_file(&source.syntax);
     purity.findings
 }
@@ -32,12 +29,7 @@ struct Purity<'a> {
 
 impl Purity<'_> {
     fn found(&mut self, what: &str, line: usize) {
-        self.findings.push(Finding::new(
-            self.path,
-            line,
-            format!("core names {what}"),
-            LIMIT,
-        ));
+        self.findings.push(Finding::new(self.path, line, format!("core names {what}"), LIMIT));
     }
 
     fn word(&mut self, word: &str, line: usize) {

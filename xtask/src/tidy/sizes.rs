@@ -14,11 +14,7 @@ const TEST_FUNCTION_LINES: usize = 150;
 const TEST_MODULE_LINES: usize = 150;
 
 pub(super) fn check(source: &Source) -> Vec<Finding> {
-    let mut sizes = Sizes {
-        path: &source.path,
-        in_test: source.is_test,
-        findings: Vec::new(),
-    };
+    let mut sizes = Sizes { path: &source.path, in_test: source.is_test, findings: Vec::new() };
     sizes.visit_file(&source.syntax);
     sizes.findings
 }
@@ -34,16 +30,11 @@ impl Sizes<'_> {
         let start = signature_start(signature);
         let lines = lines(start, block.brace_token.span.close());
         let test = self.in_test || is_test(attributes);
-        let limit = if test {
-            TEST_FUNCTION_LINES
-        } else {
-            FUNCTION_LINES
-        };
+        let limit = if test { TEST_FUNCTION_LINES } else { FUNCTION_LINES };
         if lines > limit {
             let what = format!("fn {} of {lines} lines", signature.ident);
             let at = start.start().line;
-            self.findings
-                .push(Finding::new(self.path, at, what, format!("{limit} lines")));
+            self.findings.push(Finding::new(self.path, at, what, format!("{limit} lines")));
         }
     }
 }

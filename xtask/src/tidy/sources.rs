@@ -37,18 +37,12 @@ fn parse_file(file: &File) -> syn::Result<Source> {
     let syntax = syn::parse_file(&file.text)?;
     let tokens = file.text.parse()?;
     let is_test = is_test_path(&file.path);
-    Ok(Source {
-        path: file.path.clone(),
-        syntax,
-        tokens,
-        is_test,
-    })
+    Ok(Source { path: file.path.clone(), syntax, tokens, is_test })
 }
 
 /// By its place alone: `tests.rs`, or below a directory called `tests`.
 fn is_test_path(path: &str) -> bool {
-    path.split('/')
-        .any(|component| component == "tests" || component == "tests.rs")
+    path.split('/').any(|component| component == "tests" || component == "tests.rs")
 }
 
 /// Marks what a `#[cfg(test)] mod x;` brings in, whatever it is called.
@@ -68,9 +62,7 @@ fn mark_tests(sources: &mut [Source]) {
         }
     }
     for source in sources {
-        let inside = directories
-            .iter()
-            .any(|directory| source.path.starts_with(directory));
+        let inside = directories.iter().any(|directory| source.path.starts_with(directory));
         source.is_test |= inside || files.contains(&source.path);
     }
 }
@@ -91,18 +83,13 @@ fn module_base(path: &str, module: &ItemMod) -> String {
 
 /// The value of `#[path = "…"]`.
 fn path_attribute(attributes: &[Attribute]) -> Option<String> {
-    attributes
-        .iter()
-        .find_map(|attribute| match &attribute.meta {
-            Meta::NameValue(pair) if pair.path.is_ident("path") => match &pair.value {
-                Expr::Lit(ExprLit {
-                    lit: Lit::Str(value),
-                    ..
-                }) => Some(value.value()),
-                _ => None,
-            },
+    attributes.iter().find_map(|attribute| match &attribute.meta {
+        Meta::NameValue(pair) if pair.path.is_ident("path") => match &pair.value {
+            Expr::Lit(ExprLit { lit: Lit::Str(value), .. }) => Some(value.value()),
             _ => None,
-        })
+        },
+        _ => None,
+    })
 }
 
 /// Whether the attributes say `#[cfg(test)]`, alone or with more conditions.

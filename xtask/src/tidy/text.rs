@@ -14,23 +14,12 @@ const GENERATED: &[&str] = &["Cargo.lock", "fuzz/Cargo.lock"];
 
 pub(super) fn check(files: &[File]) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for file in files
-        .iter()
-        .filter(|file| !GENERATED.contains(&&*file.path))
-    {
-        let extension = file
-            .path
-            .rsplit_once('.')
-            .map_or("", |(_, extension)| extension);
+    for file in files.iter().filter(|file| !GENERATED.contains(&&*file.path)) {
+        let extension = file.path.rsplit_once('.').map_or("", |(_, extension)| extension);
         let lines = file.text.lines().count();
         if SOURCES.contains(&extension) && lines > FILE_LINES {
             let what = format!("file of {lines} lines");
-            findings.push(Finding::new(
-                &file.path,
-                lines,
-                what,
-                format!("{FILE_LINES} lines"),
-            ));
+            findings.push(Finding::new(&file.path, lines, what, format!("{FILE_LINES} lines")));
         }
         for (index, line) in file.text.lines().enumerate() {
             if let Some(found) = machine_path(line) {

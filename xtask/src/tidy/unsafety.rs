@@ -16,10 +16,7 @@ const ALLOWED: &[&str] = &[
 const LIMIT: &str = "the modules listed in xtask/src/tidy/unsafety.rs";
 
 pub(super) fn check(source: &Source) -> Vec<Finding> {
-    if ALLOWED
-        .iter()
-        .any(|allowed| source.path.starts_with(allowed))
-    {
+    if ALLOWED.iter().any(|allowed| source.path.starts_with(allowed)) {
         return Vec::new();
     }
     let mut findings = Vec::new();

@@ -21,9 +21,7 @@ impl Log {
     pub(crate) fn new(segments: u32, records: u32) -> Self {
         Self {
             records,
-            free: (0..segments)
-                .map(|at| (SegmentId(at), SegmentUse(1)))
-                .collect(),
+            free: (0..segments).map(|at| (SegmentId(at), SegmentUse(1))).collect(),
             open: None,
             by_extent: BTreeMap::new(),
             order: Vec::new(),
@@ -49,12 +47,7 @@ impl Log {
         }
         let (segment, segment_use, used) = self.open.as_mut()?;
         let (device, record) = (DEVICE, *used);
-        let extent = Extent {
-            device,
-            segment: *segment,
-            segment_use: *segment_use,
-            record,
-        };
+        let extent = Extent { device, segment: *segment, segment_use: *segment_use, record };
         *used += 1;
         self.by_extent.insert(extent, identity);
         self.order.push(extent);
@@ -69,8 +62,7 @@ impl Log {
         self.order.retain(|extent| !gone(extent));
         let free = self.free.iter().any(|(other, _)| *other == segment);
         assert!(!free, "a segment is freed once");
-        self.free
-            .push_back((segment, SegmentUse(segment_use.0 + 1)));
+        self.free.push_back((segment, SegmentUse(segment_use.0 + 1)));
     }
 
     /// Loses a record without anybody being told.

@@ -108,10 +108,7 @@ impl World {
 
     /// A world with one part of `frames` frames of 4096 bytes and no SSD.
     pub(crate) fn dram(frames: u64) -> Self {
-        Self::new(Config {
-            slab_bytes: 2 * 4096,
-            ..Config::dram_only(frames * 4096)
-        })
+        Self::new(Config { slab_bytes: 2 * 4096, ..Config::dram_only(frames * 4096) })
     }
 
     /// The same with an SSD of `segments` segments with `records` records each.
@@ -147,15 +144,8 @@ impl World {
 
     fn take(&mut self, action: Action) {
         match &action {
-            Action::Reply {
-                session,
-                request,
-                reply,
-            } => {
-                assert!(
-                    !self.closed.contains(session),
-                    "a closed session is told nothing"
-                );
+            Action::Reply { session, request, reply } => {
+                assert!(!self.closed.contains(session), "a closed session is told nothing");
                 self.note_reply(*session, *request, reply);
                 self.replies.push((*session, *request, reply.clone()));
             }
@@ -164,52 +154,29 @@ impl World {
                 self.jobs.insert(*job, action);
             }
             Action::CopyOut { job, frame, .. } => {
-                assert!(
-                    self.frames[&frame.frame].is_some(),
-                    "only whole pages are delivered"
-                );
+                assert!(self.frames[&frame.frame].is_some(), "only whole pages are delivered");
                 self.jobs.insert(*job, action);
             }
-            Action::Append {
-                job,
-                frame,
-                identity,
-                payload_crc,
-            } => {
+            Action::Append { job, frame, identity, payload_crc } => {
                 let held = self.frames[&frame.frame].expect("only whole pages are demoted");
-                assert_eq!(
-                    held,
-                    content(identity.space, &identity.key),
-                    "the named page"
-                );
+                assert_eq!(held, content(identity.space, &identity.key), "the named page");
                 assert_eq!(held, *payload_crc, "the checksum born with the page");
                 self.jobs.insert(*job, action);
             }
-            Action::Relocate {
-                job,
-                extent,
-                identity,
-            } => {
+            Action::Relocate { job, extent, identity } => {
                 let log = self.log.as_ref().expect("there is an SSD");
                 let record = log.record(*extent).unwrap_or(*identity);
                 assert_eq!(record, *identity, "a record is moved as what it is");
                 self.jobs.insert(*job, action);
             }
-            Action::FreeSegment {
-                segment,
-                segment_use,
-                ..
-            } => {
+            Action::FreeSegment { segment, segment_use, .. } => {
                 let reading = |job: &Action| match job {
                     Action::Read { extent, .. } | Action::Relocate { extent, .. } => {
                         extent.segment == *segment
                     }
                     _ => false,
                 };
-                assert!(
-                    !self.jobs.values().any(reading),
-                    "nobody reads a freed segment"
-                );
+                assert!(!self.jobs.values().any(reading), "nobody reads a freed segment");
                 let log = self.log.as_mut().expect("there is an SSD");
                 log.to_free.push((*segment, *segment_use));
             }
@@ -237,11 +204,7 @@ impl World {
                 | Action::Read { frame, .. } => Some(frame.frame),
                 _ => None,
             };
-            assert_ne!(
-                used,
-                Some(frame.frame),
-                "a frame in use by a job is not overwritten"
-            );
+            assert_ne!(used, Some(frame.frame), "a frame in use by a job is not overwritten");
         }
         self.frames.insert(frame.frame, None);
     }
@@ -252,11 +215,7 @@ impl World {
                 let copy = self.modes[&session] == Mode::Copy;
                 let lease = self.leases.get_mut(&(session, ready.lease)).unwrap();
                 assert!(lease.ended.is_none(), "nothing is delivered after the end");
-                assert_eq!(
-                    ready.first as usize,
-                    lease.places.len(),
-                    "delivered in order"
-                );
+                assert_eq!(ready.first as usize, lease.places.len(), "delivered in order");
                 for place in &ready.places {
                     let wanted = &lease.keys[lease.places.len()];
                     let (space, page_bytes) = self.spaces[&lease.space];
@@ -294,11 +253,7 @@ impl World {
         self.modes.insert(session, mode);
         self.processes.insert(session, pid);
         let process = ProcessId { pid, start: 1 };
-        self.step(Event::SessionOpened {
-            session,
-            process,
-            mode,
-        });
+        self.step(Event::SessionOpened { session, process, mode });
     }
 
     /// Opens space number `space` of pages of `page_bytes` for a session.
@@ -312,14 +267,7 @@ impl World {
         let (session, domain, digest) = (SessionId(session), DomainId::default(), digest(space));
         let id = self.core.intern_space(domain, digest, page_bytes).unwrap();
         let request = self.request_id();
-        self.step(Event::SpaceOpened {
-            session,
-            request,
-            domain,
-            digest,
-            page_bytes,
-            slots,
-        });
+        self.step(Event::SpaceOpened { session, request, domain, digest, page_bytes, slots });
         self.spaces.insert(id, (digest, page_bytes));
         id
     }
@@ -348,11 +296,7 @@ impl World {
     ) -> Option<Reply> {
         let session = SessionId(session);
         let before = self.replies.len();
-        self.step(Event::Request {
-            session,
-            request,
-            body,
-        });
+        self.step(Event::Request { session, request, body });
         let new = self.replies[before..].iter();
         let mut mine = new.filter(|(to, about, _)| *to == session && *about == request);
         mine.next().map(|(_, _, reply)| reply.clone())
@@ -370,11 +314,7 @@ impl World {
         hold_ms: u32,
     ) -> LookupReply {
         let spaces = spaces.to_vec();
-        let request = Request::Lookup(Lookup {
-            spaces,
-            keys: keys.into(),
-            hold_ms,
-        });
+        let request = Request::Lookup(Lookup { spaces, keys: keys.into(), hold_ms });
         match self.ask(session, &request) {
             Some(Reply::Lookup(reply)) => reply,
             other => panic!("a lookup is answered at once, not with {other:?}"),
@@ -391,23 +331,13 @@ impl World {
         stamp: Stamp,
     ) -> Option<OfferReply> {
         let parent = above;
-        let request = Request::Offer(Offer {
-            space,
-            parent,
-            first,
-            keys: keys.into(),
-            stamp,
-        });
+        let request = Request::Offer(Offer { space, parent, first, keys: keys.into(), stamp });
         match self.ask(session, &request) {
             Some(Reply::Offer(reply)) => {
-                let wanted = keys
-                    .iter()
-                    .zip(&reply.outcomes)
-                    .filter(|(_, outcome)| **outcome == 0);
+                let wanted = keys.iter().zip(&reply.outcomes).filter(|(_, outcome)| **outcome == 0);
                 for ((key, _), slot) in wanted.zip(&reply.slots) {
                     let filled = content(self.spaces[&space].0, key);
-                    self.slots
-                        .insert((SessionId(session), space, *slot), filled);
+                    self.slots.insert((SessionId(session), space, *slot), filled);
                 }
                 Some(reply)
             }
@@ -424,18 +354,10 @@ impl World {
         returned: &[SlotId],
     ) -> RequestId {
         let request = self.request_id();
-        let commit = OpenCommit {
-            session: SessionId(session),
-            answered: None,
-        };
+        let commit = OpenCommit { session: SessionId(session), answered: None };
         self.commits.insert((SessionId(session), request), commit);
         let (filled, returned) = (filled.to_vec(), returned.to_vec());
-        let body = Request::Commit(Commit {
-            space,
-            offer,
-            filled,
-            returned,
-        });
+        let body = Request::Commit(Commit { space, offer, filled, returned });
         self.ask_as(session, request, &body);
         request
     }
@@ -463,21 +385,10 @@ impl World {
         deadline_ms: u32,
     ) {
         let lease = LeaseId(lease);
-        let held = HeldLease {
-            space,
-            keys: keys.to_vec(),
-            places: Vec::new(),
-            released: 0,
-            ended: None,
-        };
+        let held =
+            HeldLease { space, keys: keys.to_vec(), places: Vec::new(), released: 0, ended: None };
         self.leases.insert((SessionId(session), lease), held);
-        let body = Request::Fetch(Fetch {
-            space,
-            lease,
-            source,
-            stamp,
-            deadline_ms,
-        });
+        let body = Request::Fetch(Fetch { space, lease, source, stamp, deadline_ms });
         self.ask(session, &body);
     }
 
@@ -496,11 +407,7 @@ impl World {
             let upto = (upto as usize).min(held.places.len());
             held.released = held.released.max(upto);
         }
-        let body = Request::Release(Release {
-            session: owner,
-            lease,
-            upto,
-        });
+        let body = Request::Release(Release { session: owner, lease, upto });
         self.ask(session, &body);
         if upto == u32::MAX {
             self.leases.remove(&(owner, lease));
@@ -514,13 +421,7 @@ impl World {
         };
         let action = self.jobs.remove(&job).unwrap();
         match action {
-            Action::CopyIn {
-                session,
-                space,
-                slot,
-                frame,
-                ..
-            } => {
+            Action::CopyIn { session, space, slot, frame, .. } => {
                 let held = self.slots.get(&(session, space, slot)).copied();
                 let outcome = match held {
                     Some(held) if !fails => {
@@ -531,38 +432,23 @@ impl World {
                 };
                 self.step(Event::CopiedIn { job, outcome });
             }
-            Action::CopyOut {
-                session,
-                space,
-                slot,
-                frame,
-                ..
-            } => {
+            Action::CopyOut { session, space, slot, frame, .. } => {
                 let held = self.frames[&frame.frame].expect("a pinned frame keeps its page");
                 if !fails {
                     self.slots.insert((session, space, slot), held);
                 }
                 self.step(Event::CopiedOut { job, ok: !fails });
             }
-            Action::Append {
-                frame, identity, ..
-            } => {
+            Action::Append { frame, identity, .. } => {
                 let held = self.frames[&frame.frame].expect("a frame being written is whole");
                 assert_eq!(held, content(identity.space, &identity.key));
                 self.end_append(job, identity, fails, false);
             }
-            Action::Relocate {
-                extent, identity, ..
-            } => {
+            Action::Relocate { extent, identity, .. } => {
                 let gone = self.log.as_ref().unwrap().record(extent).is_none();
                 self.end_append(job, identity, fails || gone, true);
             }
-            Action::Read {
-                extent,
-                identity,
-                frame,
-                ..
-            } => {
+            Action::Read { extent, identity, frame, .. } => {
                 let record = self.log.as_ref().unwrap().record(extent);
                 let outcome = if fails {
                     ReadOutcome::Failed
@@ -584,22 +470,13 @@ impl World {
         let outcome = if fails {
             AppendOutcome::Failed
         } else {
-            log.append(identity, relocates)
-                .map_or(AppendOutcome::NoSpace, AppendOutcome::Written)
+            log.append(identity, relocates).map_or(AppendOutcome::NoSpace, AppendOutcome::Written)
         };
         let free_segments = log.free_segments();
         if relocates {
-            self.step(Event::Relocated {
-                job,
-                outcome,
-                free_segments,
-            });
+            self.step(Event::Relocated { job, outcome, free_segments });
         } else {
-            self.step(Event::Appended {
-                job,
-                outcome,
-                free_segments,
-            });
+            self.step(Event::Appended { job, outcome, free_segments });
         }
     }
 
@@ -610,12 +487,7 @@ impl World {
         {
             log.free(segment, segment_use);
             let (device, free_segments) = (log::DEVICE, log.free_segments());
-            self.step(Event::SegmentFreed {
-                device,
-                segment,
-                segment_use,
-                free_segments,
-            });
+            self.step(Event::SegmentFreed { device, segment, segment_use, free_segments });
         }
     }
 
@@ -680,11 +552,7 @@ impl World {
             else {
                 return stored;
             };
-            let settled = reply
-                .outcomes
-                .iter()
-                .take_while(|outcome| **outcome <= 1)
-                .count();
+            let settled = reply.outcomes.iter().take_while(|outcome| **outcome <= 1).count();
             if !reply.slots.is_empty() {
                 let request = self.commit(session, space, reply.offer, &reply.slots, &[]);
                 self.finish_jobs();
