@@ -25,6 +25,7 @@ pub(crate) struct Mapping {
 }
 
 #[derive(Debug)]
+#[expect(dead_code, reason = "what is in them is only ever dropped")]
 enum Owner {
     /// Too short for a huge page: wherever the kernel puts it.
     Anywhere(MmapRaw),

@@ -3,6 +3,7 @@
 
 use crate::config::Config;
 use crate::copy_pool::{Copied, CopyJob, CopyPool, Direction};
+use crate::device::Device;
 use crate::mourner::Mourner;
 use crate::session::{FrameError, Session, each_frame};
 use rustix::fd::OwnedFd;
@@ -14,7 +15,7 @@ use undercroft_arena::{Part, PartFacts, Span, Staging};
 use undercroft_core::{
     Action, CopyOutcome, Core, Event, FramePlace, Micros, ProcessId, RecoveredRecord,
 };
-use undercroft_ssd_tier::{Completion, Op, PageLog};
+use undercroft_ssd_tier::{Completion, Op};
 use undercroft_wire::{
     DomainId, Epoch, Hello, Mode, OpenSpace, PartAdded, PartId, Refused, RefusedReason, Reply,
     Request, RequestId, SessionId, SlotId, SpaceId, Welcome, decode_request, frame_bytes,
@@ -41,7 +42,7 @@ pub(crate) struct Control {
     pub(crate) core: Core,
     pub(crate) sessions: HashMap<SessionId, Session>,
     pub(crate) arena: Vec<ArenaPart>,
-    pub(crate) log: Option<PageLog>,
+    pub(crate) device: Option<Device>,
     pub(crate) config: Config,
     pub(crate) epoch: Epoch,
     pub(crate) started: Instant,
@@ -52,12 +53,8 @@ pub(crate) struct Control {
     /// The domain every connection belongs to until there are rules for more.
     domain: DomainId,
     actions: Vec<Action>,
-    /// Work that found its queue full; tried again when something completes. Bounded by the
-    /// frames and slots that the core reserved for it.
-    waiting_copies: VecDeque<CopyJob>,
     /// Copies whose staging is gone already; answered as soon as the step is performed.
     failed_copies: VecDeque<Copied>,
-    waiting_ops: VecDeque<Op>,
     unflushed: Vec<SessionId>,
     timer: Option<Micros>,
     pub(crate) timer_moved: Arc<Notify>,
@@ -67,7 +64,7 @@ pub(crate) struct Control {
 pub(crate) struct ControlParts {
     pub(crate) core: Core,
     pub(crate) arena: Vec<ArenaPart>,
-    pub(crate) log: Option<PageLog>,
+    pub(crate) device: Option<Device>,
     pub(crate) config: Config,
     pub(crate) epoch: Epoch,
     pub(crate) pool: CopyPool,
@@ -81,7 +78,7 @@ impl Control {
             core: parts.core,
             sessions: HashMap::new(),
             arena: parts.arena,
-            log: parts.log,
+            device: parts.device,
             config: parts.config,
             epoch: parts.epoch,
             started: Instant::now(),
@@ -91,9 +88,7 @@ impl Control {
             mourner: parts.mourner,
             domain: DomainId::named("default"),
             actions: Vec::new(),
-            waiting_copies: VecDeque::new(),
             failed_copies: VecDeque::new(),
-            waiting_ops: VecDeque::new(),
             unflushed: Vec::new(),
             timer: None,
             timer_moved: Arc::new(Notify::new()),
@@ -142,17 +137,17 @@ impl Control {
             }
             Action::Append { job, frame, identity, payload_crc } => {
                 let payload = self.frame_span(&frame, frame.bytes);
-                self.device(Op::Append { job, identity, payload, payload_crc });
+                self.submit(Op::Append { job, identity, payload, payload_crc });
             }
             Action::Read { job, extent, identity, frame } => {
                 let into = self.frame_span(&frame, frame.bytes);
-                self.device(Op::Read { job, identity, extent, into });
+                self.submit(Op::Read { job, identity, extent, into });
             }
             Action::Relocate { job, extent, identity } => {
-                self.device(Op::Relocate { job, identity, extent });
+                self.submit(Op::Relocate { job, identity, extent });
             }
             Action::FreeSegment { device: _, segment, segment_use } => {
-                self.device(Op::FreeSegment { segment, segment_use });
+                self.submit(Op::FreeSegment { segment, segment_use });
             }
         }
     }
@@ -198,41 +193,25 @@ impl Control {
         spans: Option<(Span, Span)>,
     ) {
         match spans {
-            Some((from, to)) => {
-                let copy = CopyJob { job, direction, from, to };
-                if self.waiting_copies.is_empty()
-                    && let Err(copy) = self.pool.submit(copy)
-                {
-                    self.waiting_copies.push_back(copy);
-                }
+            Some((from, to)) => self.pool.submit(CopyJob { job, direction, from, to }),
+            None => {
+                self.failed_copies.push_back(Copied { job, direction, ok: false, checksum: None })
             }
-            None => self.failed_copies.push_back(Copied { job, direction, checksum: None }),
         }
     }
 
-    fn device(&mut self, op: Op) {
-        let Some(log) = &self.log else { return };
-        if !self.waiting_ops.is_empty() {
-            self.waiting_ops.push_back(op);
-        } else if let Err(op) = log.submit(op) {
-            self.waiting_ops.push_back(op);
+    fn submit(&mut self, op: Op) {
+        // Without a device the core asks nothing of it.
+        if let Some(device) = &mut self.device {
+            device.submit(op);
         }
     }
 
     /// Hands waiting work over as far as the queues take it.
     pub(crate) fn push_waiting(&mut self) {
-        while let Some(copy) = self.waiting_copies.pop_front() {
-            if let Err(copy) = self.pool.submit(copy) {
-                self.waiting_copies.push_front(copy);
-                break;
-            }
-        }
-        let Some(log) = &self.log else { return };
-        while let Some(op) = self.waiting_ops.pop_front() {
-            if let Err(op) = log.submit(op) {
-                self.waiting_ops.push_front(op);
-                break;
-            }
+        self.pool.push_waiting();
+        if let Some(device) = &mut self.device {
+            device.push_waiting();
         }
     }
 
@@ -243,18 +222,21 @@ impl Control {
 
     /// The page log is done with something.
     pub(crate) fn completed(&mut self, completion: Completion) {
-        self.feed(crate::store::event_of(completion));
+        let events = self.device.as_mut().map(|device| device.completed(completion));
+        for event in events.into_iter().flatten() {
+            self.feed(event);
+        }
     }
 
     /// A copy worker is done.
     pub(crate) fn copied(&mut self, copied: Copied) {
-        let Copied { job, direction, checksum } = copied;
+        let Copied { job, direction, ok, checksum } = copied;
         match direction {
             Direction::In => {
                 let outcome = checksum.map_or(CopyOutcome::Failed, CopyOutcome::Ok);
                 self.feed(Event::CopiedIn { job, outcome });
             }
-            Direction::Out => self.feed(Event::CopiedOut { job, ok: checksum.is_some() }),
+            Direction::Out => self.feed(Event::CopiedOut { job, ok }),
         }
     }
 
@@ -445,8 +427,8 @@ impl Control {
     /// Ends the copy workers and closes the store. Everything written is then found again.
     pub(crate) fn shut(&mut self) {
         self.pool.stop();
-        if let Some(log) = self.log.take() {
-            log.close();
+        if let Some(device) = self.device.take() {
+            device.close();
         }
     }
 }

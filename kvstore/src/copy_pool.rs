@@ -3,6 +3,7 @@
 
 use crate::bell::Bell;
 use crossbeam_channel::{Sender, TrySendError, bounded};
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 use undercroft_arena::{Span, copy_checked};
@@ -32,7 +33,9 @@ pub(crate) enum Direction {
 pub(crate) struct Copied {
     pub(crate) job: JobId,
     pub(crate) direction: Direction,
-    /// CRC-64/NVME over the destination's bytes, `None` if the copy failed.
+    /// Whether the destination holds the page.
+    pub(crate) ok: bool,
+    /// CRC-64/NVME of the page in its frame, after a copy in that went well.
     pub(crate) checksum: Option<u64>,
 }
 
@@ -40,6 +43,8 @@ pub(crate) struct Copied {
 #[derive(Debug)]
 pub(crate) struct CopyPool {
     jobs: Option<Sender<CopyJob>>,
+    /// Jobs that found the queue full. Bounded by the slots and frames the core gave them.
+    waiting: VecDeque<CopyJob>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -56,17 +61,26 @@ impl CopyPool {
                 .spawn(move || receiver.iter().for_each(|job| done.ring(perform(job))))?;
             threads.push(thread);
         }
-        Ok(Self { jobs: Some(sender), threads })
+        Ok(Self { jobs: Some(sender), waiting: VecDeque::new(), threads })
     }
 
-    /// Hands a job over; gives it back when the queue is full.
-    pub(crate) fn submit(&self, job: CopyJob) -> Result<(), CopyJob> {
-        let Some(jobs) = &self.jobs else {
-            return Err(job);
-        };
-        jobs.try_send(job).map_err(|e| match e {
-            TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
-        })
+    /// Hands a job over, now or as soon as the workers' queue takes it.
+    pub(crate) fn submit(&mut self, job: CopyJob) {
+        self.waiting.push_back(job);
+        self.push_waiting();
+    }
+
+    /// Hands waiting jobs over as far as the workers' queue takes them, in order.
+    pub(crate) fn push_waiting(&mut self) {
+        let Some(jobs) = &self.jobs else { return };
+        while let Some(job) = self.waiting.pop_front() {
+            if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) =
+                jobs.try_send(job)
+            {
+                self.waiting.push_front(job);
+                return;
+            }
+        }
     }
 
     /// Lets the workers finish what they have and waits for them.
@@ -83,9 +97,16 @@ impl CopyPool {
 fn perform(job: CopyJob) -> Copied {
     let CopyJob { job, direction, from, to } = job;
     // A panic here is our bug, but the page is only a miss and the other workers go on.
-    let checksum = catch_unwind(AssertUnwindSafe(|| copy_checked(&from, &to))).ok();
-    if checksum.is_none() {
+    let copied = catch_unwind(AssertUnwindSafe(|| match direction {
+        Direction::In => Some(copy_checked(&from, &to)),
+        Direction::Out => {
+            to.copy_from(&from);
+            None
+        }
+    }));
+    let ok = copied.is_ok();
+    if !ok {
         tracing::error!(%job, "copy failed");
     }
-    Copied { job, direction, checksum }
+    Copied { job, direction, ok, checksum: copied.ok().flatten() }
 }

@@ -4,6 +4,7 @@ use crate::bell::{Door, bell};
 use crate::config::Config;
 use crate::control::{ArenaPart, Control, ControlParts};
 use crate::copy_pool::{Copied, CopyPool};
+use crate::device::Device;
 use crate::error::StartError;
 use crate::listener::BoundSocket;
 use crate::mourner::Mourner;
@@ -76,7 +77,7 @@ impl Daemon {
         let mut control = Control::new(ControlParts {
             core,
             arena,
-            log,
+            device: log.map(Device::new),
             config,
             epoch: Epoch(random()),
             pool,

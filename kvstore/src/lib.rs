@@ -12,6 +12,7 @@ mod config;
 mod control;
 mod copy_pool;
 mod daemon;
+mod device;
 mod error;
 mod listener;
 mod metrics;

@@ -67,8 +67,8 @@ fn tier(fill: TierFill, evicted_pages: u64) -> TierStatus {
 }
 
 fn ssd(control: &Control, stats: &Stats) -> Option<SsdStatus> {
-    let (log, fill) = (control.log.as_ref()?, control.core.ssd()?);
-    let (facts, counters) = (log.facts(), log.counters());
+    let (device, fill) = (control.device.as_ref()?, control.core.ssd()?);
+    let (facts, counters) = (device.facts(), device.counters());
     let directory = control.config.ssd.as_ref().map(|s| s.directory.display().to_string());
     Some(SsdStatus {
         tier: tier(fill, stats.ssd_dropped_pages),
@@ -119,6 +119,6 @@ fn sessions(control: &Control) -> Vec<SessionStatus> {
 
 fn refused(control: &Control) -> Vec<String> {
     let mut lines = control.refused.clone();
-    lines.extend(control.log.iter().flat_map(|log| log.facts().refused.clone()));
+    lines.extend(control.device.iter().flat_map(|device| device.facts().refused.clone()));
     lines
 }

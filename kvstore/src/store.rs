@@ -7,8 +7,8 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use undercroft_arena::Part;
-use undercroft_core::{AppendOutcome, Event, ReadOutcome, RecoveredRecord};
-use undercroft_ssd_tier::{self as ssd, Completion, LogConfig, PageLog};
+use undercroft_core::RecoveredRecord;
+use undercroft_ssd_tier::{Completion, LogConfig, PageLog};
 use undercroft_wire::DeviceId;
 
 /// The page log's file name inside the store's directory.
@@ -57,43 +57,4 @@ pub(crate) fn open(
         })
         .collect();
     Ok(OpenedStore { log, records, free_segments })
-}
-
-/// What a completion means to the core.
-pub(crate) fn event_of(completion: Completion) -> Event<'static> {
-    match completion {
-        Completion::Appended { job, outcome, free_segments, .. } => {
-            let outcome = match outcome {
-                ssd::AppendOutcome::Written(extent) => AppendOutcome::Written(extent),
-                ssd::AppendOutcome::NoSpace => AppendOutcome::NoSpace,
-                ssd::AppendOutcome::Failed => AppendOutcome::Failed,
-            };
-            Event::Appended { job, outcome, free_segments }
-        }
-        Completion::Read { job, outcome, .. } => {
-            let outcome = match outcome {
-                ssd::ReadOutcome::Verified { payload_crc } => ReadOutcome::Ok(payload_crc),
-                ssd::ReadOutcome::Corrupt => ReadOutcome::Corrupt,
-                ssd::ReadOutcome::Failed => ReadOutcome::Failed,
-            };
-            Event::ReadDone { job, outcome }
-        }
-        Completion::Relocated { job, outcome, free_segments } => {
-            let outcome = match outcome {
-                ssd::RelocateOutcome::Written(extent) => AppendOutcome::Written(extent),
-                ssd::RelocateOutcome::NoSpace => AppendOutcome::NoSpace,
-                ssd::RelocateOutcome::Corrupt | ssd::RelocateOutcome::Failed => {
-                    AppendOutcome::Failed
-                }
-            };
-            Event::Relocated { job, outcome, free_segments }
-        }
-        Completion::SegmentFreed { device, segment, segment_use, free_segments } => {
-            Event::SegmentFreed { device, segment, segment_use, free_segments }
-        }
-        Completion::DeviceLost { device } => {
-            tracing::error!(%device, "the SSD tier is gone: its pages are misses from here on");
-            Event::DeviceLost
-        }
-    }
 }

