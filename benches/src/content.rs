@@ -56,10 +56,7 @@ impl PageContent {
         let mut seed = [0; 16];
         hasher.finalize_xof().fill(&mut seed);
         let seed = u128::from_le_bytes(seed);
-        Self {
-            counter: seed as u64,
-            twist: (seed >> 64) as u64,
-        }
+        Self { counter: seed as u64, twist: (seed >> 64) as u64 }
     }
 
     #[inline(always)]
@@ -96,11 +93,7 @@ impl PageContent {
     /// # Errors
     /// How many bytes differ and where the first of them is.
     pub fn verify(&self, offset: u64, bytes: &[u8]) -> Result<(), WrongBytes> {
-        if self.matches(offset, bytes) {
-            Ok(())
-        } else {
-            Err(self.difference(offset, bytes))
-        }
+        if self.matches(offset, bytes) { Ok(()) } else { Err(self.difference(offset, bytes)) }
     }
 
     fn matches(&self, offset: u64, bytes: &[u8]) -> bool {
@@ -145,9 +138,7 @@ impl PageContent {
     }
 
     fn bytes_match(&self, offset: u64, bytes: &[u8]) -> bool {
-        (offset..)
-            .zip(bytes)
-            .all(|(position, byte)| self.byte(position) == *byte)
+        (offset..).zip(bytes).all(|(position, byte)| self.byte(position) == *byte)
     }
 
     #[cold]
@@ -157,12 +148,7 @@ impl PageContent {
             .map(|(position, found)| (position, self.byte(position), *found))
             .filter(|(_, expected, found)| expected != found);
         let (first, expected, found) = wrong.next().expect("called for bytes that differ");
-        WrongBytes {
-            count: 1 + wrong.count() as u64,
-            first,
-            expected,
-            found,
-        }
+        WrongBytes { count: 1 + wrong.count() as u64, first, expected, found }
     }
 }
 
@@ -174,12 +160,7 @@ mod tests {
 
     fn content(key: u8) -> PageContent {
         let domain = DomainId::named("test");
-        PageContent::new(
-            &domain,
-            &SpaceDigest([7; 32]),
-            Rank::Shared,
-            &PageKey([key; 32]),
-        )
+        PageContent::new(&domain, &SpaceDigest([7; 32]), Rank::Shared, &PageKey([key; 32]))
     }
 
     #[test]
@@ -188,10 +169,7 @@ mod tests {
         let mut whole = vec![0; 1000];
         page.fill(0, &mut whole);
         for offset in (0..200).chain(900..1000) {
-            for len in [0, 1, 7, 8, 9, 63, 64, 65, 100]
-                .into_iter()
-                .filter(|n| offset + n <= 1000)
-            {
+            for len in [0, 1, 7, 8, 9, 63, 64, 65, 100].into_iter().filter(|n| offset + n <= 1000) {
                 let mut run = vec![0; len];
                 page.fill(offset as u64, &mut run);
                 assert_eq!(run, whole[offset..offset + len], "{len} bytes at {offset}");
@@ -230,11 +208,7 @@ mod tests {
             let mut bytes = [0; 4096];
             other.fill(0, &mut bytes);
             let wrong = base.verify(0, &bytes).unwrap_err();
-            assert!(
-                wrong.count > 4000,
-                "two pages share {} of 4096 bytes",
-                4096 - wrong.count
-            );
+            assert!(wrong.count > 4000, "two pages share {} of 4096 bytes", 4096 - wrong.count);
         }
     }
 

@@ -72,14 +72,7 @@ impl Daemon {
             None => None,
             Some(ssd) => Some(folder("undercroft-bench-store-", &ssd.within)?),
         };
-        let mut daemon = Self {
-            plan,
-            child: None,
-            home,
-            store,
-            restarts: 0,
-            restart_at: None,
-        };
+        let mut daemon = Self { plan, child: None, home, store, restarts: 0, restart_at: None };
         let config = daemon.home.path().join("config.toml");
         std::fs::write(&config, daemon.config()).map_err(BenchError::file("write", &config))?;
         daemon.spawn()?;
@@ -122,10 +115,7 @@ impl Daemon {
         let log = std::fs::read(self.log_path()).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let last = log.lines().rev().find(|line| !line.trim().is_empty());
-        last.map_or_else(
-            || "it said nothing".to_owned(),
-            |line| line.trim().to_owned(),
-        )
+        last.map_or_else(|| "it said nothing".to_owned(), |line| line.trim().to_owned())
     }
 
     fn log_path(&self) -> PathBuf {
@@ -154,12 +144,7 @@ impl Daemon {
             text.push_str("size = 0\n");
             return text;
         };
-        let _infallible = writeln!(
-            text,
-            "path = {}\nsize = {}",
-            quoted(store.path()),
-            ssd.bytes
-        );
+        let _infallible = writeln!(text, "path = {}\nsize = {}", quoted(store.path()), ssd.bytes);
         if let Some(segment) = ssd.segment_bytes {
             let _infallible = writeln!(text, "segment = {segment}");
         }
@@ -177,22 +162,13 @@ impl Daemon {
             .open(&log)
             .map_err(BenchError::file("open", &log))?;
         let mut command = Command::new(&self.plan.binary);
-        command
-            .arg("serve")
-            .arg("--config")
-            .arg(self.home.path().join("config.toml"));
+        command.arg("serve").arg("--config").arg(self.home.path().join("config.toml"));
         if std::env::var_os("RUST_LOG").is_none() {
             command.env("RUST_LOG", "warn");
         }
         // A group of its own: Ctrl-C is for us, and we stop the daemon in order.
-        command
-            .process_group(0)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
-        let child = command
-            .spawn()
-            .map_err(BenchError::file("run", &self.plan.binary))?;
+        command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let child = command.spawn().map_err(BenchError::file("run", &self.plan.binary))?;
         self.child = Some(child);
         Ok(())
     }
@@ -216,8 +192,12 @@ impl Daemon {
             options.wait = Wait::Now(GREETING);
             match Client::connect(options) {
                 Ok(_) => return Ok(()),
-                Err(ConnectError::Absent { .. } | ConnectError::Silent { .. })
-                    if since.elapsed() < START_PATIENCE => {}
+                // Closed: it died while starting, which the next look at it tells better.
+                Err(
+                    ConnectError::Absent { .. }
+                    | ConnectError::Silent { .. }
+                    | ConnectError::Closed { .. },
+                ) if since.elapsed() < START_PATIENCE => {}
                 Err(error) => return Err(error.into()),
             }
             std::thread::sleep(LOOK_AGAIN);
@@ -252,11 +232,7 @@ fn home() -> Result<TempDir, BenchError> {
     let wanted = std::env::temp_dir();
     // The name of the folder and of the socket in it take less than 40 bytes.
     let fits = wanted.as_os_str().len() + 40 <= MAX_SOCKET_PATH_BYTES;
-    let within = if fits {
-        wanted.as_path()
-    } else {
-        Path::new("/tmp")
-    };
+    let within = if fits { wanted.as_path() } else { Path::new("/tmp") };
     folder("undercroft-bench-", within)
 }
 
@@ -311,12 +287,7 @@ mod tests {
             ssd: None,
         };
         let interrupt = Interrupt::watch().expect("signals can be watched");
-        let error = Daemon::start(plan, &interrupt)
-            .expect_err("false is no daemon")
-            .to_string();
-        assert!(
-            error.contains("it said nothing (exit status: 1)"),
-            "{error}"
-        );
+        let error = Daemon::start(plan, &interrupt).expect_err("false is no daemon").to_string();
+        assert!(error.contains("it said nothing (exit status: 1)"), "{error}");
     }
 }

@@ -107,11 +107,7 @@ impl BenchError {
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
-        move |source| Self::File {
-            action,
-            path,
-            source,
-        }
+        move |source| Self::File { action, path, source }
     }
 
     pub(crate) fn system(action: &'static str) -> impl FnOnce(std::io::Error) -> Self {

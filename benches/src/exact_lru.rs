@@ -19,18 +19,12 @@ impl ExactLru {
     /// An empty cache of `capacity` pages.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self {
-            capacity,
-            ..Self::default()
-        }
+        Self { capacity, ..Self::default() }
     }
 
     /// Plays one request and returns its prefix hits, pages.
     pub fn request(&mut self, pages: &[u32]) -> usize {
-        let hits = pages
-            .iter()
-            .take_while(|page| self.touched.contains_key(page))
-            .count();
+        let hits = pages.iter().take_while(|page| self.touched.contains_key(page)).count();
         for page in pages.iter().rev() {
             self.clock += 1;
             if let Some(before) = self.touched.insert(*page, self.clock) {
@@ -39,10 +33,7 @@ impl ExactLru {
             self.order.insert(self.clock, *page);
         }
         while self.touched.len() > self.capacity {
-            let (_, page) = self
-                .order
-                .pop_first()
-                .expect("both maps hold the same pages");
+            let (_, page) = self.order.pop_first().expect("both maps hold the same pages");
             self.touched.remove(&page);
         }
         hits

@@ -30,9 +30,7 @@ pub fn generate(options: &GeneratorOptions) -> Trace {
     let mut trace = TraceBuilder::default();
     for _ in 0..options.requests {
         let request = generator.next();
-        trace
-            .push(&request)
-            .expect("generated requests keep to the format");
+        trace.push(&request).expect("generated requests keep to the format");
     }
     trace.finish()
 }
@@ -70,10 +68,7 @@ impl Generator {
             let tokens = generator.random.u32(3_000..9_000);
             let mut full_blocks = Vec::new();
             generator.grow(&mut full_blocks, tokens);
-            generator.agents.push(SharedPrompt {
-                tokens,
-                full_blocks,
-            });
+            generator.agents.push(SharedPrompt { tokens, full_blocks });
         }
         for index in 0..CONVERSATIONS as usize {
             let fresh = generator.open();
@@ -98,11 +93,7 @@ impl Generator {
         let shared = &self.agents[agent];
         let (full_blocks, mut tokens) = (shared.full_blocks.clone(), shared.tokens);
         tokens += self.random.u32(500..6_000);
-        Conversation {
-            tokens,
-            full_blocks,
-            turns_left: self.random.u32(TURNS),
-        }
+        Conversation { tokens, full_blocks, turns_left: self.random.u32(TURNS) }
     }
 
     fn next(&mut self) -> RawRequest {
@@ -131,12 +122,7 @@ impl Generator {
         conversation.turns_left -= 1;
         let gap = self.gap_ms();
         self.due.push(Reverse((now + gap, index)));
-        RawRequest {
-            timestamp: now as f64,
-            input_length: tokens,
-            output_length,
-            hash_ids,
-        }
+        RawRequest { timestamp: now as f64, input_length: tokens, output_length, hash_ids }
     }
 
     /// From one request of a conversation to its next: mostly a tool's run, at times a person's
@@ -165,14 +151,8 @@ mod tests {
 
     #[test]
     fn a_shorter_run_is_the_start_of_a_longer_one() {
-        let short = generate(&GeneratorOptions {
-            requests: 30,
-            seed: 3,
-        });
-        let long = generate(&GeneratorOptions {
-            requests: 60,
-            seed: 3,
-        });
+        let short = generate(&GeneratorOptions { requests: 30, seed: 3 });
+        let long = generate(&GeneratorOptions { requests: 60, seed: 3 });
         assert!(short.requests().zip(long.requests()).all(|(a, b)| a == b));
     }
 
@@ -183,10 +163,8 @@ mod tests {
             let trace = generate(&GeneratorOptions { requests, seed });
             let stats = trace.stats();
             let page = u64::from(replay_defaults::PAGE_BYTES);
-            let (dram, ssd) = (
-                replay_defaults::DRAM_BYTES / page,
-                replay_defaults::SSD_BYTES / page,
-            );
+            let (dram, ssd) =
+                (replay_defaults::DRAM_BYTES / page, replay_defaults::SSD_BYTES / page);
             let ratio = |pages: u64| {
                 let mut lru = ExactLru::new(pages as usize);
                 let hits: usize = trace.requests().map(|r| lru.request(r.pages)).sum();
@@ -197,18 +175,9 @@ mod tests {
                 "seed {seed}: {stats:?} dram {one:.3} both {both:.3} all {:.3}",
                 ratio(1 << 40)
             );
-            assert!(
-                one > 0.3 && both - one > 0.08 && both < 0.97,
-                "{one} {both}"
-            );
-            assert!(
-                stats.distinct > dram + ssd,
-                "the SSD tier should have to reclaim"
-            );
-            assert!(
-                stats.references * page < 12 << 30,
-                "more bytes than 30 s can move"
-            );
+            assert!(one > 0.3 && both - one > 0.08 && both < 0.97, "{one} {both}");
+            assert!(stats.distinct > dram + ssd, "the SSD tier should have to reclaim");
+            assert!(stats.references * page < 12 << 30, "more bytes than 30 s can move");
         }
     }
 }

@@ -33,11 +33,7 @@ impl Interrupt {
     }
 
     pub(crate) fn check(&self) -> Result<(), BenchError> {
-        if self.is_set() {
-            Err(BenchError::Interrupted)
-        } else {
-            Ok(())
-        }
+        if self.is_set() { Err(BenchError::Interrupted) } else { Ok(()) }
     }
 }
 

@@ -13,4 +13,5 @@ mod ssd;
 pub use bare_echo::{EchoOptions, echo_peer};
 pub use driver::{LimitsOptions, limits};
 pub use machine::Machine;
+pub(crate) use machine::available_memory;
 pub use report::{LimitsReport, Row};

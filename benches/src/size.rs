@@ -22,10 +22,9 @@ impl FromStr for ByteSize {
     type Err = SizeError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        parse_bytes(text).map(Self).ok_or_else(|| SizeError {
-            found: text.to_owned(),
-            allowed: BYTES_ALLOWED,
-        })
+        parse_bytes(text)
+            .map(Self)
+            .ok_or_else(|| SizeError { found: text.to_owned(), allowed: BYTES_ALLOWED })
     }
 }
 
@@ -71,10 +70,7 @@ impl FromStr for TierSize {
             Some(percent) => parse_percent(percent.trim_end()).map(Self::Share),
             None => parse_bytes(text).map(Self::Bytes),
         };
-        parsed.ok_or_else(|| SizeError {
-            found: text.to_owned(),
-            allowed: TIER_ALLOWED,
-        })
+        parsed.ok_or_else(|| SizeError { found: text.to_owned(), allowed: TIER_ALLOWED })
     }
 }
 
@@ -122,29 +118,16 @@ mod tests {
 
     #[test]
     fn sizes_are_read_in_every_allowed_form() {
-        for (text, bytes) in [
-            ("0", 0),
-            ("4096", 4096),
-            ("64KiB", 65_536),
-            ("2 MiB", 2 << 20),
-            ("1gib", 1 << 30),
-        ] {
+        for (text, bytes) in
+            [("0", 0), ("4096", 4096), ("64KiB", 65_536), ("2 MiB", 2 << 20), ("1gib", 1 << 30)]
+        {
             assert_eq!(text.parse::<ByteSize>().unwrap(), ByteSize(bytes), "{text}");
         }
     }
 
     #[test]
     fn what_is_not_a_size_is_refused_with_what_is_allowed() {
-        for text in [
-            "",
-            "KiB",
-            "64KB",
-            "64k",
-            "-1",
-            "1.5GiB",
-            "99999999999GiB",
-            "5%",
-        ] {
+        for text in ["", "KiB", "64KB", "64k", "-1", "1.5GiB", "99999999999GiB", "5%"] {
             let error = text.parse::<ByteSize>().unwrap_err().to_string();
             assert!(error.contains("KiB, MiB or GiB"), "{error}");
         }

@@ -69,17 +69,12 @@ impl Trace {
         let mut reader = TraceReader::open(path)?;
         let mut builder = TraceBuilder::default();
         while let Some(request) = reader.read()? {
-            builder
-                .push(&request)
-                .map_err(|problem| reader.problem(problem))?;
+            builder.push(&request).map_err(|problem| reader.problem(problem))?;
         }
         let trace = builder.finish();
         if trace.requests.is_empty() {
             let problem = "no requests: expected one JSON object a line".to_owned();
-            return Err(BenchError::Trace {
-                path: path.to_owned(),
-                problem,
-            });
+            return Err(BenchError::Trace { path: path.to_owned(), problem });
         }
         Ok(trace)
     }
@@ -145,12 +140,7 @@ impl Trace {
             requests: self.requests.len() as u64,
             references: self.requests.iter().map(|row| row.pages.len() as u64).sum(),
             distinct: self.names.len() as u64,
-            longest: self
-                .requests
-                .iter()
-                .map(|row| row.pages.len() as u64)
-                .max()
-                .unwrap_or(0),
+            longest: self.requests.iter().map(|row| row.pages.len() as u64).max().unwrap_or(0),
             duration_ms: arrivals().max().unwrap_or(0) - arrivals().min().unwrap_or(0),
         }
     }
@@ -165,10 +155,7 @@ impl Trace {
         let mut builder = TraceBuilder::default();
         for request in self.requests() {
             let full = block.full_pages(request.input_tokens, request.pages.len());
-            let hash_ids = request.pages[..full]
-                .iter()
-                .map(|page| self.name(*page))
-                .collect();
+            let hash_ids = request.pages[..full].iter().map(|page| self.name(*page)).collect();
             builder.push(&RawRequest {
                 timestamp: request.timestamp_ms as f64,
                 input_length: request.input_tokens,
@@ -207,15 +194,11 @@ impl TraceBuilder {
     pub(crate) fn push(&mut self, request: &RawRequest) -> Result<(), String> {
         let found = request.hash_ids.len();
         if found > MAX_REQUEST_PAGES {
-            return Err(format!(
-                "hash_ids has {found} ids, allowed 0..={MAX_REQUEST_PAGES}"
-            ));
+            return Err(format!("hash_ids has {found} ids, allowed 0..={MAX_REQUEST_PAGES}"));
         }
         let timestamp = request.timestamp;
         if !(0.0..=1e15).contains(&timestamp) {
-            return Err(format!(
-                "timestamp is {timestamp}, allowed 0..=1e15 milliseconds"
-            ));
+            return Err(format!("timestamp is {timestamp}, allowed 0..=1e15 milliseconds"));
         }
         let start = self.trace.pages.len();
         let mut parent = None;
@@ -236,10 +219,7 @@ impl TraceBuilder {
     }
 
     pub(crate) fn finish(self) -> Trace {
-        Trace {
-            digest: *self.hasher.finalize().as_bytes(),
-            ..self.trace
-        }
+        Trace { digest: *self.hasher.finalize().as_bytes(), ..self.trace }
     }
 
     fn number(&mut self, id: u64, parent: Option<u32>) -> Result<u32, String> {

@@ -130,13 +130,9 @@ impl BareCopy {
         };
         let pages: usize = std::thread::scope(|scope| {
             let next = self.next.iter_mut().enumerate();
-            let started: Vec<_> = next
-                .map(|(thread, next)| scope.spawn(move || copy(thread, next)))
-                .collect();
-            started
-                .into_iter()
-                .map(|thread| thread.join().expect("a copy does not panic"))
-                .sum()
+            let started: Vec<_> =
+                next.map(|(thread, next)| scope.spawn(move || copy(thread, next))).collect();
+            started.into_iter().map(|thread| thread.join().expect("a copy does not panic")).sum()
         });
         (pages * page) as f64 / since.elapsed().as_secs_f64()
     }
@@ -173,10 +169,7 @@ mod tests {
             let threads = cores().min(2) as usize;
             assert!(bare.run(copies, page, threads, Duration::from_millis(5)) > 0.0);
             let right = bare.target.read(|bytes| {
-                bytes
-                    .iter()
-                    .enumerate()
-                    .all(|(at, byte)| *byte == (at / page + 1) as u8)
+                bytes.iter().enumerate().all(|(at, byte)| *byte == (at / page + 1) as u8)
             });
             assert!(right, "{}", copies.name());
         }

@@ -46,9 +46,7 @@ fn answer(socket: &mut UnixStream, options: &EchoOptions) -> std::io::Result<()>
             Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(()),
             other => other?,
         }
-        let keys = request[..options.probes * KEY_BYTES]
-            .as_chunks::<KEY_BYTES>()
-            .0;
+        let keys = request[..options.probes * KEY_BYTES].as_chunks::<KEY_BYTES>().0;
         let found = table.get_or_insert_with(|| Table::new(keys)).count(keys);
         reply[..4].copy_from_slice(&(found as u32).to_le_bytes());
         socket.write_all(&reply)?;
@@ -62,9 +60,7 @@ struct Table {
 
 impl Table {
     fn new(keys: &[[u8; KEY_BYTES]]) -> Self {
-        let mut table = Self {
-            slots: vec![None; (2 * keys.len()).next_power_of_two()],
-        };
+        let mut table = Self { slots: vec![None; (2 * keys.len()).next_power_of_two()] };
         for key in keys {
             let slot = table.slot(key);
             table.slots[slot] = Some(*key);
@@ -83,10 +79,7 @@ impl Table {
     }
 
     fn count(&self, keys: &[[u8; KEY_BYTES]]) -> usize {
-        black_box(keys)
-            .iter()
-            .filter(|key| self.slots[self.slot(key)].is_some())
-            .count()
+        black_box(keys).iter().filter(|key| self.slots[self.slot(key)].is_some()).count()
     }
 }
 
@@ -132,13 +125,7 @@ impl BareEcho {
         };
         let mut request = head.as_flattened().to_vec();
         request.resize(request_bytes, 0);
-        let mut echo = Self {
-            socket,
-            request,
-            reply: vec![0; reply_bytes],
-            peer,
-            _home: home,
-        };
+        let mut echo = Self { socket, request, reply: vec![0; reply_bytes], peer, _home: home };
         // Fills the far end's table.
         echo.round_trip().map_err(failed())?;
         Ok(echo)
@@ -152,9 +139,7 @@ impl BareEcho {
 
     /// How many of the probes found their key, as the last reply says.
     pub(super) fn found(&self) -> u32 {
-        self.reply
-            .first_chunk()
-            .map_or(0, |head| u32::from_le_bytes(*head))
+        self.reply.first_chunk().map_or(0, |head| u32::from_le_bytes(*head))
     }
 }
 
@@ -171,9 +156,7 @@ fn accept(listener: &UnixListener, peer: &mut Child) -> std::io::Result<UnixStre
             Err(_) => {}
         }
         if let Some(status) = peer.try_wait()? {
-            return Err(std::io::Error::other(format!(
-                "its far end ended: {status}"
-            )));
+            return Err(std::io::Error::other(format!("its far end ended: {status}")));
         }
         std::thread::sleep(LOOK_AGAIN);
     }

@@ -55,9 +55,7 @@ impl BareRing {
             .map_err(BenchError::file("open", path))?;
         let file = File::from(opened);
         let ring = ring(depth).map_err(failed())?;
-        ring.submitter()
-            .register_files(&[file.as_raw_fd()])
-            .map_err(failed())?;
+        ring.submitter().register_files(&[file.as_raw_fd()]).map_err(failed())?;
         let stride = u64::from(block).next_multiple_of(ALIGN);
         let memory = Memory::new(stride * u64::from(depth), 1).map_err(DeviceError::from)?;
         let buffers: Vec<Span> = (0..u64::from(depth))
@@ -77,14 +75,7 @@ impl BareRing {
             .collect();
         // SAFETY: the spans in `buffers` keep their memory mapped, and `ring` is dropped first.
         let registered = unsafe { ring.submitter().register_buffers(&iovecs) }.is_ok();
-        Ok(Self {
-            ring,
-            registered,
-            direct,
-            buffers,
-            block,
-            _file: file,
-        })
+        Ok(Self { ring, registered, direct, buffers, block, _file: file })
     }
 
     /// In words, for the report.
@@ -116,11 +107,8 @@ impl BareRing {
         let (mut bytes, mut failure) = (0, None);
         while in_flight > 0 {
             self.ring.submit_and_wait(1)?;
-            let done: Vec<(i32, u64)> = self
-                .ring
-                .completion()
-                .map(|entry| (entry.result(), entry.user_data()))
-                .collect();
+            let done: Vec<(i32, u64)> =
+                self.ring.completion().map(|entry| (entry.result(), entry.user_data())).collect();
             for (result, buffer) in done {
                 in_flight -= 1;
                 if result != self.block as i32 {
@@ -148,13 +136,13 @@ impl BareRing {
         let span = &self.buffers[buffer];
         let (at, index, block) = (span.as_mut_ptr(), buffer as u16, self.block);
         let entry = match (way, self.registered) {
-            (Way::Read, true) => opcode::ReadFixed::new(FILE, at, block, index)
-                .offset(offset)
-                .build(),
+            (Way::Read, true) => {
+                opcode::ReadFixed::new(FILE, at, block, index).offset(offset).build()
+            }
             (Way::Read, false) => opcode::Read::new(FILE, at, block).offset(offset).build(),
-            (Way::Write, true) => opcode::WriteFixed::new(FILE, at, block, index)
-                .offset(offset)
-                .build(),
+            (Way::Write, true) => {
+                opcode::WriteFixed::new(FILE, at, block, index).offset(offset).build()
+            }
             (Way::Write, false) => opcode::Write::new(FILE, at, block).offset(offset).build(),
         };
         // SAFETY: the buffer stays mapped while the ring lives, only one operation at a time uses
@@ -167,11 +155,16 @@ impl BareRing {
 impl Drop for BareRing {
     fn drop(&mut self) {
         // After a failed run operations may be in flight: the kernel is told to let go of all.
-        let _none = self.ring.submitter().register_sync_cancel(
-            Some(types::Timespec::new().sec(5)),
-            types::CancelBuilder::any(),
-        );
+        let _none = self
+            .ring
+            .submitter()
+            .register_sync_cancel(Some(types::Timespec::new().sec(5)), types::CancelBuilder::any());
     }
+}
+
+/// Whether this process may use io_uring at all.
+pub(super) fn is_allowed() -> bool {
+    ring(1).is_ok()
 }
 
 /// The cheapest kind of ring the kernel has.
@@ -208,18 +201,11 @@ mod tests {
         assert!(write.run(Way::Write, &offsets, &mut next, window).unwrap() > 0.0);
         assert!(next >= 8);
         let written = std::fs::read(&path).unwrap();
-        assert!(
-            written
-                .chunks(block)
-                .all(|chunk| chunk.iter().any(|byte| *byte != 0))
-        );
+        assert!(written.chunks(block).all(|chunk| chunk.iter().any(|byte| *byte != 0)));
         let mut read = BareRing::open(&path, Way::Read, 4, block as u32).unwrap();
         assert!(read.run(Way::Read, &offsets, &mut next, window).unwrap() > 0.0);
         let beyond = [8 * block as u64];
-        let error = read
-            .run(Way::Read, &beyond, &mut next, window)
-            .unwrap_err()
-            .to_string();
+        let error = read.run(Way::Read, &beyond, &mut next, window).unwrap_err().to_string();
         assert!(error.starts_with("moved 0 of 65536 bytes"), "{error}");
     }
 }

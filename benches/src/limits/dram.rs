@@ -44,9 +44,7 @@ pub(super) fn measure(
     }
     let mut rows = vec![load_row(load, setup, pairs, bare, &rig, &runs, &place)?];
     if let Some(store) = store {
-        rows.push(store_row(
-            store, setup, pairs, bare, &mut rig, count, &place,
-        )?);
+        rows.push(store_row(store, setup, pairs, bare, &mut rig, count, &place)?);
     }
     Ok(rows)
 }

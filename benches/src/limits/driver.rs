@@ -2,7 +2,7 @@ use super::bare_copy::BareCopy;
 use super::machine::{Machine, available_memory, cores};
 use super::pairs::{PAIRS, Pairs};
 use super::report::LimitsReport;
-use super::{dram, lookup, ssd};
+use super::{bare_ring, dram, lookup, ssd};
 use crate::interrupt::Interrupt;
 use crate::replay::{Output, json_text};
 use crate::{BenchError, progress};
@@ -66,25 +66,22 @@ pub fn limits(options: &LimitsOptions) -> Result<LimitsReport, BenchError> {
         store_threads: store_threads as usize,
     };
     let bar = progress::bar(ROWS * u64::from(PAIRS), "pairs");
-    let pairs = Pairs {
-        interrupt: &interrupt,
-        bar: &bar,
-    };
+    let pairs = Pairs { interrupt: &interrupt, bar: &bar };
     let mut rows = Vec::new();
     {
         let mut bare = BareCopy::new(working_set, 2 * MIB)?;
         rows.extend(dram::measure(&setup, &pairs, &mut bare, 1 << 20)?);
         rows.extend(dram::measure(&setup, &pairs, &mut bare, 2 << 20)?);
     }
-    rows.extend(ssd::measure(&setup, &pairs)?);
+    if bare_ring::is_allowed() {
+        rows.extend(ssd::measure(&setup, &pairs)?);
+    } else {
+        let note = "io_uring is refused here: without it the SSD has no limit to compare with";
+        machine.notes.push(note.to_owned());
+    }
     rows.extend(lookup::measure(&setup, &pairs)?);
     bar.finish_and_clear();
-    let report = LimitsReport {
-        schema: 1,
-        machine,
-        rows,
-        wall_s: since.elapsed().as_secs_f64(),
-    };
+    let report = LimitsReport { schema: 1, machine, rows, wall_s: since.elapsed().as_secs_f64() };
     if let Some(output) = output {
         output.write(&json_text(&report))?;
     }
@@ -121,8 +118,5 @@ fn check_room(folder: &Path) -> Result<(), BenchError> {
         room / MIB,
         ssd::DISK_BYTES / MIB
     );
-    Err(BenchError::Option {
-        option: "--ssd-path",
-        problem,
-    })
+    Err(BenchError::Option { option: "--ssd-path", problem })
 }

@@ -60,8 +60,7 @@ fn one(
     };
     let mut limit = |window| {
         median_us(window, || {
-            echo.round_trip()
-                .map_err(BenchError::system("echo over a socket"))?;
+            echo.round_trip().map_err(BenchError::system("echo over a socket"))?;
             if probe && echo.found() as usize != head.len() {
                 return Err(rig.problem(format!("the bare table found {} keys", echo.found())));
             }
@@ -69,11 +68,7 @@ fn one(
         })
     };
     let row = pairs.measure(name, Unit::Microseconds, &mut ours, &mut limit)?;
-    let bare = if probe {
-        "echo and table probes"
-    } else {
-        "echo"
-    };
+    let bare = if probe { "echo and table probes" } else { "echo" };
     Ok(Row { bare, ..row })
 }
 
@@ -81,21 +76,11 @@ fn one(
 fn message_bytes(keys: &[PageKey]) -> (usize, usize) {
     let (mut request, mut reply) = (Vec::new(), Vec::new());
     let id = RequestId(1);
-    let lookup = Lookup {
-        spaces: vec![SpaceId(0)],
-        keys: KeyRun::from(keys),
-        hold_ms: 0,
-    };
+    let lookup = Lookup { spaces: vec![SpaceId(0)], keys: KeyRun::from(keys), hold_ms: 0 };
     encode_request(&mut request, id, &Request::Lookup(lookup));
     let pages = keys.len() as u32;
-    let found = LookupReply {
-        pages,
-        dram: pages,
-        ssd: 0,
-        hold: None,
-        stamp: Stamp(1),
-        estimate_us: 0,
-    };
+    let found =
+        LookupReply { pages, dram: pages, ssd: 0, hold: None, stamp: Stamp(1), estimate_us: 0 };
     encode_reply(&mut reply, id, &Reply::Lookup(found));
     (request.len(), reply.len())
 }

@@ -55,11 +55,9 @@ pub(super) fn cores() -> u32 {
 }
 
 /// Memory that can be had without swapping, bytes.
-pub(super) fn available_memory() -> Option<u64> {
+pub(crate) fn available_memory() -> Option<u64> {
     let text = read_to_string("/proc/meminfo").ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib << 10)
 }
@@ -67,9 +65,7 @@ pub(super) fn available_memory() -> Option<u64> {
 fn cpu(cpuinfo: &str) -> String {
     let model = cpuinfo.lines().find_map(|line| {
         let (name, value) = line.split_once(':')?;
-        ["model name", "Model", "cpu model"]
-            .contains(&name.trim())
-            .then(|| value.trim())
+        ["model name", "Model", "cpu model"].contains(&name.trim()).then(|| value.trim())
     });
     model.unwrap_or(std::env::consts::ARCH).to_owned()
 }
@@ -142,11 +138,9 @@ mod tests {
     #[test]
     fn the_highest_data_cache_counts() {
         let dir = tempfile::tempdir().unwrap();
-        for (index, level, kind, size) in [
-            (0, 1, "Data", "48K"),
-            (1, 1, "Instruction", "64K"),
-            (2, 3, "Unified", "300M"),
-        ] {
+        for (index, level, kind, size) in
+            [(0, 1, "Data", "48K"), (1, 1, "Instruction", "64K"), (2, 3, "Unified", "300M")]
+        {
             let cache = dir.path().join(format!("index{index}"));
             std::fs::create_dir(&cache).unwrap();
             std::fs::write(cache.join("level"), format!("{level}\n")).unwrap();
@@ -169,9 +163,6 @@ mod tests {
     fn mounts_are_read_as_the_kernel_writes_them() {
         let line = "28 1 254:0 / /mnt/a\\040b rw,relatime shared:1 - ext4 /dev/nope rw";
         let (point, disk) = mount(line).unwrap();
-        assert_eq!(
-            (point.to_str(), disk.as_str()),
-            (Some("/mnt/a b"), "ext4 on /dev/nope")
-        );
+        assert_eq!((point.to_str(), disk.as_str()), (Some("/mnt/a b"), "ext4 on /dev/nope"));
     }
 }

@@ -100,11 +100,7 @@ mod tests {
 
     #[test]
     fn a_row_is_the_median_of_its_pairs() {
-        let row = row(
-            "r",
-            Unit::BytesPerSecond,
-            &[(8.0, 10.0), (9.0, 10.0), (6.0, 12.0)],
-        );
+        let row = row("r", Unit::BytesPerSecond, &[(8.0, 10.0), (9.0, 10.0), (6.0, 12.0)]);
         assert_eq!((row.ours, row.limit, row.ratio), (8.0, 10.0, 0.8));
         assert_eq!((row.spread, row.unit), ([0.5, 0.9], "B/s"));
     }
@@ -127,10 +123,7 @@ mod tests {
                 Ok(1.0)
             }
         };
-        let pairs = Pairs {
-            interrupt: &interrupt,
-            bar: &bar,
-        };
+        let pairs = Pairs { interrupt: &interrupt, bar: &bar };
         let measured = pairs.measure("r", Unit::Microseconds, &mut side('o'), &mut side('l'));
         assert_eq!(measured.expect("both sides work").pairs, PAIRS);
         assert!(order.borrow().starts_with("olollool"), "{}", order.borrow());

@@ -64,9 +64,8 @@ impl LimitsReport {
             "daemon s/GiB",
         );
         for row in &self.rows {
-            let cpu = row
-                .daemon_cpu_s_per_gib
-                .map_or_else(|| "-".to_owned(), |s| format!("{s:.3}"));
+            let cpu =
+                row.daemon_cpu_s_per_gib.map_or_else(|| "-".to_owned(), |s| format!("{s:.3}"));
             text.push_str(&format!(
                 "{:<16} {:>12} {:>12} {:>6.2}  {:.2} .. {:.2}  {:>14}\n",
                 row.name,
@@ -79,10 +78,7 @@ impl LimitsReport {
             ));
         }
         for row in self.rows.iter().filter(|row| row.ratio > 1.05) {
-            text.push_str(&format!(
-                "note: {} beats its limit: the limit is wrong\n",
-                row.name
-            ));
+            text.push_str(&format!("note: {} beats its limit: the limit is wrong\n", row.name));
         }
         for note in &machine.notes {
             text.push_str(&format!("note: {note}\n"));

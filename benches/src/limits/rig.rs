@@ -39,10 +39,8 @@ impl Rig {
         copy_threads: usize,
         interrupt: &Interrupt,
     ) -> Result<Self, BenchError> {
-        let geometry = geometry(page_bytes).map_err(|e| BenchError::Measure {
-            row,
-            problem: e.to_string(),
-        })?;
+        let geometry = geometry(page_bytes)
+            .map_err(|e| BenchError::Measure { row, problem: e.to_string() })?;
         let family = Family {
             model: *blake3::hash(row.as_bytes()).as_bytes(),
             adapter: [0; 32],
@@ -55,28 +53,16 @@ impl Rig {
             page_tokens: 16,
         };
         let family_digest = family.digest();
-        let space = Space {
-            family,
-            rank: Rank::Shared,
-            group: 0,
-            geometry,
-        };
+        let space = Space { family, rank: Rank::Shared, group: 0, geometry };
         // With one thread the caller copies: a hand-over would only add to it.
         let copy_threads = if copy_threads > 1 { copy_threads } else { 0 };
-        let options = HostOptions {
-            copy_threads,
-            ..HostOptions::default()
-        };
+        let options = HostOptions { copy_threads, ..HostOptions::default() };
         let device = HostDevice::new(geometry, blocks, options)?;
         let blocks: Vec<BlockId> = (0..blocks).map(BlockId).collect();
         for block in &blocks {
             let key = PageKey([block.0 as u8; 32]);
-            let content = PageContent::new(
-                &DomainId::named("default"),
-                &space.digest(),
-                space.rank,
-                &key,
-            );
+            let content =
+                PageContent::new(&DomainId::named("default"), &space.digest(), space.rank, &key);
             device.write_block(*block, |at, bytes| content.fill(at as u64, bytes))?;
         }
         let daemon = Daemon::start(plan, interrupt)?;
@@ -86,16 +72,7 @@ impl Rig {
         let client = Client::connect(options)?;
         let space = client.open_space(&space, GREETING)?;
         let family = family_digest;
-        Ok(Self {
-            row,
-            client,
-            space,
-            device,
-            blocks,
-            family,
-            made: 0,
-            daemon,
-        })
+        Ok(Self { row, client, space, device, blocks, family, made: 0, daemon })
     }
 
     /// Keys nobody has seen before.
@@ -119,10 +96,7 @@ impl Rig {
         piece: Range<usize>,
         blocks: Range<usize>,
     ) -> Result<(), BenchError> {
-        let options = StoreOptions {
-            deadline: DEADLINE,
-            wait_for_credits: true,
-        };
+        let options = StoreOptions { deadline: DEADLINE, wait_for_credits: true };
         let store = StoreRun {
             parent: piece.start.checked_sub(1).map(|parent| run[parent]),
             first: piece.start as u32,
@@ -143,9 +117,7 @@ impl Rig {
         let blocks = &self.blocks[blocks];
         let found = self.space.lookup(run, lookup());
         let from = FetchFrom::Keys(run);
-        let loaded = self
-            .space
-            .fetch_into(&self.device, from, blocks, found.stamp, DEADLINE);
+        let loaded = self.space.fetch_into(&self.device, from, blocks, found.stamp, DEADLINE);
         if loaded.pages as usize == run.len() && loaded.ssd_pages == 0 {
             return Ok(());
         }
@@ -158,9 +130,7 @@ impl Rig {
             return Ok(0);
         }
         let found = self.space.lookup(run, lookup());
-        let mut fetch = self
-            .space
-            .fetch(FetchFrom::Keys(run), found.stamp, DEADLINE);
+        let mut fetch = self.space.fetch(FetchFrom::Keys(run), found.stamp, DEADLINE);
         while let Some(ready) = fetch.next_ready() {
             fetch.release_upto(ready.first + ready.pages.len() as u32);
         }
@@ -177,24 +147,16 @@ impl Rig {
     }
 
     pub(super) fn status(&self) -> Result<Box<StatusReport>, BenchError> {
-        self.client
-            .status(DEADLINE)
-            .map_err(|why| self.problem(why.to_string()))
+        self.client.status(DEADLINE).map_err(|why| self.problem(why.to_string()))
     }
 
     pub(super) fn problem(&self, problem: String) -> BenchError {
-        BenchError::Measure {
-            row: self.row,
-            problem,
-        }
+        BenchError::Measure { row: self.row, problem }
     }
 }
 
 pub(super) fn lookup() -> LookupOptions {
-    LookupOptions {
-        hold: None,
-        deadline: DEADLINE,
-    }
+    LookupOptions { hold: None, deadline: DEADLINE }
 }
 
 /// Processor time the daemon took while its side of the pairs ran, for each GiB.

@@ -67,11 +67,7 @@ fn store(rig: &mut Rig) -> Result<(), BenchError> {
 /// Puts runs on SSD in small pieces, no faster than the device takes them: a daemon gives pages
 /// up that it cannot write in time, and these are to be there whole.
 fn fill(setup: &Setup<'_>, rig: &mut Rig) -> Result<Vec<Run>, BenchError> {
-    let pieces = || {
-        (0..RUN_PAGES)
-            .step_by(PIECE_PAGES)
-            .map(|at| at..at + PIECE_PAGES)
-    };
+    let pieces = || (0..RUN_PAGES).step_by(PIECE_PAGES).map(|at| at..at + PIECE_PAGES);
     let runs: Vec<Run> = (0..READ_RUNS).map(|_| rig.fresh(RUN_PAGES)).collect();
     for run in &runs {
         for piece in pieces() {
@@ -94,9 +90,7 @@ fn fill(setup: &Setup<'_>, rig: &mut Rig) -> Result<Vec<Run>, BenchError> {
 
 /// Bytes of pages written, without what reclaim wrote again.
 fn written(status: &StatusReport) -> u64 {
-    status.ssd.as_ref().map_or(0, |ssd| {
-        ssd.written_bytes.saturating_sub(ssd.reappended_bytes)
-    })
+    status.ssd.as_ref().map_or(0, |ssd| ssd.written_bytes.saturating_sub(ssd.reappended_bytes))
 }
 
 fn write_row(
@@ -123,15 +117,10 @@ fn write_row(
     let mut next = 0;
     let mut limit = |window| {
         let failed = BenchError::system("write to the bare loop's file");
-        bare.run(Way::Write, &twin.offsets, &mut next, window)
-            .map_err(failed)
+        bare.run(Way::Write, &twin.offsets, &mut next, window).map_err(failed)
     };
     let row = pairs.measure(name, Unit::BytesPerSecond, &mut ours, &mut limit)?;
-    Ok(Row {
-        bare: bare.name(),
-        daemon_cpu_s_per_gib: cost.per_gib(),
-        ..row
-    })
+    Ok(Row { bare: bare.name(), daemon_cpu_s_per_gib: cost.per_gib(), ..row })
 }
 
 /// Waits until the daemon writes no more.
@@ -154,11 +143,8 @@ fn read_row(
     rig: &mut Rig,
 ) -> Result<Row, BenchError> {
     let kept = fill(setup, rig)?;
-    let runs: Vec<&[PageKey]> = kept
-        .iter()
-        .map(|run| &run[..rig.held(run)])
-        .filter(|run| !run.is_empty())
-        .collect();
+    let runs: Vec<&[PageKey]> =
+        kept.iter().map(|run| &run[..rig.held(run)]).filter(|run| !run.is_empty()).collect();
     let pages: usize = runs.iter().map(|run| run.len()).sum();
     // Less than this, and much of it would still be in DRAM when its turn comes again.
     if pages as u64 * u64::from(PAGE) < ARENA_BYTES * 3 / 2 {
@@ -186,15 +172,10 @@ fn read_row(
     let mut at = 0;
     let mut limit = |window| {
         let failed = BenchError::system("read the daemon's file with the bare loop");
-        bare.run(Way::Read, &offsets, &mut at, window)
-            .map_err(failed)
+        bare.run(Way::Read, &offsets, &mut at, window).map_err(failed)
     };
     let row = pairs.measure(name, Unit::BytesPerSecond, &mut ours, &mut limit)?;
-    Ok(Row {
-        bare: bare.name(),
-        daemon_cpu_s_per_gib: cost.per_gib(),
-        ..row
-    })
+    Ok(Row { bare: bare.name(), daemon_cpu_s_per_gib: cost.per_gib(), ..row })
 }
 
 /// The daemon's one file.
@@ -205,9 +186,7 @@ fn log_file(rig: &Rig) -> Result<PathBuf, BenchError> {
         .flatten()
         .filter_map(|entry| Some((entry.metadata().ok()?.len(), entry.path())))
         .max();
-    largest
-        .map(|(_, path)| path)
-        .ok_or_else(|| rig.problem("its store has no file".to_owned()))
+    largest.map(|(_, path)| path).ok_or_else(|| rig.problem("its store has no file".to_owned()))
 }
 
 /// Where whole pages of the file hold something: a hole would be read without the device.
@@ -256,10 +235,6 @@ impl Twin {
             let written = ring.run(Way::Write, &offsets, &mut next, window);
             written.map_err(BenchError::file("write", &path))?;
         }
-        Ok(Self {
-            path,
-            offsets,
-            _folder: folder,
-        })
+        Ok(Self { path, offsets, _folder: folder })
     }
 }

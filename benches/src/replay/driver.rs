@@ -125,10 +125,7 @@ fn run<'a>(
             if watch.silent() > GONE_AFTER {
                 let words = daemon.as_deref().map(Daemon::last_words);
                 let problem = words.unwrap_or_else(|| "it was not ours to look after".to_owned());
-                return Err(BenchError::DaemonGone {
-                    seconds: GONE_AFTER.as_secs(),
-                    problem,
-                });
+                return Err(BenchError::DaemonGone { seconds: GONE_AFTER.as_secs(), problem });
             }
             Ok(())
         };
@@ -161,17 +158,10 @@ fn report(
     wall: Duration,
 ) -> ReplayReport {
     let sum = |count: fn(&super::tally::Line) -> u32| {
-        tally
-            .lines
-            .iter()
-            .map(|line| u64::from(count(line)))
-            .sum::<u64>()
+        tally.lines.iter().map(|line| u64::from(count(line))).sum::<u64>()
     };
     let pages = sum(|line| line.pages);
-    let hits = HitPages {
-        dram: sum(|line| line.dram_hit),
-        ssd: sum(|line| line.ssd_hit),
-    };
+    let hits = HitPages { dram: sum(|line| line.dram_hit), ssd: sum(|line| line.ssd_hit) };
     let prefix_hits = hits.dram + hits.ssd;
     let own: fn(&Option<PathBuf>, u64) -> Option<u64> =
         |socket, pages| socket.is_none().then_some(pages);
@@ -182,21 +172,14 @@ fn report(
         requests: tally.lines.len() as u64,
         pages,
         prefix_hits,
-        prefix_hit_ratio: if pages == 0 {
-            0.0
-        } else {
-            prefix_hits as f64 / pages as f64
-        },
+        prefix_hit_ratio: if pages == 0 { 0.0 } else { prefix_hits as f64 / pages as f64 },
         hits,
         wrong_bytes: tally.wrong_bytes,
         stored_pages: tally.stored,
         declined: tally.declined,
         ssd_bytes_written: daemon.ssd_written,
         ssd_bytes_read: daemon.ssd_read,
-        lookup_us: LookupTimes {
-            p50: lookup_us(0.5),
-            p99: lookup_us(0.99),
-        },
+        lookup_us: LookupTimes { p50: lookup_us(0.5), p99: lookup_us(0.99) },
         fetch_gbps: tally.fetch.gbps(side_by_side),
         store_gbps: tally.store.gbps(side_by_side),
         daemon_cpu_s: daemon.cpu_s,

@@ -1,3 +1,4 @@
+use crate::limits::available_memory;
 use crate::{BenchError, ByteSize, GeneratorOptions, TierSize, Trace, generate, replay_defaults};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -74,19 +75,13 @@ impl ReplayOptions {
             Some(path) => Trace::open(path)?,
             None => {
                 let requests = self.requests.unwrap_or(replay_defaults::REQUESTS);
-                generate(&GeneratorOptions {
-                    requests,
-                    seed: self.seed,
-                })
+                generate(&GeneratorOptions { requests, seed: self.seed })
             }
         };
         if !self.full_pages_only {
             return Ok(trace);
         }
-        let problem = |problem| BenchError::Option {
-            option: "--full-pages-only",
-            problem,
-        };
+        let problem = |problem| BenchError::Option { option: "--full-pages-only", problem };
         trace.full_pages_only().map_err(problem)
     }
 
@@ -118,6 +113,17 @@ impl ReplayOptions {
         let dram_pages = self.dram.pages(distinct, page_bytes);
         let ssd_pages = self.ssd.pages(distinct, page_bytes);
         if self.socket.is_none() {
+            let free = available_memory().unwrap_or(u64::MAX);
+            if dram_pages.saturating_mul(frame) > free {
+                let problem = format!(
+                    "{} of {} pages takes {} MiB of memory, free are {} MiB",
+                    self.dram,
+                    self.page_bytes,
+                    dram_pages.saturating_mul(frame) >> 20,
+                    free >> 20
+                );
+                return option("--dram", problem);
+            }
             if dram_pages == 0 || dram_pages * frame < MIN_DRAM_BYTES {
                 let least = MIN_DRAM_BYTES.div_ceil(frame);
                 let problem = format!(
@@ -138,18 +144,9 @@ impl ReplayOptions {
                 return option("--ssd", problem);
             }
         }
-        let requests = self
-            .requests
-            .map_or(trace.len(), |n| trace.len().min(n as usize));
+        let requests = self.requests.map_or(trace.len(), |n| trace.len().min(n as usize));
         let serial = self.serial || self.clients == 1;
-        Ok(Checked {
-            page_bytes,
-            frame,
-            dram_pages,
-            ssd_pages,
-            requests,
-            serial,
-        })
+        Ok(Checked { page_bytes, frame, dram_pages, ssd_pages, requests, serial })
     }
 }
 
@@ -196,9 +193,7 @@ impl FromStr for Policy {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text {
             "lru" => Ok(Self::Lru),
-            other => Err(PolicyError {
-                found: other.to_owned(),
-            }),
+            other => Err(PolicyError { found: other.to_owned() }),
         }
     }
 }

@@ -36,21 +36,16 @@ impl Output {
                 .tempfile_in(folder.unwrap_or(Path::new(".")));
             Target::Staged(staged.map_err(failed())?)
         };
-        Ok(Self {
-            path: path.to_owned(),
-            target,
-        })
+        Ok(Self { path: path.to_owned(), target })
     }
 
     pub(crate) fn write(self, content: &[u8]) -> Result<(), BenchError> {
         let written = match self.target {
             Target::Stdout => std::io::stdout().lock().write_all(content),
             Target::Direct(mut file) => file.write_all(content),
-            Target::Staged(mut file) => file.write_all(content).and_then(|()| {
-                file.persist(&self.path)
-                    .map(drop)
-                    .map_err(|error| error.error)
-            }),
+            Target::Staged(mut file) => file
+                .write_all(content)
+                .and_then(|()| file.persist(&self.path).map(drop).map_err(|error| error.error)),
         };
         written.map_err(BenchError::file("write", self.path))
     }
@@ -92,17 +87,8 @@ fn csv_text(lines: &[Line]) -> Vec<u8> {
     let mut write = || {
         writeln!(text, "request,pages,prefix_hit,dram_hit,ssd_hit")?;
         lines.iter().try_for_each(|line| {
-            let Line {
-                request,
-                pages,
-                dram_hit,
-                ssd_hit,
-            } = line;
-            writeln!(
-                text,
-                "{request},{pages},{},{dram_hit},{ssd_hit}",
-                dram_hit + ssd_hit
-            )
+            let Line { request, pages, dram_hit, ssd_hit } = line;
+            writeln!(text, "{request},{pages},{},{dram_hit},{ssd_hit}", dram_hit + ssd_hit)
         })
     };
     write().expect("memory can be written to");
@@ -127,16 +113,8 @@ mod tests {
 
     #[test]
     fn the_csv_is_what_was_promised() {
-        let line = Line {
-            request: 7,
-            pages: 5,
-            dram_hit: 2,
-            ssd_hit: 1,
-        };
+        let line = Line { request: 7, pages: 5, dram_hit: 2, ssd_hit: 1 };
         let text = String::from_utf8(csv_text(&[line])).unwrap();
-        assert_eq!(
-            text,
-            "request,pages,prefix_hit,dram_hit,ssd_hit\n7,5,3,2,1\n"
-        );
+        assert_eq!(text, "request,pages,prefix_hit,dram_hit,ssd_hit\n7,5,3,2,1\n");
     }
 }

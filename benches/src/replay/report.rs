@@ -132,15 +132,9 @@ impl ReplayReport {
         for (count, what) in [
             (self.cut_fetches, "fetches were cut short"),
             (self.unanswered_lookups, "lookups got no answer"),
-            (
-                self.unsettled_pages + self.failed_pages,
-                "pages failed to be stored",
-            ),
+            (self.unsettled_pages + self.failed_pages, "pages failed to be stored"),
             (self.overdue_calls, "calls came back after their deadline"),
-            (
-                self.daemon_restarts.into(),
-                "times the daemon died and was started again",
-            ),
+            (self.daemon_restarts.into(), "times the daemon died and was started again"),
         ] {
             if count > 0 {
                 text.push_str(&format!("note         {count} {what}\n"));

@@ -17,10 +17,8 @@ pub(super) struct Content {
 
 impl Content {
     pub(super) fn new(trace: &Trace, page_bytes: u32) -> Result<Self, BenchError> {
-        let geometry = geometry(page_bytes).map_err(|e| BenchError::Option {
-            option: "--page-bytes",
-            problem: e.to_string(),
-        })?;
+        let geometry = geometry(page_bytes)
+            .map_err(|e| BenchError::Option { option: "--page-bytes", problem: e.to_string() })?;
         let family = Family {
             // Ids mean something inside one trace only, so the trace is the model.
             model: *trace.digest(),
@@ -37,19 +35,9 @@ impl Content {
         // A trace's id names a whole prefix, which is what an engine's own block hash does.
         let key = |id: &u64| PageKey::from_engine_hash(&family_digest, &id.to_le_bytes());
         let keys = trace.names().iter().map(key).collect();
-        let space = Space {
-            family,
-            rank: Rank::Shared,
-            group: 0,
-            geometry,
-        };
+        let space = Space { family, rank: Rank::Shared, group: 0, geometry };
         let digest = space.digest();
-        Ok(Self {
-            space,
-            domain: DomainId::named("default"),
-            digest,
-            keys,
-        })
+        Ok(Self { space, domain: DomainId::named("default"), digest, keys })
     }
 
     pub(super) fn key(&self, page: u32) -> PageKey {
@@ -80,17 +68,7 @@ mod tests {
 
     #[test]
     fn pages_of_every_size_have_a_shape() {
-        for bytes in [
-            512,
-            1000,
-            4096,
-            8192,
-            12_288,
-            65_536,
-            1 << 20,
-            2 << 20,
-            64 << 20,
-        ] {
+        for bytes in [512, 1000, 4096, 8192, 12_288, 65_536, 1 << 20, 2 << 20, 64 << 20] {
             assert_eq!(geometry(bytes).unwrap().page_bytes(), bytes);
         }
         let two_mib = geometry(2 << 20).unwrap();

@@ -87,9 +87,7 @@ impl Tally {
 
     pub(super) fn add(&mut self, other: Self) {
         self.lines.extend(other.lines);
-        self.lookups
-            .add(other.lookups)
-            .expect("all tallies have the same bounds");
+        self.lookups.add(other.lookups).expect("all tallies have the same bounds");
         self.fetch.add(other.fetch);
         self.store.add(other.store);
         self.wrong_bytes += other.wrong_bytes;

@@ -37,11 +37,7 @@ impl Watch {
         options.copy_mode = true;
         options.wait = Wait::Now(GREETING);
         let client = Client::connect(options)?;
-        let mut watch = Self {
-            client,
-            seen: Vec::new(),
-            answered: Instant::now(),
-        };
+        let mut watch = Self { client, seen: Vec::new(), answered: Instant::now() };
         watch.ask();
         Ok(watch)
     }
@@ -57,16 +53,8 @@ impl Watch {
             None => {
                 // A daemon that was there before us did other things before; one that came during
                 // the run did not.
-                let first = if self.seen.is_empty() {
-                    now
-                } else {
-                    Counters::default()
-                };
-                self.seen.push(Seen {
-                    pid: report.pid,
-                    first,
-                    last: now,
-                });
+                let first = if self.seen.is_empty() { now } else { Counters::default() };
+                self.seen.push(Seen { pid: report.pid, first, last: now });
             }
         }
     }
@@ -78,13 +66,11 @@ impl Watch {
 
     /// What all daemons seen did since the first answer.
     pub(super) fn total(&self) -> Counters {
-        self.seen
-            .iter()
-            .fold(Counters::default(), |sum, seen| Counters {
-                cpu_s: sum.cpu_s + seen.last.cpu_s - seen.first.cpu_s,
-                ssd_written: sum.ssd_written + seen.last.ssd_written - seen.first.ssd_written,
-                ssd_read: sum.ssd_read + seen.last.ssd_read - seen.first.ssd_read,
-            })
+        self.seen.iter().fold(Counters::default(), |sum, seen| Counters {
+            cpu_s: sum.cpu_s + seen.last.cpu_s - seen.first.cpu_s,
+            ssd_written: sum.ssd_written + seen.last.ssd_written - seen.first.ssd_written,
+            ssd_read: sum.ssd_read + seen.last.ssd_read - seen.first.ssd_read,
+        })
     }
 }
 

@@ -100,17 +100,10 @@ impl<'a> Worker<'a> {
 
     fn request(&mut self, request: usize) -> Result<(), BenchError> {
         let pages = self.shared.trace.request(request).pages;
-        let mut line = Line {
-            request,
-            pages: pages.len() as u32,
-            dram_hit: 0,
-            ssd_hit: 0,
-        };
+        let mut line = Line { request, pages: pages.len() as u32, dram_hit: 0, ssd_hit: 0 };
         if !pages.is_empty() {
-            let keys: Vec<PageKey> = pages
-                .iter()
-                .map(|page| self.shared.content.key(*page))
-                .collect();
+            let keys: Vec<PageKey> =
+                pages.iter().map(|page| self.shared.content.key(*page)).collect();
             let mut found = self.look_up(request, &keys);
             let (hits, ssd_hit) = self.fetch(request, pages, &keys, &mut found)?;
             line.ssd_hit = ssd_hit;
@@ -127,13 +120,7 @@ impl<'a> Worker<'a> {
         // Alone, nothing can be evicted between a lookup and its fetch.
         let hold = (!self.shared.checked.serial).then_some(HOLD);
         let since = Instant::now();
-        let found = self.space.lookup(
-            keys,
-            LookupOptions {
-                hold,
-                deadline: LOOKUP_DEADLINE,
-            },
-        );
+        let found = self.space.lookup(keys, LookupOptions { hold, deadline: LOOKUP_DEADLINE });
         let took = since.elapsed();
         self.tally.called(took, LOOKUP_DEADLINE);
         match found.why {
@@ -142,8 +129,7 @@ impl<'a> Worker<'a> {
             }
             Some(why) => {
                 self.tally.missed_calls += 1;
-                self.tally
-                    .fault(|| format!("request {request}: no answer to its lookup: {why}"));
+                self.tally.fault(|| format!("request {request}: no answer to its lookup: {why}"));
             }
         }
         found
@@ -170,8 +156,7 @@ impl<'a> Worker<'a> {
             let blocks = &self.blocks[..count as usize];
             let since = Instant::now();
             let loaded =
-                self.space
-                    .fetch_into(&self.device, from, blocks, found.stamp, MOVE_DEADLINE);
+                self.space.fetch_into(&self.device, from, blocks, found.stamp, MOVE_DEADLINE);
             let took = since.elapsed();
             self.tally.called(took, MOVE_DEADLINE);
             if let Some(fault) = loaded.fault {
@@ -191,10 +176,7 @@ impl<'a> Worker<'a> {
                 self.tally.cut_fetches += 1;
                 self.tally.fault(|| {
                     let why = loaded.why.map_or_else(String::new, |why| why.to_string());
-                    format!(
-                        "request {request}: {hits} of {} pages delivered: {why}",
-                        found.pages
-                    )
+                    format!("request {request}: {hits} of {} pages delivered: {why}", found.pages)
                 });
                 break;
             }
@@ -206,8 +188,7 @@ impl<'a> Worker<'a> {
     fn forget(&mut self, pages: &[u32]) -> Result<(), BenchError> {
         for (block, page) in pages.iter().enumerate() {
             if self.contents[block].replace(*page) == Some(*page) {
-                self.device
-                    .write_block(self.blocks[block], |_, bytes| bytes.fill(0))?;
+                self.device.write_block(self.blocks[block], |_, bytes| bytes.fill(0))?;
             }
         }
         Ok(())
@@ -259,9 +240,7 @@ impl<'a> Worker<'a> {
                 wait_for_credits: self.shared.checked.serial,
             };
             let since = Instant::now();
-            let stored = self
-                .space
-                .store(run, &self.device, &self.blocks[..count], options);
+            let stored = self.space.store(run, &self.device, &self.blocks[..count], options);
             let took = since.elapsed();
             self.tally.called(took, MOVE_DEADLINE);
             if let Some(fault) = stored.fault {
@@ -279,8 +258,7 @@ impl<'a> Worker<'a> {
             // Pages after one that is not there could never be found.
             let rest = (pages.len() - first) as u64;
             if let Some(why) = stored.why {
-                self.tally
-                    .fault(|| format!("request {request}: its store was cut short: {why}"));
+                self.tally.fault(|| format!("request {request}: its store was cut short: {why}"));
                 self.tally.unsettled += rest;
                 break;
             }

@@ -41,17 +41,11 @@ pub(super) fn infer<'a>(
         return Ok(Blocks::FullOnly);
     }
     if rest_low > rest_high {
-        return Err(
-            "input_length and the number of hash_ids fit no block size: with \
+        return Err("input_length and the number of hash_ids fit no block size: with \
                     --full-pages-only every request must have ceil(input_length / block) or \
                     floor(input_length / block) ids"
-                .to_owned(),
-        );
+            .to_owned());
     }
     let power = rest_low.next_power_of_two();
-    Ok(Blocks::WithRest(if power <= rest_high {
-        power
-    } else {
-        rest_low
-    }))
+    Ok(Blocks::WithRest(if power <= rest_high { power } else { rest_low }))
 }

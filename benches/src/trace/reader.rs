@@ -45,19 +45,12 @@ impl TraceReader {
         let input: Box<dyn BufRead> = if head.starts_with(&ZSTD_MAGIC) {
             let mut decoder = zstd::stream::read::Decoder::with_buffer(file)
                 .map_err(BenchError::file("read", path))?;
-            decoder
-                .window_log_max(ZSTD_WINDOW_LOG)
-                .map_err(BenchError::file("read", path))?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(BenchError::file("read", path))?;
             Box::new(BufReader::with_capacity(256 << 10, decoder))
         } else {
             Box::new(file)
         };
-        Ok(Self {
-            path: path.to_owned(),
-            input,
-            line: 0,
-            text: String::new(),
-        })
+        Ok(Self { path: path.to_owned(), input, line: 0, text: String::new() })
     }
 
     /// The next request; `None` at the end. Empty lines are skipped.
@@ -68,9 +61,7 @@ impl TraceReader {
         loop {
             self.line += 1;
             self.text.clear();
-            let taken = (&mut self.input)
-                .take(MAX_LINE_BYTES)
-                .read_line(&mut self.text);
+            let taken = (&mut self.input).take(MAX_LINE_BYTES).read_line(&mut self.text);
             let taken = taken.map_err(|e| self.problem(format!("cannot be read: {e}")))?;
             if taken == 0 {
                 return Ok(None);
@@ -81,9 +72,7 @@ impl TraceReader {
             let text = self.text.trim();
             if !text.is_empty() {
                 return serde_json::from_str(text).map(Some).map_err(|e| {
-                    self.problem(format!(
-                        "not a request ({e}): expected an object with {FIELDS}"
-                    ))
+                    self.problem(format!("not a request ({e}): expected an object with {FIELDS}"))
                 });
             }
         }
@@ -92,10 +81,6 @@ impl TraceReader {
     /// An error about the line read last.
     #[must_use]
     pub fn problem(&self, problem: String) -> BenchError {
-        BenchError::TraceLine {
-            path: self.path.clone(),
-            line: self.line,
-            problem,
-        }
+        BenchError::TraceLine { path: self.path.clone(), line: self.line, problem }
     }
 }
