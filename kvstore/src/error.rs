@@ -54,7 +54,7 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// The store cannot be opened.
-    #[error(transparent)]
+    #[error("{0} (config keys ssd.path and ssd.size)")]
     Store(#[from] OpenError),
     /// The arena cannot be had.
     #[error("arena of {bytes} bytes: {source}; set arena.size lower")]

@@ -31,7 +31,7 @@ fn without_configuration_or_environment_an_ordinary_user_gets_a_daemon() {
     let home = tempfile::tempdir().expect("a temporary folder");
     std::fs::set_permissions(home.path(), PermissionsExt::from_mode(0o777)).expect("ours");
     // The build's folder may be closed to other users: the binary goes where they may read it.
-    let binary = home.path().join("undercroft");
+    let binary = home.path().join("program");
     std::fs::copy(program("undercroft"), &binary).expect("a copy");
     let mut command = run_as_ordinary_user(&binary);
     command.arg("serve").env("XDG_RUNTIME_DIR", home.path()).env("HOME", home.path());
