@@ -56,7 +56,7 @@ fn pages_on_ssd_are_served_after_kill_9_and_no_call_outlives_its_deadline() {
     assert!(after >= 150, "{after} of 240 pages are served again");
     for conversation in 0..20 {
         let keys = engine.keys(conversation, 12);
-        engine.store(&keys, Stamp(0));
+        engine.try_store(&keys);
         assert_eq!(engine.load(&keys).pages, 12);
     }
     assert!(
@@ -74,7 +74,7 @@ fn an_orderly_stop_keeps_what_is_on_ssd() {
         let mut engine = Engine::new(&client, "model");
         for conversation in 0..10 {
             let keys = engine.keys(conversation, 12);
-            engine.store(&keys, Stamp(0));
+            engine.try_store(&keys);
         }
     }
     assert!(daemon.stop().expect("it ran").success());
@@ -91,7 +91,7 @@ fn a_stopped_daemon_costs_a_deadline_and_nothing_more() {
     let client = daemon.client("engine").expect("the daemon answers");
     let mut engine = Engine::new(&client, "model");
     let keys = engine.keys(1, 8);
-    engine.store(&keys, Stamp(0));
+    engine.try_store(&keys);
     engine.deadline = Duration::from_millis(200);
     daemon.signal(Signal::STOP);
     for _ in 0..3 {
@@ -121,8 +121,8 @@ fn many_kills_with_writes_in_flight_never_give_a_wrong_byte() {
         // Every byte of every hit is compared inside `load`.
         for conversation in 0..12 {
             let keys = engine.keys(conversation, 10 + round);
-            engine.load(&keys);
-            engine.store(&keys, Stamp(0));
+            engine.try_load(&keys);
+            engine.try_store(&keys);
         }
         daemon.kill();
         daemon.restart();

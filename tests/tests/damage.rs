@@ -54,7 +54,7 @@ fn flipped_bytes_in_a_running_store_are_misses_and_are_counted() {
     for conversation in 0..CONVERSATIONS {
         let keys = engine.keys(conversation, PAGES);
         // Wrong bytes would panic inside.
-        engine.load(&keys);
+        engine.try_load(&keys);
     }
     let ssd = daemon.status().ssd.expect("there is one");
     assert!(ssd.corrupt_records >= u64::from(CONVERSATIONS) / 2, "{ssd:?}");
@@ -62,7 +62,7 @@ fn flipped_bytes_in_a_running_store_are_misses_and_are_counted() {
         let keys = engine.keys(conversation, PAGES);
         // A load ends at the first damaged page, so each round finds at most one more.
         let healed = (0..=PAGES).any(|_| {
-            engine.store(&keys, Stamp(0));
+            engine.try_store(&keys);
             engine.load(&keys).pages == PAGES
         });
         assert!(healed, "what was lost can be stored again");
@@ -80,7 +80,7 @@ fn flipped_bytes_at_rest_are_misses_after_a_restart() {
     let mut engine = Engine::new(&client, "model");
     for conversation in 0..CONVERSATIONS {
         let keys = engine.keys(conversation, PAGES);
-        engine.load(&keys);
+        engine.try_load(&keys);
     }
     let ssd = daemon.status().ssd.expect("there is one");
     assert!(ssd.corrupt_records + ssd.corrupt_tables > 0, "{ssd:?}");

@@ -78,7 +78,7 @@ fn every_kind_of_garbage_closes_its_own_session_only() {
     let mut trailing = header(12, 3);
     trailing.extend([1, 2, 3]);
     let empty_lookup = Lookup { spaces: Vec::new(), keys: KeyRun::from(Vec::new()), hold_ms: 0 };
-    let mut after_hello = |bytes: Vec<u8>| [hello(), bytes].concat();
+    let after_hello = |bytes: Vec<u8>| [hello(), bytes].concat();
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("noise", (0..200u8).map(|b| b.wrapping_mul(37)).collect()),
         ("a request before the hello", ping),
@@ -113,7 +113,7 @@ fn a_truncated_message_waits_and_then_ends_with_its_sender() {
     let client = daemon.client("witness").expect("the daemon answers");
     let mut witness = Engine::new(&client, "model");
     let keys = witness.keys(1, 3);
-    witness.store(&keys, Stamp(0));
+    witness.try_store(&keys);
     for cut in [1, HEADER_BYTES - 1, HEADER_BYTES, HEADER_BYTES + 3] {
         let mut stream = connect(&daemon);
         stream.write_all(&hello()).expect("the daemon reads");

@@ -120,7 +120,7 @@ fn ssd_traffic_far_beyond_its_capacity_stays_right() {
         let keys = engine.keys(conversation, 12);
         let loaded = engine.load(&keys);
         assert!(loaded.why.is_none() || loaded.pages < 12, "{loaded:?}");
-        engine.store(&keys, Stamp(0));
+        engine.try_store(&keys);
     }
     let status = daemon.status();
     let ssd = status.ssd.expect("there is one");
@@ -143,13 +143,13 @@ fn a_hold_keeps_what_was_found() {
     let hold = found.hold.expect("a hold was asked for");
     for other in 2..8 {
         let keys = engine.keys(other, 4);
-        engine.store(&keys, Stamp(0));
+        engine.try_store(&keys);
     }
     assert_eq!(engine.load(&kept).pages, 4, "held through six times its size");
     drop(hold);
     for other in 8..12 {
         let keys = engine.keys(other, 8);
-        engine.store(&keys, Stamp(0));
+        engine.try_store(&keys);
     }
     assert_eq!(engine.lookup(&kept).pages, 0, "no longer held, long evicted");
 }
@@ -162,9 +162,9 @@ fn prefetch_and_hints_are_answered() {
     let client = daemon.client("engine").expect("the daemon answers");
     let mut engine = Engine::new(&client, "model");
     let keys = engine.keys(1, 6);
-    engine.store(&keys, Stamp(0));
+    engine.try_store(&keys);
     let other = engine.keys(2, 8);
-    engine.store(&other, Stamp(0));
+    engine.try_store(&other);
     let before = engine.lookup(&keys);
     assert!(before.ssd > 0, "{before:?}");
     let second = Duration::from_secs(1);
@@ -186,7 +186,7 @@ fn a_dead_clients_frames_come_back() {
         let client = daemon.client("short").expect("the daemon answers");
         let mut engine = Engine::new(&client, "model");
         let keys = engine.keys(1, 8);
-        engine.store(&keys, Stamp(0));
+        engine.try_store(&keys);
     }
     let status = daemon.status();
     assert!(status.sessions.iter().all(|s| s.name != "short"), "{:?}", status.sessions);
