@@ -1,11 +1,11 @@
 use crate::BenchError;
 use signal_hook::SigId;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Remembers Ctrl-C and a request to terminate, so that a run can end in order and remove what it
-/// made. A second one ends the process at once.
+/// Remembers Ctrl-C, a request to terminate and a terminal that went away, so that a run can end
+/// in order and remove what it made. A second one ends the process at once.
 #[derive(Debug)]
 pub(crate) struct Interrupt {
     seen: Arc<AtomicBool>,
@@ -16,7 +16,7 @@ impl Interrupt {
     pub(crate) fn watch() -> Result<Self, BenchError> {
         let seen = Arc::new(AtomicBool::new(false));
         let mut handlers = Vec::new();
-        for signal in [SIGINT, SIGTERM] {
+        for signal in [SIGHUP, SIGINT, SIGTERM] {
             let failed = BenchError::system("watch for signals");
             // In this order: the first signal only sets the flag that the second one looks at.
             let second =
