@@ -193,7 +193,8 @@ fn make_core(config: &Config, parts: Vec<u64>, free_segments: Option<u32>) -> Co
     let max_pages = (total / (16 << 10)).clamp(1 << 16, 1 << 26) as u32;
     let ssd = free_segments.map(|free_segments| undercroft_core::SsdConfig {
         capacity_bytes: ssd_bytes,
-        low_water_segments: 2,
+        // The one being filled, the one kept for relocations, and one to go on with meanwhile.
+        low_water_segments: 3,
         free_segments,
         read_bytes_per_s: 1 << 30,
         read_latency_us: 200,

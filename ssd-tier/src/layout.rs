@@ -12,9 +12,9 @@ const DEFAULT_ROOM: std::ops::RangeInclusive<u64> = (4 << 20)..=(256 << 20);
 const DEFAULT_SEGMENTS: u64 = 64;
 /// Bounds of a configured room.
 const ROOM: std::ops::RangeInclusive<u64> = (16 << 10)..=(4 << 30);
-/// Beside the room for the capacity: one segment that is being filled and one that only
-/// relocations may open.
-const SPARE_SEGMENTS: u64 = 2;
+/// Beside the room for the capacity: one segment that is being filled, one that only relocations
+/// may open, and two that appends go on with while the next one is being emptied.
+const SPARE_SEGMENTS: u64 = 4;
 /// Pages at least this large find the whole room of a segment; smaller ones pay for their table
 /// entries out of it.
 const TABLE_PAGE_BYTES: u64 = 64 << 10;

@@ -21,7 +21,9 @@ pub(crate) const CHORES_IN_FLIGHT: usize = 4;
 /// Pages being relocated at once.
 const RELOCATIONS: usize = 4;
 /// How long an append may wait for a segment to become free.
-const APPEND_WAIT: Duration = Duration::from_millis(500);
+const APPEND_WAIT: Duration = Duration::from_secs(2);
+/// Appends that may wait for one. Their frames wait with them, and nothing else does.
+const MAX_WAITING_APPENDS: usize = 4096;
 /// How often a transfer that was interrupted before it moved a byte is started again.
 const MAX_ATTEMPTS: u32 = 8;
 
@@ -153,7 +155,7 @@ impl Machine {
     }
 
     fn wait_for_segment(&mut self, append: Append, now: Duration) {
-        if self.closing || self.waiting.len() >= self.depth {
+        if self.closing || self.waiting.len() >= MAX_WAITING_APPENDS {
             self.no_space(append);
         } else {
             self.waiting.push_back((append, now));

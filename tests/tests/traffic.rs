@@ -191,3 +191,30 @@ fn a_dead_clients_frames_come_back() {
     let status = daemon.status();
     assert!(status.sessions.iter().all(|s| s.name != "short"), "{:?}", status.sessions);
 }
+
+#[test]
+fn bursts_of_demotions_lose_nothing_that_the_ssd_has_room_for() {
+    // Few pages to a segment: a run is several segments long.
+    let options = DaemonOptions {
+        dram: 64 * PAGE_BYTES,
+        ssd: 512 * PAGE_BYTES,
+        staging: 16 * PAGE_BYTES,
+        more: format!("segment = {}", 8 * PAGE_BYTES),
+        ..DaemonOptions::default()
+    };
+    let daemon = TestDaemon::start(options);
+    let client = daemon.client("engine").expect("the daemon answers");
+    let mut engine = Engine::new(&client, "model");
+    for conversation in 0..40 {
+        let keys = engine.keys(conversation, 48);
+        let stored = engine.store(&keys, Stamp(0));
+        assert_eq!(stored.stored, 48, "{stored:?}");
+    }
+    // 64 pages in DRAM and 512 on SSD hold the last eleven runs; one is left for the segments
+    // that are being emptied.
+    for conversation in 30..40 {
+        let keys = engine.keys(conversation, 48);
+        assert_eq!(engine.lookup(&keys).pages, 48, "conversation {conversation}");
+    }
+    assert_eq!(daemon.status().ssd.expect("there is one").io_errors, 0);
+}

@@ -67,7 +67,8 @@ id!(
     SegmentId(u32)
 );
 id!(
-    /// Which use of a segment: grows by one each time the segment is opened anew.
+    /// Which use of a segment. Of all uses of a device's segments, a later one has the larger
+    /// number.
     SegmentUse(u64)
 );
 id!(

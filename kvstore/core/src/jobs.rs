@@ -1,6 +1,7 @@
 use crate::claims::Filling;
 use crate::fetches::FetchId;
 use crate::page::PageId;
+use crate::segments::Age;
 use crate::{Action, Core, Event};
 use undercroft_wire::{Extent, JobId, SessionId, SlotId, SpaceId};
 
@@ -14,13 +15,13 @@ pub(crate) enum Job {
     Read {
         page: PageId,
         extent: Extent,
-        segment: u64,
+        segment: Age,
         fetches: Vec<FetchId>,
     },
     Relocate {
         page: PageId,
         extent: Extent,
-        segment: u64,
+        segment: Age,
     },
 }
 

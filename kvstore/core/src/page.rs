@@ -1,4 +1,5 @@
 use crate::order::OrderKey;
+use crate::segments::Age;
 use crate::spaces::ClassId;
 use undercroft_wire::{Extent, FrameId, JobId, PageKey, SpaceId};
 
@@ -71,7 +72,7 @@ pub(crate) struct Page {
     /// The read under way, meaningful in [`Dram::Reading`].
     pub(crate) read_job: JobId,
     /// The segment its record lies in, by age; meaningful in [`Ssd::On`].
-    pub(crate) segment: u64,
+    pub(crate) segment: Age,
     /// Neighbours in the segment's list of pages.
     pub(crate) newer: Option<PageId>,
     pub(crate) older: Option<PageId>,
@@ -99,7 +100,7 @@ impl Page {
             append_refused: false,
             ordered: false,
             read_job: JobId(0),
-            segment: 0,
+            segment: Age::default(),
             newer: None,
             older: None,
         }

@@ -1,6 +1,7 @@
 use crate::fetches::FetchId;
 use crate::jobs::Job;
 use crate::page::{Dram, PageId, Ssd};
+use crate::segments::Age;
 use crate::{Action, AppendOutcome, Core, ReadOutcome};
 use undercroft_wire::{Extent, FetchOutcome, FrameId};
 
@@ -43,7 +44,7 @@ impl Core {
     pub(crate) fn read_done(
         &mut self,
         id: PageId,
-        from: (Extent, u64),
+        from: (Extent, Age),
         fetches: Vec<FetchId>,
         outcome: ReadOutcome,
     ) {

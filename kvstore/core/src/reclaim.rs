@@ -1,5 +1,5 @@
 use crate::page::{Dram, PageId, Ssd};
-use crate::segments::{Reclaim, SsdTier};
+use crate::segments::{Age, Reclaim, SsdTier};
 use crate::{Action, AppendOutcome, Core};
 use undercroft_wire::{DeviceId, Extent, SegmentId, SegmentUse};
 
@@ -62,18 +62,18 @@ impl Core {
         self.ssd_mut().reclaiming = Some(reclaim);
     }
 
-    fn is_busy(&self, age: u64) -> bool {
+    fn is_busy(&self, age: Age) -> bool {
         let segment = self.ssd.as_ref().and_then(|ssd| ssd.segments.get(&age));
         segment.is_some_and(|segment| segment.reads > 0 || segment.relocating > 0)
     }
 
     /// The oldest segment that is not the one being written and of which emptying would win at
     /// least half: a segment full of held pages would only be copied in circles.
-    fn oldest_reclaimable(&self) -> Option<u64> {
+    fn oldest_reclaimable(&self) -> Option<Age> {
         let segments = &self.ssd.as_ref()?.segments;
         let (newest, _) = segments.last_key_value()?;
         let candidates = segments.iter().filter(|(age, _)| *age != newest).take(CANDIDATES);
-        let wins_half = |age: u64, appended: u32| {
+        let wins_half = |age: Age, appended: u32| {
             let held = self.segment_pages(age).filter(|page| self.is_held_on_ssd(*page)).count();
             held as u32 <= appended / 2
         };
@@ -104,6 +104,8 @@ impl Core {
                 }
             }
         }
+        // Dropping a page with children would leave them unreachable: leaves go first.
+        stay.sort_by_key(|id| self.index[*id].children > 0);
         let held = stay.iter().filter(|id| self.is_held_on_ssd(**id)).count();
         let mut excess = (stay.len() - held).saturating_sub(reclaim.budget as usize);
         for id in stay {
@@ -144,7 +146,7 @@ impl Core {
         self.prune(id);
     }
 
-    fn start_relocate(&mut self, id: PageId, segment: u64, actions: &mut Vec<Action>) {
+    fn start_relocate(&mut self, id: PageId, segment: Age, actions: &mut Vec<Action>) {
         let identity = self.identity(id);
         let page = &mut self.index[id];
         let Ssd::On(extent) = page.ssd else { unreachable!("only records are relocated") };
@@ -160,7 +162,7 @@ impl Core {
         &mut self,
         id: PageId,
         from: Extent,
-        segment: u64,
+        segment: Age,
         outcome: AppendOutcome,
     ) {
         self.index[id].relocating = false;

@@ -15,10 +15,8 @@ pub(crate) struct SsdTier {
     /// Bytes of pages with a record, frames counted whole.
     pub(crate) used_bytes: u64,
     pub(crate) pages: u64,
-    /// By age: the order in which their first record was reported.
-    pub(crate) segments: BTreeMap<u64, Segment>,
+    pub(crate) segments: BTreeMap<Age, Segment>,
     places: HashMap<(DeviceId, SegmentId), Place>,
-    next_age: u64,
     /// The segment being emptied.
     pub(crate) reclaiming: Option<Reclaim>,
     /// Records ever reported in the segments that are in use.
@@ -26,6 +24,14 @@ pub(crate) struct SsdTier {
     /// What reclaim has spent without dropping anything, twice the records of the segments it
     /// went through. Appends pay it back.
     pub(crate) wasted: u64,
+}
+
+/// When a use of a segment began: later uses have larger numbers, whichever is reported first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub(crate) struct Age {
+    segment_use: SegmentUse,
+    device: DeviceId,
+    segment: SegmentId,
 }
 
 /// One use of a segment.
@@ -49,7 +55,7 @@ pub(crate) struct Segment {
 /// The segment being emptied, and how far that is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reclaim {
-    pub(crate) age: u64,
+    pub(crate) age: Age,
     /// Records that may still be appended anew without being held by anybody.
     pub(crate) budget: u32,
     /// Whether each page was looked at once.
@@ -65,7 +71,7 @@ pub(crate) struct Reclaim {
 struct Place {
     segment_use: SegmentUse,
     /// `None` once that use is freed.
-    age: Option<u64>,
+    age: Option<Age>,
 }
 
 impl SsdTier {
@@ -79,7 +85,6 @@ impl SsdTier {
             pages: 0,
             segments: BTreeMap::new(),
             places: HashMap::new(),
-            next_age: 0,
             reclaiming: None,
             appended: 0,
             wasted: 0,
@@ -87,7 +92,7 @@ impl SsdTier {
     }
 
     /// The age of the segment a record was reported in; `None` if that use of it is over.
-    fn segment_of(&mut self, extent: Extent) -> Option<u64> {
+    fn segment_of(&mut self, extent: Extent) -> Option<Age> {
         let at = (extent.device, extent.segment);
         if let Some(place) = self.places.get(&at) {
             match place.age {
@@ -100,9 +105,8 @@ impl SsdTier {
                 None => {}
             }
         }
-        let age = self.next_age;
-        self.next_age += 1;
         let segment_use = extent.segment_use;
+        let age = Age { segment_use, device: extent.device, segment: extent.segment };
         self.places.insert(at, Place { segment_use, age: Some(age) });
         let segment = Segment {
             device: extent.device,
@@ -196,7 +200,7 @@ impl Core {
     }
 
     /// The pages of a segment, newest first.
-    pub(crate) fn segment_pages(&self, age: u64) -> impl Iterator<Item = PageId> + '_ {
+    pub(crate) fn segment_pages(&self, age: Age) -> impl Iterator<Item = PageId> + '_ {
         let segment = self.ssd.as_ref().and_then(|ssd| ssd.segments.get(&age));
         let newest = segment.and_then(|segment| segment.newest);
         std::iter::successors(newest, |id| self.index[*id].older)

@@ -82,7 +82,7 @@ pub const KEYS: &[Key] = &[
         name: "ssd.size",
         default: "4 GiB, or half of the free space where that is less",
         allowed: "0 (no SSD tier) or 1MiB..=1PiB",
-        what: "Bytes of pages to keep on SSD. Reserved before the daemon is ready, with room for two more segments and the tables.",
+        what: "Bytes of pages to keep on SSD. Reserved before the daemon is ready, with room for four more segments and the tables.",
     },
     Key {
         name: "ssd.segment",

@@ -9,7 +9,9 @@ pub(crate) const DEVICE: DeviceId = DeviceId(0);
 /// Segments of a fixed number of records. The last free segment is kept for relocations.
 pub(crate) struct Log {
     records: u32,
-    free: VecDeque<(SegmentId, SegmentUse)>,
+    free: VecDeque<SegmentId>,
+    /// Uses are numbered over all segments.
+    next_use: u64,
     /// The segment being written and how many records it has.
     open: Option<(SegmentId, SegmentUse, u32)>,
     by_extent: BTreeMap<Extent, PageIdentity>,
@@ -21,7 +23,8 @@ impl Log {
     pub(crate) fn new(segments: u32, records: u32) -> Self {
         Self {
             records,
-            free: (0..segments).map(|at| (SegmentId(at), SegmentUse(1))).collect(),
+            free: (0..segments).map(SegmentId).collect(),
+            next_use: 1,
             open: None,
             by_extent: BTreeMap::new(),
             order: Vec::new(),
@@ -42,8 +45,9 @@ impl Log {
             if self.free.len() < 2 && !relocates {
                 return None;
             }
-            let (segment, segment_use) = self.free.pop_front()?;
-            self.open = Some((segment, segment_use, 0));
+            let segment = self.free.pop_front()?;
+            self.open = Some((segment, SegmentUse(self.next_use), 0));
+            self.next_use += 1;
         }
         let (segment, segment_use, used) = self.open.as_mut()?;
         let (device, record) = (DEVICE, *used);
@@ -55,14 +59,15 @@ impl Log {
     }
 
     pub(crate) fn free(&mut self, segment: SegmentId, segment_use: SegmentUse) {
+        assert!(segment_use.0 < self.next_use, "only a use that began can end");
         let open = self.open.is_some_and(|(open, _, _)| open == segment);
         assert!(!open, "the segment being written is not freed");
         let gone = |extent: &Extent| extent.segment == segment;
         self.by_extent.retain(|extent, _| !gone(extent));
         self.order.retain(|extent| !gone(extent));
-        let free = self.free.iter().any(|(other, _)| *other == segment);
+        let free = self.free.contains(&segment);
         assert!(!free, "a segment is freed once");
-        self.free.push_back((segment, SegmentUse(segment_use.0 + 1)));
+        self.free.push_back(segment);
     }
 
     /// Loses a record without anybody being told.
