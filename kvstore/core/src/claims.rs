@@ -45,6 +45,9 @@ pub(crate) enum Claimed {
     Full,
 }
 
+/// At most one in so many of a class's frames is written ahead of need.
+const AHEAD_SHARE: u32 = 8;
+
 impl Core {
     /// A free frame, evicting the coldest page for it if need be. Without an SSD a page colder
     /// than everything in DRAM gets none: that is what makes storing page by page end in the
@@ -198,7 +201,11 @@ impl Core {
         if !self.has_usable_ssd() {
             return;
         }
-        let target = self.config.demote_ahead as usize + self.frames.class(class).waiting.len();
+        // Running far ahead in a small tier would write the heads of runs before their tails, and
+        // reclaim would then find parents in older segments than their children.
+        let share = self.frames.class(class).total / AHEAD_SHARE;
+        let ahead = self.config.demote_ahead.min(share) as usize;
+        let target = ahead + self.frames.class(class).waiting.len();
         if self.frames.available(class) >= target {
             return;
         }

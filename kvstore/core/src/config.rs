@@ -75,6 +75,7 @@ pub struct Config {
     /// The SSD tier, if there is one.
     pub ssd: Option<SsdConfig>,
     /// How many of the coldest pages of a nearly full tier are kept written to SSD ahead of need.
+    /// Never more than an eighth of the tier.
     pub demote_ahead: u32,
     /// Pages a fetch may have in flight from SSD.
     pub fetch_window: u32,

@@ -7,7 +7,6 @@ impl Core {
     /// Marks a page as used by the request `stamp`. Ancestors are used with it, so a page is
     /// never newer than the one before it: raising stops where that holds already.
     pub(crate) fn touch(&mut self, page: PageId, stamp: u64) {
-        self.index[page].touched = true;
         let mut next = Some(page);
         while let Some(id) = next {
             let page = &mut self.index[id];

@@ -130,7 +130,7 @@ pub const KEYS: &[Key] = &[
         name: "policy.demote_ahead",
         default: "64",
         allowed: "0..=65536",
-        what: "How many of the coldest pages are kept written to SSD ahead of their eviction.",
+        what: "How many of the coldest pages are kept written to SSD ahead of their eviction; at most an eighth of DRAM.",
     },
     Key {
         name: "policy.fetch_window",
