@@ -45,7 +45,7 @@ pub(crate) enum Claimed {
     Full,
 }
 
-/// At most one in so many of a class's frames is written ahead of need.
+/// At most one in so many of a class's frames is written ahead of need, and one at least.
 const AHEAD_SHARE: u32 = 8;
 
 impl Core {
@@ -203,7 +203,7 @@ impl Core {
         }
         // Running far ahead in a small tier would write the heads of runs before their tails, and
         // reclaim would then find parents in older segments than their children.
-        let share = self.frames.class(class).total / AHEAD_SHARE;
+        let share = (self.frames.class(class).total / AHEAD_SHARE).max(1);
         let ahead = self.config.demote_ahead.min(share) as usize;
         let target = ahead + self.frames.class(class).waiting.len();
         if self.frames.available(class) >= target {
