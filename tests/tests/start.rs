@@ -152,6 +152,36 @@ fn a_second_daemon_on_the_same_store_or_socket_is_refused() {
 }
 
 #[test]
+fn the_service_manager_is_told_when_clients_can_connect() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let notify = home.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&notify).expect("a socket");
+    manager.set_read_timeout(Some(Duration::from_secs(20))).expect("a socket");
+    let config = home.path().join("config.toml");
+    let text =
+        format!("{QUIET}[ssd]\nsize = 0\n").replace("HOME", &home.path().display().to_string());
+    std::fs::write(&config, text).expect("a configuration");
+    let mut child = std::process::Command::new(program("undercroft"))
+        .arg("serve")
+        .arg("--config")
+        .arg(&config)
+        .env("NOTIFY_SOCKET", &notify)
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the binary runs");
+    let mut bytes = [0; 256];
+    let got = manager.recv(&mut bytes).expect("a word from the daemon");
+    assert!(String::from_utf8_lossy(&bytes[..got]).contains("READY=1"));
+    let connected = std::os::unix::net::UnixStream::connect(home.path().join("s"));
+    connected.expect("ready means that clients can connect");
+    let pid = rustix::process::Pid::from_raw(child.id() as i32).expect("a process number");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our child");
+    let got = manager.recv(&mut bytes).expect("a word from the daemon");
+    assert!(String::from_utf8_lossy(&bytes[..got]).contains("STOPPING=1"));
+    assert!(child.wait().expect("our child").success());
+}
+
+#[test]
 fn metrics_are_served_on_loopback() {
     use std::io::{Read, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
