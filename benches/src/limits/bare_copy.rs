@@ -167,9 +167,12 @@ mod tests {
                 }
             });
             let threads = cores().min(2) as usize;
-            assert!(bare.run(copies, page, threads, Duration::from_millis(5)) > 0.0);
-            let right = bare.target.read(|bytes| {
-                bytes.iter().enumerate().all(|(at, byte)| *byte == (at / page + 1) as u8)
+            // A busy machine may leave a thread no time in one run; each goes on where it was.
+            let right = (0..1000).any(|_| {
+                assert!(bare.run(copies, page, threads, Duration::from_millis(2)) >= 0.0);
+                bare.target.read(|bytes| {
+                    bytes.iter().enumerate().all(|(at, byte)| *byte == (at / page + 1) as u8)
+                })
             });
             assert!(right, "{}", copies.name());
         }
