@@ -43,6 +43,26 @@ pub enum StartError {
         /// The daemon's user.
         own: u32,
     },
+    /// Everybody may write to the socket's directory.
+    #[error(
+        "socket directory {}: every user may replace files in it; take that right away (chmod o-w) or set server.socket to a path of your own",
+        path.display()
+    )]
+    SocketDirectoryOpen {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The store's directory, or the page log in it, is in somebody else's hands.
+    #[error(
+        "store {}: {who} could read or forge the pages kept there; set ssd.path to a directory of your own",
+        path.display()
+    )]
+    StoreForeign {
+        /// The directory or file.
+        path: PathBuf,
+        /// Who.
+        who: String,
+    },
     /// The store's directory cannot be made or written.
     #[error("store directory {}: cannot {doing}: {source}; set ssd.path to a directory you may write to", path.display())]
     StateDirectory {

@@ -1,7 +1,9 @@
 //! Binding the unix socket without taking it from a living daemon or trusting a foreign directory.
 
 use crate::error::StartError;
+use crate::paths::{Stranger, stranger};
 use rustix::fs::Mode;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
@@ -22,20 +24,29 @@ impl BoundSocket {
         let failed = |doing, source| StartError::Socket { path: path.to_owned(), doing, source };
         prepare_directory(path)?;
         remove_stale(path)?;
-        // Created with no access for anybody, opened up once it is ours.
-        let umask = rustix::process::umask(Mode::from_raw_mode(0o177));
-        let bound = UnixListener::bind(path);
-        rustix::process::umask(umask);
-        let listener = bound.map_err(|source| match source.kind() {
+        let listener = bind_closed(path).map_err(|source| match source.kind() {
             ErrorKind::AddrInUse => StartError::SocketInUse { path: path.to_owned() },
             _ => failed("bind it", source),
         })?;
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
         fs::set_permissions(path, mode).map_err(|e| failed("set its mode", e))?;
-        listener.set_nonblocking(true).map_err(|e| failed("make it non-blocking", e))?;
         let inode = fs::symlink_metadata(path).map_err(|e| failed("look at it", e))?.ino();
         Ok(Self { listener, path: path.to_owned(), inode })
     }
+}
+
+/// Connections the kernel keeps for us while the control thread is busy.
+const BACKLOG: i32 = 128;
+
+/// A listening socket whose file nobody but the owner may connect to, from the moment it exists.
+/// The file takes its mode from the socket; a umask would be set for all threads at once.
+fn bind_closed(path: &Path) -> std::io::Result<UnixListener> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(UnixListener::from(socket))
 }
 
 impl Drop for BoundSocket {
@@ -58,14 +69,17 @@ fn prepare_directory(path: &Path) -> Result<(), StartError> {
         .mode(0o750)
         .create(directory)
         .map_err(|e| failed("make its directory", e))?;
-    let facts = fs::symlink_metadata(directory).map_err(|e| failed("look at its directory", e))?;
     let own = rustix::process::geteuid().as_raw();
-    let sticky_or_ours = facts.uid() == own || facts.uid() == 0;
-    if sticky_or_ours {
-        return Ok(());
-    }
     // Somebody else could replace the socket under us and read what engines say.
-    Err(StartError::SocketDirectory { path: directory.to_owned(), owner: facts.uid(), own })
+    match stranger(directory).map_err(|e| failed("look at its directory", e))? {
+        Some(Stranger::Owner(owner)) => {
+            Err(StartError::SocketDirectory { path: directory.to_owned(), owner, own })
+        }
+        Some(Stranger::Everybody) => {
+            Err(StartError::SocketDirectoryOpen { path: directory.to_owned() })
+        }
+        None => Ok(()),
+    }
 }
 
 fn remove_stale(path: &Path) -> Result<(), StartError> {
@@ -119,6 +133,26 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         drop(bound);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_directory_that_everybody_may_write_to_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let mode = |mode| std::os::unix::fs::PermissionsExt::from_mode(mode);
+        fs::set_permissions(directory.path(), mode(0o777)).unwrap();
+        let path = directory.path().join("u.sock");
+        let error = BoundSocket::bind(&path).unwrap_err();
+        assert!(matches!(error, StartError::SocketDirectoryOpen { .. }), "{error}");
+        fs::set_permissions(directory.path(), mode(0o1777)).unwrap();
+        BoundSocket::bind(&path).unwrap();
+    }
+
+    #[test]
+    fn a_socket_is_closed_to_others_from_its_first_moment() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("u.sock");
+        let _listener = bind_closed(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o177, 0);
     }
 
     #[test]
