@@ -1,6 +1,7 @@
 //! Exit codes and the one line that explains them.
 
 use std::fmt::Display;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 /// A command that ran to its end.
@@ -42,5 +43,16 @@ impl Failure {
     pub(crate) fn report(self) -> ExitCode {
         eprintln!("undercroft: {}", self.line);
         ExitCode::from(self.code)
+    }
+}
+
+/// Writes `text` to standard output. A reader that has seen enough (`| head`) is no failure.
+pub(crate) fn print(text: &str) -> Result<Outcome, Failure> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::run(format!("cannot write to standard output: {error}")))
+        }
+        _ => Ok(Outcome::Good),
     }
 }

@@ -1,8 +1,8 @@
 //! `undercroft serve`.
 
-use crate::outcome::{Failure, Outcome};
+use crate::outcome::{Failure, Outcome, print};
 use clap::{Args, ValueEnum};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use tracing_subscriber::EnvFilter;
 use undercroft_kvstore::{Config, Daemon};
@@ -36,8 +36,7 @@ enum LogForm {
 impl Serve {
     pub(crate) fn run(self) -> Result<Outcome, Failure> {
         if self.print_config {
-            print!("{}", undercroft_kvstore::reference());
-            return Ok(Outcome::Good);
+            return print(&undercroft_kvstore::reference());
         }
         start_log(self.log);
         let config = match &self.config {
@@ -54,10 +53,15 @@ impl Serve {
         }
         daemon
             .run(|| {
+                summary.push((
+                    "ready",
+                    "`undercroft status` shows how it goes; Ctrl-C stops it".to_owned(),
+                ));
+                let mut out = std::io::stderr().lock();
                 for (name, value) in &summary {
-                    eprintln!("  {name:<8} {value}");
+                    // Whoever read it may be gone; the daemon serves all the same.
+                    let _unread = writeln!(out, "  {name:<8} {value}");
                 }
-                eprintln!("  ready    `undercroft status` shows how it goes; Ctrl-C stops it");
             })
             .map_err(Failure::start)?;
         Ok(Outcome::Good)
@@ -70,6 +74,8 @@ fn start_log(form: LogForm) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        // It would complain of a closed standard error on standard error, and panic over that.
+        .log_internal_errors(false)
         .with_target(false);
     match form {
         LogForm::Text => builder.init(),

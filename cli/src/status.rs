@@ -1,6 +1,6 @@
 //! `undercroft status`.
 
-use crate::outcome::{Failure, Outcome};
+use crate::outcome::{Failure, Outcome, print};
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,11 +48,10 @@ impl Status {
             .map_err(|why| Failure::run(format!("no status from {}: {why}", socket.display())))?;
         if self.json {
             let text = serde_json::to_string_pretty(&report).map_err(Failure::run)?;
-            println!("{text}");
+            print(&(text + "\n"))
         } else {
-            print!("{}", render(&report));
+            print(&render(&report))
         }
-        Ok(Outcome::Good)
     }
 }
 

@@ -182,6 +182,35 @@ fn the_service_manager_is_told_when_clients_can_connect() {
 }
 
 #[test]
+fn a_daemon_whose_log_nobody_reads_any_more_goes_on() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let config = home.path().join("config.toml");
+    let text =
+        format!("{QUIET}[ssd]\nsize = 0\n").replace("HOME", &home.path().display().to_string());
+    std::fs::write(&config, text).expect("a configuration");
+    let mut child = std::process::Command::new(program("undercroft"))
+        .arg("serve")
+        .arg("--config")
+        .arg(&config)
+        .env("RUST_LOG", "debug")
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    drop(child.stderr.take());
+    let socket = home.path().join("s").display().to_string();
+    let since = Instant::now();
+    let mut answers = 0;
+    while answers < 3 {
+        answers += i32::from(run(&["status", "--socket", &socket]).status.success());
+        assert!(child.try_wait().expect("our child").is_none(), "it ended");
+        assert!(since.elapsed() < Duration::from_secs(20), "no answer");
+    }
+    let pid = rustix::process::Pid::from_raw(child.id() as i32).expect("a process number");
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our child");
+    assert!(child.wait().expect("our child").success(), "an orderly stop is a success");
+}
+
+#[test]
 fn metrics_are_served_on_loopback() {
     use std::io::{Read, Write};
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
