@@ -10,6 +10,9 @@ use undercroft_wire::{Reply, RequestId, encode_reply};
 /// A session that lets more than this pile up is not reading and is closed.
 pub(crate) const MAX_OUTBOX_BYTES: usize = 16 << 20;
 
+/// Bytes sent that are worth moving the rest for.
+const COMPACT_BYTES: usize = 64 << 10;
+
 /// The queue of one session.
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
@@ -43,15 +46,35 @@ impl Outbox {
 
     /// Sends what the socket takes. `WouldBlock` means the rest must wait.
     pub(crate) fn send(&mut self, socket: BorrowedFd<'_>) -> std::io::Result<()> {
+        let outcome = self.send_all(socket);
+        self.compact();
+        outcome
+    }
+
+    fn send_all(&mut self, socket: BorrowedFd<'_>) -> std::io::Result<()> {
         while self.sent < self.bytes.len() {
             let sent = self.send_once(socket)?;
             self.sent += sent;
         }
-        self.bytes.clear();
-        self.sent = 0;
-        // A burst must not keep its memory for ever.
-        self.bytes.shrink_to(256 << 10);
         Ok(())
+    }
+
+    /// Forgets what was sent, or a reader who is never quite done would have it all kept.
+    fn compact(&mut self) {
+        if self.sent == self.bytes.len() {
+            self.bytes.clear();
+            // A burst must not keep its memory for ever.
+            self.bytes.shrink_to(256 << 10);
+        } else if self.sent >= COMPACT_BYTES && self.sent >= self.waiting() {
+            // Not more often than that: what is moved is paid for by what was sent.
+            self.bytes.drain(..self.sent);
+            for (at, _) in &mut self.descriptors {
+                *at -= self.sent;
+            }
+        } else {
+            return;
+        }
+        self.sent = 0;
     }
 
     fn send_once(&mut self, socket: BorrowedFd<'_>) -> std::io::Result<usize> {
@@ -142,5 +165,32 @@ mod tests {
         let error = outbox.send(ours.as_fd()).unwrap_err();
         assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
         assert!(!outbox.is_empty() && outbox.waiting() < 4 << 20);
+    }
+
+    #[test]
+    fn a_reader_that_is_never_done_does_not_make_the_queue_grow() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let mut outbox = Outbox::default();
+        let (mut sent, mut received, mut fds) = (0, 0, 0);
+        for round in 0..2000 {
+            while outbox.waiting() < 1 << 20 {
+                outbox.push(RequestId(1), &Reply::Done);
+            }
+            if round % 100 == 0 {
+                let fd = Arc::new(OwnedFd::from(ours.try_clone().unwrap()));
+                let reply = Reply::PartAdded(PartAdded { part: PartId(0), bytes: 4096 });
+                outbox.push_with(RequestId(2), &reply, fd);
+                sent += 1;
+            }
+            outbox.send(ours.as_fd()).unwrap_err();
+            assert!(outbox.bytes.len() < 4 << 20, "{} bytes kept", outbox.bytes.len());
+            for _ in 0..16 {
+                let (bytes, with) = receive(&theirs);
+                received += bytes.len();
+                fds += with;
+            }
+        }
+        assert!(received > 16 << 20 && fds > 0 && fds <= sent, "{received} {fds} {sent}");
     }
 }
