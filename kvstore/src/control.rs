@@ -5,11 +5,14 @@ use crate::config::Config;
 use crate::copy_pool::{Copied, CopyJob, CopyPool, Direction};
 use crate::device::Device;
 use crate::mourner::Mourner;
-use crate::session::{FrameError, Session, each_frame};
+use crate::report::Walk;
+use crate::session::{FrameError, Peer, Session, Turn, each_frame};
 use rustix::fd::OwnedFd;
+use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use undercroft_arena::{Part, PartFacts, Span, Staging};
 use undercroft_core::{
@@ -26,6 +29,10 @@ use undercroft_wire::{
 const MAX_SLOTS: u64 = 4096;
 /// What `status` keeps of a client's name, bytes.
 const MAX_NAME_BYTES: usize = 64;
+/// How long one session's requests are handled before it is somebody else's turn.
+const TURN: Duration = Duration::from_millis(1);
+/// Answers are sent at the end of a turn, or as soon as so many bytes wait.
+const FLUSH_BYTES: usize = 256 << 10;
 
 /// One part of the arena with the descriptor that clients get.
 #[derive(Debug)]
@@ -48,6 +55,7 @@ pub(crate) struct Control {
     pub(crate) started: Instant,
     pub(crate) protocol_errors: u64,
     pub(crate) refused: Vec<String>,
+    pub(crate) walk: Cell<Option<Walk>>,
     pool: CopyPool,
     mourner: Mourner,
     /// The domain every connection belongs to until there are rules for more.
@@ -57,7 +65,8 @@ pub(crate) struct Control {
     failed_copies: VecDeque<Copied>,
     unflushed: Vec<SessionId>,
     timer: Option<Micros>,
-    pub(crate) timer_moved: Arc<Notify>,
+    /// Rung when the timer comes sooner or the page log falls behind.
+    pub(crate) look_again: Arc<Notify>,
 }
 
 /// What [`Control::new`] is made of.
@@ -84,6 +93,7 @@ impl Control {
             started: Instant::now(),
             protocol_errors: 0,
             refused: parts.refused,
+            walk: Cell::new(None),
             pool: parts.pool,
             mourner: parts.mourner,
             domain: DomainId::named("default"),
@@ -91,7 +101,7 @@ impl Control {
             failed_copies: VecDeque::new(),
             unflushed: Vec::new(),
             timer: None,
-            timer_moved: Arc::new(Notify::new()),
+            look_again: Arc::new(Notify::new()),
         }
     }
 
@@ -101,6 +111,18 @@ impl Control {
 
     /// Feeds one event and performs what comes out.
     pub(crate) fn feed(&mut self, event: Event<'_>) {
+        self.step(event);
+        while let Some(failed) = self.failed_copies.pop_front() {
+            self.step(copied_event(failed));
+        }
+        let next = self.core.next_timer();
+        if next.is_some_and(|next| self.timer.is_none_or(|armed| next < armed)) {
+            self.look_again.notify_one();
+        }
+        self.timer = next;
+    }
+
+    fn step(&mut self, event: Event<'_>) {
         let now = self.now();
         let mut actions = std::mem::take(&mut self.actions);
         self.core.step(now, event, &mut actions);
@@ -108,19 +130,11 @@ impl Control {
             self.perform(action);
         }
         self.actions = actions;
-        let next = self.core.next_timer();
-        if next.is_some_and(|next| self.timer.is_none_or(|armed| next < armed)) {
-            self.timer_moved.notify_one();
-        }
-        self.timer = next;
-        while let Some(failed) = self.failed_copies.pop_front() {
-            self.copied(failed);
-        }
     }
 
     /// When the core wants its next tick.
     pub(crate) fn next_timer(&self) -> Option<Instant> {
-        self.timer.map(|at| self.started + std::time::Duration::from_micros(at.0))
+        self.timer.map(|at| self.started + Duration::from_micros(at.0))
     }
 
     fn perform(&mut self, action: Action) {
@@ -204,7 +218,16 @@ impl Control {
         // Without a device the core asks nothing of it.
         if let Some(device) = &mut self.device {
             device.submit(op);
+            if device.is_behind() {
+                self.look_again.notify_one();
+            }
         }
+    }
+
+    /// Whether operations wait for the page log's queue. Its making room rings no bell: an append
+    /// that waits for a segment leaves the queue without an answer.
+    pub(crate) fn is_device_behind(&self) -> bool {
+        self.device.as_ref().is_some_and(Device::is_behind)
     }
 
     /// Hands waiting work over as far as the queues take it.
@@ -230,14 +253,7 @@ impl Control {
 
     /// A copy worker is done.
     pub(crate) fn copied(&mut self, copied: Copied) {
-        let Copied { job, direction, ok, checksum } = copied;
-        match direction {
-            Direction::In => {
-                let outcome = checksum.map_or(CopyOutcome::Failed, CopyOutcome::Ok);
-                self.feed(Event::CopiedIn { job, outcome });
-            }
-            Direction::Out => self.feed(Event::CopiedOut { job, ok }),
-        }
+        self.feed(copied_event(copied));
     }
 
     /// Sends what is queued.
@@ -259,6 +275,13 @@ impl Control {
         self.sessions.insert(id, session);
     }
 
+    /// Whether there is room for one more connection. Sessions that only hold leases are bounded
+    /// by the core: a process that has reconnected must not shut others out.
+    pub(crate) fn has_room(&self) -> bool {
+        let connected = self.sessions.values().filter(|s| !s.is_lingering()).count();
+        connected < self.config.max_sessions as usize && self.core.has_session_room()
+    }
+
     /// Whether the session has said hello.
     pub(crate) fn greeted(&self, id: SessionId) -> bool {
         self.sessions.get(&id).is_some_and(|s| s.mode.is_some())
@@ -273,9 +296,10 @@ impl Control {
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
-        session.lingering = true;
         let process = session.process.take();
-        if session.mode.is_some() {
+        let greeted = session.mode.is_some();
+        session.hang_up();
+        if greeted {
             self.feed(Event::SessionClosed { session: id });
             self.flush_all();
         }
@@ -300,14 +324,24 @@ impl Control {
         }
     }
 
-    /// Handles every whole frame of `inbox`; how many bytes they took.
-    pub(crate) fn frames(&mut self, id: SessionId, inbox: &[u8]) -> Result<usize, FrameError> {
-        let taken = each_frame(inbox, |header, body| {
+    /// Handles whole frames of `inbox` for one turn.
+    pub(crate) fn frames(&mut self, id: SessionId, inbox: &[u8]) -> Result<Turn, FrameError> {
+        let began = Instant::now();
+        let turn = each_frame(inbox, |header, body| {
+            if !self.sessions.get(&id).is_some_and(Session::is_open) {
+                return Err(FrameError::Dismissed);
+            }
             let (request, message) = decode_request(header, body)?;
-            self.request(id, request, &message)
+            self.request(id, request, &message)?;
+            // Small requests may have large answers.
+            if self.sessions.get(&id).is_some_and(|s| s.waiting() > FLUSH_BYTES) {
+                self.flush(id);
+            }
+            let over = began.elapsed() >= TURN;
+            Ok(if over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         });
         self.flush_all();
-        taken
+        turn
     }
 
     fn request(
@@ -340,6 +374,19 @@ impl Control {
             Request::Ping => self.reply(id, request, &Reply::Done),
             body => self.feed(Event::Request { session: id, request, body }),
         }
+        if let Request::Release(release) = message {
+            self.bury_if_done(release.session);
+        }
+    }
+
+    /// A session whose connection is over is done with once its last lease was released by
+    /// another of its process, which may live for long.
+    fn bury_if_done(&mut self, id: SessionId) {
+        let lingering = self.sessions.get(&id).is_some_and(Session::is_lingering);
+        if lingering && self.core.session_leases(id).leases == 0 {
+            self.mourner.forget(id);
+            self.bury(id);
+        }
     }
 
     fn refuse(&mut self, id: SessionId, request: RequestId, reason: RefusedReason, detail: &str) {
@@ -361,17 +408,25 @@ impl Control {
             );
             return self.refuse(id, request, RefusedReason::Version, &detail);
         };
+        if !self.core.has_session_room() {
+            let detail = "as many sessions hold leases as may be (server.max_sessions)";
+            return self.refuse(id, request, RefusedReason::Busy, detail);
+        }
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
         // A root client of an unprivileged daemon could re-open the arena for writing.
         let own = rustix::process::geteuid().as_raw();
         let could_write = session.peer.uid == 0 && own != 0;
-        let copies = self.config.copy_mode || hello.copy_mode || could_write;
+        // Without word of its end, nobody would know when the frames it reads are free.
+        let unwatched = session.process.is_none();
+        let copies = self.config.copy_mode || hello.copy_mode || could_write || unwatched;
         let mode = if copies { Mode::Copy } else { Mode::ZeroCopy };
         session.mode = Some(mode);
         session.name = short_name(&hello.name);
-        let process = ProcessId { pid: session.peer.pid, start: session.peer.start_time };
+        let Peer { pid, start_time, .. } = session.peer;
+        // Processes of other pid namespaces have no number here, and none is the same as another.
+        let process = ProcessId { pid, start: if pid == 0 { id.0 } else { start_time } };
         tracing::info!(session = %id, pid = process.pid, name = %session.name, ?mode, "session");
         self.feed(Event::SessionOpened { session: id, process, mode });
         let shared: &[ArenaPart] = if copies { &[] } else { &self.arena };
@@ -413,23 +468,38 @@ impl Control {
 
     /// Makes the session's staging area for a space, if it has none yet; how many slots it has.
     fn staging(&mut self, id: SessionId, space: SpaceId, page_bytes: u32) -> Result<u32, String> {
-        let session = self.sessions.get_mut(&id).ok_or("the session is gone")?;
+        let session = self.sessions.get(&id).ok_or("the session is gone")?;
         if let Some(staging) = session.staging.get(&space) {
             return Ok(staging.slots());
         }
         let slot_bytes = frame_bytes(page_bytes);
         let slots = (self.config.staging_bytes / u64::from(slot_bytes)).clamp(1, MAX_SLOTS);
+        let session = self.sessions.get_mut(&id).ok_or("the session is gone")?;
         let staging = Staging::create(slots as u32, slot_bytes).map_err(|e| e.to_string())?;
         session.staging.insert(space, Arc::new(staging));
         Ok(slots as u32)
     }
 
-    /// Ends the copy workers and closes the store. Everything written is then found again.
+    /// Lets the clients go, ends the copy workers and closes the store. Everything written is
+    /// then found again.
     pub(crate) fn shut(&mut self) {
+        // First, so that nobody waits for an answer while the store is being closed.
+        self.sessions.clear();
         self.pool.stop();
         if let Some(device) = self.device.take() {
             device.close();
         }
+    }
+}
+
+fn copied_event(copied: Copied) -> Event<'static> {
+    let Copied { job, direction, ok, checksum } = copied;
+    match direction {
+        Direction::In => {
+            let outcome = checksum.map_or(CopyOutcome::Failed, CopyOutcome::Ok);
+            Event::CopiedIn { job, outcome }
+        }
+        Direction::Out => Event::CopiedOut { job, ok },
     }
 }
 

@@ -10,9 +10,10 @@ use crate::listener::BoundSocket;
 use crate::mourner::Mourner;
 use crate::session;
 use crate::store::{self, OpenedStore};
-use crate::web::{ReportRequest, Web};
+use crate::web::{Question, Web};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::task::{LocalSet, spawn_local};
+use tokio::task::{JoinSet, LocalSet};
 use undercroft_arena::{HugePages, Part, PartOptions};
 use undercroft_core::{Core, Event, Limits, Policy};
 use undercroft_ssd_tier::Completion;
@@ -30,6 +31,9 @@ use undercroft_wire::{Epoch, PartId, SessionId};
 const BELL_ROOM: usize = 4096;
 /// Copies waiting for a worker.
 const COPY_ROOM: usize = 1024;
+
+/// How soon a full queue of the page log is tried again when nothing else happens.
+const QUEUE_RETRY: Duration = Duration::from_millis(2);
 
 /// A daemon with everything opened that can fail, ready to run.
 pub struct Daemon {
@@ -121,11 +125,11 @@ impl Daemon {
             let listener = UnixListener::from_std(listener)?;
             let mut terminated = signal(SignalKind::terminate())?;
             let mut interrupted = signal(SignalKind::interrupt())?;
-            spawn_local(accept(listener, Rc::clone(&control)));
             notify(&[sd_notify::NotifyState::Ready]);
             ready();
             tokio::select! {
                 () = work(&control, doors, reports) => {}
+                never = accept(listener, &control) => match never {},
                 _ = terminated.recv() => tracing::info!("SIGTERM: stopping"),
                 _ = interrupted.recv() => tracing::info!("SIGINT: stopping"),
             }
@@ -218,23 +222,32 @@ fn make_core(config: &Config, parts: Vec<u64>, free_segments: Option<u32>) -> Co
     Core::new(config).expect("the checked configuration is inside the core's ranges")
 }
 
-async fn accept(listener: UnixListener, control: Rc<RefCell<Control>>) {
+async fn accept(listener: UnixListener, control: &Rc<RefCell<Control>>) -> Infallible {
     let mut next = 1;
+    let mut serving = JoinSet::new();
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                let room = {
-                    let control = control.borrow();
-                    control.sessions.len() < control.config.max_sessions as usize
-                        && control.core.has_session_room()
-                };
-                if room {
-                    spawn_local(session::serve(stream, SessionId(next), Rc::clone(&control)));
-                    next += 1;
-                } else {
-                    tracing::warn!("server.max_sessions is reached: a connection was closed");
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            Some(ended) = serving.join_next() => {
+                // A panic is our bug, and it may have left the core half-way: a daemon that
+                // starts anew serves better than one that goes on with that.
+                if let Err(error) = ended && let Ok(panic) = error.try_into_panic() {
+                    std::panic::resume_unwind(panic);
                 }
+                continue;
             }
+        };
+        match accepted {
+            Ok((stream, _)) if control.borrow().has_room() => {
+                match session::admit(stream, SessionId(next), Rc::clone(control)) {
+                    Ok(session) => drop(serving.spawn_local(session)),
+                    Err(error) => {
+                        tracing::warn!(%error, "a peer without credentials was turned away");
+                    }
+                }
+                next += 1;
+            }
+            Ok(_) => tracing::warn!("server.max_sessions is reached: a connection was closed"),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -247,11 +260,12 @@ async fn accept(listener: UnixListener, control: Rc<RefCell<Control>>) {
 async fn work(
     control: &Rc<RefCell<Control>>,
     (copied, completed, gone): (Door<Copied>, Door<Completion>, Door<SessionId>),
-    mut reports: mpsc::Receiver<ReportRequest>,
+    mut reports: mpsc::Receiver<Question>,
 ) {
-    let timer_moved = Arc::clone(&control.borrow().timer_moved);
+    let look_again = Arc::clone(&control.borrow().look_again);
     loop {
         let timer = control.borrow().next_timer();
+        let behind = control.borrow().is_device_behind();
         let tick = async {
             match timer {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -263,8 +277,9 @@ async fn work(
             () = completed.rung() => drain(control, &completed, Control::completed),
             () = gone.rung() => drain(control, &gone, Control::bury),
             () = tick => control.borrow_mut().feed(Event::Tick),
-            () = timer_moved.notified() => {}
-            Some(request) = reports.recv() => answer(control, request),
+            () = look_again.notified() => {}
+            () = tokio::time::sleep(QUEUE_RETRY), if behind => control.borrow_mut().push_waiting(),
+            Some(question) = reports.recv() => answer(control, question),
         }
         control.borrow_mut().flush_all();
     }
@@ -282,8 +297,13 @@ fn drain<T>(control: &Rc<RefCell<Control>>, door: &Door<T>, mut take: impl FnMut
     control.push_waiting();
 }
 
-fn answer(control: &Rc<RefCell<Control>>, request: ReportRequest) {
-    let report = Box::new(crate::report::report(&control.borrow()));
+fn answer(control: &Rc<RefCell<Control>>, question: Question) {
     // The asker may have given up.
-    drop(request.send(report));
+    match question {
+        Question::Alive(asker) => drop(asker.send(())),
+        Question::Report(asker) => {
+            let report = Box::new(crate::report::report(&control.borrow()));
+            drop(asker.send(report));
+        }
+    }
 }

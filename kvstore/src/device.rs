@@ -46,6 +46,11 @@ impl Device {
         self.push_waiting();
     }
 
+    /// Whether operations wait for the log's queue.
+    pub(crate) fn is_behind(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Hands waiting operations over as far as the log's queue takes them, in order.
     pub(crate) fn push_waiting(&mut self) {
         while let Some(op) = self.waiting.pop_front() {

@@ -50,6 +50,13 @@ impl Mourner {
         watched.insert(session.0, process);
         Ok(())
     }
+
+    /// Watches no longer. It may ring all the same if the process has just ended.
+    pub(crate) fn forget(&self, session: SessionId) {
+        let mut watched = self.shared.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        // Closing the descriptor takes it out of the epoll set.
+        drop(watched.remove(&session.0));
+    }
 }
 
 impl Shared {
@@ -114,6 +121,8 @@ mod tests {
         runtime.block_on(door.rung());
         assert_eq!(door.take(), Some(SessionId(1)));
         assert_eq!(door.take(), None);
+        mourner.forget(SessionId(2));
+        assert!(mourner.shared.watched.lock().unwrap().is_empty());
         drop(mourner);
         long.kill().unwrap();
         long.wait().unwrap();

@@ -2,6 +2,7 @@
 
 use crate::control::Control;
 use crate::process;
+use std::time::{Duration, Instant};
 use undercroft_core::{Stats, TierFill};
 use undercroft_wire::{
     ArenaStatus, HitStatus, Mode, SessionStatus, SpaceStatus, SsdStatus, StatusReport, StoreStatus,
@@ -82,8 +83,30 @@ fn ssd(control: &Control, stats: &Stats) -> Option<SsdStatus> {
         corrupt_records: stats.corrupt_records,
         corrupt_tables: counters.corrupt_tables,
         io_errors: stats.read_failures + stats.append_failures + stats.relocate_failures,
-        unreachable_pages: control.core.unreachable_pages(),
+        unreachable_pages: unreachable_pages(control),
     })
+}
+
+/// The last walk over all pages.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Walk {
+    ended: Instant,
+    took: Duration,
+    unreachable: u64,
+}
+
+/// Walking all pages holds everybody up, and anybody may ask for reports at any rate: walks get
+/// one part in a hundred of the time, and an earlier figure is told in between.
+fn unreachable_pages(control: &Control) -> u64 {
+    let known = control.walk.get().filter(|walk| walk.ended.elapsed() < walk.took * 100);
+    if let Some(walk) = known {
+        return walk.unreachable;
+    }
+    let began = Instant::now();
+    let unreachable = control.core.unreachable_pages();
+    let walk = Walk { ended: Instant::now(), took: began.elapsed(), unreachable };
+    control.walk.set(Some(walk));
+    unreachable
 }
 
 fn spaces(control: &Control) -> Vec<SpaceStatus> {
@@ -109,7 +132,7 @@ fn sessions(control: &Control) -> Vec<SessionStatus> {
                 mode: session.mode.unwrap_or(Mode::Copy),
                 leases: held.leases,
                 leased_pages: held.pages,
-                lingering: session.lingering,
+                lingering: session.is_lingering(),
             }
         })
         .collect();
@@ -120,5 +143,8 @@ fn sessions(control: &Control) -> Vec<SessionStatus> {
 fn refused(control: &Control) -> Vec<String> {
     let mut lines = control.refused.clone();
     lines.extend(control.device.iter().flat_map(|device| device.facts().refused.clone()));
+    if control.device.is_some() && control.core.ssd().is_none() {
+        lines.push("SSD tier: lost, its pages are misses until a restart (see the log)".to_owned());
+    }
     lines
 }

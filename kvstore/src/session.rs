@@ -5,6 +5,7 @@ use crate::outbox::{MAX_OUTBOX_BYTES, Outbox};
 use rustix::net::{Shutdown, shutdown};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -43,27 +44,46 @@ pub(crate) struct Session {
     pub(crate) name: String,
     /// `None` until the hello.
     pub(crate) mode: Option<Mode>,
-    /// The socket is closed; leases may still be open.
-    pub(crate) lingering: bool,
     pub(crate) staging: HashMap<SpaceId, Arc<Staging>>,
+    /// Tells of the process's end. `None` when the system cannot say: such a process reads no
+    /// frames, or nobody would know when they are free.
     pub(crate) process: Option<OwnedFd>,
+    /// `None` once the connection is over; leases may still be open.
+    link: Option<Link>,
+}
+
+/// A session's connection.
+#[derive(Debug)]
+struct Link {
     outbox: Outbox,
     socket: Rc<OwnedWriteHalf>,
     blocked: Rc<Notify>,
+    /// We have ended it, and its reader has yet to notice.
+    closed: bool,
 }
 
 impl Session {
+    /// Whether the connection is over and only leases keep the session.
+    pub(crate) fn is_lingering(&self) -> bool {
+        self.link.is_none()
+    }
+
+    /// Whether requests of this session are still to be taken.
+    pub(crate) fn is_open(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| !link.closed)
+    }
+
     /// Queues a reply; [`Session::flush`] sends it.
     pub(crate) fn reply(&mut self, request: RequestId, reply: &Reply) {
-        if !self.lingering {
-            self.outbox.push(request, reply);
+        if let Some(link) = self.link.as_mut().filter(|link| !link.closed) {
+            link.outbox.push(request, reply);
         }
     }
 
     /// Queues a reply with a descriptor.
     pub(crate) fn reply_with(&mut self, request: RequestId, reply: &Reply, fd: Arc<OwnedFd>) {
-        if !self.lingering {
-            self.outbox.push_with(request, reply, fd);
+        if let Some(link) = self.link.as_mut().filter(|link| !link.closed) {
+            link.outbox.push_with(request, reply, fd);
         }
     }
 
@@ -73,21 +93,26 @@ impl Session {
         staging.fd().try_clone_to_owned().ok().map(Arc::new)
     }
 
+    /// Bytes that wait to be sent.
+    pub(crate) fn waiting(&self) -> usize {
+        self.link.as_ref().map_or(0, |link| link.outbox.waiting())
+    }
+
     /// Sends what the socket takes now; the session's writer goes on with the rest.
     pub(crate) fn flush(&mut self) {
-        if self.lingering || self.outbox.is_empty() {
+        let Some(link) = self.link.as_mut().filter(|l| !l.closed && !l.outbox.is_empty()) else {
             return;
-        }
-        let Self { outbox, socket, .. } = self;
+        };
+        let Link { outbox, socket, blocked, .. } = link;
         let stream: &UnixStream = (**socket).as_ref();
         match stream.try_io(Interest::WRITABLE, || outbox.send(stream.as_fd())) {
             Ok(()) => {}
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                if self.outbox.waiting() > MAX_OUTBOX_BYTES {
-                    let waiting = self.outbox.waiting();
+                let waiting = outbox.waiting();
+                if waiting > MAX_OUTBOX_BYTES {
                     self.close(&format!("it does not read: {waiting} bytes wait to be sent"));
                 } else {
-                    self.blocked.notify_one();
+                    blocked.notify_one();
                 }
             }
             Err(error) => self.close(&error.to_string()),
@@ -95,41 +120,58 @@ impl Session {
     }
 
     /// Ends the connection; the session's reader cleans up when it sees the end.
-    pub(crate) fn close(&self, why: &str) {
+    pub(crate) fn close(&mut self, why: &str) {
         tracing::info!(pid = self.peer.pid, name = %self.name, why, "closing a session");
-        let stream: &UnixStream = (*self.socket).as_ref();
+        let Some(link) = &mut self.link else { return };
+        link.closed = true;
+        link.outbox = Outbox::default();
+        let stream: &UnixStream = (*link.socket).as_ref();
         if let Err(error) = shutdown(stream, Shutdown::Both) {
             tracing::debug!(%error, "socket was already closed");
         }
     }
+
+    /// Lets go of all that only a connected session needs. The other end sees the connection
+    /// end, whatever leases are left.
+    pub(crate) fn hang_up(&mut self) {
+        self.link = None;
+        self.staging.clear();
+    }
 }
 
-/// Serves one accepted connection until it ends. Its leases may outlive it.
-pub(crate) async fn serve(stream: UnixStream, id: SessionId, control: Rc<RefCell<Control>>) {
-    let peer = match peer_of(&stream) {
-        Ok(peer) => peer,
-        Err(error) => return tracing::warn!(%error, "a peer without credentials was turned away"),
-    };
+/// Admits an accepted connection; the future serves it until it ends. Its leases may outlive it.
+pub(crate) fn admit(
+    stream: UnixStream,
+    id: SessionId,
+    control: Rc<RefCell<Control>>,
+) -> std::io::Result<impl Future<Output = ()>> {
+    let peer = peer_of(&stream)?;
     let (reader, writer) = stream.into_split();
     let socket = Rc::new(writer);
     let blocked = Rc::new(Notify::new());
+    let link = Link {
+        outbox: Outbox::default(),
+        socket: Rc::clone(&socket),
+        blocked: Rc::clone(&blocked),
+        closed: false,
+    };
     let session = Session {
         peer,
         name: String::new(),
         mode: None,
-        lingering: false,
         staging: HashMap::new(),
         process: crate::process::watch(peer.pid),
-        outbox: Outbox::default(),
-        socket: Rc::clone(&socket),
-        blocked: Rc::clone(&blocked),
+        link: Some(link),
     };
     control.borrow_mut().admit(id, session);
-    let writer = tokio::task::spawn_local(write_rest(id, socket, blocked, Rc::clone(&control)));
-    let ended = read_all(reader, id, &control).await;
-    writer.abort();
-    report_end(id, &peer, &ended, &control);
-    control.borrow_mut().disconnect(id);
+    Ok(async move {
+        let ended = tokio::select! {
+            ended = read_all(reader, id, &control) => ended,
+            error = write_rest(id, socket, blocked, &control) => Ended::Io(error),
+        };
+        report_end(id, &peer, &ended, &control);
+        control.borrow_mut().disconnect(id);
+    })
 }
 
 fn peer_of(stream: &UnixStream) -> std::io::Result<Peer> {
@@ -145,6 +187,8 @@ enum Ended {
     Closed,
     Io(std::io::Error),
     Silent,
+    /// By us; the reason is in the log.
+    Dismissed,
     Protocol(DecodeError),
     OutOfOrder(&'static str),
 }
@@ -156,6 +200,17 @@ pub(crate) enum FrameError {
     Decode(DecodeError),
     /// It came at the wrong time.
     OutOfOrder(&'static str),
+    /// The session was closed meanwhile.
+    Dismissed,
+}
+
+/// What came of a turn.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Turn {
+    /// Bytes of the frames that were handled.
+    pub(crate) taken: usize,
+    /// Whether it ended before all whole frames were handled.
+    pub(crate) more: bool,
 }
 
 impl From<DecodeError> for FrameError {
@@ -192,15 +247,12 @@ async fn read_all(
             Err(error) => return Ended::Io(error),
             Ok(_) => {}
         }
-        let taken = match control.borrow_mut().frames(id, &inbox) {
-            Ok(taken) => taken,
-            Err(FrameError::Decode(error)) => return Ended::Protocol(error),
-            Err(FrameError::OutOfOrder(what)) => return Ended::OutOfOrder(what),
-        };
-        if taken == inbox.len() {
-            inbox.clear();
-        } else {
-            inbox.drain(..taken);
+        if let Err(error) = take_turns(&mut inbox, id, control).await {
+            return match error {
+                FrameError::Decode(error) => Ended::Protocol(error),
+                FrameError::OutOfOrder(what) => Ended::OutOfOrder(what),
+                FrameError::Dismissed => Ended::Dismissed,
+            };
         }
         // A burst of large requests must not keep its memory for ever.
         if inbox.is_empty() && inbox.capacity() > 2 * READ_BYTES {
@@ -209,29 +261,49 @@ async fn read_all(
     }
 }
 
-/// Cuts whole frames off `inbox` and hands each to `take`; how many bytes they took.
+/// Handles every whole frame of `inbox`, turn by turn: others get theirs in between.
+async fn take_turns(
+    inbox: &mut Vec<u8>,
+    id: SessionId,
+    control: &Rc<RefCell<Control>>,
+) -> Result<(), FrameError> {
+    let mut at = 0;
+    loop {
+        let turn = control.borrow_mut().frames(id, &inbox[at..])?;
+        at += turn.taken;
+        if !turn.more {
+            inbox.drain(..at);
+            return Ok(());
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Cuts whole frames off `inbox` and hands each to `take` until it answers that its turn is over.
 pub(crate) fn each_frame(
     inbox: &[u8],
-    mut take: impl FnMut(&undercroft_wire::Header, &[u8]) -> Result<(), FrameError>,
-) -> Result<usize, FrameError> {
-    let mut at = 0;
-    while let Some((header, body, taken)) = split_frame(&inbox[at..])? {
-        take(&header, body)?;
-        at += taken;
+    mut take: impl FnMut(&undercroft_wire::Header, &[u8]) -> Result<ControlFlow<()>, FrameError>,
+) -> Result<Turn, FrameError> {
+    let mut taken = 0;
+    while let Some((header, body, length)) = split_frame(&inbox[taken..])? {
+        taken += length;
+        if take(&header, body)?.is_break() {
+            return Ok(Turn { taken, more: true });
+        }
     }
-    Ok(at)
+    Ok(Turn { taken, more: false })
 }
 
 async fn write_rest(
     id: SessionId,
     socket: Rc<OwnedWriteHalf>,
     blocked: Rc<Notify>,
-    control: Rc<RefCell<Control>>,
-) {
+    control: &Rc<RefCell<Control>>,
+) -> std::io::Error {
     loop {
         blocked.notified().await;
-        if socket.writable().await.is_err() {
-            return;
+        if let Err(error) = socket.writable().await {
+            return error;
         }
         control.borrow_mut().flush(id);
     }
@@ -242,6 +314,7 @@ fn report_end(id: SessionId, peer: &Peer, ended: &Ended, control: &Rc<RefCell<Co
     match ended {
         Ended::Closed => tracing::debug!(session = %id, pid, "session closed by its client"),
         Ended::Io(error) => tracing::info!(session = %id, pid, %error, "session lost"),
+        Ended::Dismissed => tracing::debug!(session = %id, pid, "session closed by us"),
         Ended::Silent => {
             tracing::warn!(session = %id, pid, "closing a session: no hello within 5 s");
         }

@@ -13,8 +13,14 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use undercroft_wire::StatusReport;
 
-/// Asks the control thread for a report.
-pub(crate) type ReportRequest = oneshot::Sender<Box<StatusReport>>;
+/// What is asked of the control thread.
+#[derive(Debug)]
+pub(crate) enum Question {
+    /// Whether it answers at all: cheap, so that it may be asked every second.
+    Alive(oneshot::Sender<()>),
+    /// For a report.
+    Report(oneshot::Sender<Box<StatusReport>>),
+}
 
 const MAX_CONNECTIONS: usize = 32;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -30,7 +36,7 @@ impl Web {
     /// Serves `listener` until dropped.
     pub(crate) fn start(
         listener: TcpListener,
-        reports: mpsc::Sender<ReportRequest>,
+        reports: mpsc::Sender<Question>,
     ) -> std::io::Result<Self> {
         listener.set_nonblocking(true)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -58,7 +64,7 @@ impl Drop for Web {
     }
 }
 
-async fn accept(listener: TcpListener, reports: mpsc::Sender<ReportRequest>) {
+async fn accept(listener: TcpListener, reports: mpsc::Sender<Question>) {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return tracing::error!(%error, "metrics are off"),
@@ -93,17 +99,17 @@ async fn accept(listener: TcpListener, reports: mpsc::Sender<ReportRequest>) {
 
 async fn answer(
     request: Request<Incoming>,
-    reports: mpsc::Sender<ReportRequest>,
+    reports: mpsc::Sender<Question>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let response = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/healthz") => match ask(&reports).await {
+        (&Method::GET, "/healthz") => match ask(&reports, Question::Alive).await {
             Some(_) => text(StatusCode::OK, "ok\n".to_owned()),
             None => text(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "the control thread is not answering\n".to_owned(),
             ),
         },
-        (&Method::GET, "/metrics") => match ask(&reports).await {
+        (&Method::GET, "/metrics") => match ask(&reports, Question::Report).await {
             Some(report) => text(StatusCode::OK, metrics::encode(&report)),
             None => text(StatusCode::SERVICE_UNAVAILABLE, String::new()),
         },
@@ -113,10 +119,13 @@ async fn answer(
     Ok(response)
 }
 
-async fn ask(reports: &mpsc::Sender<ReportRequest>) -> Option<Box<StatusReport>> {
+async fn ask<T>(
+    reports: &mpsc::Sender<Question>,
+    question: impl FnOnce(oneshot::Sender<T>) -> Question,
+) -> Option<T> {
     let (sender, receiver) = oneshot::channel();
     tokio::time::timeout(PATIENCE, async {
-        reports.send(sender).await.ok()?;
+        reports.send(question(sender)).await.ok()?;
         receiver.await.ok()
     })
     .await
