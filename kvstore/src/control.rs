@@ -1,7 +1,7 @@
 //! The control thread's state: it feeds the core with events, performs the actions that come out,
 //! and keeps the sessions. Everything here runs on one thread; nothing here waits.
 
-use crate::config::Config;
+use crate::config::{Config, human};
 use crate::copy_pool::{Copied, CopyJob, CopyPool, Direction};
 use crate::device::Device;
 use crate::mourner::Mourner;
@@ -473,7 +473,16 @@ impl Control {
             return Ok(staging.slots());
         }
         let slot_bytes = frame_bytes(page_bytes);
+        let in_use: u64 = self.sessions.values().map(Session::staging_bytes).sum();
         let slots = (self.config.staging_bytes / u64::from(slot_bytes)).clamp(1, MAX_SLOTS);
+        let wished = slots * u64::from(slot_bytes);
+        let limit = self.config.staging_total_bytes;
+        if in_use.saturating_add(wished) > limit {
+            let open = human(in_use);
+            return Err(format!(
+                "staging areas take {open} of {limit} bytes (arena.staging_total)"
+            ));
+        }
         let session = self.sessions.get_mut(&id).ok_or("the session is gone")?;
         let staging = Staging::create(slots as u32, slot_bytes).map_err(|e| e.to_string())?;
         session.staging.insert(space, Arc::new(staging));

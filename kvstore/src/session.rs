@@ -93,6 +93,12 @@ impl Session {
         staging.fd().try_clone_to_owned().ok().map(Arc::new)
     }
 
+    /// Bytes of its staging areas.
+    pub(crate) fn staging_bytes(&self) -> u64 {
+        let bytes = |s: &Arc<Staging>| u64::from(s.slots()) * u64::from(s.slot_bytes());
+        self.staging.values().map(bytes).sum()
+    }
+
     /// Bytes that wait to be sent.
     pub(crate) fn waiting(&self) -> usize {
         self.link.as_ref().map_or(0, |link| link.outbox.waiting())

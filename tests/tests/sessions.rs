@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use undercroft_client::wire::{
     Chain, Commit, Dtype, Family, Fetch, FetchSource, Geometry, Hello, KeyRun, LeaseId, Offer,
-    OpenSpace, PROTOCOL_MAX, PROTOCOL_MIN, PageKey, Rank, Refused, Release, Reply,
+    OpenSpace, PROTOCOL_MAX, PROTOCOL_MIN, PageKey, Rank, Refused, RefusedReason, Release, Reply,
     Request, RequestId, SessionId, Space, SpaceId, Stamp, decode_reply, encode_request,
     split_frame,
 };
@@ -162,6 +162,26 @@ fn a_process_that_reconnects_does_not_use_up_the_connections() {
     let since = Instant::now();
     while lingering(&daemon) < 100 {
         assert!(since.elapsed() < Duration::from_secs(10), "{} lingering", lingering(&daemon));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn staging_areas_have_a_limit_together() {
+    // 64 areas of 256 KiB by default.
+    let daemon = TestDaemon::start(DaemonOptions::default());
+    let mut greedy = Raw::connect(&daemon);
+    for rank in 0..64 {
+        greedy.open(rank).expect("within the limit");
+    }
+    let mut other = Raw::connect(&daemon);
+    let refused = other.open(0).expect_err("beyond the limit");
+    assert_eq!(refused.reason, RefusedReason::Busy);
+    assert!(refused.detail.contains("arena.staging_total"), "{}", refused.detail);
+    drop(greedy);
+    let since = Instant::now();
+    while other.open(0).is_err() {
+        assert!(since.elapsed() < Duration::from_secs(10), "its areas are not given back");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

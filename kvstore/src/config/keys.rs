@@ -39,7 +39,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "arena.size",
         default: "1 GiB, or a quarter of free memory where that is less",
-        allowed: "64KiB..=64TiB",
+        allowed: "64KiB..=7TiB",
         what: "Bytes of host memory for pages. Taken and touched before the daemon is ready.",
     },
     Key {
@@ -71,6 +71,12 @@ pub const KEYS: &[Key] = &[
         default: "\"64MiB\"",
         allowed: "4KiB..=4GiB",
         what: "Staging area per session and space: what a store may have in flight. At least one page.",
+    },
+    Key {
+        name: "arena.staging_total",
+        default: "64 times `arena.staging`",
+        allowed: "4KiB..=1TiB",
+        what: "Bytes of all staging areas together. A space whose area would go beyond is not opened.",
     },
     Key {
         name: "ssd.path",

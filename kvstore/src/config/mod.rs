@@ -18,6 +18,8 @@ use undercroft_ssd_tier::EngineChoice;
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
+/// Frames have 31-bit numbers, and the smallest is a 4 KiB page.
+const MAX_DRAM: u64 = 7 << 40;
 
 /// Why a configuration is not acceptable.
 #[derive(Debug, Error)]
@@ -62,6 +64,7 @@ pub struct Config {
     pub(crate) huge_pages: bool,
     pub(crate) lock: bool,
     pub(crate) staging_bytes: u64,
+    pub(crate) staging_total_bytes: u64,
     pub(crate) ssd: Option<SsdConfig>,
     pub(crate) copy_workers: usize,
     pub(crate) copy_mode: bool,
@@ -147,11 +150,14 @@ impl Config {
 }
 
 fn check_arena(raw: &RawArena) -> Result<Config, ConfigError> {
-    let arena_bytes = size("arena.size", raw.size.as_ref(), default_dram(), 64 * KIB, 64 << 40)?;
+    let arena_bytes = size("arena.size", raw.size.as_ref(), default_dram(), 64 * KIB, MAX_DRAM)?;
     // A registered buffer of io_uring ends at 1 GiB, and a part is one registered buffer.
     let part_bytes = size("arena.part", raw.part.as_ref(), GIB, 64 * KIB, GIB)?;
     let slab_bytes = size("arena.slab", raw.slab.as_ref(), 64 * MIB, 4 * KIB, GIB)?;
     let staging_bytes = size("arena.staging", raw.staging.as_ref(), 64 * MIB, 4 * KIB, 4 * GIB)?;
+    let total = raw.staging_total.as_ref();
+    let staging_total_bytes =
+        size("arena.staging_total", total, 64 * staging_bytes, 4 * KIB, 1 << 40)?;
     let huge_pages =
         choice("arena.huge_pages", raw.huge_pages.as_deref(), "auto", &["auto", "off"])?;
     Ok(Config {
@@ -164,6 +170,7 @@ fn check_arena(raw: &RawArena) -> Result<Config, ConfigError> {
         huge_pages: huge_pages == 0,
         lock: raw.lock.unwrap_or(true),
         staging_bytes,
+        staging_total_bytes,
         ssd: None,
         copy_workers: 0,
         copy_mode: false,

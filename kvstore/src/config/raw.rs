@@ -30,6 +30,7 @@ pub(crate) struct RawArena {
     pub(crate) huge_pages: Option<String>,
     pub(crate) lock: Option<bool>,
     pub(crate) staging: Option<Quantity>,
+    pub(crate) staging_total: Option<Quantity>,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]

@@ -34,6 +34,7 @@ fn an_unknown_key_is_named_with_its_line() {
 fn a_value_out_of_range_names_key_value_and_range() {
     for (text, key, found) in [
         ("[arena]\nsize = \"12\"", "arena.size", "\"12\""),
+        ("[arena]\nsize = \"8TiB\"", "arena.size", "\"8TiB\""),
         ("[arena]\nsize = \"lots\"", "arena.size", "\"lots\""),
         ("[ssd]\nqueue_depth = 0", "ssd.queue_depth", "0"),
         ("[ssd]\nsize = 5", "ssd.size", "5"),
