@@ -53,16 +53,16 @@ struct Replay {
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(replay_defaults::PAGE_BYTES.into()))]
     page_bytes: ByteSize,
     /// DRAM tier of the benchmark's own daemon.
-    #[arg(long, value_name = "SIZE|N%", default_value_t = TierSize::Bytes(replay_defaults::DRAM_BYTES))]
+    #[arg(long, value_name = "SIZE|N%", conflicts_with = "socket", default_value_t = TierSize::Bytes(replay_defaults::DRAM_BYTES))]
     dram: TierSize,
     /// SSD tier of the benchmark's own daemon; 0 for none.
-    #[arg(long, value_name = "SIZE|N%", default_value_t = TierSize::Bytes(replay_defaults::SSD_BYTES))]
+    #[arg(long, value_name = "SIZE|N%", conflicts_with = "socket", default_value_t = TierSize::Bytes(replay_defaults::SSD_BYTES))]
     ssd: TierSize,
     /// Where the SSD tier's file lies while the benchmark runs [default: the temporary directory].
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "socket")]
     ssd_path: Option<PathBuf>,
     /// Order in which pages leave DRAM: lru.
-    #[arg(long, value_name = "NAME", default_value = "lru")]
+    #[arg(long, value_name = "NAME", conflicts_with = "socket", default_value = "lru")]
     policy: Policy,
     /// Clients; they share the trace's requests.
     #[arg(long, value_name = "N", default_value_t = 1)]

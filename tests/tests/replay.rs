@@ -267,6 +267,7 @@ fn bad_arguments_name_the_option_and_what_is_allowed() {
         (vec!["--clients", "0"], vec!["--clients", "1..=64"]),
         (vec!["--trace", "/nonexistent"], vec!["/nonexistent"]),
         (vec!["--policy", "fifo"], vec!["fifo", "lru"]),
+        (vec!["--dram", "1MiB", "--socket", "/nonexistent"], vec!["--dram", "--socket"]),
     ] {
         let output = run(&[&["bench", "replay"], &arguments[..]].concat());
         let text = String::from_utf8_lossy(&output.stderr);
