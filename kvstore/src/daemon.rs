@@ -8,6 +8,7 @@ use crate::device::Device;
 use crate::error::StartError;
 use crate::listener::BoundSocket;
 use crate::mourner::Mourner;
+use crate::process;
 use crate::session;
 use crate::store::{self, OpenedStore};
 use crate::web::{Question, Web};
@@ -57,6 +58,7 @@ impl Daemon {
     /// # Errors
     /// The first thing that cannot be had, in one line.
     pub fn open(config: Config) -> Result<Self, StartError> {
+        process::raise_file_limit();
         let socket = BoundSocket::bind(&config.socket)?;
         let metrics = config.metrics.map(listen).transpose()?;
         let store = config.ssd.as_ref().map(store::prepare).transpose()?;

@@ -1,7 +1,7 @@
 //! Facts about processes: a peer's life, our own processor time.
 
 use rustix::fd::OwnedFd;
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Resource, getrlimit, pidfd_open, setrlimit};
 use std::fs;
 
 /// Opens a descriptor that becomes readable when the process is gone. `None` when it already is,
@@ -26,6 +26,19 @@ pub(crate) fn cpu_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
+/// Raises the soft limit of open files to the hard one: each session takes a few, and the usual
+/// soft limit of 1024 would turn engines away long before `server.max_sessions` does.
+pub(crate) fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    if limit.current == limit.maximum {
+        return;
+    }
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open files");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
@@ -39,6 +52,13 @@ mod tests {
         assert!(start_time(pid) > 0);
         assert_eq!(start_time(pid), start_time(pid));
         assert!(cpu_seconds() > 0.0);
+    }
+
+    #[test]
+    fn as_many_files_may_be_open_as_the_system_allows() {
+        raise_file_limit();
+        let limit = getrlimit(Resource::Nofile);
+        assert_eq!(limit.current, limit.maximum);
     }
 
     #[test]
