@@ -7,22 +7,23 @@ use crate::device::Device;
 use crate::mourner::Mourner;
 use crate::report::Walk;
 use crate::session::{FrameError, Peer, Session, Turn, each_frame};
+use crate::staging_maker::{Made, StagingMaker, Wanted};
 use rustix::fd::OwnedFd;
 use std::cell::Cell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
-use undercroft_arena::{Part, PartFacts, Span, Staging};
+use undercroft_arena::{Part, PartFacts, Span};
 use undercroft_core::{
     Action, CopyOutcome, Core, Event, FramePlace, Micros, ProcessId, RecoveredRecord,
 };
 use undercroft_ssd_tier::{Completion, Op};
 use undercroft_wire::{
     DomainId, Epoch, Hello, Mode, OpenSpace, PartAdded, PartId, Refused, RefusedReason, Reply,
-    Request, RequestId, SessionId, SlotId, SpaceId, Welcome, decode_request, frame_bytes,
-    negotiate,
+    Request, RequestId, SessionId, SlotId, SpaceDigest, SpaceId, Welcome, decode_request,
+    frame_bytes, negotiate,
 };
 
 /// The most slots a staging area is cut into.
@@ -58,6 +59,10 @@ pub(crate) struct Control {
     pub(crate) walk: Cell<Option<Walk>>,
     pool: CopyPool,
     mourner: Mourner,
+    staging_maker: StagingMaker,
+    /// Areas being made, and what they will take.
+    staging_wanted: HashSet<(SessionId, SpaceDigest)>,
+    staging_wanted_bytes: u64,
     /// The domain every connection belongs to until there are rules for more.
     domain: DomainId,
     actions: Vec<Action>,
@@ -78,6 +83,7 @@ pub(crate) struct ControlParts {
     pub(crate) epoch: Epoch,
     pub(crate) pool: CopyPool,
     pub(crate) mourner: Mourner,
+    pub(crate) staging_maker: StagingMaker,
     pub(crate) refused: Vec<String>,
 }
 
@@ -96,6 +102,9 @@ impl Control {
             walk: Cell::new(None),
             pool: parts.pool,
             mourner: parts.mourner,
+            staging_maker: parts.staging_maker,
+            staging_wanted: HashSet::new(),
+            staging_wanted_bytes: 0,
             domain: DomainId::named("default"),
             actions: Vec::new(),
             failed_copies: VecDeque::new(),
@@ -452,41 +461,76 @@ impl Control {
             Ok(space) => space,
             Err(refused) => return self.refuse(id, request, refused.reason, &refused.detail),
         };
-        let slots = match self.staging(id, space, page_bytes) {
-            Ok(slots) => slots,
-            Err(detail) => return self.refuse(id, request, RefusedReason::Busy, &detail),
-        };
-        self.feed(Event::SpaceOpened {
-            session: id,
-            request,
-            domain: self.domain,
-            digest: open.space.digest(),
-            page_bytes,
-            slots,
-        });
+        let digest = open.space.digest();
+        let Some(session) = self.sessions.get(&id) else { return };
+        if let Some(staging) = session.staging.get(&space) {
+            let slots = staging.slots();
+            return self.space_opened(&Wanted { session: id, request, digest, page_bytes, slots });
+        }
+        let slot_bytes = u64::from(frame_bytes(page_bytes));
+        let slots = (self.config.staging_bytes / slot_bytes).clamp(1, MAX_SLOTS) as u32;
+        let wanted = Wanted { session: id, request, digest, page_bytes, slots };
+        if let Err(detail) = self.want_staging(wanted) {
+            self.refuse(id, request, RefusedReason::Busy, &detail);
+        }
     }
 
-    /// Makes the session's staging area for a space, if it has none yet; how many slots it has.
-    fn staging(&mut self, id: SessionId, space: SpaceId, page_bytes: u32) -> Result<u32, String> {
-        let session = self.sessions.get(&id).ok_or("the session is gone")?;
-        if let Some(staging) = session.staging.get(&space) {
-            return Ok(staging.slots());
+    /// Has a staging area made; [`Control::staging_made`] goes on with it.
+    fn want_staging(&mut self, wanted: Wanted) -> Result<(), String> {
+        if self.staging_wanted.contains(&(wanted.session, wanted.digest)) {
+            return Err("the space is being opened already".to_owned());
         }
-        let slot_bytes = frame_bytes(page_bytes);
-        let in_use: u64 = self.sessions.values().map(Session::staging_bytes).sum();
-        let slots = (self.config.staging_bytes / u64::from(slot_bytes)).clamp(1, MAX_SLOTS);
-        let wished = slots * u64::from(slot_bytes);
+        let made: u64 = self.sessions.values().map(Session::staging_bytes).sum();
+        let in_use = made + self.staging_wanted_bytes;
         let limit = self.config.staging_total_bytes;
-        if in_use.saturating_add(wished) > limit {
+        if in_use.saturating_add(wanted.bytes()) > limit {
             let open = human(in_use);
             return Err(format!(
                 "staging areas take {open} of {limit} bytes (arena.staging_total)"
             ));
         }
-        let session = self.sessions.get_mut(&id).ok_or("the session is gone")?;
-        let staging = Staging::create(slots as u32, slot_bytes).map_err(|e| e.to_string())?;
-        session.staging.insert(space, Arc::new(staging));
-        Ok(slots as u32)
+        if !self.staging_maker.submit(wanted) {
+            return Err("too many spaces are being opened".to_owned());
+        }
+        self.staging_wanted.insert((wanted.session, wanted.digest));
+        self.staging_wanted_bytes += wanted.bytes();
+        Ok(())
+    }
+
+    /// A staging area was made, or could not be.
+    pub(crate) fn staging_made(&mut self, made: Made) {
+        let Made { wanted, staging } = made;
+        let Wanted { session: id, request, digest, page_bytes, .. } = wanted;
+        self.staging_wanted.remove(&(id, digest));
+        self.staging_wanted_bytes -= wanted.bytes();
+        if !self.sessions.get(&id).is_some_and(Session::is_open) {
+            return;
+        }
+        let staging = match staging {
+            Ok(staging) => Arc::new(staging),
+            Err(detail) => return self.refuse(id, request, RefusedReason::Busy, &detail),
+        };
+        // Named again: a space that nobody has open may have lost its number meanwhile.
+        match self.core.intern_space(self.domain, digest, page_bytes) {
+            Ok(space) => {
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.staging.insert(space, staging);
+                }
+                self.space_opened(&wanted);
+            }
+            Err(refused) => self.refuse(id, request, refused.reason, &refused.detail),
+        }
+    }
+
+    fn space_opened(&mut self, opened: &Wanted) {
+        self.feed(Event::SpaceOpened {
+            session: opened.session,
+            request: opened.request,
+            domain: self.domain,
+            digest: opened.digest,
+            page_bytes: opened.page_bytes,
+            slots: opened.slots,
+        });
     }
 
     /// Lets the clients go, ends the copy workers and closes the store. Everything written is

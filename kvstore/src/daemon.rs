@@ -10,6 +10,7 @@ use crate::listener::BoundSocket;
 use crate::mourner::Mourner;
 use crate::process;
 use crate::session;
+use crate::staging_maker::{Made, StagingMaker};
 use crate::store::{self, OpenedStore};
 use crate::web::{Question, Web};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -42,6 +43,7 @@ pub struct Daemon {
     copied: Door<Copied>,
     completed: Door<Completion>,
     gone: Door<SessionId>,
+    made: Door<Made>,
     socket: BoundSocket,
     metrics: Option<(SocketAddr, TcpListener)>,
 }
@@ -78,6 +80,9 @@ impl Daemon {
         let (gone_bell, gone) = bell(BELL_ROOM);
         let mourner = Mourner::start(gone_bell)
             .map_err(|source| StartError::Thread { what: "the mourner", source })?;
+        let (made_bell, made) = bell(BELL_ROOM);
+        let staging_maker = StagingMaker::start(made_bell)
+            .map_err(|source| StartError::Thread { what: "the staging maker", source })?;
         let usable: Vec<u64> = arena.iter().map(|p| p.usable_bytes).collect();
         let core = make_core(&config, usable, recovery.as_ref().map(|(_, free)| *free));
         let mut control = Control::new(ControlParts {
@@ -88,13 +93,14 @@ impl Daemon {
             epoch: Epoch(random()),
             pool,
             mourner,
+            staging_maker,
             refused,
         });
         if let Some((records, free_segments)) = recovery {
             tracing::info!(records = records.len(), "recovered from the page log");
             control.recovered(&records, free_segments);
         }
-        Ok(Self { control, copied, completed, gone, socket, metrics })
+        Ok(Self { control, copied, completed, gone, made, socket, metrics })
     }
 
     /// The address metrics are served on, if they are.
@@ -121,7 +127,12 @@ impl Daemon {
             .transpose()
             .map_err(failed("the web thread"))?;
         let control = Rc::new(RefCell::new(self.control));
-        let doors = (self.copied, self.completed, self.gone);
+        let doors = Doors {
+            copied: self.copied,
+            completed: self.completed,
+            gone: self.gone,
+            made: self.made,
+        };
         let served = LocalSet::new().block_on(&runtime, async {
             let listener = self.socket.listener.try_clone()?;
             let listener = UnixListener::from_std(listener)?;
@@ -258,10 +269,18 @@ async fn accept(listener: UnixListener, control: &Rc<RefCell<Control>>) -> Infal
     }
 }
 
+/// Where other threads leave word.
+struct Doors {
+    copied: Door<Copied>,
+    completed: Door<Completion>,
+    gone: Door<SessionId>,
+    made: Door<Made>,
+}
+
 /// Everything that reaches the control thread other than by a session's socket.
 async fn work(
     control: &Rc<RefCell<Control>>,
-    (copied, completed, gone): (Door<Copied>, Door<Completion>, Door<SessionId>),
+    Doors { copied, completed, gone, made }: Doors,
     mut reports: mpsc::Receiver<Question>,
 ) {
     let look_again = Arc::clone(&control.borrow().look_again);
@@ -278,6 +297,7 @@ async fn work(
             () = copied.rung() => drain(control, &copied, Control::copied),
             () = completed.rung() => drain(control, &completed, Control::completed),
             () = gone.rung() => drain(control, &gone, Control::bury),
+            () = made.rung() => drain(control, &made, Control::staging_made),
             () = tick => control.borrow_mut().feed(Event::Tick),
             () = look_again.notified() => {}
             () = tokio::time::sleep(QUEUE_RETRY), if behind => control.borrow_mut().push_waiting(),

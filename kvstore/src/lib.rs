@@ -22,6 +22,7 @@ mod paths;
 mod process;
 mod report;
 mod session;
+mod staging_maker;
 mod store;
 mod web;
 
