@@ -156,7 +156,6 @@ impl PageContent {
 #[expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 mod tests {
     use super::*;
-    use std::time::{Duration, Instant};
 
     fn content(key: u8) -> PageContent {
         let domain = DomainId::named("test");
@@ -210,25 +209,5 @@ mod tests {
             let wrong = base.verify(0, &bytes).unwrap_err();
             assert!(wrong.count > 4000, "two pages share {} of 4096 bytes", 4096 - wrong.count);
         }
-    }
-
-    #[test]
-    #[ignore = "a speed: run it in release with --ignored --nocapture"]
-    fn speed() {
-        let page = content(3);
-        let mut bytes = vec![0; 64 << 10];
-        let gbps = |work: &mut dyn FnMut()| {
-            let start = Instant::now();
-            let mut rounds = 0_u64;
-            while start.elapsed() < Duration::from_millis(500) {
-                work();
-                rounds += 1;
-            }
-            (rounds << 16) as f64 / start.elapsed().as_secs_f64() / 1e9
-        };
-        let fill = gbps(&mut || page.fill(0, std::hint::black_box(&mut bytes)));
-        let verify = gbps(&mut || page.verify(0, std::hint::black_box(&bytes)).unwrap());
-        println!("fill {fill:.1} GB/s, verify {verify:.1} GB/s");
-        assert!(fill > 5.0 && verify > 5.0);
     }
 }

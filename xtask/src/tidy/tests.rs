@@ -164,7 +164,7 @@ fn paths_of_one_machine_are_found_anywhere() {
         let found = findings(&path, text);
         assert!(found.iter().any(|f| f.line == 2 && f.what.contains("one machine")), "{found:?}");
     }
-    assert_eq!(findings("docs/a.md", "target/work/x ../work/x ~/work/x\n"), []);
+    assert_eq!(findings("docs/a.md", "target/home/x ../home/x ~/home/x\n"), []);
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn machine_path(line: &str) -> Option<String> {
     MACHINE_DIRECTORIES.iter().find_map(|directory| {
         let path = format!("/{directory}/");
         line.match_indices(&path).find_map(|(at, _)| {
-            // `target/work/x` and `../work/x` are relative; a path starts a word.
+            // `target/home/x` and `../home/x` are relative; a path starts a word.
             let before = line[..at].chars().next_back();
             let starts = before.is_none_or(|c| !c.is_alphanumeric() && !"._-~}*%$".contains(c));
             starts.then(|| path.clone())
