@@ -456,12 +456,11 @@ impl Control {
         if let Err(error) = open.space.validate() {
             return self.refuse(id, request, RefusedReason::Invalid, &error.to_string());
         }
-        let page_bytes = open.space.geometry.page_bytes();
-        let space = match self.core.intern_space(self.domain, open.space.digest(), page_bytes) {
+        let (digest, page_bytes) = (open.space.digest(), open.space.geometry.page_bytes());
+        let space = match self.core.intern_space(self.domain, digest, page_bytes) {
             Ok(space) => space,
             Err(refused) => return self.refuse(id, request, refused.reason, &refused.detail),
         };
-        let digest = open.space.digest();
         let Some(session) = self.sessions.get(&id) else { return };
         if let Some(staging) = session.staging.get(&space) {
             let slots = staging.slots();
