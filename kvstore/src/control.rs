@@ -21,8 +21,8 @@ use undercroft_core::{
 };
 use undercroft_ssd_tier::{Completion, Op};
 use undercroft_wire::{
-    DomainId, Epoch, Hello, Mode, OpenSpace, PartAdded, PartId, Refused, RefusedReason, Reply,
-    Request, RequestId, SessionId, SlotId, SpaceDigest, SpaceId, Welcome, decode_request,
+    DeviceId, DomainId, Epoch, Hello, Mode, OpenSpace, PartAdded, PartId, Refused, RefusedReason,
+    Reply, Request, RequestId, SessionId, SlotId, SpaceDigest, SpaceId, Welcome, decode_request,
     frame_bytes, negotiate,
 };
 
@@ -158,7 +158,7 @@ impl Control {
                 let spans = self.copy_spans(session, space, slot, &frame, page_bytes);
                 self.copy(job, Direction::Out, spans);
             }
-            Action::Append { job, frame, identity, payload_crc } => {
+            Action::Append { job, device: _, frame, identity, payload_crc } => {
                 let payload = self.frame_span(&frame, frame.bytes);
                 self.submit(Op::Append { job, identity, payload, payload_crc });
             }
@@ -168,6 +168,9 @@ impl Control {
             }
             Action::Relocate { job, extent, identity } => {
                 self.submit(Op::Relocate { job, identity, extent });
+            }
+            Action::Prove { .. } => {
+                unreachable!("every record found at start was called sealed")
             }
             Action::FreeSegment { device: _, segment, segment_use } => {
                 self.submit(Op::FreeSegment { segment, segment_use });
@@ -249,7 +252,8 @@ impl Control {
 
     /// What the page log found at start.
     pub(crate) fn recovered(&mut self, records: &[RecoveredRecord], free_segments: u32) {
-        self.feed(Event::Recovered { records, free_segments });
+        let device = DeviceId(0);
+        self.feed(Event::Recovered { device, records, free_segments, last: true });
     }
 
     /// The page log is done with something.

@@ -84,7 +84,7 @@ impl Daemon {
         let staging_maker = StagingMaker::start(made_bell)
             .map_err(|source| StartError::Thread { what: "the staging maker", source })?;
         let usable: Vec<u64> = arena.iter().map(|p| p.usable_bytes).collect();
-        let core = make_core(&config, usable, recovery.as_ref().map(|(_, free)| *free));
+        let core = make_core(&config, usable);
         let mut control = Control::new(ControlParts {
             core,
             arena,
@@ -203,16 +203,15 @@ fn make_arena(config: &Config) -> Result<(Vec<ArenaPart>, Vec<String>), StartErr
     Ok((arena, refused))
 }
 
-fn make_core(config: &Config, parts: Vec<u64>, free_segments: Option<u32>) -> Core {
+fn make_core(config: &Config, parts: Vec<u64>) -> Core {
     let ssd_bytes = config.ssd.as_ref().map_or(0, |s| s.bytes);
     let total = config.arena_bytes.saturating_add(ssd_bytes);
     // Enough for pages of 16 KiB; smaller pages meet the bound before they fill the tiers.
     let max_pages = (total / (16 << 10)).clamp(1 << 16, 1 << 26) as u32;
-    let ssd = free_segments.map(|free_segments| undercroft_core::SsdConfig {
-        capacity_bytes: ssd_bytes,
+    let devices = config.ssd.iter().map(|ssd| undercroft_core::DeviceConfig {
+        capacity_bytes: ssd.bytes,
         // The one being filled, the one kept for relocations, and one to go on with meanwhile.
         low_water_segments: 3,
-        free_segments,
         read_bytes_per_s: 1 << 30,
         read_latency_us: 200,
     });
@@ -225,7 +224,7 @@ fn make_core(config: &Config, parts: Vec<u64>, free_segments: Option<u32>) -> Co
     let config = undercroft_core::Config {
         parts,
         slab_bytes: config.slab_bytes,
-        ssd,
+        devices: devices.collect(),
         demote_ahead: config.demote_ahead,
         fetch_window: config.fetch_window,
         policy: Policy::Lru,

@@ -4,7 +4,7 @@
 use std::collections::{HashSet, VecDeque};
 use undercroft_core::{AppendOutcome, Event, ReadOutcome};
 use undercroft_ssd_tier::{self as ssd, Completion, LogCounters, LogFacts, Op, PageLog};
-use undercroft_wire::JobId;
+use undercroft_wire::{DeviceId, JobId};
 
 /// A page log and the work it was given.
 pub(crate) struct Device {
@@ -91,7 +91,7 @@ impl Device {
             Op::Read { job, .. } => Some(Event::ReadDone { job, outcome: ReadOutcome::Failed }),
             _ => None,
         });
-        let mut events = vec![Event::DeviceLost];
+        let mut events = vec![Event::DeviceLost { device: DeviceId(0) }];
         events.extend(untouched);
         let failed = AppendOutcome::Failed;
         events.extend(self.appends.drain().map(|job| Event::Appended {

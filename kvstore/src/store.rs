@@ -40,6 +40,7 @@ pub(crate) fn prepare(config: &SsdConfig) -> Result<LogConfig, StartError> {
         engine: config.engine,
         queue_depth: config.queue_depth,
         table_flush_ms: config.table_flush_ms,
+        ..LogConfig::new("", config.bytes)
     })
 }
 
@@ -81,6 +82,8 @@ pub(crate) fn open(
             identity: r.identity,
             extent: r.extent,
             payload_crc: r.payload_crc,
+            // This log does not tell which segments were flushed: its word is taken for all.
+            sealed: true,
         })
         .collect();
     Ok(OpenedStore { log, records, free_segments })

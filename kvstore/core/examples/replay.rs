@@ -11,8 +11,8 @@
 use std::collections::{HashSet, VecDeque};
 use std::io::{BufRead, Error, ErrorKind};
 use undercroft_core::{
-    Action, AppendOutcome, Config, CopyOutcome, Core, Event, Limits, Micros, ProcessId,
-    ReadOutcome, SsdConfig,
+    Action, AppendOutcome, Config, CopyOutcome, Core, DeviceConfig, Event, Limits, Micros,
+    ProcessId, ReadOutcome,
 };
 use undercroft_wire::{
     Commit, DeviceId, DomainId, Extent, Fetch, FetchSource, LeaseId, Lookup, Mode, Offer,
@@ -92,15 +92,14 @@ impl Log {
 
 impl Replay {
     fn new(dram: u64, ssd: u64) -> Self {
-        let ssd_config = SsdConfig {
+        let device = DeviceConfig {
             capacity_bytes: ssd * FRAME,
             low_water_segments: 1,
-            free_segments: SEGMENTS,
             read_bytes_per_s: 1 << 30,
             read_latency_us: 100,
         };
         let config = Config {
-            ssd: (ssd > 0).then_some(ssd_config),
+            devices: (ssd > 0).then_some(device).into_iter().collect(),
             limits: Limits { max_pages: 1 << 24, ..Limits::default() },
             ..Config::dram_only(dram * FRAME)
         };
@@ -121,6 +120,8 @@ impl Replay {
             dram: 0,
             number: 0,
         };
+        let (device, free_segments) = (DeviceId(0), SEGMENTS);
+        replay.step(Event::Recovered { device, records: &[], free_segments, last: true });
         let process = ProcessId { pid: 1, start: 1 };
         replay.step(Event::SessionOpened { session: SESSION, process, mode: Mode::ZeroCopy });
         let (request, page_bytes, slots) = (RequestId(1), FRAME as u32, SLOTS);
@@ -172,7 +173,7 @@ impl Replay {
                 let free_segments = self.log.free.len() as u32;
                 self.step(Event::SegmentFreed { device, segment, segment_use, free_segments });
             }
-            Action::Reply { .. } => {}
+            Action::Reply { .. } | Action::Prove { .. } => {}
         }
     }
 

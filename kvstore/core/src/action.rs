@@ -65,6 +65,8 @@ pub enum Action {
     Append {
         /// The job.
         job: JobId,
+        /// Which device it goes to.
+        device: DeviceId,
         /// The frame that holds it.
         frame: FramePlace,
         /// What the record must prove.
@@ -90,6 +92,16 @@ pub enum Action {
         /// The job.
         job: JobId,
         /// Where it lies now.
+        extent: Extent,
+        /// What it must prove.
+        identity: PageIdentity,
+    },
+    /// Read a record of a segment that was not sealed, and have it prove itself. Nobody wants its
+    /// bytes. Ends with [`crate::Event::Proved`].
+    Prove {
+        /// The job.
+        job: JobId,
+        /// Where it lies.
         extent: Extent,
         /// What it must prove.
         identity: PageIdentity,

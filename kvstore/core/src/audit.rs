@@ -1,11 +1,15 @@
 use crate::Core;
-use crate::claims::Claim;
+use crate::claims::{Claim, Filling};
 use crate::fetches::{Fetch, Reader};
-use crate::jobs::Job;
+use crate::frames::Class;
+use crate::jobs::{Delivery, Job};
 use crate::page::{Dram, PageId, Ssd};
 use crate::sessions::Slot;
 use crate::timers::Timer;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use undercroft_wire::JobId;
+
+mod devices;
 
 impl Core {
     /// Checks the whole state against itself.
@@ -18,7 +22,7 @@ impl Core {
         self.audit_order();
         self.audit_pins();
         self.audit_busy();
-        self.audit_segments();
+        self.audit_devices();
         self.audit_slots();
         self.audit_leases();
         self.audit_timers();
@@ -42,7 +46,7 @@ impl Core {
                 assert_eq!(parent.depth + 1, page.depth, "a child lies one page deeper");
                 assert!(parent.stamp >= page.stamp, "no page is newer than its parent");
             } else {
-                let known = page.depth == 0 || !page.is_alive();
+                let known = page.depth == 0 || !page.is_present();
                 assert!(known, "a page in a tier knows the one before it");
             }
             assert!(page.stamp <= self.last_stamp, "no page is newer than the newest request");
@@ -74,6 +78,11 @@ impl Core {
             }
         }
         assert_eq!(resident, self.resident, "resident pages are counted");
+        for job in self.jobs.values() {
+            if let Job::StrayRead { frame, .. } = job {
+                assert!(used.insert(*frame), "a stray read's frame is its own");
+            }
+        }
         for (_, class) in self.frames.classes() {
             for frame in &class.free {
                 assert!(used.insert(*frame), "a free frame holds no page and is free once");
@@ -132,38 +141,62 @@ impl Core {
         let mut busy: HashMap<_, u32> = HashMap::new();
         let mut named = BTreeMap::new();
         for (id, job) in &self.jobs {
-            let page = match job {
-                Job::CopyIn(filling) => filling.page,
-                Job::CopyOut(delivery) => delivery.page,
-                Job::Append(page) | Job::Read { page, .. } => *page,
+            let class = match job {
+                Job::CopyIn(Filling { page, .. })
+                | Job::CopyOut(Delivery { page, .. })
+                | Job::Append { page, .. }
+                | Job::Read { page, .. } => self.index[*page].class,
+                Job::StrayRead { class, .. } => *class,
                 Job::Relocate { page, .. } => {
                     assert!(self.index[*page].relocating, "a relocation's page knows of it");
                     continue;
                 }
+                Job::Prove { .. } => continue,
             };
-            *busy.entry(self.index[page].class).or_default() += 1;
-            match job {
-                Job::CopyIn(_) => assert_eq!(self.index[page].dram, Dram::Filling, "filling"),
-                Job::CopyOut(_) => assert_eq!(self.index[page].dram, Dram::Resident, "copied"),
-                Job::Append(_) => assert_eq!(self.index[page].ssd, Ssd::Writing, "writing"),
-                Job::Read { .. } => assert_eq!(self.index[page].dram, Dram::Reading, "reading"),
-                Job::Relocate { .. } => {}
-            }
-            if !matches!(job, Job::CopyOut(_)) {
+            let answers = job.device().is_none_or(|device| self.devices.answers(device));
+            *busy.entry(class).or_default() += u32::from(answers);
+            if let Some(page) = self.audit_job(job, *id) {
                 let double = named.insert(page, *id);
                 assert_eq!(double, None, "a frame is written or written out by one job");
             }
         }
         for (id, class) in self.frames.classes() {
             let counted = busy.get(&id).copied().unwrap_or(0);
-            assert_eq!(counted, class.busy, "a class counts the jobs that use its frames");
-            self.audit_waiting(&class.waiting);
+            assert_eq!(counted, class.busy, "a class counts the jobs that will free its frames");
+            self.audit_waiting(class);
         }
     }
 
-    fn audit_waiting(&self, waiting: &std::collections::VecDeque<Claim>) {
+    /// Checks that a job's page knows of it; names the page if nothing else may use its frame.
+    fn audit_job(&self, job: &Job, id: JobId) -> Option<PageId> {
+        match job {
+            Job::CopyIn(Filling { page, .. }) => {
+                assert_eq!(self.index[*page].dram, Dram::Filling, "filling");
+                Some(*page)
+            }
+            Job::CopyOut(Delivery { page, .. }) => {
+                assert_eq!(self.index[*page].dram, Dram::Resident, "copied");
+                None
+            }
+            Job::Append { page, device, refused } => {
+                assert_eq!(self.index[*page].ssd, Ssd::Writing(*device), "writing");
+                assert_eq!(self.index[*page].dram, Dram::Resident, "written");
+                assert!(!refused.contains(*device), "a device is asked once");
+                Some(*page)
+            }
+            Job::Read { page, extent, .. } => {
+                assert_eq!(self.index[*page].dram, Dram::Reading, "reading");
+                assert_eq!(self.index[*page].read_job, id, "a page knows its read");
+                assert!(self.devices.answers(extent.device), "a read without answer is a stray");
+                Some(*page)
+            }
+            Job::StrayRead { .. } | Job::Relocate { .. } | Job::Prove { .. } => None,
+        }
+    }
+
+    fn audit_waiting(&self, class: &Class) {
         let mut seen = BTreeSet::new();
-        for claim in waiting {
+        for claim in &class.waiting {
             match claim {
                 Claim::Read(fetch) => {
                     assert!(self.fetches[fetch].waits_for_frame, "who waits knows");
@@ -172,37 +205,10 @@ impl Core {
                 Claim::Commit(filling) => {
                     let page = &self.index[filling.page];
                     assert_eq!(page.dram, Dram::Offered, "a waiting commit's page is offered");
+                    assert!(class.busy > 0, "a commit waits only for what will end by itself");
                 }
             }
         }
-    }
-
-    fn audit_segments(&self) {
-        let Some(ssd) = &self.ssd else { return };
-        let (mut pages, mut bytes) = (0, 0);
-        let mut listed = BTreeSet::new();
-        for (age, segment) in &ssd.segments {
-            let mut records = 0;
-            for id in self.segment_pages(*age) {
-                records += 1;
-                let page = &self.index[id];
-                let Ssd::On(extent) = page.ssd else { panic!("a listed page has a record") };
-                assert_eq!(page.segment, *age, "a page knows its segment");
-                assert_eq!(extent.segment_use, segment.segment_use, "a record is of its use");
-                assert!(listed.insert(id), "a page is listed once");
-                bytes += u64::from(self.frames.class(page.class).frame_bytes);
-            }
-            assert_eq!(records, segment.records, "a segment counts its pages");
-            let reads = |job: &&Job| matches!(job, Job::Read { segment, .. } if segment == age);
-            let moves = |job: &&Job| matches!(job, Job::Relocate { segment, .. } if segment == age);
-            assert_eq!(self.jobs.values().filter(reads).count(), segment.reads as usize, "reads");
-            let relocating = self.jobs.values().filter(moves).count();
-            assert_eq!(relocating, segment.relocating as usize, "relocations are counted");
-            pages += u64::from(records);
-        }
-        let on_ssd = self.index.iter().filter(|(_, page)| page.on_ssd()).count();
-        assert_eq!(on_ssd, listed.len(), "every record is listed in a segment");
-        assert_eq!((pages, bytes), (ssd.pages, ssd.used_bytes), "the SSD's fill is counted");
     }
 
     fn audit_slots(&self) {

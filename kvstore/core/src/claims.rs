@@ -1,11 +1,12 @@
 use crate::commits::CommitId;
+use crate::devices::DeviceSet;
 use crate::fetches::FetchId;
 use crate::jobs::Job;
 use crate::order::OrderKey;
 use crate::page::{Dram, PageId, Ssd};
 use crate::spaces::ClassId;
 use crate::{Action, Core};
-use undercroft_wire::{CommitOutcome, FrameId, PageIdentity, SessionId, SlotId, SpaceId};
+use undercroft_wire::{CommitOutcome, DeviceId, FrameId, PageIdentity, SessionId, SlotId, SpaceId};
 
 /// A committed slot on its way into a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,9 +50,13 @@ pub(crate) enum Claimed {
 const AHEAD_SHARE: u32 = 8;
 
 impl Core {
-    /// A free frame, evicting the coldest page for it if need be. Without an SSD a page colder
-    /// than everything in DRAM gets none: that is what makes storing page by page end in the
-    /// same state as storing everything and cutting back.
+    /// A free frame, evicting the coldest page for it if need be. Where no SSD takes appends a
+    /// page colder than everything in DRAM gets none: that is what makes storing page by page end
+    /// in the same state as storing everything and cutting back.
+    ///
+    /// Whoever is told to wait waits for copy workers, for readers, or for a device that answers:
+    /// pages being written to one that does not are in no eviction order, and its jobs do not
+    /// make a class busy. What was waited for when it stopped answering is looked at again then.
     pub(crate) fn claim_frame(
         &mut self,
         class: ClassId,
@@ -74,12 +79,12 @@ impl Core {
             };
             let victim = coldest.page();
             match (self.index[victim].ssd, purpose) {
-                (_, Purpose::Store(key)) if coldest > key && !self.has_usable_ssd() => {
+                (_, Purpose::Store(key)) if coldest > key && !self.devices.take_appends() => {
                     return Claimed::Full;
                 }
-                (Ssd::Writing, _) => return Claimed::Wait,
-                (Ssd::None, _) if self.is_demotable(victim) => {
-                    self.start_append(victim, actions);
+                (Ssd::Writing(_), _) => return Claimed::Wait,
+                _ if self.is_demotable(victim) => {
+                    self.demote(victim, actions);
                     return Claimed::Wait;
                 }
                 _ => self.evict(victim),
@@ -95,12 +100,8 @@ impl Core {
         }
         match state.order.coldest() {
             None => state.busy > 0,
-            Some(coldest) => coldest < key || self.has_usable_ssd(),
+            Some(coldest) => coldest < key || self.devices.take_appends(),
         }
-    }
-
-    pub(crate) fn has_usable_ssd(&self) -> bool {
-        self.ssd.as_ref().is_some_and(|ssd| ssd.usable)
     }
 
     /// Serves those who wait for a frame of the class, in order, then sees to it that the next
@@ -198,7 +199,7 @@ impl Core {
     /// Sends the coldest pages of a nearly full class to SSD before their frames are needed:
     /// as many as configured, and one for everybody who waits for a frame.
     fn demote_ahead(&mut self, class: ClassId, actions: &mut Vec<Action>) {
-        if !self.has_usable_ssd() {
+        if !self.devices.take_appends() {
             return;
         }
         // Running far ahead in a small tier would write the heads of runs before their tails, and
@@ -211,22 +212,43 @@ impl Core {
         }
         while let Some(key) = self.frames.class_mut(class).order.advance(target) {
             if self.is_demotable(key.page()) {
-                self.start_append(key.page(), actions);
+                self.demote(key.page(), actions);
             }
         }
     }
 
-    fn start_append(&mut self, id: PageId, actions: &mut Vec<Action>) {
+    /// Has a demotable page written to the SSD that is best for it.
+    fn demote(&mut self, id: PageId, actions: &mut Vec<Action>) {
+        if self.index[id].record().is_some() {
+            // It does not count, and a page has one record.
+            self.stats.ssd_forgotten_copies += 1;
+            self.leave_ssd(id);
+        }
+        let refused = DeviceSet::default();
+        let device = self.devices.to_append_to(refused);
+        let device = device.expect("a page is demotable while a device takes appends");
+        self.start_append(id, device, refused, actions);
+    }
+
+    pub(crate) fn start_append(
+        &mut self,
+        id: PageId,
+        device: DeviceId,
+        refused: DeviceSet,
+        actions: &mut Vec<Action>,
+    ) {
         let identity = self.identity(id);
         let page = &mut self.index[id];
         assert_eq!(page.dram, Dram::Resident, "only resident pages are demoted");
-        page.ssd = Ssd::Writing;
+        assert_eq!(page.ssd, Ssd::None, "a page is written once");
+        page.ssd = Ssd::Writing(device);
         let (payload_crc, class) = (page.crc, page.class);
         let frame = page.frame.expect("a resident page has a frame");
         self.frames.class_mut(class).busy += 1;
-        let job = self.new_job(Job::Append(id));
+        self.load(device, self.frame_bytes(class));
+        let job = self.new_job(Job::Append { page: id, device, refused });
         let frame = self.frames.place(frame);
-        actions.push(Action::Append { job, frame, identity, payload_crc });
+        actions.push(Action::Append { job, device, frame, identity, payload_crc });
     }
 
     /// What a record of the page must prove.

@@ -1,6 +1,9 @@
 use thiserror::Error;
 use undercroft_wire::{FRAME_ALIGN, MAX_KEYS};
 
+/// The most SSDs one core knows: sets of devices are the bits of one word.
+pub(crate) const MAX_DEVICES: usize = 64;
+
 /// In which order pages leave DRAM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
@@ -11,15 +14,14 @@ pub enum Policy {
     Lru,
 }
 
-/// The SSD tier as the core sees it.
+/// One SSD as the core sees it. Until the last [`crate::Event::Recovered`] of it has come, nothing
+/// is written to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SsdConfig {
+pub struct DeviceConfig {
     /// Room for records, bytes: each page counts with its frame's size.
     pub capacity_bytes: u64,
     /// Reclaim starts when no more than this many segments are free.
     pub low_water_segments: u32,
-    /// Segments free at start. The first [`crate::Event::Recovered`] replaces it.
-    pub free_segments: u32,
     /// Read speed assumed by a lookup's estimate, bytes per second.
     pub read_bytes_per_s: u64,
     /// Delay of one read assumed by a lookup's estimate, microseconds.
@@ -47,6 +49,8 @@ pub struct Limits {
     pub max_hold_ms: u32,
     /// Prefetches under way for all sessions.
     pub max_prefetches: u32,
+    /// Proofs of records under way on one device.
+    pub max_proofs_per_device: u32,
 }
 
 impl Default for Limits {
@@ -61,6 +65,7 @@ impl Default for Limits {
             max_held_pages: 16 * MAX_KEYS as u32,
             max_hold_ms: 60_000,
             max_prefetches: 64,
+            max_proofs_per_device: 4,
         }
     }
 }
@@ -72,8 +77,8 @@ pub struct Config {
     pub parts: Vec<u64>,
     /// Parts are cut on demand into slabs of this many bytes, each for frames of one size.
     pub slab_bytes: u64,
-    /// The SSD tier, if there is one.
-    pub ssd: Option<SsdConfig>,
+    /// The SSDs, in the order of their device numbers: none, no SSD tier.
+    pub devices: Vec<DeviceConfig>,
     /// How many of the coldest pages of a nearly full tier are kept written to SSD ahead of need.
     /// Never more than an eighth of the tier.
     pub demote_ahead: u32,
@@ -110,7 +115,7 @@ impl Config {
         Self {
             parts: vec![bytes],
             slab_bytes: 64 << 20,
-            ssd: None,
+            devices: Vec::new(),
             demote_ahead: 64,
             fetch_window: 32,
             policy: Policy::Lru,
@@ -132,9 +137,12 @@ impl Config {
         range(frames < 1 << 31, "parts", frames, "fewer than 2^31 frames of 4096 bytes")?;
         let slab = self.slab_bytes;
         range(slab >= frame, "slab_bytes", slab, "4096 or more")?;
+        let devices = self.devices.len();
+        range(devices <= MAX_DEVICES, "devices", devices as u64, "64 or fewer")?;
         let window = self.fetch_window;
         range(window > 0, "fetch_window", 0, "1 or more")?;
         let limits = &self.limits;
+        range(limits.max_proofs_per_device > 0, "max_proofs_per_device", 0, "1 or more")?;
         for (field, found) in [
             ("max_pages", limits.max_pages),
             ("max_spaces", limits.max_spaces),

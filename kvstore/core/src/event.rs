@@ -52,6 +52,23 @@ pub struct RecoveredRecord {
     pub extent: Extent,
     /// CRC-64/NVME of its payload.
     pub payload_crc: u64,
+    /// Whether its segment was sealed and flushed. If not, its bytes may never have reached the
+    /// medium: it counts in no lookup until it was read once and proved itself.
+    pub sealed: bool,
+}
+
+/// How a device does, as the daemon judges it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Health {
+    /// It does what it is asked.
+    #[default]
+    Well,
+    /// Its answers are overdue. Its pages count in no lookup and nothing new is asked of it.
+    Stalled,
+    /// Reads only: nothing is written to it or freed on it.
+    ReadOnly,
+    /// Too many errors. As [`Health::Stalled`], until somebody finds it well again.
+    Out,
 }
 
 /// Everything that can happen to the core.
@@ -155,15 +172,36 @@ pub enum Event<'a> {
         /// Segments free now.
         free_segments: u32,
     },
-    /// Records found on SSD at start, in the order they were appended. May come in several
-    /// pieces.
+    /// An [`crate::Action::Prove`] ended.
+    Proved {
+        /// Which.
+        job: JobId,
+        /// How.
+        outcome: ReadOutcome,
+    },
+    /// Records found on a device at start, in the order they were appended. May come in any
+    /// number of pieces, with anything else in between. A piece after the last is ignored.
     Recovered {
+        /// Which device.
+        device: DeviceId,
         /// The records.
         records: &'a [RecoveredRecord],
         /// Segments free now.
         free_segments: u32,
+        /// Whether this is all: from here on the device takes appends.
+        last: bool,
     },
-    /// The SSD is out for good: its pages are lost and nothing is demoted any more. Jobs under
-    /// way still report their end.
-    DeviceLost,
+    /// A device does better or worse than before.
+    DeviceHealth {
+        /// Which device.
+        device: DeviceId,
+        /// How it does.
+        health: Health,
+    },
+    /// A device is out for good: its pages are lost and nothing is asked of it any more. Jobs
+    /// under way still report their end.
+    DeviceLost {
+        /// Which device.
+        device: DeviceId,
+    },
 }

@@ -1,6 +1,6 @@
 use crate::claims::{Claim, Claimed, Purpose};
 use crate::jobs::{Delivery, Job};
-use crate::page::{Dram, PageId, Ssd};
+use crate::page::{Dram, PageId};
 use crate::sessions::Slot;
 use crate::spaces::ClassId;
 use crate::timers::Timer;
@@ -172,17 +172,17 @@ impl Core {
             && !fetch.waits_for_frame
         {
             let page = fetch.pages[fetch.issued as usize];
-            match (self.index[page].dram, self.index[page].ssd) {
-                (Dram::Resident, _) => {
+            match self.index[page].dram {
+                Dram::Resident => {
                     self.keep_to_pin(page);
                     fetch.reads.push_back(false);
                 }
-                (Dram::Reading, _) => {
+                Dram::Reading => {
                     self.keep_to_pin(page);
                     fetch.reads.push_back(true);
                     self.join_read(page, id);
                 }
-                (_, Ssd::On(_)) => {
+                Dram::None if self.counts_on_ssd(&self.index[page]) => {
                     let queue = &self.frames.class(fetch.class).waiting;
                     let claimed = if queue.is_empty() || first_in_line {
                         self.claim_frame(fetch.class, Purpose::Read, actions)

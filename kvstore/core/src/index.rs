@@ -90,7 +90,12 @@ impl PageIndex {
     }
 
     pub(crate) fn contains(&self, id: PageId) -> bool {
-        self.entries[id.0 as usize].is_some()
+        self.get(id).is_some()
+    }
+
+    /// For those who do not keep the page known: the number may be another page's by now.
+    pub(crate) fn get(&self, id: PageId) -> Option<&Page> {
+        self.entries[id.0 as usize].as_ref()
     }
 
     pub(crate) fn len(&self) -> usize {

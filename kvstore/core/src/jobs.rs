@@ -1,28 +1,60 @@
 use crate::claims::Filling;
+use crate::devices::DeviceSet;
 use crate::fetches::FetchId;
 use crate::page::PageId;
-use crate::segments::Age;
+use crate::spaces::ClassId;
 use crate::{Action, Core, Event};
-use undercroft_wire::{Extent, JobId, SessionId, SlotId, SpaceId};
+use undercroft_wire::{DeviceId, Extent, FrameId, JobId, SessionId, SlotId, SpaceId};
 
 /// What the end of a job will be about.
 #[derive(Debug)]
 pub(crate) enum Job {
     CopyIn(Filling),
     CopyOut(Delivery),
-    Append(PageId),
+    Append {
+        page: PageId,
+        device: DeviceId,
+        /// Devices that would not take the page before.
+        refused: DeviceSet,
+    },
     /// A read into the page's frame, and the fetches that wait for it.
     Read {
         page: PageId,
         extent: Extent,
-        segment: Age,
         fetches: Vec<FetchId>,
+    },
+    /// A read whose device stopped answering. Nobody waits for it; the frame is its own until it
+    /// ends, and the page has gone on without it, or was forgotten.
+    StrayRead {
+        page: PageId,
+        extent: Extent,
+        class: ClassId,
+        frame: FrameId,
     },
     Relocate {
         page: PageId,
         extent: Extent,
-        segment: Age,
     },
+    /// A read that nobody wants the bytes of. The page may be forgotten before it ends.
+    Prove {
+        page: PageId,
+        extent: Extent,
+        bytes: u64,
+    },
+}
+
+impl Job {
+    /// The device that must answer for it to end.
+    pub(crate) fn device(&self) -> Option<DeviceId> {
+        match self {
+            Self::CopyIn(_) | Self::CopyOut(_) => None,
+            Self::Append { device, .. } => Some(*device),
+            Self::Read { extent, .. }
+            | Self::StrayRead { extent, .. }
+            | Self::Relocate { extent, .. }
+            | Self::Prove { extent, .. } => Some(extent.device),
+        }
+    }
 }
 
 /// A page on its way into a staging slot. It holds a pin of its own on the page.
@@ -58,14 +90,25 @@ impl Core {
             (Job::CopyOut(delivery), Event::CopiedOut { ok, .. }) => {
                 self.copied_out(delivery, ok);
             }
-            (Job::Append(page), Event::Appended { outcome, .. }) => {
-                self.appended(page, outcome);
+            (
+                Job::Append { page, device, refused },
+                Event::Appended { outcome, free_segments, .. },
+            ) => {
+                self.devices.get_mut(device).free_segments = free_segments;
+                self.appended(page, device, refused, outcome, actions);
             }
-            (Job::Read { page, extent, segment, fetches }, Event::ReadDone { outcome, .. }) => {
-                self.read_done(page, (extent, segment), fetches, outcome);
+            (Job::Read { page, extent, fetches }, Event::ReadDone { outcome, .. }) => {
+                self.read_done(page, extent, fetches, outcome);
             }
-            (Job::Relocate { page, extent, segment }, Event::Relocated { outcome, .. }) => {
-                self.relocated(page, extent, segment, outcome);
+            (Job::StrayRead { page, extent, class, frame }, Event::ReadDone { outcome, .. }) => {
+                self.stray_read_done(page, extent, (class, frame), outcome);
+            }
+            (Job::Relocate { page, extent }, Event::Relocated { outcome, free_segments, .. }) => {
+                self.devices.get_mut(extent.device).free_segments = free_segments;
+                self.relocated(page, extent, outcome);
+            }
+            (Job::Prove { page, extent, bytes }, Event::Proved { outcome, .. }) => {
+                self.proved(page, extent, bytes, outcome);
             }
             (job, _) => {
                 // The job goes on: its own end is still to come.

@@ -36,7 +36,7 @@ impl Core {
             return self.end_unbegun(session, request, body.lease, actions);
         };
         let (mut pages, wished) = pages;
-        let visible = |page: &&PageId| self.index[**page].is_visible();
+        let visible = |page: &&PageId| self.is_visible(&self.index[**page]);
         let found = pages.iter().take_while(visible).count();
         pages.truncate(found);
         if pages.len() as u32 > limits.max_leased_pages_per_session - leased {
@@ -159,7 +159,7 @@ impl Core {
         }
         let visible = |key| {
             let page = self.index.find(body.space, key)?;
-            self.index[page].is_visible().then_some(page)
+            self.is_visible(&self.index[page]).then_some(page)
         };
         let pages: Vec<PageId> = body.keys.as_slice().iter().map_while(visible).collect();
         let in_dram = |page: &&PageId| self.index[**page].dram == Dram::Resident;

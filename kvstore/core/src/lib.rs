@@ -12,9 +12,11 @@ mod audit;
 mod claims;
 mod commits;
 mod config;
+mod devices;
 mod event;
 mod fetches;
 mod frames;
+mod health;
 mod hints;
 mod holds;
 mod index;
@@ -26,6 +28,7 @@ mod micros;
 mod offers;
 mod order;
 mod page;
+mod proofs;
 mod reads;
 mod reclaim;
 mod recovery;
@@ -37,8 +40,12 @@ mod stats;
 mod timers;
 
 pub use action::{Action, FramePlace};
-pub use config::{Config, ConfigError, Limits, Policy, SsdConfig};
-pub use event::{AppendOutcome, CopyOutcome, Event, ProcessId, ReadOutcome, RecoveredRecord};
+pub use config::{Config, ConfigError, DeviceConfig, Limits, Policy};
+pub use event::{
+    AppendOutcome, CopyOutcome, Event, Health, ProcessId, ReadOutcome, RecoveredRecord,
+};
 pub use machine::Core;
 pub use micros::Micros;
-pub use stats::{SessionLeases, SpaceInfo, Stats, TierFill};
+pub use stats::{
+    DeviceReport, DeviceState, DeviceStats, SessionLeases, SpaceInfo, Stats, TierFill,
+};

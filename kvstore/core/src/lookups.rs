@@ -1,7 +1,7 @@
 use crate::commits::NOT_OPEN;
 use crate::holds::Hold;
 use crate::index::Guide;
-use crate::page::Dram;
+use crate::page::{Dram, Page, Ssd};
 use crate::{Action, Core};
 use undercroft_wire::{
     HoldId, Lookup, LookupReply, PageKey, RefusedReason, Reply, RequestId, SessionId, SpaceId,
@@ -9,13 +9,13 @@ use undercroft_wire::{
 };
 
 /// What a lookup found so far.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 struct Found {
     pages: u32,
     /// Pages that are in DRAM in every space.
     dram: u32,
-    /// Bytes to be read from SSD, over all spaces.
-    ssd_bytes: u64,
+    /// Bytes to be read from each SSD, over all spaces; empty for none.
+    ssd_bytes: Vec<u64>,
 }
 
 impl Core {
@@ -51,7 +51,7 @@ impl Core {
             ssd: found.pages - found.dram,
             hold,
             stamp: Stamp(stamp),
-            estimate_us: self.estimate_us(found.ssd_bytes),
+            estimate_us: self.estimate_us(&found.ssd_bytes),
         });
         actions.push(Action::Reply { session, request, reply });
     }
@@ -66,7 +66,6 @@ impl Core {
     fn longest_run_of_one(&self, space: SpaceId, keys: &[PageKey]) -> Found {
         let mut found = Found::default();
         let mut guide = Guide::default();
-        let frame_bytes = u64::from(self.frames.class(self.spaces.get(space).class).frame_bytes);
         for key in keys {
             let Some(page) = self.index.find_next(&mut guide, space, key) else {
                 break;
@@ -74,50 +73,60 @@ impl Core {
             let page = &self.index[page];
             if page.dram == Dram::Resident {
                 found.dram += 1;
-            } else if !page.on_ssd() {
+            } else if self.is_visible(page) {
+                self.note_read(&mut found, page);
+            } else {
                 break;
             }
             found.pages += 1;
         }
-        found.ssd_bytes = u64::from(found.pages - found.dram) * frame_bytes;
         found
     }
 
     fn longest_run_of_all(&self, spaces: &[SpaceId], keys: &[PageKey]) -> Found {
         let mut found = Found::default();
+        let mut to_read = Vec::new();
         let mut guides: Vec<Guide> = spaces.iter().map(|_| Guide::default()).collect();
         for key in keys {
-            let (mut in_dram, mut to_read) = (true, 0);
+            let mut in_dram = true;
+            to_read.clear();
             for (space, guide) in spaces.iter().zip(&mut guides) {
                 let page = match self.index.find_next(guide, *space, key) {
                     Some(page) => &self.index[page],
                     None => return found,
                 };
-                if !page.is_visible() {
+                if !self.is_visible(page) {
                     return found;
                 }
                 if page.dram != Dram::Resident {
                     in_dram = false;
-                    to_read += u64::from(self.frames.class(page.class).frame_bytes);
+                    to_read.push(page);
                 }
+            }
+            for page in &to_read {
+                self.note_read(&mut found, page);
             }
             found.pages += 1;
             found.dram += u32::from(in_dram);
-            found.ssd_bytes += to_read;
         }
         found
     }
 
-    /// Time to read so many bytes from an otherwise idle SSD.
-    fn estimate_us(&self, ssd_bytes: u64) -> u64 {
-        match self.config.ssd {
-            Some(ssd) if ssd_bytes > 0 => {
-                let rate = u128::from(ssd.read_bytes_per_s.max(1));
-                let transfer = u128::from(ssd_bytes) * 1_000_000 / rate;
-                ssd.read_latency_us.saturating_add(transfer as u64)
-            }
-            _ => 0,
-        }
+    fn note_read(&self, found: &mut Found, page: &Page) {
+        let Ssd::On(extent) = page.ssd else { unreachable!("a page that is read has a record") };
+        found.ssd_bytes.resize(self.config.devices.len(), 0);
+        found.ssd_bytes[usize::from(extent.device.0)] += self.frame_bytes(page.class);
+    }
+
+    /// Time to read so many bytes from each SSD, all at once and otherwise idle.
+    fn estimate_us(&self, ssd_bytes: &[u64]) -> u64 {
+        let read = ssd_bytes.iter().zip(&self.config.devices).filter(|(bytes, _)| **bytes > 0);
+        let times = read.map(|(bytes, device)| {
+            let rate = u128::from(device.read_bytes_per_s.max(1));
+            let transfer = u128::from(*bytes) * 1_000_000 / rate;
+            device.read_latency_us.saturating_add(transfer as u64)
+        });
+        times.max().unwrap_or(0)
     }
 
     /// Holds `keys`, all visible in all `spaces`; `None` if a limit is reached.

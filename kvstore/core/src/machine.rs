@@ -1,10 +1,10 @@
 use crate::commits::{CommitId, PendingCommit};
+use crate::devices::Devices;
 use crate::fetches::{Fetch, FetchId, Reader};
 use crate::frames::Frames;
 use crate::holds::Hold;
 use crate::index::PageIndex;
 use crate::jobs::Job;
-use crate::segments::SsdTier;
 use crate::sessions::Session;
 use crate::spaces::{ClassId, Space, Spaces};
 use crate::stats::{SessionLeases, SpaceInfo, Stats, TierFill};
@@ -16,6 +16,9 @@ use undercroft_wire::{
     DomainId, HoldId, JobId, MAX_PAGE_BYTES, MIN_PAGE_BYTES, Refused, RefusedReason, Request,
     RequestId, SessionId, SpaceDigest, SpaceId, Stamp, frame_bytes,
 };
+
+/// Pages that one step looks at for work that would hold everybody up if it were done at once.
+const BACKGROUND_PAGES: usize = 256;
 
 /// All decisions of the daemon as a state machine: what happened goes in, what to do comes out.
 /// It does no I/O, reads no clock, holds no threads, and the same events give the same actions.
@@ -40,7 +43,7 @@ pub struct Core {
     pub(crate) commits: HashMap<CommitId, PendingCommit>,
     pub(crate) jobs: HashMap<JobId, Job>,
     pub(crate) timers: BTreeSet<(Micros, Timer)>,
-    pub(crate) ssd: Option<SsdTier>,
+    pub(crate) devices: Devices,
     /// Pages in DRAM.
     pub(crate) resident: u64,
     /// Fetches to take further before the step ends.
@@ -76,7 +79,7 @@ impl Core {
             commits: HashMap::new(),
             jobs: HashMap::new(),
             timers: BTreeSet::new(),
-            ssd: config.ssd.as_ref().map(SsdTier::new),
+            devices: Devices::new(&config.devices),
             resident: 0,
             ready: VecDeque::new(),
             hungry: Vec::new(),
@@ -106,21 +109,18 @@ impl Core {
             }
             Event::CopiedIn { job, .. }
             | Event::CopiedOut { job, .. }
-            | Event::ReadDone { job, .. } => self.job_ended(job, event, actions),
-            Event::Appended { job, free_segments, .. }
-            | Event::Relocated { job, free_segments, .. } => {
-                self.set_free_segments(free_segments);
-                self.job_ended(job, event, actions);
-            }
+            | Event::ReadDone { job, .. }
+            | Event::Appended { job, .. }
+            | Event::Relocated { job, .. }
+            | Event::Proved { job, .. } => self.job_ended(job, event, actions),
             Event::SegmentFreed { device, segment, segment_use, free_segments } => {
-                self.set_free_segments(free_segments);
-                self.segment_freed(device, segment, segment_use);
+                self.segment_freed(device, (segment, segment_use), free_segments);
             }
-            Event::Recovered { records, free_segments } => {
-                self.set_free_segments(free_segments);
-                self.recovered(records);
+            Event::Recovered { device, records, free_segments, last } => {
+                self.recovered(device, records, free_segments, last);
             }
-            Event::DeviceLost => self.device_lost(),
+            Event::DeviceHealth { device, health } => self.device_health(device, health),
+            Event::DeviceLost { device } => self.device_lost(device),
         }
         self.come_to_rest(actions);
     }
@@ -153,6 +153,7 @@ impl Core {
 
     /// Follows up what the event has set in motion until nothing moves without the world.
     fn come_to_rest(&mut self, actions: &mut Vec<Action>) {
+        self.forget_lost(BACKGROUND_PAGES);
         for round in 0_u32.. {
             debug_assert!(round < 1 << 20, "what an event sets in motion comes to rest");
             if let Some(fetch) = self.ready.pop_front() {
@@ -161,6 +162,7 @@ impl Core {
                 self.serve(class, actions);
             } else {
                 self.reclaim(actions);
+                self.prove(actions);
                 if self.ready.is_empty() && self.hungry.is_empty() {
                     return;
                 }
@@ -168,9 +170,13 @@ impl Core {
         }
     }
 
-    /// When to send the next [`Event::Tick`]; `None` while nothing waits for time to pass.
+    /// When to send the next [`Event::Tick`]; `None` while nothing waits for time to pass. It is
+    /// due already while there is work that no step does all of, as it may be long.
     #[must_use]
     pub fn next_timer(&self) -> Option<Micros> {
+        if self.devices.next_to_forget().is_some() {
+            return Some(self.now);
+        }
         self.timers.first().map(|(due, _)| *due)
     }
 
@@ -252,17 +258,6 @@ impl Core {
         }
     }
 
-    /// How full the SSD is; `None` without one, and once it is lost.
-    #[must_use]
-    pub fn ssd(&self) -> Option<TierFill> {
-        let ssd = self.ssd.as_ref().filter(|ssd| ssd.usable)?;
-        Some(TierFill {
-            capacity_bytes: ssd.capacity_bytes,
-            used_bytes: ssd.used_bytes,
-            pages: ssd.pages,
-        })
-    }
-
     /// Pages on SSD that no lookup can reach because an ancestor is in no tier. Walks all
     /// pages: for people who ask, not for every second.
     #[must_use]
@@ -270,7 +265,7 @@ impl Core {
         let mut reachable = HashMap::new();
         let mut path = Vec::new();
         let mut count = 0;
-        for (id, page) in self.index.iter().filter(|(_, page)| page.on_ssd()) {
+        for (id, page) in self.index.iter().filter(|(_, page)| page.record().is_some()) {
             let mut next = Some(id);
             let mut verdict = page.depth == 0 || page.parent.is_some();
             while let Some(id) = next {
@@ -280,7 +275,7 @@ impl Core {
                 }
                 path.push(id);
                 let page = &self.index[id];
-                verdict = page.is_alive() && (page.parent.is_some() || page.depth == 0);
+                verdict = page.is_present() && (page.parent.is_some() || page.depth == 0);
                 next = page.parent.filter(|_| verdict);
             }
             reachable.extend(path.drain(..).map(|id| (id, verdict)));

@@ -35,7 +35,7 @@ impl Core {
         }
         let stamp = self.clamp_stamp(body.stamp);
         let above = body.parent.and_then(|key| self.index.find(space, &key));
-        let above = above.filter(|page| self.index[*page].is_alive());
+        let above = above.filter(|page| self.index[*page].is_present());
         let fits = match above {
             Some(page) => self.index[page].depth.checked_add(1) == Some(body.first),
             None => body.parent.is_some() == (body.first > 0),
@@ -94,7 +94,7 @@ impl Core {
             return *tip.declined.insert(OfferOutcome::NoParent);
         }
         if let Some(page) = known
-            && self.index[page].is_alive()
+            && self.is_held(&self.index[page])
         {
             self.adopt(page, tip.above);
             self.touch(page, tip.stamp);
@@ -130,13 +130,19 @@ impl Core {
         page.depth == tip.depth && same_parent
     }
 
+    /// Whether the page need not be stored: it is in a tier that answers, or on its way. One that
+    /// has not proved itself, or whose device does not answer, is as good as not there.
+    fn is_held(&self, page: &Page) -> bool {
+        page.dram != Dram::None || self.counts_on_ssd(page)
+    }
+
     fn adopt(&mut self, page: PageId, above: Option<PageId>) {
         if let (None, Some(above)) = (self.index[page].parent, above) {
             self.link(page, above);
         }
     }
 
-    /// Takes a slot for a page that is in no tier.
+    /// Takes a slot for a page that is in no tier that answers.
     fn want(
         &mut self,
         tip: &Tip,

@@ -53,6 +53,11 @@ impl Order {
         self.stale |= Some(key) <= self.ahead;
     }
 
+    /// Something about all keys may have changed.
+    pub(crate) fn revisit_all(&mut self) {
+        self.stale = true;
+    }
+
     pub(crate) fn coldest(&self) -> Option<OrderKey> {
         self.keys.first().copied()
     }

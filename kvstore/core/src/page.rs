@@ -1,7 +1,6 @@
 use crate::order::OrderKey;
-use crate::segments::Age;
 use crate::spaces::ClassId;
-use undercroft_wire::{Extent, FrameId, JobId, PageKey, SpaceId};
+use undercroft_wire::{DeviceId, Extent, FrameId, JobId, PageKey, SpaceId};
 
 /// A page's place in the index. Taken again once the page is forgotten, so whoever keeps one
 /// across steps also keeps a pin, a keep, a child or a job on it.
@@ -28,10 +27,12 @@ pub(crate) enum Dram {
 pub(crate) enum Ssd {
     /// Nothing.
     None,
-    /// The frame is being written.
-    Writing,
+    /// The frame is being written to this device.
+    Writing(DeviceId),
     /// A record.
     On(Extent),
+    /// A record that counts for nothing until it was read once and proved itself.
+    Unproved(Extent),
 }
 
 /// All that is known of one page. Without any tier it stays only while it has children or
@@ -48,7 +49,7 @@ pub(crate) struct Page {
     pub(crate) touched: bool,
     /// Its record is being appended anew.
     pub(crate) relocating: bool,
-    /// The SSD would not take it: evicting it loses it.
+    /// No SSD would take it: evicting it loses it.
     pub(crate) append_refused: bool,
     pub(crate) ssd: Ssd,
     pub(crate) class: ClassId,
@@ -71,9 +72,7 @@ pub(crate) struct Page {
     pub(crate) ordered: bool,
     /// The read under way, meaningful in [`Dram::Reading`].
     pub(crate) read_job: JobId,
-    /// The segment its record lies in, by age; meaningful in [`Ssd::On`].
-    pub(crate) segment: Age,
-    /// Neighbours in the segment's list of pages.
+    /// Neighbours in the list of pages of the segment that its record lies in.
     pub(crate) newer: Option<PageId>,
     pub(crate) older: Option<PageId>,
 }
@@ -100,29 +99,28 @@ impl Page {
             append_refused: false,
             ordered: false,
             read_job: JobId(0),
-            segment: Age::default(),
             newer: None,
             older: None,
         }
     }
 
-    pub(crate) fn on_ssd(&self) -> bool {
-        matches!(self.ssd, Ssd::On(_))
+    /// Where its record lies, whether or not that counts for anything now.
+    pub(crate) fn record(&self) -> Option<Extent> {
+        match self.ssd {
+            Ssd::On(extent) | Ssd::Unproved(extent) => Some(extent),
+            Ssd::None | Ssd::Writing(_) => None,
+        }
     }
 
-    /// Whether a lookup may report it.
-    pub(crate) fn is_visible(&self) -> bool {
-        self.dram == Dram::Resident || self.on_ssd()
-    }
-
-    /// Whether it is in a tier or on its way to one: what a child may hang from.
-    pub(crate) fn is_alive(&self) -> bool {
-        self.dram != Dram::None || self.on_ssd()
+    /// Whether it is in a tier or on its way to one, even if nobody can get at it now: what a
+    /// child may hang from.
+    pub(crate) fn is_present(&self) -> bool {
+        self.dram != Dram::None || self.record().is_some()
     }
 
     /// Whether nothing and nobody needs the entry.
     pub(crate) fn is_idle(&self) -> bool {
-        !self.is_alive()
+        !self.is_present()
             && self.children == 0
             && self.pins == 0
             && self.keeps == 0

@@ -1,9 +1,10 @@
+use crate::devices::DeviceSet;
 use crate::fetches::FetchId;
 use crate::jobs::Job;
 use crate::page::{Dram, PageId, Ssd};
-use crate::segments::Age;
+use crate::spaces::ClassId;
 use crate::{Action, AppendOutcome, Core, ReadOutcome};
-use undercroft_wire::{Extent, FetchOutcome, FrameId};
+use undercroft_wire::{DeviceId, Extent, FetchOutcome, FrameId};
 
 /// Pages between DRAM and SSD.
 impl Core {
@@ -20,11 +21,11 @@ impl Core {
         assert_eq!(page.dram, Dram::None, "a page is read into one frame");
         page.dram = Dram::Reading;
         page.frame = Some(frame);
-        let (class, segment) = (page.class, page.segment);
+        let class = page.class;
         self.frames.class_mut(class).busy += 1;
-        self.ssd_mut().segments.get_mut(&segment).expect("a record lies in a segment").reads += 1;
+        self.begin_reading(extent, self.frame_bytes(class));
         let fetches = vec![fetch];
-        let job = self.new_job(Job::Read { page: id, extent, segment, fetches });
+        let job = self.new_job(Job::Read { page: id, extent, fetches });
         self.index[id].read_job = job;
         let frame = self.frames.place(frame);
         actions.push(Action::Read { job, extent, identity, frame });
@@ -44,28 +45,18 @@ impl Core {
     pub(crate) fn read_done(
         &mut self,
         id: PageId,
-        from: (Extent, Age),
+        extent: Extent,
         fetches: Vec<FetchId>,
         outcome: ReadOutcome,
     ) {
         assert_eq!(self.index[id].dram, Dram::Reading, "a read fills its page's frame");
         let class = self.index[id].class;
-        let bytes = u64::from(self.frames.class(class).frame_bytes);
-        let (extent, segment) = from;
-        match outcome {
-            ReadOutcome::Ok(crc) => {
-                self.stats.read_pages += 1;
-                self.stats.read_bytes += bytes;
-                self.become_resident(id, crc);
-            }
-            ReadOutcome::Corrupt => self.stats.corrupt_records += 1,
-            ReadOutcome::Failed => self.stats.read_failures += 1,
+        self.end_reading(extent, self.frame_bytes(class));
+        self.count_read(extent.device, class, outcome);
+        if let ReadOutcome::Ok(crc) = outcome {
+            self.become_resident(id, crc);
         }
         self.unbusy(class);
-        // The segment waits for its reads, unless its device is lost.
-        if let Some(segment) = self.ssd_mut().segments.get_mut(&segment) {
-            segment.reads -= 1;
-        }
         if !matches!(outcome, ReadOutcome::Ok(_)) {
             self.drop_frame(id);
             // The record may have been appended anew since: then that one counts.
@@ -83,6 +74,59 @@ impl Core {
         self.ready.extend(fetches);
     }
 
+    /// The end of a read that nobody waits for. Its bytes are taken if the page still lies where
+    /// it was read from and has no other frame.
+    pub(crate) fn stray_read_done(
+        &mut self,
+        id: PageId,
+        extent: Extent,
+        (class, frame): (ClassId, FrameId),
+        outcome: ReadOutcome,
+    ) {
+        self.end_reading(extent, self.frame_bytes(class));
+        self.count_read(extent.device, class, outcome);
+        let answers = self.devices.answers(extent.device);
+        if answers {
+            self.unbusy(class);
+        }
+        // No two records have one extent: a page that has taken a forgotten one's place is told
+        // apart.
+        let page = self.index.get(id).filter(|page| page.ssd == Ssd::On(extent));
+        match (outcome, page.map(|page| page.dram)) {
+            (ReadOutcome::Ok(crc), Some(Dram::None)) => {
+                self.index[id].frame = Some(frame);
+                return self.become_resident(id, crc);
+            }
+            (ReadOutcome::Corrupt, Some(_)) => self.lose_record(id),
+            // A device that does not answer says nothing of its records.
+            (ReadOutcome::Failed, Some(_)) if answers => self.lose_record(id),
+            _ => {}
+        }
+        self.frames.give_back(class, frame);
+        self.wake(class);
+    }
+
+    fn count_read(&mut self, device: DeviceId, class: ClassId, outcome: ReadOutcome) {
+        let bytes = self.frame_bytes(class);
+        let of_device = &mut self.devices.get_mut(device).stats;
+        match outcome {
+            ReadOutcome::Ok(_) => {
+                self.stats.read_pages += 1;
+                self.stats.read_bytes += bytes;
+                of_device.read_pages += 1;
+                of_device.read_bytes += bytes;
+            }
+            ReadOutcome::Corrupt => {
+                self.stats.corrupt_records += 1;
+                of_device.failures += 1;
+            }
+            ReadOutcome::Failed => {
+                self.stats.read_failures += 1;
+                of_device.failures += 1;
+            }
+        }
+    }
+
     /// Ends a fetch before a page that could not be read.
     fn damage(&mut self, id: FetchId, page: PageId) {
         let Some(mut fetch) = self.fetches.remove(&id) else {
@@ -97,28 +141,61 @@ impl Core {
         self.fetches.insert(id, fetch);
     }
 
-    pub(crate) fn appended(&mut self, id: PageId, outcome: AppendOutcome) {
+    pub(crate) fn appended(
+        &mut self,
+        id: PageId,
+        device: DeviceId,
+        refused: DeviceSet,
+        outcome: AppendOutcome,
+        actions: &mut Vec<Action>,
+    ) {
         let class = self.index[id].class;
-        let bytes = u64::from(self.frames.class(class).frame_bytes);
-        assert_eq!(self.index[id].ssd, Ssd::Writing, "an append ends once");
+        let bytes = self.frame_bytes(class);
+        assert_eq!(self.index[id].ssd, Ssd::Writing(device), "an append ends once");
         self.index[id].ssd = Ssd::None;
-        match outcome {
-            AppendOutcome::Written(extent) if self.enter_ssd(id, extent) => {
-                self.stats.appended_pages += 1;
-                self.stats.appended_bytes += bytes;
-                self.index[id].touched = false;
-                self.pay_for_reclaim();
-            }
-            AppendOutcome::NoSpace => {
-                self.stats.append_no_space += 1;
-                self.index[id].append_refused = true;
-            }
-            AppendOutcome::Written(_) | AppendOutcome::Failed => {
-                self.stats.append_failures += 1;
-                self.index[id].append_refused = true;
-            }
+        self.unload(device, bytes);
+        let entered = match outcome {
+            AppendOutcome::Written(extent) => self.enter_ssd(id, extent, true),
+            AppendOutcome::NoSpace | AppendOutcome::Failed => false,
+        };
+        let of_device = &mut self.devices.get_mut(device).stats;
+        if entered {
+            self.stats.appended_pages += 1;
+            self.stats.appended_bytes += bytes;
+            of_device.appended_pages += 1;
+            of_device.appended_bytes += bytes;
+            self.index[id].touched = false;
+            self.pay_for_reclaim(device);
+        } else if outcome == AppendOutcome::NoSpace {
+            self.stats.append_no_space += 1;
+        } else {
+            self.stats.append_failures += 1;
+            of_device.failures += 1;
+        }
+        if self.devices.answers(device) {
+            self.unbusy(class);
+        } else {
+            self.wake(class);
+        }
+        if !entered {
+            self.append_elsewhere(id, device, refused.with(device), actions);
         }
         self.settle(id);
-        self.unbusy(class);
+    }
+
+    /// A device would not take the page: tries the next one.
+    fn append_elsewhere(
+        &mut self,
+        id: PageId,
+        device: DeviceId,
+        refused: DeviceSet,
+        actions: &mut Vec<Action>,
+    ) {
+        if let Some(next) = self.devices.to_append_to(refused) {
+            self.start_append(id, next, refused, actions);
+        } else if self.devices.get(device).takes_appends() {
+            // A device that takes none just now says nothing of the page.
+            self.index[id].append_refused = true;
+        }
     }
 }

@@ -1,107 +1,107 @@
+use crate::devices::Device;
+use crate::jobs::Job;
 use crate::page::{Dram, PageId, Ssd};
-use crate::segments::{Age, Reclaim, SsdTier};
+use crate::segments::{Age, Reclaim, Segment};
 use crate::{Action, AppendOutcome, Core};
 use undercroft_wire::{DeviceId, Extent, SegmentId, SegmentUse};
-
-use crate::jobs::Job;
 
 /// How many of the oldest segments are looked at for one that may be emptied.
 const CANDIDATES: usize = 8;
 
-impl SsdTier {
+impl Device {
     /// Whether to empty a segment. When a whole round has dropped nothing, because everything is
     /// held or in DRAM, reclaim would only wear the SSD out: it waits for appends to pay.
     fn needs_room(&self) -> bool {
-        let full = self.used_bytes > self.capacity_bytes;
-        let low = self.free_segments <= self.low_water_segments;
-        (full || low) && self.wasted < (2 * self.appended).max(1)
+        let full = self.segments.used_bytes > self.config.capacity_bytes;
+        let low = self.free_segments <= self.config.low_water_segments;
+        (full || low) && self.segments.wasted < (2 * self.segments.appended).max(1)
     }
 }
 
-/// Reclaim: the oldest segment is emptied and freed, one at a time. What was not used since it
-/// was written is dropped; what was, and the ancestors of what stays, is appended anew.
+/// Reclaim, on each device by itself: the oldest segment is emptied and freed, one at a time. What
+/// was not used since it was written is dropped; what was, and the ancestors of what stays, is
+/// appended anew.
 impl Core {
     /// Takes reclaim as far as it goes now.
     pub(crate) fn reclaim(&mut self, actions: &mut Vec<Action>) {
-        let Some(ssd) = self.ssd.as_ref().filter(|ssd| ssd.usable) else {
-            return;
-        };
-        if ssd.reclaiming.is_none() {
-            if !ssd.needs_room() {
-                return;
+        for device in self.devices.ids() {
+            if self.devices.get(device).takes_appends() {
+                self.reclaim_on(device, actions);
             }
-            let Some(age) = self.oldest_reclaimable() else {
-                return;
-            };
-            let ssd = self.ssd_mut();
-            let budget = ssd.segments[&age].appended / 2;
-            ssd.reclaiming =
-                Some(Reclaim { age, budget, sorted: false, dropped: false, freeing: false });
         }
-        let Some(mut reclaim) = self.ssd_mut().reclaiming else {
+    }
+
+    fn reclaim_on(&mut self, device: DeviceId, actions: &mut Vec<Action>) {
+        let state = self.devices.get(device);
+        let reclaim = match state.segments.reclaiming {
+            Some(reclaim) => Some(reclaim),
+            None if state.needs_room() => self.oldest_reclaimable(device),
+            None => None,
+        };
+        let Some(mut reclaim) = reclaim.filter(|reclaim| !reclaim.freeing) else {
             return;
         };
-        if reclaim.freeing {
-            return;
-        }
         if !std::mem::replace(&mut reclaim.sorted, true) {
-            self.sort_out(&mut reclaim, actions);
+            self.sort_out(device, &mut reclaim, actions);
         }
-        // Pages that were being read when they were looked at are looked at again afterwards.
-        if !self.is_busy(reclaim.age) {
-            self.sort_out(&mut reclaim, actions);
+        // Pages that were being read when they were looked at, and those that a device in trouble
+        // has not moved, are looked at again afterwards.
+        if !self.is_busy(device, reclaim.age) {
+            self.sort_out(device, &mut reclaim, actions);
         }
-        if !self.is_busy(reclaim.age) {
-            let segment = &self.ssd_mut().segments[&reclaim.age];
-            assert_eq!(segment.records, 0, "a sorted segment at rest is empty");
-            let (device, segment, segment_use) =
-                (segment.device, segment.segment, segment.segment_use);
+        if !self.is_busy(device, reclaim.age) {
+            let records = self.segment(device, reclaim.age).map(|segment| segment.records);
+            assert_eq!(records, Some(0), "a sorted segment at rest is empty");
+            let Age { segment, segment_use } = reclaim.age;
             actions.push(Action::FreeSegment { device, segment, segment_use });
             reclaim.freeing = true;
         }
-        self.ssd_mut().reclaiming = Some(reclaim);
+        self.devices.get_mut(device).segments.reclaiming = Some(reclaim);
     }
 
-    fn is_busy(&self, age: Age) -> bool {
-        let segment = self.ssd.as_ref().and_then(|ssd| ssd.segments.get(&age));
-        segment.is_some_and(|segment| segment.reads > 0 || segment.relocating > 0)
+    fn segment(&self, device: DeviceId, age: Age) -> Option<&Segment> {
+        self.devices.get(device).segments.get(age)
+    }
+
+    fn is_busy(&self, device: DeviceId, age: Age) -> bool {
+        self.segment(device, age).is_some_and(Segment::is_busy)
     }
 
     /// The oldest segment that is not the one being written and of which emptying would win at
     /// least half: a segment full of held pages would only be copied in circles.
-    fn oldest_reclaimable(&self) -> Option<Age> {
-        let segments = &self.ssd.as_ref()?.segments;
-        let (newest, _) = segments.last_key_value()?;
+    fn oldest_reclaimable(&self, device: DeviceId) -> Option<Reclaim> {
+        let segments = &self.devices.get(device).segments;
+        let newest = segments.newest()?;
         let candidates = segments.iter().filter(|(age, _)| *age != newest).take(CANDIDATES);
         let wins_half = |age: Age, appended: u32| {
-            let held = self.segment_pages(age).filter(|page| self.is_held_on_ssd(*page)).count();
+            let pages = self.segment_pages(device, age);
+            let held = pages.filter(|page| self.is_held_on_ssd(*page)).count();
             held as u32 <= appended / 2
         };
-        let mut ages = candidates.map(|(age, segment)| (*age, segment.appended));
-        ages.find(|(age, appended)| wins_half(*age, *appended)).map(|(age, _)| age)
+        let mut ages = candidates.map(|(age, segment)| (age, segment.appended));
+        let (age, appended) = ages.find(|(age, appended)| wins_half(*age, *appended))?;
+        let budget = appended / 2;
+        Some(Reclaim { age, budget, sorted: false, dropped: false, freeing: false })
     }
 
     fn is_held_on_ssd(&self, id: PageId) -> bool {
         let page = &self.index[id];
-        page.dram != Dram::Resident && (page.keeps > 0 || page.pins > 0)
+        let proved = matches!(page.ssd, Ssd::On(_));
+        proved && page.dram != Dram::Resident && (page.keeps > 0 || page.pins > 0)
     }
 
     /// Decides about each page of the segment that is not being read.
-    fn sort_out(&mut self, reclaim: &mut Reclaim, actions: &mut Vec<Action>) {
-        let mut pages: Vec<PageId> = self.segment_pages(reclaim.age).collect();
+    fn sort_out(&mut self, device: DeviceId, reclaim: &mut Reclaim, actions: &mut Vec<Action>) {
+        let mut pages: Vec<PageId> = self.segment_pages(device, reclaim.age).collect();
         // Children before parents: dropping the last child may let its parent go.
         pages.sort_unstable_by_key(|id| (std::cmp::Reverse(self.index[*id].depth), *id));
         let mut stay = Vec::new();
         for id in pages {
-            let page = &self.index[id];
-            match page.dram {
+            match self.index[id].dram {
                 Dram::Reading => {}
                 Dram::Resident => self.forget_copy(id),
                 _ if self.is_wanted_on_ssd(id) => stay.push(id),
-                _ => {
-                    reclaim.dropped = true;
-                    self.drop_record(id);
-                }
+                _ => self.drop_record(id, reclaim),
             }
         }
         // Dropping a page with children would leave them unreachable: leaves go first.
@@ -111,20 +111,21 @@ impl Core {
         for id in stay {
             if !self.is_held_on_ssd(id) && (excess > 0 || !self.is_wanted_on_ssd(id)) {
                 excess = excess.saturating_sub(1);
-                reclaim.dropped = true;
-                self.drop_record(id);
+                self.drop_record(id, reclaim);
                 continue;
             }
             if !self.is_held_on_ssd(id) {
                 reclaim.budget -= 1;
             }
-            self.start_relocate(id, reclaim.age, actions);
+            self.start_relocate(id, actions);
         }
     }
 
     fn is_wanted_on_ssd(&self, id: PageId) -> bool {
         let page = &self.index[id];
-        page.touched || page.children > 0 || self.is_held_on_ssd(id)
+        // What has not proved itself may be worth nothing, and moving it would take the proof.
+        let proved = matches!(page.ssd, Ssd::On(_));
+        proved && (page.touched || page.children > 0 || self.is_held_on_ssd(id))
     }
 
     /// The page is in DRAM: it will be written again when it leaves that.
@@ -140,75 +141,94 @@ impl Core {
         self.settle(id);
     }
 
-    fn drop_record(&mut self, id: PageId) {
+    fn drop_record(&mut self, id: PageId, reclaim: &mut Reclaim) {
+        let extent = self.index[id].record().expect("a page in a segment has a record");
+        reclaim.dropped = true;
         self.stats.ssd_dropped_pages += 1;
+        self.devices.get_mut(extent.device).stats.dropped_pages += 1;
         self.leave_ssd(id);
         self.prune(id);
     }
 
-    fn start_relocate(&mut self, id: PageId, segment: Age, actions: &mut Vec<Action>) {
+    fn start_relocate(&mut self, id: PageId, actions: &mut Vec<Action>) {
         let identity = self.identity(id);
         let page = &mut self.index[id];
-        let Ssd::On(extent) = page.ssd else { unreachable!("only records are relocated") };
+        let Ssd::On(extent) = page.ssd else { unreachable!("only proved records are relocated") };
         page.relocating = true;
         page.touched = false;
-        let state = self.ssd_mut().segments.get_mut(&segment).expect("being reclaimed");
-        state.relocating += 1;
-        let job = self.new_job(Job::Relocate { page: id, extent, segment });
+        let bytes = self.frame_bytes(self.index[id].class);
+        self.load(extent.device, bytes);
+        let segments = &mut self.devices.get_mut(extent.device).segments;
+        let segment = segments.get_mut(Age::of(extent)).expect("a record lies in a segment");
+        segment.relocating += 1;
+        let job = self.new_job(Job::Relocate { page: id, extent });
         actions.push(Action::Relocate { job, extent, identity });
     }
 
-    pub(crate) fn relocated(
-        &mut self,
-        id: PageId,
-        from: Extent,
-        segment: Age,
-        outcome: AppendOutcome,
-    ) {
+    pub(crate) fn relocated(&mut self, id: PageId, from: Extent, outcome: AppendOutcome) {
         self.index[id].relocating = false;
-        if let Some(segment) = self.ssd_mut().segments.get_mut(&segment) {
+        let class = self.index[id].class;
+        let bytes = self.frame_bytes(class);
+        self.unload(from.device, bytes);
+        let device = self.devices.get_mut(from.device);
+        let takes_appends = device.takes_appends();
+        if let Some(segment) = device.segments.get_mut(Age::of(from)) {
             segment.relocating -= 1;
         }
-        let class = self.index[id].class;
-        let bytes = u64::from(self.frames.class(class).frame_bytes);
         // The record may have turned out to be damaged, or its device lost, in the meantime.
         if self.index[id].ssd == Ssd::On(from) {
-            self.leave_ssd(id);
-            match outcome {
-                AppendOutcome::Written(extent) if self.enter_ssd(id, extent) => {
-                    self.stats.relocated_pages += 1;
-                    self.stats.relocated_bytes += bytes;
-                }
-                _ => self.stats.relocate_failures += 1,
-            }
+            self.move_record(id, from, outcome, takes_appends);
         }
         self.settle(id);
         self.prune(id);
         self.wake(class);
     }
 
+    fn move_record(
+        &mut self,
+        id: PageId,
+        from: Extent,
+        outcome: AppendOutcome,
+        takes_appends: bool,
+    ) {
+        let bytes = self.frame_bytes(self.index[id].class);
+        if let AppendOutcome::Written(extent) = outcome {
+            self.leave_ssd(id);
+            if self.enter_ssd(id, extent, true) {
+                self.stats.relocated_pages += 1;
+                self.stats.relocated_bytes += bytes;
+                let of_device = &mut self.devices.get_mut(from.device).stats;
+                of_device.relocated_pages += 1;
+                of_device.relocated_bytes += bytes;
+                return;
+            }
+        } else if takes_appends {
+            // The segment must go, and the record with it.
+            self.leave_ssd(id);
+        }
+        self.stats.relocate_failures += 1;
+        self.devices.get_mut(from.device).stats.failures += 1;
+    }
+
     pub(crate) fn segment_freed(
         &mut self,
         device: DeviceId,
-        segment: SegmentId,
-        segment_use: SegmentUse,
+        (segment, segment_use): (SegmentId, SegmentUse),
+        free_segments: u32,
     ) {
-        let Some(ssd) = self.ssd.as_mut() else { return };
-        if ssd.freed((device, segment), segment_use) {
+        let Some(device) = self.devices.find_mut(device) else {
+            return;
+        };
+        device.free_segments = free_segments;
+        if device.segments.freed(Age { segment_use, segment }) {
+            device.stats.freed_segments += 1;
             self.stats.freed_segments += 1;
         }
     }
 
     /// Something has changed that may let reclaim drop what it could not before.
-    pub(crate) fn pay_for_reclaim(&mut self) {
-        if let Some(ssd) = self.ssd.as_mut() {
-            ssd.wasted = ssd.wasted.saturating_sub(1);
-        }
-    }
-
-    pub(crate) fn set_free_segments(&mut self, free_segments: u32) {
-        if let Some(ssd) = self.ssd.as_mut() {
-            ssd.free_segments = free_segments;
-        }
+    pub(crate) fn pay_for_reclaim(&mut self, device: DeviceId) {
+        let segments = &mut self.devices.get_mut(device).segments;
+        segments.wasted = segments.wasted.saturating_sub(1);
     }
 }

@@ -1,37 +1,89 @@
 use crate::page::{Page, PageId, Ssd};
+use crate::stats::DeviceState;
 use crate::{Core, RecoveredRecord};
-use undercroft_wire::{PageIdentity, PageKey, SpaceId};
+use undercroft_wire::{DeviceId, Extent, PageIdentity, PageKey, SpaceId};
+
+/// What became of a record found at start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Recovered {
+    Taken,
+    /// The page is known from a record at least as good.
+    Duplicate,
+    /// There is no room for it, or it is at odds with another.
+    Ignored,
+}
 
 impl Core {
-    /// Takes over what was found on SSD, in the order it was appended: of two records of one
-    /// page the later counts.
-    pub(crate) fn recovered(&mut self, records: &[RecoveredRecord]) {
+    /// Takes over records found on a device, in the order they were appended.
+    pub(crate) fn recovered(
+        &mut self,
+        device: DeviceId,
+        records: &[RecoveredRecord],
+        free_segments: u32,
+        last: bool,
+    ) {
+        let Some(state) = self.devices.find_mut(device) else {
+            return;
+        };
+        if state.state != DeviceState::Recovering {
+            self.stats.recovery_ignored += records.len() as u64;
+            return;
+        }
+        state.free_segments = free_segments;
         for record in records {
-            if self.recover(record).is_some() {
-                self.stats.recovered_records += 1;
-            } else {
-                self.stats.recovery_ignored += 1;
+            match self.recover(device, record) {
+                Recovered::Taken => self.stats.recovered_records += 1,
+                Recovered::Duplicate => self.stats.recovery_duplicates += 1,
+                Recovered::Ignored => self.stats.recovery_ignored += 1,
             }
+        }
+        if last {
+            self.change_device(device, |device| device.state = DeviceState::Ready);
         }
     }
 
-    fn recover(&mut self, record: &RecoveredRecord) -> Option<()> {
-        if !self.has_usable_ssd() {
-            return None;
+    fn recover(&mut self, device: DeviceId, record: &RecoveredRecord) -> Recovered {
+        let RecoveredRecord { identity, extent, sealed, .. } = record;
+        if extent.device != device {
+            return Recovered::Ignored;
         }
-        let identity = &record.identity;
-        let space = self.intern_space(identity.domain, identity.space, identity.page_bytes).ok()?;
-        let page = self.recovered_page(space, identity)?;
-        match self.index[page].ssd {
-            Ssd::Writing => return None,
-            Ssd::On(_) => self.leave_ssd(page),
-            Ssd::None => {}
+        let (domain, digest, page_bytes) = (identity.domain, identity.space, identity.page_bytes);
+        let Ok(space) = self.intern_space(domain, digest, page_bytes) else {
+            return Recovered::Ignored;
+        };
+        let Some(page) = self.recovered_page(space, identity) else {
+            return Recovered::Ignored;
+        };
+        if !self.supersedes(page, *extent, *sealed) {
+            self.prune(page);
+            return Recovered::Duplicate;
         }
-        let entered = self.enter_ssd(page, record.extent);
+        if self.index[page].record().is_some() {
+            self.leave_ssd(page);
+        }
+        let entered = self.enter_ssd(page, *extent, *sealed);
+        if entered && !sealed {
+            self.devices.get_mut(device).to_prove.push_back((page, *extent));
+        }
         self.index[page].touched = false;
         self.settle(page);
         self.prune(page);
-        entered.then_some(())
+        if entered { Recovered::Taken } else { Recovered::Ignored }
+    }
+
+    /// Whether a record is to be believed rather than what is known: one that can be read now
+    /// rather than one that cannot, then one that need not be proved, then the later one. Which of
+    /// two on different devices is later nobody can tell, nor does it matter.
+    fn supersedes(&self, page: PageId, extent: Extent, sealed: bool) -> bool {
+        let (known, proved) = match self.index[page].ssd {
+            Ssd::None => return true,
+            Ssd::Writing(_) => return false,
+            Ssd::On(known) => (known, true),
+            Ssd::Unproved(known) => (known, false),
+        };
+        let new = (self.devices.answers(extent.device), sealed);
+        let old = (self.devices.answers(known.device), proved);
+        new > old || (new == old && extent.device == known.device)
     }
 
     /// The entry of a recovered page, hung below its parent. A parent that is not known (yet)

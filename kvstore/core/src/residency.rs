@@ -1,5 +1,5 @@
 use crate::Core;
-use crate::page::{Dram, PageId, Ssd};
+use crate::page::{Dram, Page, PageId, Ssd};
 use crate::spaces::ClassId;
 
 /// What happens to one page, whoever asks: touching, pinning, leaving a tier, being forgotten.
@@ -36,18 +36,42 @@ impl Core {
         }
     }
 
-    /// Whether a page in DRAM could be written to SSD now.
+    /// Whether the page's record can be had: it has proved itself and its device answers.
+    pub(crate) fn counts_on_ssd(&self, page: &Page) -> bool {
+        match page.ssd {
+            Ssd::On(extent) => self.devices.answers(extent.device),
+            Ssd::None | Ssd::Writing(_) | Ssd::Unproved(_) => false,
+        }
+    }
+
+    /// Whether a lookup may report the page.
+    pub(crate) fn is_visible(&self, page: &Page) -> bool {
+        match page.dram {
+            Dram::Resident => true,
+            Dram::None | Dram::Reading => self.counts_on_ssd(page),
+            // It has no frame to be read into, or that is being filled otherwise.
+            Dram::Offered | Dram::Filling => false,
+        }
+    }
+
+    /// Whether a page in DRAM could be written to SSD now, and is not there already.
     pub(crate) fn is_demotable(&self, id: PageId) -> bool {
         let page = &self.index[id];
-        let usable = self.ssd.as_ref().is_some_and(|ssd| ssd.usable);
-        usable && page.ssd == Ssd::None && !page.append_refused
+        let there = matches!(page.ssd, Ssd::Writing(_)) || self.counts_on_ssd(page);
+        !there && !page.append_refused && self.devices.take_appends()
     }
 
     /// Whether the page may be taken from DRAM, at once or after it was written to SSD.
     pub(crate) fn is_evictable(&self, id: PageId) -> bool {
         let page = &self.index[id];
-        let stays = page.keeps == 0 || page.ssd != Ssd::None || self.is_demotable(id);
-        page.dram == Dram::Resident && page.pins == 0 && stays
+        if page.dram != Dram::Resident || page.pins > 0 {
+            return false;
+        }
+        match page.ssd {
+            // Nobody knows when the device is done with the frame.
+            Ssd::Writing(device) => self.devices.answers(device),
+            _ => page.keeps == 0 || self.counts_on_ssd(page) || self.is_demotable(id),
+        }
     }
 
     /// Puts the page into its class's order, or takes it out, after anything it depends on has
@@ -119,7 +143,7 @@ impl Core {
         assert!(self.index[id].ordered, "only pages in the eviction order are evicted");
         self.resident -= 1;
         self.stats.evicted_pages += 1;
-        if self.ssd.is_some() && self.index[id].ssd == Ssd::None {
+        if !self.devices.is_empty() && !self.counts_on_ssd(&self.index[id]) {
             self.stats.lost_pages += 1;
         }
         self.drop_frame(id);
@@ -134,6 +158,13 @@ impl Core {
         page.crc = crc;
         self.resident += 1;
         self.settle(id);
+    }
+
+    /// Forgets a record that is worth nothing.
+    pub(crate) fn lose_record(&mut self, id: PageId) {
+        self.leave_ssd(id);
+        self.settle(id);
+        self.prune(id);
     }
 
     /// Drops an offered page that will not come.
@@ -179,9 +210,14 @@ impl Core {
     pub(crate) fn is_parent_alive(&self, id: PageId) -> bool {
         let page = &self.index[id];
         match page.parent {
-            Some(parent) => self.index[parent].is_alive(),
+            Some(parent) => self.index[parent].is_present(),
             None => page.depth == 0,
         }
+    }
+
+    /// What a page of the class takes in any tier, bytes.
+    pub(crate) fn frame_bytes(&self, class: ClassId) -> u64 {
+        u64::from(self.frames.class(class).frame_bytes)
     }
 
     /// Has the class looked at before the step ends: a frame or a victim may have turned up.

@@ -1,22 +1,18 @@
+use crate::Core;
 use crate::page::{PageId, Ssd};
-use crate::{Core, SsdConfig};
+use crate::stats::DeviceState;
 use hashbrown::HashMap;
 use std::collections::BTreeMap;
 use undercroft_wire::{DeviceId, Extent, SegmentId, SegmentUse};
 
-/// What is known of the SSD: which pages lie in which segment, oldest segment first.
-#[derive(Debug)]
-pub(crate) struct SsdTier {
-    /// False once the device is lost.
-    pub(crate) usable: bool,
-    pub(crate) capacity_bytes: u64,
-    pub(crate) low_water_segments: u32,
-    pub(crate) free_segments: u32,
+/// Which pages lie in which segment of one device, oldest segment first.
+#[derive(Debug, Default)]
+pub(crate) struct Segments {
     /// Bytes of pages with a record, frames counted whole.
     pub(crate) used_bytes: u64,
     pub(crate) pages: u64,
-    pub(crate) segments: BTreeMap<Age, Segment>,
-    places: HashMap<(DeviceId, SegmentId), Place>,
+    by_age: BTreeMap<Age, Segment>,
+    places: HashMap<SegmentId, Place>,
     /// The segment being emptied.
     pub(crate) reclaiming: Option<Reclaim>,
     /// Records ever reported in the segments that are in use.
@@ -26,27 +22,24 @@ pub(crate) struct SsdTier {
     pub(crate) wasted: u64,
 }
 
-/// When a use of a segment began: later uses have larger numbers, whichever is reported first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+/// When a use of a segment began: of one device's segments, later uses have larger numbers,
+/// whichever is reported first. Ages of different devices cannot be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Age {
-    segment_use: SegmentUse,
-    device: DeviceId,
-    segment: SegmentId,
+    pub(crate) segment_use: SegmentUse,
+    pub(crate) segment: SegmentId,
 }
 
 /// One use of a segment.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Segment {
-    pub(crate) device: DeviceId,
-    pub(crate) segment: SegmentId,
-    pub(crate) segment_use: SegmentUse,
     /// The newest of its pages; each names its older neighbour.
     pub(crate) newest: Option<PageId>,
     /// Pages whose record lies here.
     pub(crate) records: u32,
     /// Records ever reported here.
     pub(crate) appended: u32,
-    /// Reads under way.
+    /// Reads and proofs under way.
     pub(crate) reads: u32,
     /// Relocations under way.
     pub(crate) relocating: u32,
@@ -70,106 +63,111 @@ pub(crate) struct Reclaim {
 #[derive(Debug)]
 struct Place {
     segment_use: SegmentUse,
-    /// `None` once that use is freed.
-    age: Option<Age>,
+    /// False once that use is freed.
+    in_use: bool,
 }
 
-impl SsdTier {
-    pub(crate) fn new(config: &SsdConfig) -> Self {
-        Self {
-            usable: true,
-            capacity_bytes: config.capacity_bytes,
-            low_water_segments: config.low_water_segments,
-            free_segments: config.free_segments,
-            used_bytes: 0,
-            pages: 0,
-            segments: BTreeMap::new(),
-            places: HashMap::new(),
-            reclaiming: None,
-            appended: 0,
-            wasted: 0,
-        }
+impl Age {
+    /// The age of the segment a record lies in.
+    pub(crate) fn of(extent: Extent) -> Self {
+        Self { segment_use: extent.segment_use, segment: extent.segment }
+    }
+}
+
+impl Segment {
+    /// Whether something under way needs it to stay.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.reads > 0 || self.relocating > 0
+    }
+}
+
+impl Segments {
+    pub(crate) fn get(&self, age: Age) -> Option<&Segment> {
+        self.by_age.get(&age)
     }
 
-    /// The age of the segment a record was reported in; `None` if that use of it is over.
-    fn segment_of(&mut self, extent: Extent) -> Option<Age> {
-        let at = (extent.device, extent.segment);
-        if let Some(place) = self.places.get(&at) {
-            match place.age {
-                Some(age) if place.segment_use == extent.segment_use => {
-                    let freeing = |reclaim: Reclaim| reclaim.age == age && reclaim.freeing;
-                    return (!self.reclaiming.is_some_and(freeing)).then_some(age);
-                }
-                Some(_) => return None,
-                None if extent.segment_use <= place.segment_use => return None,
-                None => {}
+    pub(crate) fn get_mut(&mut self, age: Age) -> Option<&mut Segment> {
+        self.by_age.get_mut(&age)
+    }
+
+    /// All of them, oldest first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Age, &Segment)> {
+        self.by_age.iter().map(|(age, segment)| (*age, segment))
+    }
+
+    pub(crate) fn newest(&self) -> Option<Age> {
+        self.by_age.last_key_value().map(|(age, _)| *age)
+    }
+
+    /// Makes sure that the segment a record was reported in is known; false if that use of it is
+    /// over.
+    fn note(&mut self, extent: Extent) -> bool {
+        let age = Age::of(extent);
+        match self.places.get(&extent.segment) {
+            Some(place) if place.in_use => {
+                let freeing = |reclaim: Reclaim| reclaim.age == age && reclaim.freeing;
+                return place.segment_use == age.segment_use
+                    && !self.reclaiming.is_some_and(freeing);
             }
+            Some(place) if age.segment_use <= place.segment_use => return false,
+            _ => {}
         }
-        let segment_use = extent.segment_use;
-        let age = Age { segment_use, device: extent.device, segment: extent.segment };
-        self.places.insert(at, Place { segment_use, age: Some(age) });
-        let segment = Segment {
-            device: extent.device,
-            segment: extent.segment,
-            segment_use,
-            newest: None,
-            records: 0,
-            appended: 0,
-            reads: 0,
-            relocating: 0,
-        };
-        self.segments.insert(age, segment);
-        Some(age)
+        self.places.insert(age.segment, Place { segment_use: age.segment_use, in_use: true });
+        self.by_age.insert(age, Segment::default());
+        true
     }
 
-    /// The page log has freed a segment.
-    pub(crate) fn freed(&mut self, at: (DeviceId, SegmentId), segment_use: SegmentUse) -> bool {
-        let Some(reclaim) = self.reclaiming.filter(|reclaim| reclaim.freeing) else {
+    /// The page log has freed a segment. False if it was not asked to.
+    pub(crate) fn freed(&mut self, age: Age) -> bool {
+        let asked = |reclaim: &Reclaim| reclaim.freeing && reclaim.age == age;
+        let Some(reclaim) = self.reclaiming.take_if(|reclaim| asked(reclaim)) else {
             return false;
         };
-        let segment = &self.segments[&reclaim.age];
-        if (segment.device, segment.segment) != at || segment.segment_use != segment_use {
-            return false;
-        }
+        let segment = self.by_age.remove(&age).expect("a segment is known until it is freed");
         let appended = u64::from(segment.appended);
         self.wasted = if reclaim.dropped { 0 } else { self.wasted + 2 * appended };
         self.appended -= appended;
-        self.segments.remove(&reclaim.age);
-        self.places.insert(at, Place { segment_use, age: None });
-        self.reclaiming = None;
+        self.places.insert(age.segment, Place { segment_use: age.segment_use, in_use: false });
         true
+    }
+
+    /// Forgets the oldest segment, which must be empty, because its device is lost.
+    pub(crate) fn forget_oldest(&mut self) {
+        let forgotten = self.by_age.pop_first();
+        let (_, segment) = forgotten.expect("there is a segment to forget");
+        assert_eq!(segment.records, 0, "a segment's pages are forgotten before it");
+        self.appended -= u64::from(segment.appended);
     }
 }
 
 impl Core {
-    pub(crate) fn ssd_mut(&mut self) -> &mut SsdTier {
-        self.ssd.as_mut().expect("SSD jobs are started only where there is an SSD")
-    }
-
-    /// Notes the page's record. False if the record lies in a segment that is being freed.
-    pub(crate) fn enter_ssd(&mut self, id: PageId, extent: Extent) -> bool {
+    /// Notes the page's record. False if the record lies in a segment that is being freed, or on
+    /// a device that is not there.
+    pub(crate) fn enter_ssd(&mut self, id: PageId, extent: Extent, proved: bool) -> bool {
         let bytes = u64::from(self.frames.class(self.index[id].class).frame_bytes);
-        let ssd = self.ssd_mut();
-        if !ssd.usable {
-            return false;
-        }
-        let Some(age) = ssd.segment_of(extent) else {
+        let device = self.devices.find_mut(extent.device);
+        let Some(device) = device.filter(|device| device.state != DeviceState::Lost) else {
             return false;
         };
-        ssd.used_bytes += bytes;
-        ssd.pages += 1;
-        let segment = ssd.segments.get_mut(&age).expect("just named");
+        let segments = &mut device.segments;
+        if !segments.note(extent) {
+            return false;
+        }
+        device.unproved += u64::from(!proved);
+        self.stats.unproved_records += u64::from(!proved);
+        segments.used_bytes += bytes;
+        segments.pages += 1;
+        segments.appended += 1;
+        let segment = segments.get_mut(Age::of(extent)).expect("just noted");
         segment.records += 1;
         segment.appended += 1;
-        ssd.appended += 1;
         let older = segment.newest.replace(id);
         if let Some(older) = older {
             self.index[older].newer = Some(id);
         }
         let page = &mut self.index[id];
         assert_eq!(page.ssd, Ssd::None, "a page has one record");
-        page.ssd = Ssd::On(extent);
-        page.segment = age;
+        page.ssd = if proved { Ssd::On(extent) } else { Ssd::Unproved(extent) };
         page.older = older;
         page.newer = None;
         true
@@ -178,10 +176,11 @@ impl Core {
     /// Forgets the page's record. The caller settles what becomes of the page.
     pub(crate) fn leave_ssd(&mut self, id: PageId) {
         let page = &mut self.index[id];
-        assert!(page.on_ssd(), "only a page with a record can lose it");
+        let extent = page.record().expect("only a page with a record can lose it");
+        let unproved = matches!(page.ssd, Ssd::Unproved(_));
         page.ssd = Ssd::None;
         let (older, newer) = (page.older.take(), page.newer.take());
-        let (age, class) = (page.segment, page.class);
+        let class = page.class;
         if let Some(older) = older {
             self.index[older].newer = newer;
         }
@@ -189,10 +188,13 @@ impl Core {
             self.index[newer].older = older;
         }
         let bytes = u64::from(self.frames.class(class).frame_bytes);
-        let ssd = self.ssd_mut();
-        ssd.used_bytes -= bytes;
-        ssd.pages -= 1;
-        let segment = ssd.segments.get_mut(&age).expect("a record lies in a segment");
+        let device = self.devices.get_mut(extent.device);
+        device.unproved -= u64::from(unproved);
+        self.stats.unproved_records -= u64::from(unproved);
+        let segments = &mut device.segments;
+        segments.used_bytes -= bytes;
+        segments.pages -= 1;
+        let segment = segments.get_mut(Age::of(extent)).expect("a record lies in a segment");
         segment.records -= 1;
         if newer.is_none() {
             segment.newest = older;
@@ -200,39 +202,13 @@ impl Core {
     }
 
     /// The pages of a segment, newest first.
-    pub(crate) fn segment_pages(&self, age: Age) -> impl Iterator<Item = PageId> + '_ {
-        let segment = self.ssd.as_ref().and_then(|ssd| ssd.segments.get(&age));
+    pub(crate) fn segment_pages(
+        &self,
+        device: DeviceId,
+        age: Age,
+    ) -> impl Iterator<Item = PageId> + '_ {
+        let segment = self.devices.get(device).segments.get(age);
         let newest = segment.and_then(|segment| segment.newest);
         std::iter::successors(newest, |id| self.index[*id].older)
-    }
-
-    /// Every record is gone. Jobs under way report their end and find nothing.
-    pub(crate) fn device_lost(&mut self) {
-        let Some(ssd) = self.ssd.as_mut() else { return };
-        ssd.usable = false;
-        let ids: Vec<PageId> = self.index.iter().map(|(id, _)| id).collect();
-        for &id in &ids {
-            if self.index[id].on_ssd() {
-                self.leave_ssd(id);
-            }
-        }
-        let ssd = self.ssd_mut();
-        ssd.segments.clear();
-        ssd.appended = 0;
-        ssd.reclaiming = None;
-        for id in ids {
-            // Forgetting one page may forget its ancestors with it.
-            if self.index.contains(id) {
-                self.settle(id);
-                self.prune(id);
-            }
-        }
-        let mut waiting: Vec<_> = self.fetches.keys().copied().collect();
-        waiting.sort_unstable();
-        self.ready.extend(waiting);
-        let classes: Vec<_> = self.frames.classes().map(|(class, _)| class).collect();
-        for class in classes {
-            self.wake(class);
-        }
     }
 }

@@ -1,6 +1,7 @@
-use undercroft_wire::{DomainId, SpaceDigest, SpaceId};
+use crate::Health;
+use undercroft_wire::{DeviceId, DomainId, SpaceDigest, SpaceId};
 
-/// What happened since start. Counters only grow.
+/// What happened since start. Counters only grow; what is a gauge says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stats {
     /// Lookups answered.
@@ -23,6 +24,8 @@ pub struct Stats {
     pub delivered_ssd_pages: u64,
     /// Fetches that ended without delivering everything.
     pub incomplete_fetches: u64,
+    /// Fetches and prefetches cut short because a device with pages of theirs stopped answering.
+    pub cut_fetches: u64,
     /// Keys offered.
     pub offered: u64,
     /// Keys that were asked for.
@@ -47,7 +50,7 @@ pub struct Stats {
     pub copy_out_failures: u64,
     /// Pages that left DRAM, whether or not they are on SSD.
     pub evicted_pages: u64,
-    /// Pages that left DRAM and were in no other tier although there is an SSD.
+    /// Pages that left DRAM and were in no other tier that answers although there is an SSD.
     pub lost_pages: u64,
     /// Prefetches begun.
     pub prefetches: u64,
@@ -59,9 +62,9 @@ pub struct Stats {
     pub appended_pages: u64,
     /// Bytes of these, frames counted whole.
     pub appended_bytes: u64,
-    /// Appends that found no room.
+    /// Appends that found no room on their device. Another device may have taken the page.
     pub append_no_space: u64,
-    /// Appends that failed.
+    /// Appends that failed. Another device may have taken the page.
     pub append_failures: u64,
     /// Pages read from SSD.
     pub read_pages: u64,
@@ -75,11 +78,11 @@ pub struct Stats {
     pub relocated_pages: u64,
     /// Bytes of these, frames counted whole.
     pub relocated_bytes: u64,
-    /// Relocations that failed; their pages are lost.
+    /// Relocations that failed. Their pages are lost, unless it was the device that failed.
     pub relocate_failures: u64,
     /// Pages dropped from SSD by reclaim.
     pub ssd_dropped_pages: u64,
-    /// Pages in DRAM that lost their SSD copy to reclaim.
+    /// Pages in DRAM that lost their SSD copy, to reclaim or for a copy on a device that answers.
     pub ssd_forgotten_copies: u64,
     /// Segments freed.
     pub freed_segments: u64,
@@ -87,6 +90,15 @@ pub struct Stats {
     pub recovered_records: u64,
     /// Records found at start that were not taken over: no room, or at odds with another record.
     pub recovery_ignored: u64,
+    /// Records found at start whose page was known from a record at least as good, or on its way
+    /// to an SSD.
+    pub recovery_duplicates: u64,
+    /// Gauge: records that count in no lookup because they have not proved themselves yet.
+    pub unproved_records: u64,
+    /// Records of unsealed segments that proved themselves.
+    pub proved_records: u64,
+    /// Records of unsealed segments that did not prove themselves, or could not be read.
+    pub disproved_records: u64,
     /// Completions that name no job under way.
     pub unknown_jobs: u64,
 }
@@ -100,6 +112,62 @@ pub struct TierFill {
     pub used_bytes: u64,
     /// Pages in it.
     pub pages: u64,
+}
+
+/// How far a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DeviceState {
+    /// Its records are still being found: what was found is read, nothing is written.
+    Recovering,
+    /// All its records are known.
+    Ready,
+    /// Gone for good.
+    Lost,
+}
+
+/// What is known of one device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceReport {
+    /// Which.
+    pub device: DeviceId,
+    /// How far it is.
+    pub state: DeviceState,
+    /// How it does.
+    pub health: Health,
+    /// How full it is; records that have not proved themselves are in it.
+    pub fill: TierFill,
+    /// Segments free, as the page log last said.
+    pub free_segments: u32,
+    /// Records in it that have not proved themselves yet.
+    pub unproved_records: u64,
+    /// What happened to it.
+    pub stats: DeviceStats,
+}
+
+/// What happened to one device since start. Counters only grow. All bytes count frames whole.
+///
+/// Write amplification is `(appended_bytes + relocated_bytes) / appended_bytes`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DeviceStats {
+    /// Pages appended on demotion.
+    pub appended_pages: u64,
+    /// Bytes of these.
+    pub appended_bytes: u64,
+    /// Records re-appended by reclaim.
+    pub relocated_pages: u64,
+    /// Bytes of these.
+    pub relocated_bytes: u64,
+    /// Pages read.
+    pub read_pages: u64,
+    /// Bytes of these.
+    pub read_bytes: u64,
+    /// Pages dropped by reclaim.
+    pub dropped_pages: u64,
+    /// Segments freed.
+    pub freed_segments: u64,
+    /// Reads, appends, relocations and proofs that failed, and records that did not prove
+    /// themselves.
+    pub failures: u64,
 }
 
 /// What is known of a space.

@@ -4,7 +4,7 @@
 
 mod world;
 
-use undercroft_core::{Action, Config, Event, Limits, Micros};
+use undercroft_core::{Action, Config, Limits, Micros};
 use undercroft_wire::{
     CommitOutcome, Fetch, FetchOutcome, FetchSource, LeaseId, Mode, OfferOutcome, PageKey,
     RefusedReason, Reply, Request, SessionId, SpaceId, Stamp,
@@ -94,8 +94,8 @@ fn recovery_takes_children_before_parents_and_without() {
     records.sort_by_key(|record| std::cmp::Reverse(record.identity.depth));
     let orphans = records.iter().filter(|record| record.identity.depth > 5).count() as u64;
     records.retain(|record| record.identity.depth != 5);
-    let mut again = World::with_ssd(2, 100, 9, 4);
-    again.step(Event::Recovered { records: &records, free_segments: 5 });
+    let mut again = World::with_unread_ssd(2, 100, 9, 4);
+    again.recover(&records, 5);
     let (mut again, space) = opened(again, 2);
     let known = records.iter().filter(|record| record.identity.depth < 5).count() as u32;
     assert_eq!(again.lookup(1, space, &keys).pages, known);

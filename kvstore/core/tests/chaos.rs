@@ -265,7 +265,7 @@ impl Chaos {
                 }
             }
             3 if self.faults.device_dies && a.is_multiple_of(4) => {
-                self.world.step(Event::DeviceLost)
+                self.world.step(Event::DeviceLost { device: world::log::DEVICE });
             }
             _ => {}
         }
@@ -311,11 +311,12 @@ impl Chaos {
         let Some(log) = self.world.log else { return };
         let records = log.recover();
         let free_segments = log.free_segments();
-        let mut world = World::with_ssd(64, 100, 5, 4);
+        let mut world = World::with_unread_ssd(64, 100, 5, 4);
         world.log = Some(log);
-        let (early, late) = records.split_at(records.len() / 2);
-        world.step(Event::Recovered { records: early, free_segments });
-        world.step(Event::Recovered { records: late, free_segments });
+        let (records, late) = records.split_at(records.len() / 2);
+        let device = world::log::DEVICE;
+        world.step(Event::Recovered { device, records, free_segments, last: false });
+        world.recover(late, free_segments);
         let stats = world.core.stats();
         assert_eq!(stats.recovery_ignored, 0, "the core writes nothing it would not read");
         world.open(1, 1, Mode::ZeroCopy);

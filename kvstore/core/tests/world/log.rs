@@ -86,6 +86,7 @@ impl Log {
             identity: self.by_extent[extent],
             extent: *extent,
             payload_crc: 0,
+            sealed: true,
         });
         found.collect()
     }

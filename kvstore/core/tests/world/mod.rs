@@ -8,8 +8,8 @@ pub(crate) mod log;
 use log::Log;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use undercroft_core::{
-    Action, AppendOutcome, Config, CopyOutcome, Core, Event, FramePlace, Micros, ProcessId,
-    ReadOutcome, SsdConfig,
+    Action, AppendOutcome, Config, CopyOutcome, Core, DeviceConfig, Event, FramePlace, Micros,
+    ProcessId, ReadOutcome, RecoveredRecord,
 };
 use undercroft_wire::{
     Commit, DomainId, Extent, Fetch, FetchEnd, FetchOutcome, FetchSource, FrameId, JobId, LeaseId,
@@ -113,15 +113,21 @@ impl World {
 
     /// The same with an SSD of `segments` segments with `records` records each.
     pub(crate) fn with_ssd(frames: u64, capacity: u64, segments: u32, records: u32) -> Self {
-        let ssd = SsdConfig {
+        let mut world = Self::with_unread_ssd(frames, capacity, segments, records);
+        world.recover(&[], segments);
+        world
+    }
+
+    /// The same before the SSD has told what lies on it.
+    pub(crate) fn with_unread_ssd(frames: u64, capacity: u64, segments: u32, records: u32) -> Self {
+        let device = DeviceConfig {
             capacity_bytes: capacity * 4096,
             low_water_segments: 1,
-            free_segments: segments,
             read_bytes_per_s: 1 << 30,
             read_latency_us: 100,
         };
         let mut world = Self::new(Config {
-            ssd: Some(ssd),
+            devices: vec![device],
             slab_bytes: 2 * 4096,
             demote_ahead: 2,
             fetch_window: 2,
@@ -129,6 +135,11 @@ impl World {
         });
         world.log = Some(Log::new(segments, records));
         world
+    }
+
+    pub(crate) fn recover(&mut self, records: &[RecoveredRecord], free_segments: u32) {
+        let device = log::DEVICE;
+        self.step(Event::Recovered { device, records, free_segments, last: true });
     }
 
     pub(crate) fn step(&mut self, event: Event<'_>) {
@@ -157,13 +168,14 @@ impl World {
                 assert!(self.frames[&frame.frame].is_some(), "only whole pages are delivered");
                 self.jobs.insert(*job, action);
             }
-            Action::Append { job, frame, identity, payload_crc } => {
+            Action::Append { job, frame, identity, payload_crc, .. } => {
                 let held = self.frames[&frame.frame].expect("only whole pages are demoted");
                 assert_eq!(held, content(identity.space, &identity.key), "the named page");
                 assert_eq!(held, *payload_crc, "the checksum born with the page");
                 self.jobs.insert(*job, action);
             }
-            Action::Relocate { job, extent, identity } => {
+            Action::Relocate { job, extent, identity }
+            | Action::Prove { job, extent, identity } => {
                 let log = self.log.as_ref().expect("there is an SSD");
                 let record = log.record(*extent).unwrap_or(*identity);
                 assert_eq!(record, *identity, "a record is moved as what it is");
@@ -171,9 +183,9 @@ impl World {
             }
             Action::FreeSegment { segment, segment_use, .. } => {
                 let reading = |job: &Action| match job {
-                    Action::Read { extent, .. } | Action::Relocate { extent, .. } => {
-                        extent.segment == *segment
-                    }
+                    Action::Read { extent, .. }
+                    | Action::Relocate { extent, .. }
+                    | Action::Prove { extent, .. } => extent.segment == *segment,
                     _ => false,
                 };
                 assert!(!self.jobs.values().any(reading), "nobody reads a freed segment");
@@ -460,6 +472,17 @@ impl World {
                     ReadOutcome::Corrupt
                 };
                 self.step(Event::ReadDone { job, outcome });
+            }
+            Action::Prove { extent, identity, .. } => {
+                let record = self.log.as_ref().unwrap().record(extent);
+                let outcome = if fails {
+                    ReadOutcome::Failed
+                } else if record == Some(identity) {
+                    ReadOutcome::Ok(content(identity.space, &identity.key))
+                } else {
+                    ReadOutcome::Corrupt
+                };
+                self.step(Event::Proved { job, outcome });
             }
             other => panic!("not a job: {other:?}"),
         }
