@@ -1,4 +1,6 @@
+use crate::StoreKey;
 use std::path::PathBuf;
+use std::time::Duration;
 use undercroft_wire::{DeviceId, Extent, PageIdentity};
 
 /// How bytes are moved between file and memory.
@@ -34,6 +36,11 @@ pub struct LogConfig {
     /// How long a written record may stay out of the tables, milliseconds: a crash forgets at
     /// most the records of that time.
     pub table_flush_ms: u64,
+    /// What everything in the log is encrypted with; `None` leaves pages in the clear. Segments
+    /// that were written the other way are given up at start.
+    pub key: Option<StoreKey>,
+    /// How long a transfer may take before the log says that its device stalls.
+    pub stall: Duration,
 }
 
 impl LogConfig {
@@ -48,6 +55,8 @@ impl LogConfig {
             engine: EngineChoice::Auto,
             queue_depth: 16,
             table_flush_ms: 20,
+            key: None,
+            stall: Duration::from_millis(500),
         }
     }
 }
@@ -61,6 +70,10 @@ pub struct LogFacts {
     pub registered_buffers: bool,
     /// What was refused, one line each.
     pub refused: Vec<String>,
+    /// Whether pages are encrypted.
+    pub encrypted: bool,
+    /// Where a file was moved that this build cannot read or that is damaged beyond use.
+    pub set_aside: Option<PathBuf>,
     /// Bytes a segment takes in the file.
     pub segment_bytes: u64,
     /// Number of segments, spare ones included.
@@ -96,6 +109,8 @@ pub struct Recovery {
     pub corrupt_superblocks: u32,
     /// Segments whose header or tables could not be read.
     pub io_errors: u64,
+    /// Segments that are encrypted where the log is not, or the other way round: given up.
+    pub other_protection: u64,
     /// Whether the file was created or was empty.
     pub created: bool,
 }

@@ -2,6 +2,7 @@
 
 use crate::format::{BLOCK, ENTRIES_PER_TABLE, Table, TableEntry};
 use crate::layout::Layout;
+use crate::proof::Proof;
 use std::collections::VecDeque;
 use std::time::Duration;
 use undercroft_wire::{SegmentId, SegmentUse, frame_bytes};
@@ -97,13 +98,22 @@ impl Draft {
         self.pending.push_back(Pending { entry, since: None });
     }
 
-    /// A record's write is over.
-    pub(crate) fn written(&mut self, record: u32, ok: bool, now: Duration) {
+    fn pending(&mut self, record: u32) -> &mut Pending {
         let first = self.batch * ENTRIES_PER_TABLE as u32;
-        let pending = record
+        record
             .checked_sub(first)
             .and_then(|index| self.pending.get_mut(index as usize))
-            .expect("a record that is being written is in no table yet");
+            .expect("a record that is being written is in no table yet")
+    }
+
+    /// A record was encrypted: this is what it will prove itself with.
+    pub(crate) fn prove(&mut self, record: u32, proof: Proof) {
+        self.pending(record).entry.proof = proof;
+    }
+
+    /// A record's write is over.
+    pub(crate) fn written(&mut self, record: u32, ok: bool, now: Duration) {
+        let pending = self.pending(record);
         assert!(pending.since.is_none(), "a record's write is over once");
         pending.since = Some(now);
         pending.entry.void = !ok;
@@ -154,8 +164,8 @@ impl Draft {
         oldest.since.map(|since| since + flush)
     }
 
-    /// Starts the table block that is due.
-    pub(crate) fn start_table(&mut self) -> TableJob {
+    /// Starts the table block that is due, the `write`th of this use.
+    pub(crate) fn start_table(&mut self, write: u32) -> TableJob {
         let ready = self.ready();
         debug_assert!(ready > 0 && !self.table_in_flight, "a table block is due");
         let home = self.is_last_copy(ready) || self.copies.is_multiple_of(2);
@@ -167,7 +177,7 @@ impl Draft {
         let (segment, segment_use, batch) = (self.segment, self.segment_use, self.batch);
         TableJob {
             index: batch + u32::from(!home),
-            table: Table { segment, segment_use, batch, sealed: false, entries },
+            table: Table { segment, segment_use, batch, write, sealed: false, entries },
         }
     }
 
@@ -194,9 +204,15 @@ impl Draft {
     }
 }
 
-/// The block that says that a segment with `records` records is complete.
-pub(crate) fn seal(segment: SegmentId, segment_use: SegmentUse, records: u32) -> TableJob {
+/// The block that says that a segment with `records` records is complete, the `write`th of its
+/// use.
+pub(crate) fn seal(
+    segment: SegmentId,
+    segment_use: SegmentUse,
+    records: u32,
+    write: u32,
+) -> TableJob {
     let batch = records.div_ceil(ENTRIES_PER_TABLE as u32);
-    let table = Table { segment, segment_use, batch, sealed: true, entries: Vec::new() };
+    let table = Table { segment, segment_use, batch, write, sealed: true, entries: Vec::new() };
     TableJob { index: batch, table }
 }

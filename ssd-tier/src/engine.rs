@@ -8,7 +8,7 @@ use undercroft_arena::Span;
 
 /// What a transfer does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     /// File to memory.
     Read,
     /// Memory to file.
@@ -19,24 +19,24 @@ pub(crate) enum Kind {
 
 /// One transfer. It owns its memory until it is over.
 #[derive(Debug)]
-pub(crate) struct Io {
+pub struct Io {
     /// The log's number for it.
-    pub(crate) task: usize,
+    pub task: usize,
     /// What it does.
-    pub(crate) kind: Kind,
+    pub kind: Kind,
     /// Where in the file, for the whole transfer.
-    pub(crate) offset: u64,
+    pub offset: u64,
     /// The memory; none for a flush.
-    pub(crate) span: Option<Span>,
+    pub span: Option<Span>,
     /// Bytes moved by earlier, short attempts.
-    pub(crate) done: usize,
+    pub done: usize,
     /// Attempts that were interrupted before they moved anything.
-    pub(crate) attempts: u32,
+    pub attempts: u32,
 }
 
 impl Io {
     /// What is left: offset in the file and memory. `None` for a flush.
-    pub(crate) fn rest(&self) -> Option<(u64, Span)> {
+    pub fn rest(&self) -> Option<(u64, Span)> {
         let span = self.span.as_ref()?;
         let rest = span.sub(self.done, span.len() - self.done);
         let rest = rest.expect("no more bytes are done than there are");
@@ -46,13 +46,15 @@ impl Io {
 
 /// A transfer the engine is done with: how many bytes this attempt moved.
 #[derive(Debug)]
-pub(crate) struct Done {
-    pub(crate) io: Io,
-    pub(crate) result: io::Result<usize>,
+pub struct Done {
+    /// The transfer, with its memory.
+    pub io: Io,
+    /// Bytes moved by this attempt.
+    pub result: io::Result<usize>,
 }
 
 /// Moves bytes between file and memory. Owned by the log's thread.
-pub(crate) trait Engine {
+pub trait Engine {
     /// What `status` calls it.
     fn name(&self) -> &'static str;
     /// Whether the arena is registered with it.

@@ -102,6 +102,21 @@ pub enum OpenError {
         /// Why.
         source: io::Error,
     },
+    /// The log is encrypted with another key.
+    #[error(
+        "the ssd log {path} is encrypted with another store key; nothing was changed: give the key \
+         it was made with, or delete the file to start with an empty log"
+    )]
+    OtherKey {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The system has no randomness, so nothing can be encrypted.
+    #[error("the system gives no random bytes for the ssd log: {source}")]
+    Entropy {
+        /// Why.
+        source: io::Error,
+    },
     /// No memory for the log's own buffers.
     #[error("no memory for the buffers of the ssd log: {0}")]
     Memory(#[from] ArenaError),

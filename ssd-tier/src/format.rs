@@ -4,8 +4,10 @@
 //! bytes before. Decoding believes nothing: a block is either exactly what this version writes
 //! or it is refused.
 
+use crate::cipher::{Cipher, KEY_ID_STORE, SALT_BYTES, TAG_BYTES};
 use crate::layout::Layout;
-use undercroft_arena::{checksum_bytes, combine};
+use crate::proof::{Proof, ProofKind};
+use undercroft_arena::checksum_bytes;
 use undercroft_wire::{
     DomainId, MAX_PAGE_BYTES, MIN_PAGE_BYTES, PageIdentity, PageKey, SegmentId, SegmentUse,
     SpaceDigest,
@@ -25,14 +27,14 @@ pub(crate) const ENTRIES_PER_TABLE: usize = 25;
 const SUPERBLOCK_MAGIC: [u8; 8] = *b"UCROFTSB";
 const SEGMENT_MAGIC: [u8; 8] = *b"UCROFTSG";
 const TABLE_MAGIC: [u8; 8] = *b"UCROFTTB";
-const RECORD_MAGIC: [u8; 8] = *b"UCROFTRC";
 
 const SEGMENT_FREED: u32 = 1;
 const TABLE_SEALED: u16 = 1;
 const ENTRY_HAS_PARENT: u16 = 1;
 const ENTRY_VOID: u16 = 2;
-const COMPRESSION_NONE: u8 = 0;
-const PROOF_CRC64: u8 = 1;
+pub(crate) const COMPRESSION_NONE: u8 = 0;
+/// Where the entries of a table block lie: what is encrypted.
+const ENTRIES: std::ops::Range<usize> = 64..64 + ENTRIES_PER_TABLE * size_of::<RawEntry>();
 
 /// One block of 4 KiB.
 pub(crate) type Block = [u8; BLOCK_LEN];
@@ -52,7 +54,8 @@ struct RawSuperblock {
     segment_bytes: U64,
     room_bytes: U64,
     segments: U32,
-    reserved: [u8; 4028],
+    key_check: [u8; 16],
+    reserved: [u8; 4012],
     crc: U64,
 }
 
@@ -66,7 +69,7 @@ struct RawSegment {
     segment: U32,
     key_id: U32,
     segment_use: U64,
-    salt: [u8; 32],
+    salt: [u8; SALT_BYTES],
     reserved: [u8; 4008],
     crc: U64,
 }
@@ -82,9 +85,11 @@ struct RawTable {
     segment: U32,
     batch: U32,
     segment_use: U64,
-    reserved: [u8; 16],
+    write: U32,
+    reserved: [u8; 12],
     entries: [RawEntry; ENTRIES_PER_TABLE],
-    spare: [u8; 24],
+    tag: [u8; TAG_BYTES],
+    spare: [u8; 8],
     crc: U64,
 }
 
@@ -102,28 +107,9 @@ struct RawEntry {
     flags: U16,
     compression: u8,
     proof_kind: u8,
-    reserved: [u8; 12],
+    reserved: [u8; 4],
+    payload_crc: U64,
     proof: [u8; 16],
-}
-
-#[derive(IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
-struct RawProof {
-    magic: [u8; 8],
-    version: U32,
-    flags: U16,
-    compression: u8,
-    proof_kind: u8,
-    store: [u8; 16],
-    segment: U32,
-    record: U32,
-    segment_use: U64,
-    domain: [u8; 16],
-    space: [u8; 32],
-    key: [u8; 32],
-    parent: [u8; 32],
-    depth: U32,
-    page_bytes: U32,
 }
 
 const _: () = {
@@ -131,7 +117,7 @@ const _: () = {
     assert!(size_of::<RawSegment>() == BLOCK_LEN);
     assert!(size_of::<RawTable>() == BLOCK_LEN);
     assert!(size_of::<RawEntry>() == 160);
-    assert!(size_of::<RawProof>() == 168);
+    assert!(ENTRIES.end == std::mem::offset_of!(RawTable, tag));
 };
 
 /// What a block turned out to be.
@@ -165,6 +151,8 @@ pub(crate) struct Superblock {
     pub(crate) generation: u64,
     /// The store's shape.
     pub(crate) layout: Layout,
+    /// Tells the store's key from others; zero as long as nothing was encrypted.
+    pub(crate) key_check: [u8; 16],
 }
 
 impl Superblock {
@@ -178,6 +166,7 @@ impl Superblock {
         raw.segment_bytes = self.layout.segment_bytes.into();
         raw.room_bytes = self.layout.room_bytes.into();
         raw.segments = self.layout.segments.into();
+        raw.key_check = self.key_check;
         let mut block: Block = zerocopy::transmute!(raw);
         seal_block(&mut block);
         block
@@ -205,7 +194,7 @@ impl Superblock {
             return Decoded::Corrupt;
         }
         let (store, generation) = (StoreId(raw.store), raw.generation.get());
-        Decoded::Valid(Self { store, generation, layout })
+        Decoded::Valid(Self { store, generation, layout, key_check: raw.key_check })
     }
 }
 
@@ -218,6 +207,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) segment_use: SegmentUse,
     /// Whether that use is over: its records are not to be recovered.
     pub(crate) freed: bool,
+    /// The salt its keys derive from; `None` where nothing in it is encrypted.
+    pub(crate) salt: Option<[u8; SALT_BYTES]>,
 }
 
 impl SegmentHeader {
@@ -230,6 +221,10 @@ impl SegmentHeader {
         raw.store = store.0;
         raw.segment = self.segment.0.into();
         raw.segment_use = self.segment_use.0.into();
+        if let Some(salt) = self.salt {
+            raw.key_id = KEY_ID_STORE.into();
+            raw.salt = salt;
+        }
         let mut block: Block = zerocopy::transmute!(raw);
         seal_block(&mut block);
         block
@@ -249,12 +244,17 @@ impl SegmentHeader {
         if raw.version != FORMAT_VERSION {
             return Decoded::Version(raw.version.get());
         }
-        if raw.flags.get() & !SEGMENT_FREED != 0 || raw.key_id != 0 {
+        let salt = match raw.key_id.get() {
+            0 => None,
+            KEY_ID_STORE => Some(raw.salt),
+            _ => return Decoded::Corrupt,
+        };
+        if raw.flags.get() & !SEGMENT_FREED != 0 {
             return Decoded::Corrupt;
         }
         let segment_use = SegmentUse(raw.segment_use.get());
         let freed = raw.flags.get() & SEGMENT_FREED != 0;
-        Decoded::Valid(Self { segment, segment_use, freed })
+        Decoded::Valid(Self { segment, segment_use, freed, salt })
     }
 }
 
@@ -265,14 +265,16 @@ pub(crate) struct TableEntry {
     pub(crate) identity: PageIdentity,
     /// Where they start in the segment, in blocks.
     pub(crate) offset_blocks: u32,
-    /// CRC-64/NVME over identity, position and payload.
-    pub(crate) proof: u64,
+    /// CRC-64/NVME of the page.
+    pub(crate) payload_crc: u64,
+    /// What the stored bytes must agree with.
+    pub(crate) proof: Proof,
     /// The write failed: the record keeps its number and nothing else.
     pub(crate) void: bool,
 }
 
 impl TableEntry {
-    fn encode(&self) -> RawEntry {
+    fn encode(&self, kind: ProofKind) -> RawEntry {
         let mut raw = RawEntry::new_zeroed();
         let identity = &self.identity;
         raw.domain = identity.domain.0;
@@ -286,20 +288,20 @@ impl TableEntry {
         let void = if self.void { ENTRY_VOID } else { 0 };
         raw.flags = (entry_flags(identity) | void).into();
         raw.compression = COMPRESSION_NONE;
-        raw.proof_kind = PROOF_CRC64;
-        raw.proof[..8].copy_from_slice(&self.proof.to_le_bytes());
+        raw.proof_kind = kind as u8;
+        raw.payload_crc = self.payload_crc.into();
+        raw.proof = self.proof.0;
         raw
     }
 
-    fn decode(raw: &RawEntry) -> Option<Self> {
+    fn decode(raw: &RawEntry, kind: ProofKind) -> Option<Self> {
         let flags = raw.flags.get();
         let page_bytes = raw.page_bytes.get();
         let known = flags & !(ENTRY_HAS_PARENT | ENTRY_VOID) == 0
             && raw.compression == COMPRESSION_NONE
-            && raw.proof_kind == PROOF_CRC64
+            && raw.proof_kind == kind as u8
             && raw.stored_bytes == raw.page_bytes
             && (MIN_PAGE_BYTES..=MAX_PAGE_BYTES).contains(&page_bytes);
-        let [p0, p1, p2, p3, p4, p5, p6, p7, ..] = raw.proof;
         known.then(|| Self {
             identity: PageIdentity {
                 domain: DomainId(raw.domain),
@@ -310,13 +312,14 @@ impl TableEntry {
                 page_bytes,
             },
             offset_blocks: raw.offset_blocks.get(),
-            proof: u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7]),
+            payload_crc: raw.payload_crc.get(),
+            proof: Proof(raw.proof),
             void: flags & ENTRY_VOID != 0,
         })
     }
 }
 
-fn entry_flags(identity: &PageIdentity) -> u16 {
+pub(crate) fn entry_flags(identity: &PageIdentity) -> u16 {
     if identity.parent.is_some() { ENTRY_HAS_PARENT } else { 0 }
 }
 
@@ -329,6 +332,8 @@ pub(crate) struct Table {
     pub(crate) segment_use: SegmentUse,
     /// Names the records from `batch ×` [`ENTRIES_PER_TABLE`] on.
     pub(crate) batch: u32,
+    /// Its number among the table blocks written in this use: no two have the same.
+    pub(crate) write: u32,
     /// No more records follow, and those before have been flushed to the medium.
     pub(crate) sealed: bool,
     /// At most [`ENTRIES_PER_TABLE`].
@@ -336,8 +341,8 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Encodes the block.
-    pub(crate) fn encode(&self, store: StoreId) -> Block {
+    /// Encodes the block, encrypted where the use of its segment has a cipher.
+    pub(crate) fn encode(&self, store: StoreId, cipher: Option<&Cipher>) -> Block {
         assert!(self.entries.len() <= ENTRIES_PER_TABLE, "a table block holds 25 entries");
         let mut raw = RawTable::new_zeroed();
         raw.magic = TABLE_MAGIC;
@@ -348,10 +353,18 @@ impl Table {
         raw.segment = self.segment.0.into();
         raw.batch = self.batch.into();
         raw.segment_use = self.segment_use.0.into();
+        raw.write = self.write.into();
+        let kind = ProofKind::of(cipher);
         for (slot, entry) in raw.entries.iter_mut().zip(&self.entries) {
-            *slot = entry.encode();
+            *slot = entry.encode(kind);
         }
         let mut block: Block = zerocopy::transmute!(raw);
+        if let Some(cipher) = cipher {
+            let (head, rest) = block.split_at_mut(ENTRIES.start);
+            let (entries, rest) = rest.split_at_mut(ENTRIES.len());
+            let tag = cipher.seal_table(self.write, head, entries);
+            rest[..TAG_BYTES].copy_from_slice(&tag);
+        }
         seal_block(&mut block);
         block
     }
@@ -362,6 +375,7 @@ impl Table {
         store: StoreId,
         segment: SegmentId,
         segment_use: SegmentUse,
+        cipher: Option<&Cipher>,
     ) -> Decoded<Self> {
         let raw: &RawTable = zerocopy::transmute_ref!(block);
         let (magic, name) = (raw.magic == TABLE_MAGIC, raw.store == store.0);
@@ -380,11 +394,25 @@ impl Table {
         if flags & !TABLE_SEALED != 0 || count > ENTRIES_PER_TABLE {
             return Decoded::Corrupt;
         }
+        let mut opened = *block;
+        if let Some(cipher) = cipher {
+            let (head, rest) = opened.split_at_mut(ENTRIES.start);
+            let entries = &mut rest[..ENTRIES.len()];
+            if !cipher.open_table(raw.write.get(), head, &raw.tag, entries) {
+                return Decoded::Corrupt;
+            }
+        }
+        let opened: &RawTable = zerocopy::transmute_ref!(&opened);
+        let kind = ProofKind::of(cipher);
+        let entries = opened.entries.iter().take(count);
         let entries: Option<Vec<_>> =
-            raw.entries.iter().take(count).map(TableEntry::decode).collect();
-        let (batch, sealed) = (raw.batch.get(), flags & TABLE_SEALED != 0);
+            entries.map(|entry| TableEntry::decode(entry, kind)).collect();
+        let (batch, write) = (raw.batch.get(), raw.write.get());
+        let sealed = flags & TABLE_SEALED != 0;
         match entries {
-            Some(entries) => Decoded::Valid(Self { segment, segment_use, batch, sealed, entries }),
+            Some(entries) => {
+                Decoded::Valid(Self { segment, segment_use, batch, write, sealed, entries })
+            }
             None => Decoded::Corrupt,
         }
     }
@@ -401,38 +429,4 @@ pub(crate) struct Position {
     pub(crate) segment_use: SegmentUse,
     /// The record's number in that use.
     pub(crate) record: u32,
-}
-
-/// CRC-64/NVME over a record's identity and position: what stands before the payload.
-fn preamble_crc(identity: &PageIdentity, position: &Position) -> u64 {
-    let raw = RawProof {
-        magic: RECORD_MAGIC,
-        version: FORMAT_VERSION.into(),
-        flags: entry_flags(identity).into(),
-        compression: COMPRESSION_NONE,
-        proof_kind: PROOF_CRC64,
-        store: position.store.0,
-        segment: position.segment.0.into(),
-        record: position.record.into(),
-        segment_use: position.segment_use.0.into(),
-        domain: identity.domain.0,
-        space: identity.space.0,
-        key: identity.key.0,
-        parent: identity.parent.map_or([0; 32], |parent| parent.0),
-        depth: identity.depth.into(),
-        page_bytes: identity.page_bytes.into(),
-    };
-    checksum_bytes(raw.as_bytes())
-}
-
-/// A record's proof: the CRC of identity, position and payload as one run of bytes, made from
-/// the payload's own CRC without reading the payload again.
-pub(crate) fn proof(identity: &PageIdentity, position: &Position, payload_crc: u64) -> u64 {
-    combine(preamble_crc(identity, position), payload_crc, u64::from(identity.page_bytes))
-}
-
-/// The payload's CRC that a proof was made from. Combining is linear, `shift(a) ^ b`, so taking
-/// the shifted preamble off leaves the payload's part.
-pub(crate) fn payload_crc(identity: &PageIdentity, position: &Position, proved: u64) -> u64 {
-    proved ^ proof(identity, position, 0)
 }

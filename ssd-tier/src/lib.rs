@@ -8,16 +8,20 @@
 //! It never decides what is kept: which page is appended, relocated or given up, and when, is
 //! said by its owner. It knows neither keys nor prefixes beyond carrying them.
 
+mod cipher;
 mod config;
 mod draft;
 mod engine;
+mod entropy;
 mod error;
 mod format;
+mod key;
 mod layout;
 mod log;
 mod machine;
 mod op;
 mod pool;
+mod proof;
 mod recovery;
 mod ring;
 mod scratch;
@@ -27,9 +31,14 @@ mod store;
 mod writer;
 
 pub use config::{EngineChoice, LogConfig, LogCounters, LogFacts, RecoveredRecord, Recovery};
+pub use engine::{Done, Engine, Io, Kind};
+pub use entropy::Entropy;
 pub use error::OpenError;
-pub use log::{PageLog, Sink};
-pub use op::{AppendOutcome, Completion, Op, ReadOutcome, RelocateOutcome};
+pub use key::{KeyError, StoreKey};
+pub use log::{PageLog, PreparedLog, Sink};
+pub use machine::Machine;
+pub use op::{AppendOutcome, Completion, Health, Op, ReadOutcome, RelocateOutcome};
+pub use storage::Storage;
 
 #[cfg(test)]
 mod tests;

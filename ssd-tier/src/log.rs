@@ -1,11 +1,11 @@
 use crate::engine::{Done, Doorbell, Engine};
+use crate::entropy;
 use crate::machine::{CHORES_IN_FLIGHT, Machine};
 use crate::pool::Pool;
-use crate::recovery::{Scan, scan};
+use crate::recovery::THREADS;
 use crate::ring::Ring;
 use crate::storage::LockedFile;
 use crate::store::{self, Head};
-use crate::writer::Writer;
 use crate::{Completion, EngineChoice, LogConfig, LogCounters, LogFacts, Op, OpenError, Recovery};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::io;
@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
-use undercroft_arena::Part;
-use undercroft_wire::{DeviceId, SegmentUse};
+use undercroft_arena::{Part, Span};
+use undercroft_wire::DeviceId;
 
 /// Page transfers in flight that can be configured.
 const QUEUE_DEPTH: std::ops::RangeInclusive<u32> = 1..=1024;
@@ -41,39 +41,55 @@ pub struct PageLog {
     thread: Option<JoinHandle<()>>,
 }
 
-impl PageLog {
-    /// Opens the log in a file, creating it if there is none, and finds the records in it.
-    /// `memory` is registered with the ring where that is allowed; spans from elsewhere work too.
+/// A log whose file is open, locked, and in order: what can be wrong with a configuration is
+/// found by now. Its records are not known yet.
+#[derive(Debug)]
+pub struct PreparedLog {
+    config: LogConfig,
+    file: LockedFile,
+    head: Head,
+}
+
+impl PreparedLog {
+    /// Finds the records and starts the log's thread. Takes as long as reading all tables takes,
+    /// so that an owner with something else to do calls it on a thread of its own. `memory` is
+    /// registered with the ring where that is allowed; spans from elsewhere work too.
     ///
     /// # Errors
-    /// See [`OpenError`]. Nothing is ever formatted that is not empty.
-    pub fn open(
-        config: LogConfig,
+    /// See [`OpenError`].
+    pub fn start(
+        self,
         memory: Vec<Arc<Part>>,
         sink: Sink,
-    ) -> Result<(Self, Recovery), OpenError> {
-        Self::open_through(config, memory, sink, |engine| engine)
+    ) -> Result<(PageLog, Recovery), OpenError> {
+        self.start_through(memory, sink, |engine| engine)
     }
 
-    /// As [`PageLog::open`], with something put between the log and its engine.
-    pub(crate) fn open_through(
-        config: LogConfig,
+    /// As [`PreparedLog::start`], with something put between the log and its engine.
+    pub(crate) fn start_through(
+        self,
         memory: Vec<Arc<Part>>,
         sink: Sink,
         wrap: impl FnOnce(Box<dyn Engine>) -> Box<dyn Engine> + Send + 'static,
-    ) -> Result<(Self, Recovery), OpenError> {
-        if !QUEUE_DEPTH.contains(&config.queue_depth) {
-            let found = u64::from(config.queue_depth);
-            return Err(OpenError::Config { field: "queue_depth", found, allowed: "1..=1024" });
-        }
-        let (file, head) = store::open(&config)?;
-        let scanned = scan(&file, &head.superblock, config.device)?;
+    ) -> Result<(PageLog, Recovery), OpenError> {
+        let Self { config, file, head } = self;
         let refused = file.refused().to_vec();
-        let (machine, recovery) = build_machine(&config, &head, scanned)?;
+        let layout = head.superblock.layout;
+        let set_aside = head.set_aside.clone();
+        let entropy = entropy::system().map_err(|source| OpenError::Entropy { source })?;
+        let (machine, recovery) = store::recover(&file, &config, head, entropy, THREADS)?;
         let depth = config.queue_depth as usize;
         let (ops, queue) = bounded(4 * depth);
         let state = Arc::new(AtomicU8::new(RUNNING));
-        let counters = Arc::new(Mutex::new(machine.counters));
+        let counters = Arc::new(Mutex::new(machine.counters()));
+        let setup = Setup {
+            choice: config.engine,
+            file: Arc::new(file),
+            memory,
+            scratch: machine.scratch_region().clone(),
+            refused,
+            depth,
+        };
         let worker = Worker {
             machine,
             queue,
@@ -82,18 +98,47 @@ impl PageLog {
             state: Arc::clone(&state),
             counters: Arc::clone(&counters),
         };
-        let setup = Setup { choice: config.engine, file: Arc::new(file), memory, refused, depth };
         let (thread, started) = start_thread(config.device, setup, worker, wrap)?;
         let Ready { engine, registered_buffers, refused, bell } = started;
-        let layout = head.superblock.layout;
         let facts = LogFacts {
             engine,
             registered_buffers,
             refused,
+            encrypted: config.key.is_some(),
+            set_aside,
             segment_bytes: layout.segment_bytes,
             segments: layout.segments,
         };
-        Ok((Self { ops, bell, state, counters, facts, thread: Some(thread) }, recovery))
+        Ok((PageLog { ops, bell, state, counters, facts, thread: Some(thread) }, recovery))
+    }
+}
+
+impl PageLog {
+    /// Opens the file, creating it if there is none, locks it, reserves its space and puts its
+    /// head in order.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. Nothing is ever formatted that is not empty; a page log that this build
+    /// cannot read is moved aside.
+    pub fn prepare(config: LogConfig) -> Result<PreparedLog, OpenError> {
+        if !QUEUE_DEPTH.contains(&config.queue_depth) {
+            let found = u64::from(config.queue_depth);
+            return Err(OpenError::Config { field: "queue_depth", found, allowed: "1..=1024" });
+        }
+        let (file, head) = store::open(&config)?;
+        Ok(PreparedLog { config, file, head })
+    }
+
+    /// [`PageLog::prepare`] and [`PreparedLog::start`] in one.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(
+        config: LogConfig,
+        memory: Vec<Arc<Part>>,
+        sink: Sink,
+    ) -> Result<(Self, Recovery), OpenError> {
+        Self::prepare(config)?.start(memory, sink)
     }
 
     /// Hands an operation over. Never waits.
@@ -145,42 +190,13 @@ impl Drop for PageLog {
     }
 }
 
-pub(crate) fn build_machine(
-    config: &LogConfig,
-    head: &Head,
-    scanned: Scan,
-) -> Result<(Machine, Recovery), OpenError> {
-    let superblock = head.superblock;
-    let Scan { segments, mut recovery, newest_use } = scanned;
-    // The generation grows with each opening, so a use is never numbered twice even if the
-    // newest header was lost.
-    let generation = superblock.generation.max((newest_use.0 >> 32) + 1);
-    let writer = Writer::new(
-        config.device,
-        superblock.store,
-        superblock.layout,
-        segments,
-        SegmentUse(generation << 32),
-        Duration::from_millis(config.table_flush_ms),
-    );
-    recovery.corrupt_superblocks = head.corrupt_superblocks;
-    recovery.created = head.created;
-    let counters = LogCounters {
-        recovered_records: recovery.records.len() as u64,
-        corrupt_tables: recovery.corrupt_tables,
-        io_errors: recovery.io_errors,
-        ..LogCounters::default()
-    };
-    let depth = config.queue_depth as usize;
-    let machine = Machine::new(config.device, depth, writer, counters)?;
-    Ok((machine, recovery))
-}
-
 /// What the log's thread makes its engine of.
 struct Setup {
     choice: EngineChoice,
     file: Arc<LockedFile>,
     memory: Vec<Arc<Part>>,
+    /// The log's own memory for pages.
+    scratch: Span,
     refused: Vec<String>,
     depth: usize,
 }
@@ -232,7 +248,8 @@ impl Setup {
         let file = Arc::clone(&self.file);
         if self.choice != EngineChoice::Threads {
             let memory = std::mem::take(&mut self.memory);
-            match Ring::new(file.raw_fd(), capacity, memory, &mut self.refused) {
+            let scratch = self.scratch.clone();
+            match Ring::new(file.raw_fd(), capacity, (memory, scratch), &mut self.refused) {
                 Ok((ring, bell)) => {
                     return Ok((Box::new(FileRing { ring, _file: file }), bell));
                 }
@@ -314,15 +331,15 @@ impl Worker {
             }
             bell.going_to_sleep();
             let timeout = self.timeout(state, start.elapsed());
-            let landed = self.machine.has_landed();
+            let work = self.machine.has_work();
             let waited = engine.wait(timeout, &mut done);
             bell.awake();
             let now = start.elapsed();
             for done in done.drain(..) {
                 self.machine.finished(done, now);
             }
-            if landed {
-                self.machine.check_landed();
+            if work {
+                self.machine.work();
             }
             self.publish();
             waited?;
@@ -341,15 +358,16 @@ impl Worker {
     /// what comes after rings.
     fn timeout(&self, seen: u8, now: Duration) -> Option<Duration> {
         let more = self.machine.wants_ops() && !self.queue.is_empty();
-        if more || self.machine.has_landed() || self.state.load(Ordering::SeqCst) != seen {
+        if more || self.machine.has_work() || self.state.load(Ordering::SeqCst) != seen {
             return Some(Duration::ZERO);
         }
         self.machine.next_due().map(|due| due.saturating_sub(now))
     }
 
     fn publish(&mut self) {
-        *self.counters.lock().expect("no holder of the counters panics") = self.machine.counters;
-        for completion in self.machine.answers.drain(..) {
+        let counters = self.machine.counters();
+        *self.counters.lock().expect("no holder of the counters panics") = counters;
+        for completion in self.machine.answers() {
             (self.sink)(completion);
         }
     }

@@ -2,92 +2,126 @@
 //! Knows no thread and no clock: time is an argument, so that tests own it.
 
 mod reading;
+mod writing;
 
 use crate::engine::{Done, Engine, Io, Kind};
 use crate::format::BLOCK;
 use crate::scratch::{Blocks, Scratch, ScratchPage};
 use crate::segment::Record;
-use crate::writer::{Chore, Placement, Purpose, Writer};
-use crate::{AppendOutcome, Completion, LogCounters, Op, RelocateOutcome};
+use crate::writer::{Chore, Writer};
+use crate::{AppendOutcome, Completion, LogConfig, LogCounters, Op, RelocateOutcome};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 use undercroft_arena::{ArenaError, Span};
 use undercroft_wire::{DeviceId, Extent, JobId, PageIdentity, frame_bytes};
+use writing::{Append, Outgoing};
 
 /// Blocks for headers and tables in flight. More chores than that wait.
 pub(crate) const CHORES_IN_FLIGHT: usize = 4;
-/// Pages being relocated at once.
-const RELOCATIONS: usize = 4;
-/// How long an append may wait for a segment to become free.
-const APPEND_WAIT: Duration = Duration::from_secs(2);
-/// Appends that may wait for one. Their frames wait with them, and nothing else does.
-const MAX_WAITING_APPENDS: usize = 4096;
+/// Pages being lifted out of the log, to be relocated or proved, at once.
+const LIFTS: usize = 4;
+/// The log's own memory has room for as many pages of this size as can be under way; larger ones
+/// take turns.
+const SCRATCH_PAGE_BYTES: u64 = 2 << 20;
+/// Bounds of that memory.
+const MAX_SCRATCH_BYTES: u64 = 64 << 20;
+/// Bytes checked or encrypted before the engine is looked after again.
+const TURN_BYTES: usize = 1 << 20;
 /// How often a transfer that was interrupted before it moved a byte is started again.
 const MAX_ATTEMPTS: u32 = 8;
 
 /// A transfer's purpose.
 #[derive(Debug)]
 enum Task {
-    Append { job: JobId, identity: PageIdentity, extent: Extent },
-    Read { job: JobId, identity: PageIdentity, extent: Extent, record: Record },
-    Fetch { relocation: Relocation, record: Record, page: ScratchPage },
-    Restore { relocation: Relocation, extent: Extent, page: ScratchPage },
+    /// Writes a page out of its frame, or, encrypted, out of the log's own memory.
+    Append {
+        append: Append,
+        extent: Extent,
+        sealed: Option<ScratchPage>,
+    },
+    Read {
+        job: JobId,
+        identity: PageIdentity,
+        extent: Extent,
+        record: Record,
+    },
+    Fetch {
+        lift: Lift,
+        record: Record,
+        page: ScratchPage,
+    },
+    Restore {
+        lift: Lift,
+        extent: Extent,
+        page: ScratchPage,
+    },
     Chore(Chore),
 }
 
+/// A page that is read into the log's own memory.
 #[derive(Debug)]
-struct Relocation {
+struct Lift {
     job: JobId,
     identity: PageIdentity,
     extent: Extent,
+    errand: Errand,
 }
 
+/// What a page is lifted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Errand {
+    /// To be appended anew.
+    Relocate,
+    /// To prove itself.
+    Prove,
+}
+
+/// The log between operations and transfers, without a thread and without a clock: what
+/// [`crate::PageLog`] runs on its own thread, and simulators step by hand.
+///
+/// One turn is [`Machine::accept`] as long as it [wants](Machine::wants_ops) operations, then
+/// [`Machine::pump`], then what the engine finished by [`Machine::finished`], then
+/// [`Machine::work`]; answers are taken with [`Machine::answers`] at any time.
 #[derive(Debug)]
-struct Append {
-    job: JobId,
-    identity: PageIdentity,
-    payload: Span,
-    payload_crc: u64,
-}
-
-/// The log between operations and transfers.
-pub(crate) struct Machine {
+pub struct Machine {
     device: DeviceId,
     depth: usize,
     writer: Writer,
     tasks: Slab<Task>,
     chores: VecDeque<Io>,
     reads: VecDeque<Io>,
-    writes: VecDeque<Io>,
+    writes: VecDeque<Outgoing>,
     /// Reads whose bytes are there and were not checked yet.
     landed: VecDeque<(usize, Span)>,
     pages_in_flight: usize,
     writes_in_flight: usize,
     /// Appends that found no segment, and since when they wait.
     waiting: VecDeque<(Append, Duration)>,
-    /// Relocations that wait for memory.
-    relocations: VecDeque<Relocation>,
+    /// Pages that wait for memory to be lifted into.
+    lifts: VecDeque<Lift>,
+    lifted: usize,
     scratch: Scratch,
     blocks: Blocks,
     closing: bool,
-    /// What it did.
-    pub(crate) counters: LogCounters,
-    /// Answers, for the owner to take.
-    pub(crate) answers: Vec<Completion>,
+    counters: LogCounters,
+    answers: Vec<Completion>,
 }
 
 impl Machine {
-    /// A machine over `writer` that keeps up to `depth` page transfers in flight.
+    /// A machine over `writer`.
     pub(crate) fn new(
-        device: DeviceId,
-        depth: usize,
+        config: &LogConfig,
         writer: Writer,
         counters: LogCounters,
     ) -> Result<Self, ArenaError> {
+        let depth = config.queue_depth as usize;
+        let sealing = if config.key.is_some() { depth } else { 0 };
+        let page_bytes = writer.room_bytes().min(SCRATCH_PAGE_BYTES);
+        let scratch_bytes = (sealing + LIFTS) as u64 * page_bytes;
         Ok(Self {
-            device,
+            device: config.device,
             depth,
             writer,
             tasks: Slab::new(),
@@ -98,8 +132,9 @@ impl Machine {
             pages_in_flight: 0,
             writes_in_flight: 0,
             waiting: VecDeque::new(),
-            relocations: VecDeque::new(),
-            scratch: Scratch::new(RELOCATIONS),
+            lifts: VecDeque::new(),
+            lifted: 0,
+            scratch: Scratch::new(scratch_bytes.min(MAX_SCRATCH_BYTES))?,
             blocks: Blocks::new(CHORES_IN_FLIGHT)?,
             closing: false,
             counters,
@@ -107,31 +142,43 @@ impl Machine {
         })
     }
 
+    /// The log's own memory for pages, to be registered with a ring.
+    pub(crate) fn scratch_region(&self) -> &Span {
+        self.scratch.region()
+    }
+
+    /// What it did so far.
+    #[must_use]
+    pub fn counters(&self) -> LogCounters {
+        self.counters
+    }
+
+    /// Takes the answers that are ready.
+    pub fn answers(&mut self) -> std::vec::Drain<'_, Completion> {
+        self.answers.drain(..)
+    }
+
     /// Whether it takes another operation. Appends that wait for a segment are few by their own
     /// limit, so that the operation which frees one always gets in.
-    pub(crate) fn wants_ops(&self) -> bool {
-        let queued = self.reads.len() + self.writes.len() + self.relocations.len();
+    #[must_use]
+    pub fn wants_ops(&self) -> bool {
+        let queued = self.reads.len() + self.writes.len() + self.lifts.len();
         let queued = queued + self.landed.len();
         queued < 2 * self.depth
     }
 
     /// Takes an operation.
-    pub(crate) fn accept(&mut self, op: Op, now: Duration) {
+    pub fn accept(&mut self, op: Op, now: Duration) {
         match op {
             Op::Append { job, identity, payload, payload_crc } => {
-                let append = Append { job, identity, payload, payload_crc };
-                if !is_frame(&append.payload, &identity) {
-                    self.counters.invalid_ops += 1;
-                    self.appended(append.job, append.payload, AppendOutcome::Failed);
-                } else if self.waiting.is_empty() {
-                    self.try_append(append, now);
-                } else {
-                    self.wait_for_segment(append, now);
-                }
+                self.append(Append { job, identity, payload, payload_crc }, now);
             }
             Op::Read { job, identity, extent, into } => self.read(job, identity, extent, into),
             Op::Relocate { job, identity, extent } => {
-                self.relocations.push_back(Relocation { job, identity, extent });
+                self.lifts.push_back(Lift { job, identity, extent, errand: Errand::Relocate });
+            }
+            Op::Prove { job, identity, extent } => {
+                self.lifts.push_back(Lift { job, identity, extent, errand: Errand::Prove });
             }
             Op::FreeSegment { segment, segment_use } => {
                 self.writer.free_segment(segment, segment_use, now);
@@ -139,64 +186,23 @@ impl Machine {
         }
     }
 
-    fn try_append(&mut self, append: Append, now: Duration) {
-        let purpose = Purpose::Append;
-        match self.writer.place(&append.identity, append.payload_crc, purpose) {
-            Placement::At(extent, offset) => {
-                let Append { job, identity, payload, .. } = append;
-                self.page_io(Kind::Write, offset, payload, Task::Append { job, identity, extent });
-            }
-            Placement::NoSegment => self.wait_for_segment(append, now),
-            Placement::TooLarge => {
-                self.counters.invalid_ops += 1;
-                self.appended(append.job, append.payload, AppendOutcome::Failed);
-            }
-        }
-    }
-
-    fn wait_for_segment(&mut self, append: Append, now: Duration) {
-        if self.closing || self.waiting.len() >= MAX_WAITING_APPENDS {
-            self.no_space(append);
-        } else {
-            self.waiting.push_back((append, now));
-        }
-    }
-
-    fn no_space(&mut self, append: Append) {
-        self.counters.no_space += 1;
-        self.appended(append.job, append.payload, AppendOutcome::NoSpace);
-    }
-
-    fn appended(&mut self, job: JobId, payload: Span, outcome: AppendOutcome) {
-        let free_segments = self.writer.free_segments();
-        self.answers.push(Completion::Appended { job, payload, outcome, free_segments });
-    }
-
     fn relocated(&mut self, job: JobId, outcome: RelocateOutcome) {
         let free_segments = self.writer.free_segments();
         self.answers.push(Completion::Relocated { job, outcome, free_segments });
     }
 
-    fn page_io(&mut self, kind: Kind, offset: u64, span: Span, task: Task) {
-        let task = self.tasks.insert(task);
-        let io = Io { task, kind, offset, span: Some(span), done: 0, attempts: 0 };
-        match kind {
-            Kind::Read => self.reads.push_back(io),
-            _ => self.writes.push_back(io),
-        }
-    }
-
     /// Starts what can be started.
-    pub(crate) fn pump(&mut self, engine: &mut dyn Engine, now: Duration) {
+    pub fn pump(&mut self, engine: &mut dyn Engine, now: Duration) {
         self.retry_waiting(now);
-        self.start_relocations();
+        self.start_lifts();
         self.start_chores(now);
         self.report_freed();
         while let Some(io) = self.chores.pop_front() {
             engine.start(io);
         }
+        let mut turn = TURN_BYTES;
         while self.pages_in_flight < self.depth {
-            let Some(io) = self.next_page_io() else { break };
+            let Some(io) = self.next_page_io(&mut turn, now) else { break };
             self.pages_in_flight += 1;
             self.writes_in_flight += usize::from(io.kind == Kind::Write);
             engine.start(io);
@@ -205,35 +211,15 @@ impl Machine {
 
     /// Reads before writes; but an eighth of the depth belongs to writes, or a busy reader would
     /// keep frames from ever being written out.
-    fn next_page_io(&mut self) -> Option<Io> {
+    fn next_page_io(&mut self, turn: &mut usize, now: Duration) -> Option<Io> {
         let share = (self.depth / 8).max(1);
         if self.writes_in_flight < share
             && self.depth > 1
-            && let Some(io) = self.writes.pop_front()
+            && let Some(io) = self.next_write(turn, now)
         {
             return Some(io);
         }
-        self.reads.pop_front().or_else(|| self.writes.pop_front())
-    }
-
-    fn retry_waiting(&mut self, now: Duration) {
-        let mut rest = std::mem::take(&mut self.waiting);
-        while let Some((append, since)) = rest.pop_front() {
-            let purpose = Purpose::Append;
-            match self.writer.place(&append.identity, append.payload_crc, purpose) {
-                Placement::At(extent, offset) => {
-                    let Append { job, identity, payload, .. } = append;
-                    let task = Task::Append { job, identity, extent };
-                    self.page_io(Kind::Write, offset, payload, task);
-                }
-                _ if self.closing || now >= since + APPEND_WAIT => self.no_space(append),
-                _ => {
-                    rest.push_front((append, since));
-                    break;
-                }
-            }
-        }
-        self.waiting = rest;
+        self.reads.pop_front().or_else(|| self.next_write(turn, now))
     }
 
     fn start_chores(&mut self, now: Duration) {
@@ -264,7 +250,7 @@ impl Machine {
     }
 
     /// A transfer is over, or a part of it.
-    pub(crate) fn finished(&mut self, done: Done, now: Duration) {
+    pub fn finished(&mut self, done: Done, now: Duration) {
         let Done { mut io, result } = done;
         let chore = matches!(self.tasks.get(io.task), Some(Task::Chore(_)));
         if !chore {
@@ -272,12 +258,11 @@ impl Machine {
             self.writes_in_flight -= usize::from(io.kind == Kind::Write);
         }
         let Some(ok) = progress(&mut io, result) else {
-            let queue = match io.kind {
-                _ if chore => &mut self.chores,
-                Kind::Read => &mut self.reads,
-                _ => &mut self.writes,
-            };
-            queue.push_front(io);
+            match io.kind {
+                _ if chore => self.chores.push_front(io),
+                Kind::Read => self.reads.push_front(io),
+                _ => self.writes.push_front(Outgoing::Ready(io)),
+            }
             return;
         };
         self.counters.io_errors += u64::from(!ok);
@@ -288,28 +273,30 @@ impl Machine {
         }
         match self.tasks.remove(io.task) {
             Task::Chore(chore) => self.chore_done(chore, io.span, ok, now),
-            Task::Append { job, identity, extent } => {
-                let payload = io.span.expect("a page's transfer has memory");
+            Task::Append { append, extent, sealed } => {
+                if let Some(page) = sealed {
+                    self.scratch.take_back(page);
+                }
+                let identity = append.identity;
                 self.writer.written(&extent, identity.page_bytes, ok, now);
                 let outcome = self.count_write(&identity, extent, ok);
-                self.appended(job, payload, outcome);
+                self.appended(append.job, append.payload, outcome);
             }
             task @ (Task::Read { .. } | Task::Fetch { .. }) => {
                 self.judge(task, io.span.expect("a page's transfer has memory"), false);
             }
-            Task::Restore { relocation, extent, page } => {
-                self.scratch.take_back(page);
-                let identity = relocation.identity;
-                self.writer.written(&extent, identity.page_bytes, ok, now);
-                let outcome = match self.count_write(&identity, extent, ok) {
+            Task::Restore { lift, extent, page } => {
+                self.put_down(page);
+                self.writer.written(&extent, lift.identity.page_bytes, ok, now);
+                let outcome = match self.count_write(&lift.identity, extent, ok) {
                     AppendOutcome::Written(extent) => {
                         self.counters.relocated_records += 1;
-                        self.counters.relocated_bytes += u64::from(identity.page_bytes);
+                        self.counters.relocated_bytes += u64::from(lift.identity.page_bytes);
                         RelocateOutcome::Written(extent)
                     }
                     _ => RelocateOutcome::Failed,
                 };
-                self.relocated(relocation.job, outcome);
+                self.relocated(lift.job, outcome);
             }
         }
     }
@@ -333,24 +320,26 @@ impl Machine {
     }
 
     /// When to come back, if nothing happens before.
-    pub(crate) fn next_due(&self) -> Option<Duration> {
-        let waiting = self.waiting.front().map(|(_, since)| *since + APPEND_WAIT);
+    #[must_use]
+    pub fn next_due(&self) -> Option<Duration> {
+        let waiting = self.next_refusal();
         // A chore that waits for a block is started when one comes back, not by the clock.
         let chores = self.writer.next_due().filter(|_| self.blocks.any_left());
         waiting.into_iter().chain(chores).min()
     }
 
     /// No more segments are opened, what waits is refused, everything else is finished.
-    pub(crate) fn begin_close(&mut self, now: Duration) {
+    pub fn begin_close(&mut self, now: Duration) {
         self.closing = true;
         self.writer.begin_close(now);
     }
 
     /// Whether everything accepted is answered and everything to be written is written.
-    pub(crate) fn is_quiet(&self) -> bool {
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
         self.tasks.is_empty()
             && self.waiting.is_empty()
-            && self.relocations.is_empty()
+            && self.lifts.is_empty()
             && self.writer.is_quiet()
     }
 }

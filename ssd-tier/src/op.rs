@@ -40,6 +40,15 @@ pub enum Op {
         /// Where it lies.
         extent: Extent,
     },
+    /// Reads a page into the log's own memory and checks its proof.
+    Prove {
+        /// Comes back in the completion.
+        job: JobId,
+        /// What the record must prove.
+        identity: PageIdentity,
+        /// Where it lies.
+        extent: Extent,
+    },
     /// Gives a segment back. Its records are gone at once; one that is still being filled is
     /// closed first.
     FreeSegment {
@@ -48,6 +57,20 @@ pub enum Op {
         /// Which use of it.
         segment_use: SegmentUse,
     },
+}
+
+/// What can be asked of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Health {
+    /// Everything.
+    #[default]
+    Well,
+    /// Nothing for now: a transfer has taken longer than it may. Reads are failed at once.
+    Stalled,
+    /// Reads only: writes or flushes have failed too often.
+    ReadOnly,
+    /// Nothing: it has failed too often. It is probed from time to time and may come back.
+    Out,
 }
 
 /// What became of an append.
@@ -123,6 +146,20 @@ pub enum Completion {
         outcome: RelocateOutcome,
         /// Free segments now, the one kept for relocations included.
         free_segments: u32,
+    },
+    /// A record was asked to prove itself.
+    Proved {
+        /// The operation's job.
+        job: JobId,
+        /// Whether it did.
+        outcome: ReadOutcome,
+    },
+    /// The device's health has changed.
+    Health {
+        /// This log.
+        device: DeviceId,
+        /// What can be asked of it from here on.
+        health: Health,
     },
     /// A segment is free, or was not in that use any more.
     SegmentFreed {

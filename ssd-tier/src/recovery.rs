@@ -1,8 +1,9 @@
 //! Finding the records at start: headers and tables are read, payloads are not.
 
+use crate::StoreKey;
+use crate::cipher::{Cipher, SALT_BYTES};
 use crate::format::{
-    BLOCK_LEN, Block, Decoded, ENTRIES_PER_TABLE, Position, SegmentHeader, Superblock, Table,
-    payload_crc,
+    BLOCK_LEN, Block, Decoded, ENTRIES_PER_TABLE, SegmentHeader, Superblock, Table,
 };
 use crate::segment::{Record, Segment};
 use crate::storage::{Storage, block_memory, read_padded};
@@ -18,7 +19,7 @@ use undercroft_wire::{DeviceId, Extent, SegmentId, SegmentUse};
 /// Table blocks read at once.
 const CHUNK_BLOCKS: u32 = 16;
 /// Segments read at the same time: enough to keep an SSD busy, little memory.
-const THREADS: usize = 8;
+pub(crate) const THREADS: usize = 8;
 /// The tables of a segment end where this many blocks in a row are not its own. One such block
 /// may lie between valid ones, where a block was torn while it was written.
 const END_OF_TABLES: u32 = 2;
@@ -34,10 +35,28 @@ pub(crate) struct Scan {
     pub(crate) newest_use: SegmentUse,
 }
 
+/// What a scan needs to know.
+#[derive(Clone, Copy)]
+pub(crate) struct Scanner<'a> {
+    /// Where the store lies.
+    pub(crate) storage: &'a dyn Storage,
+    /// Its head.
+    pub(crate) head: &'a Superblock,
+    /// What extents call it.
+    pub(crate) device: DeviceId,
+    /// Its key; `None` for a store that is not encrypted.
+    pub(crate) key: Option<&'a StoreKey>,
+    /// Segments read at the same time.
+    pub(crate) threads: usize,
+}
+
 /// What was found in one segment.
 #[derive(Debug, Default)]
 struct Found {
     segment_use: SegmentUse,
+    cipher: Option<(Cipher, [u8; SALT_BYTES])>,
+    /// It is encrypted and the store is not, or the other way round.
+    other_protection: bool,
     records: Vec<Record>,
     recovered: Vec<RecoveredRecord>,
     corrupt: u64,
@@ -45,11 +64,8 @@ struct Found {
 }
 
 /// Reads the headers and tables of all segments.
-pub(crate) fn scan(
-    storage: &dyn Storage,
-    head: &Superblock,
-    device: DeviceId,
-) -> Result<Scan, ArenaError> {
+pub(crate) fn scan(scanner: Scanner<'_>) -> Result<Scan, ArenaError> {
+    let head = scanner.head;
     let next = AtomicU32::new(0);
     let results: Mutex<BTreeMap<u32, Found>> = Mutex::new(BTreeMap::new());
     let work = |chunk: &Span| {
@@ -58,11 +74,11 @@ pub(crate) fn scan(
             if segment >= head.layout.segments {
                 return;
             }
-            let found = scan_segment(storage, head, device, SegmentId(segment), chunk);
+            let found = scanner.segment(SegmentId(segment), chunk);
             results.lock().expect("no scanning thread panics").insert(segment, found);
         }
     };
-    let threads = THREADS.min(head.layout.segments as usize);
+    let threads = scanner.threads.min(head.layout.segments as usize);
     let chunks: Vec<Span> =
         (0..threads).map(|_| block_memory(u64::from(CHUNK_BLOCKS))).collect::<Result<_, _>>()?;
     thread::scope(|scope| {
@@ -82,11 +98,12 @@ fn gather(found: BTreeMap<u32, Found>) -> Scan {
         scan.recovery.corrupt_tables += found.corrupt;
         scan.recovery.io_errors += found.io_errors;
         scan.newest_use = scan.newest_use.max(found.segment_use);
+        scan.recovery.other_protection += u64::from(found.other_protection);
         if found.recovered.is_empty() {
             scan.segments.push(Segment::free());
             scan.recovery.free_segments += 1;
         } else {
-            scan.segments.push(Segment::recovered(found.segment_use, found.records));
+            scan.segments.push(Segment::recovered(found.segment_use, found.cipher, found.records));
             batches.push((found.segment_use, found.recovered));
         }
     }
@@ -95,53 +112,87 @@ fn gather(found: BTreeMap<u32, Found>) -> Scan {
     scan
 }
 
-fn scan_segment(
-    storage: &dyn Storage,
-    head: &Superblock,
-    device: DeviceId,
-    segment: SegmentId,
-    chunk: &Span,
-) -> Found {
-    let mut found = Found::default();
-    let scanned = match read_header(storage, head, segment, chunk) {
-        Ok(Decoded::Valid(header)) => {
-            found.segment_use = header.segment_use;
-            if header.freed {
+impl Scanner<'_> {
+    fn segment(&self, segment: SegmentId, chunk: &Span) -> Found {
+        let mut found = Found::default();
+        let header = match self.read_header(segment, chunk) {
+            Ok(Decoded::Valid(header)) => header,
+            Ok(Decoded::Foreign) => return found,
+            Ok(Decoded::Corrupt | Decoded::Version(_)) => {
+                found.corrupt += 1;
                 return found;
             }
-            read_tables(storage, head, &header, chunk)
-        }
-        Ok(Decoded::Foreign) => return found,
-        Ok(Decoded::Corrupt | Decoded::Version(_)) => {
-            found.corrupt += 1;
+            Err(_) => {
+                found.io_errors += 1;
+                return found;
+            }
+        };
+        found.segment_use = header.segment_use;
+        if header.freed {
             return found;
         }
-        Err(e) => Err(e),
-    };
-    match scanned {
-        Ok(tables) => {
-            found.corrupt += tables.corrupt;
-            tables.into_records(head, device, segment, &mut found);
+        // Whoever can write to the disk could put plain records of his own making into an
+        // encrypted store: none are taken.
+        if header.salt.is_some() != self.key.is_some() {
+            found.other_protection = true;
+            return found;
         }
-        Err(_) => found.io_errors += 1,
+        let (store, segment_use) = (self.head.store, header.segment_use);
+        let keys = header.salt.zip(self.key);
+        found.cipher =
+            keys.map(|(salt, key)| (Cipher::new(key, store, segment, segment_use, &salt), salt));
+        match self.read_tables(&header, found.cipher.as_ref().map(|(cipher, _)| cipher), chunk) {
+            Ok(tables) => {
+                found.corrupt += tables.corrupt;
+                tables.into_records(self.head, self.device, segment, &mut found);
+            }
+            Err(_) => found.io_errors += 1,
+        }
+        found
     }
-    found
+
+    fn read_header(&self, segment: SegmentId, chunk: &Span) -> io::Result<Decoded<SegmentHeader>> {
+        let block = chunk.sub(0, BLOCK_LEN).map_err(io::Error::other)?;
+        read_padded(self.storage, self.head.layout.segment_at(segment), &block)?;
+        Ok(block.read(|bytes| SegmentHeader::decode(block_of(bytes, 0), self.head.store, segment)))
+    }
+
+    fn read_tables(
+        &self,
+        header: &SegmentHeader,
+        cipher: Option<&Cipher>,
+        chunk: &Span,
+    ) -> io::Result<Tables> {
+        let (layout, segment, segment_use) =
+            (&self.head.layout, header.segment, header.segment_use);
+        let mut tables = Tables { segment_use, ..Tables::default() };
+        let mut strangers = 0;
+        let mut first = 0;
+        while first < layout.max_tables() {
+            let count = CHUNK_BLOCKS.min(layout.max_tables() - first);
+            let blocks = chunk.sub(0, count as usize * BLOCK_LEN).map_err(io::Error::other)?;
+            read_padded(self.storage, layout.table_at(segment, first + count - 1), &blocks)?;
+            for index in first..first + count {
+                // They grow backwards: the first lies last.
+                let at = (first + count - 1 - index) as usize;
+                let decoded = blocks.read(|bytes| {
+                    let block = block_of(bytes, at);
+                    Table::decode(block, self.head.store, segment, segment_use, cipher)
+                });
+                strangers = if tables.take(index, decoded) { 0 } else { strangers + 1 };
+                if strangers == END_OF_TABLES {
+                    return Ok(tables);
+                }
+            }
+            first += count;
+        }
+        Ok(tables)
+    }
 }
 
 fn block_of(bytes: &[u8], index: usize) -> &Block {
     let at = index * BLOCK_LEN;
     bytes[at..at + BLOCK_LEN].try_into().expect("a block is 4096 bytes")
-}
-
-fn read_header(
-    storage: &dyn Storage,
-    head: &Superblock,
-    segment: SegmentId,
-    chunk: &Span,
-) -> io::Result<Decoded<SegmentHeader>> {
-    let block = chunk.sub(0, BLOCK_LEN).map_err(io::Error::other)?;
-    read_padded(storage, head.layout.segment_at(segment), &block)?;
-    Ok(block.read(|bytes| SegmentHeader::decode(block_of(bytes, 0), head.store, segment)))
 }
 
 /// The tables of one segment, the fullest copy of each batch.
@@ -151,36 +202,6 @@ struct Tables {
     segment_use: SegmentUse,
     sealed: bool,
     corrupt: u64,
-}
-
-fn read_tables(
-    storage: &dyn Storage,
-    head: &Superblock,
-    header: &SegmentHeader,
-    chunk: &Span,
-) -> io::Result<Tables> {
-    let (layout, segment) = (&head.layout, header.segment);
-    let mut tables = Tables { segment_use: header.segment_use, ..Tables::default() };
-    let mut strangers = 0;
-    let mut first = 0;
-    while first < layout.max_tables() {
-        let count = CHUNK_BLOCKS.min(layout.max_tables() - first);
-        let blocks = chunk.sub(0, count as usize * BLOCK_LEN).map_err(io::Error::other)?;
-        read_padded(storage, layout.table_at(segment, first + count - 1), &blocks)?;
-        for index in first..first + count {
-            // They grow backwards: the first lies last.
-            let at = (first + count - 1 - index) as usize;
-            let decoded = blocks.read(|bytes| {
-                Table::decode(block_of(bytes, at), head.store, segment, header.segment_use)
-            });
-            strangers = if tables.take(index, decoded) { 0 } else { strangers + 1 };
-            if strangers == END_OF_TABLES {
-                return Ok(tables);
-            }
-        }
-        first += count;
-    }
-    Ok(tables)
 }
 
 impl Tables {
@@ -220,6 +241,7 @@ impl Tables {
                 let kept = Record {
                     offset_blocks: entry.offset_blocks,
                     page_bytes: entry.identity.page_bytes,
+                    payload_crc: entry.payload_crc,
                     proof: entry.proof,
                 };
                 if entry.void || !kept.is_inside(head.layout.segment_bytes) {
@@ -228,11 +250,10 @@ impl Tables {
                     continue;
                 }
                 found.records.push(kept);
-                let position = Position { store: head.store, segment, segment_use, record };
                 found.recovered.push(RecoveredRecord {
                     identity: entry.identity,
                     extent: Extent { device, segment, segment_use, record },
-                    payload_crc: payload_crc(&entry.identity, &position, entry.proof),
+                    payload_crc: entry.payload_crc,
                     sealed: self.sealed,
                 });
             }

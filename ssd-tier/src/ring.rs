@@ -44,17 +44,17 @@ pub(crate) struct Ring {
     bell_armed: bool,
     broken: bool,
     /// Keeps the registered memory mapped as long as the kernel may use it.
-    _parts: Vec<Arc<Part>>,
+    _memory: (Vec<Arc<Part>>, Span),
 }
 
 impl Ring {
     /// A ring for up to `capacity` transfers at once on the file `fd`, and the bell that wakes
-    /// its owner. What was refused but can be done without is added to `refused`. To be called on
+    /// its owner. The arena's parts and the log's own memory are registered with it. What was refused but can be done without is added to `refused`. To be called on
     /// the thread that will use it.
     pub(crate) fn new(
         fd: RawFd,
         capacity: usize,
-        parts: Vec<Arc<Part>>,
+        memory: (Vec<Arc<Part>>, Span),
         refused: &mut Vec<String>,
     ) -> io::Result<(Self, Arc<Doorbell>)> {
         let ring = build(capacity as u32 + 1)?;
@@ -62,7 +62,7 @@ impl Ring {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel is too old"));
         }
         ring.submitter().register_files(&[fd])?;
-        let buffers = register(&ring, &parts, refused);
+        let buffers = register(&ring, &memory, refused);
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let sender = Arc::clone(&bell);
         let doorbell = Doorbell::new(move || {
@@ -77,7 +77,7 @@ impl Ring {
             bell_count: Box::new(0),
             bell_armed: false,
             broken: false,
-            _parts: parts,
+            _memory: memory,
         };
         Ok((ring, doorbell))
     }
@@ -190,10 +190,14 @@ fn build(entries: u32) -> io::Result<IoUring> {
     }
 }
 
-fn register(ring: &IoUring, parts: &[Arc<Part>], refused: &mut Vec<String>) -> Vec<Buffer> {
+fn register(
+    ring: &IoUring,
+    (parts, scratch): &(Vec<Arc<Part>>, Span),
+    refused: &mut Vec<String>,
+) -> Vec<Buffer> {
     let mut buffers = Vec::new();
-    for part in parts {
-        let (start, bytes) = (part.base_ptr().addr(), part.len());
+    let regions = parts.iter().map(|part| (part.base_ptr().addr(), part.len()));
+    for (start, bytes) in regions.chain([(scratch.as_ptr().expose_provenance(), scratch.len())]) {
         let pieces = (0..bytes).step_by(MAX_BUFFER_BYTES);
         buffers.extend(
             pieces.map(|at| Buffer { start: start + at, len: MAX_BUFFER_BYTES.min(bytes - at) }),
@@ -255,7 +259,7 @@ impl Drop for Ring {
             // The kernel may still write into this memory, so it must never be used again.
             std::mem::forget(std::mem::take(&mut self.flying));
             std::mem::forget(std::mem::take(&mut self.bell_count));
-            std::mem::forget(std::mem::take(&mut self._parts));
+            std::mem::forget(self._memory.clone());
         }
         // The kernel takes a ring apart some time after it is closed; the file's lock should not
         // wait for that. Where it is refused, the next opener waits a little.

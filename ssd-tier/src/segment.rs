@@ -1,4 +1,6 @@
+use crate::cipher::{Cipher, SALT_BYTES};
 use crate::format::BLOCK;
+use crate::proof::Proof;
 use undercroft_wire::{SegmentUse, frame_bytes};
 
 /// What is kept in memory of a record: enough to read it and to check it.
@@ -9,8 +11,10 @@ pub(crate) struct Record {
     /// Length of the page, bytes; 0 for a record that cannot be read: its write has not
     /// completed or has failed, or its table entry is lost.
     pub(crate) page_bytes: u32,
+    /// CRC-64/NVME of the page.
+    pub(crate) payload_crc: u64,
     /// Its proof.
-    pub(crate) proof: u64,
+    pub(crate) proof: Proof,
 }
 
 impl Record {
@@ -50,6 +54,10 @@ pub(crate) struct Segment {
     pub(crate) phase: Phase,
     /// Its present or last use.
     pub(crate) segment_use: SegmentUse,
+    /// The keys of that use, and the salt they derive from; `None` where nothing is encrypted.
+    pub(crate) cipher: Option<(Cipher, [u8; SALT_BYTES])>,
+    /// Table blocks written in that use.
+    pub(crate) table_writes: u32,
     /// Its records by number.
     pub(crate) records: Vec<Record>,
     /// To be freed as soon as nothing is being written to it.
@@ -62,14 +70,37 @@ impl Segment {
         Self {
             phase: Phase::Free,
             segment_use: SegmentUse(0),
+            cipher: None,
+            table_writes: 0,
             records: Vec::new(),
             free_requested: false,
         }
     }
 
     /// A segment found at start.
-    pub(crate) fn recovered(segment_use: SegmentUse, records: Vec<Record>) -> Self {
-        Self { phase: Phase::Closed, segment_use, records, free_requested: false }
+    pub(crate) fn recovered(
+        segment_use: SegmentUse,
+        cipher: Option<(Cipher, [u8; SALT_BYTES])>,
+        records: Vec<Record>,
+    ) -> Self {
+        Self { phase: Phase::Closed, segment_use, cipher, records, ..Self::free() }
+    }
+
+    /// The keys of its present use, if it is encrypted.
+    pub(crate) fn cipher(&self) -> Option<&Cipher> {
+        self.cipher.as_ref().map(|(cipher, _)| cipher)
+    }
+
+    /// The salt of its present use, if it is encrypted.
+    pub(crate) fn salt(&self) -> Option<[u8; SALT_BYTES]> {
+        self.cipher.as_ref().map(|(_, salt)| *salt)
+    }
+
+    /// The number of the next table block.
+    pub(crate) fn next_table_write(&mut self) -> u32 {
+        let write = self.table_writes;
+        self.table_writes += 1;
+        write
     }
 
     /// Whether any record can be read.

@@ -19,7 +19,7 @@ const LOCK_WAIT: Duration = Duration::from_secs(2);
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 
 /// A medium of fixed length. Offsets, lengths and addresses are multiples of 4096.
-pub(crate) trait Storage: Send + Sync {
+pub trait Storage: Send + Sync {
     /// Its length, bytes.
     fn bytes(&self) -> io::Result<u64>;
     /// Reads into the span; may be short.

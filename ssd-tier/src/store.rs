@@ -1,12 +1,19 @@
 //! Opening a store: the superblock pair, creating, growing and shrinking the file.
 
+use crate::cipher::CipherMaker;
+use crate::entropy::{self, Entropy};
 use crate::format::{BLOCK, BLOCK_LEN, Block, Decoded, FORMAT_VERSION, StoreId, Superblock};
 use crate::layout::{DATA_START, Layout};
+use crate::machine::Machine;
+use crate::recovery::{Scan, Scanner, scan};
 use crate::storage::{LockedFile, Storage, block_memory, read_padded, write_whole};
-use crate::{LogConfig, OpenError};
+use crate::writer::Writer;
+use crate::{LogConfig, LogCounters, OpenError, Recovery};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 use undercroft_arena::Span;
+use undercroft_wire::SegmentUse;
 
 /// A store whose head is in order.
 #[derive(Debug)]
@@ -17,16 +24,38 @@ pub(crate) struct Head {
     pub(crate) created: bool,
     /// Copies of the superblock that were damaged.
     pub(crate) corrupt_superblocks: u32,
+    /// Where the file went that was there before and could not be read.
+    pub(crate) set_aside: Option<PathBuf>,
 }
 
-/// Opens the file, locks it and puts its head in order: see [`open_head`].
+/// Opens the file, locks it and puts its head in order: see [`open_head`]. A page log that this
+/// build cannot read, or that is damaged beyond use, is moved aside and an empty one takes its
+/// place: a cache that does not start helps nobody, and nobody's data is overwritten.
 pub(crate) fn open(config: &LogConfig) -> Result<(LockedFile, Head), OpenError> {
+    match open_once(config) {
+        Err(OpenError::Version { .. } | OpenError::Damaged { .. }) => {
+            let aside = set_aside(&config.path)?;
+            match open_once(config) {
+                Ok((file, head)) => Ok((file, Head { set_aside: Some(aside), ..head })),
+                Err(error) => {
+                    // Nothing took its place, so it goes back there.
+                    let _best_effort = std::fs::rename(&aside, &config.path);
+                    Err(error)
+                }
+            }
+        }
+        result => result,
+    }
+}
+
+fn open_once(config: &LogConfig) -> Result<(LockedFile, Head), OpenError> {
     // A configuration that cannot be must not leave a file behind.
     Layout::new(config)?;
     let existed = config.path.exists();
     let file = LockedFile::open(&config.path)?;
     let room = |bytes| file.room_for(bytes);
-    match open_head(&file, config, &room) {
+    let random = entropy::system().map_err(|source| OpenError::Entropy { source });
+    match random.and_then(|mut entropy| open_head(&file, config, &room, &mut entropy)) {
         Ok(head) => Ok((file, head)),
         Err(error) => {
             if !existed {
@@ -35,6 +64,72 @@ pub(crate) fn open(config: &LogConfig) -> Result<(LockedFile, Head), OpenError> 
             }
             Err(error)
         }
+    }
+}
+
+fn set_aside(path: &Path) -> Result<PathBuf, OpenError> {
+    let name = |number: u32| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".set-aside-{number}"));
+        PathBuf::from(name)
+    };
+    let aside = (1..).map(name).find(|aside| !aside.exists()).expect("numbers do not end");
+    let what = "set aside the file";
+    std::fs::rename(path, &aside).map_err(|source| OpenError::Io {
+        what,
+        path: path.into(),
+        source,
+    })?;
+    Ok(aside)
+}
+
+/// Finds the records of a store and makes the machine that goes on with it.
+pub(crate) fn recover(
+    storage: &dyn Storage,
+    config: &LogConfig,
+    head: Head,
+    entropy: Entropy,
+    threads: usize,
+) -> Result<(Machine, Recovery), OpenError> {
+    let superblock = head.superblock;
+    let (device, key) = (config.device, config.key.as_ref());
+    let scanned = scan(Scanner { storage, head: &superblock, device, key, threads })?;
+    let Scan { segments, mut recovery, newest_use } = scanned;
+    // The generation grows with each opening, so a use is never numbered twice even if the
+    // newest header was lost.
+    let generation = superblock.generation.max((newest_use.0 >> 32) + 1);
+    let writer = Writer::new(
+        device,
+        &superblock,
+        segments,
+        SegmentUse(generation << 32),
+        Duration::from_millis(config.table_flush_ms),
+        config.key.clone().map(|key| CipherMaker::new(key, entropy)),
+    );
+    recovery.corrupt_superblocks = head.corrupt_superblocks;
+    recovery.created = head.created;
+    let counters = LogCounters {
+        recovered_records: recovery.records.len() as u64,
+        corrupt_tables: recovery.corrupt_tables,
+        io_errors: recovery.io_errors,
+        ..LogCounters::default()
+    };
+    Ok((Machine::new(config, writer, counters)?, recovery))
+}
+
+impl Machine {
+    /// Opens a log on any storage, in this thread: what simulators do. The storage is as long as
+    /// it must be; nothing is locked. `entropy` names a new store and salts its segments.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(
+        storage: &dyn Storage,
+        config: &LogConfig,
+        mut entropy: Entropy,
+    ) -> Result<(Self, Recovery), OpenError> {
+        let head = open_head(storage, config, &|_| Ok((0, u64::MAX)), &mut entropy)?;
+        recover(storage, config, head, entropy, 1)
     }
 }
 
@@ -47,6 +142,7 @@ pub(crate) fn open_head(
     storage: &dyn Storage,
     config: &LogConfig,
     room: Room<'_>,
+    entropy: &mut Entropy,
 ) -> Result<Head, OpenError> {
     let path = config.path.as_path();
     let io = |what| move |source| OpenError::Io { what, path: path.into(), source };
@@ -70,13 +166,15 @@ pub(crate) fn open_head(
         if !empty {
             return Err(unreadable(path, &copies));
         }
-        let superblock = format(storage, config, room)?;
-        return Ok(Head { superblock, created: true, corrupt_superblocks: 0 });
+        let superblock = format(storage, config, room, entropy)?;
+        return Ok(Head { superblock, created: true, corrupt_superblocks: 0, set_aside: None });
     };
+    let key_check = check_key(config, &newest)?;
     let valid = copies.iter().filter(|copy| matches!(copy, Decoded::Valid(_))).count();
     let superblock = Superblock {
         generation: newest.generation + 1,
         layout: newest.layout.resized(config.capacity_bytes)?,
+        key_check,
         ..newest
     };
     // Growing reserves first and shrinking gives back last: at each moment the file is long
@@ -87,7 +185,21 @@ pub(crate) fn open_head(
     if superblock.layout != newest.layout {
         reserve(storage, path, superblock.layout.file_bytes(), room)?;
     }
-    Ok(Head { superblock, created: false, corrupt_superblocks: 2 - valid as u32 })
+    let corrupt_superblocks = 2 - valid as u32;
+    Ok(Head { superblock, created: false, corrupt_superblocks, set_aside: None })
+}
+
+/// What the next superblock says of the key. Once a store was encrypted, it keeps to its key; the
+/// configuration may turn encryption off and on again.
+fn check_key(config: &LogConfig, newest: &Superblock) -> Result<[u8; 16], OpenError> {
+    let Some(key) = &config.key else {
+        return Ok(newest.key_check);
+    };
+    let check = key.check(newest.store);
+    if newest.key_check != [0; 16] && newest.key_check != check {
+        return Err(OpenError::OtherKey { path: config.path.clone() });
+    }
+    Ok(check)
 }
 
 fn copy_at(area: &Span, index: usize) -> Decoded<Superblock> {
@@ -111,14 +223,15 @@ fn format(
     storage: &dyn Storage,
     config: &LogConfig,
     room: Room<'_>,
+    entropy: &mut Entropy,
 ) -> Result<Superblock, OpenError> {
     let path = config.path.as_path();
     let io = |source| OpenError::Io { what: "write the superblocks", path: path.into(), source };
     let mut store = [0; 16];
-    rustix::rand::getrandom(&mut store[..], rustix::rand::GetRandomFlags::empty())
-        .map_err(|e| io(e.into()))?;
-    let layout = Layout::new(config)?;
-    let superblock = Superblock { store: StoreId(store), generation: 1, layout };
+    entropy(&mut store);
+    let (store, layout) = (StoreId(store), Layout::new(config)?);
+    let key_check = config.key.as_ref().map_or([0; 16], |key| key.check(store));
+    let superblock = Superblock { store, generation: 1, layout, key_check };
     check_room(storage, path, layout.file_bytes(), room)?;
     // The superblocks come before the length: a file that is longer than they are and has none
     // was never ours, so an interrupted start cannot leave one behind that is refused later.

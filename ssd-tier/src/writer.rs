@@ -1,9 +1,11 @@
 //! Where records go: opening, filling, listing, sealing and freeing segments. No I/O: it says
 //! which blocks to write, and is told when they are written.
 
-use crate::draft::{Draft, HeaderState, seal};
-use crate::format::{BLOCK, Block, Position, SegmentHeader, StoreId, TableEntry, proof};
+use crate::cipher::{Cipher, CipherMaker};
+use crate::draft::{Draft, HeaderState, TableJob, seal};
+use crate::format::{BLOCK, Block, Position, SegmentHeader, StoreId, Superblock, TableEntry};
 use crate::layout::Layout;
+use crate::proof::{Proof, Subject};
 use crate::segment::{Phase, Record, Segment};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -62,6 +64,8 @@ pub(crate) struct Writer {
     store: StoreId,
     layout: Layout,
     flush_after: Duration,
+    /// Makes keys; `None` where nothing is encrypted.
+    ciphers: Option<CipherMaker>,
     segments: Vec<Segment>,
     free: VecDeque<SegmentId>,
     /// Those being filled or drained; the last may be open.
@@ -82,12 +86,13 @@ impl Writer {
     /// A log with the segments found at start. Uses are numbered from `next_use` on.
     pub(crate) fn new(
         device: DeviceId,
-        store: StoreId,
-        layout: Layout,
+        superblock: &Superblock,
         segments: Vec<Segment>,
         next_use: SegmentUse,
         flush_after: Duration,
+        ciphers: Option<CipherMaker>,
     ) -> Self {
+        let (store, layout) = (superblock.store, superblock.layout);
         assert_eq!(segments.len(), layout.segments as usize, "every segment was scanned");
         let ids = (0..layout.segments).map(SegmentId);
         let free = ids.filter(|id| segments[id.0 as usize].phase == Phase::Free).collect();
@@ -96,6 +101,7 @@ impl Writer {
             store,
             layout,
             flush_after,
+            ciphers,
             segments,
             free,
             drafts: Vec::new(),
@@ -109,6 +115,11 @@ impl Writer {
             closing: false,
             freed: Vec::new(),
         }
+    }
+
+    /// Bytes of records a segment was sized for.
+    pub(crate) fn room_bytes(&self) -> u64 {
+        self.layout.room_bytes
     }
 
     /// Segments that may be opened, the one kept for relocations included.
@@ -178,7 +189,8 @@ impl Writer {
         self.next_use = SegmentUse(segment_use.0 + 1);
         let segment = &mut self.segments[id.0 as usize];
         assert_eq!(segment.phase, Phase::Free, "segment {id} is on the free list");
-        *segment = Segment { phase: Phase::Filling, segment_use, ..Segment::free() };
+        let cipher = self.ciphers.as_mut().map(|make| make.make(self.store, id, segment_use));
+        *segment = Segment { phase: Phase::Filling, segment_use, cipher, ..Segment::free() };
         self.drafts.push(Draft::new(id, segment_use));
         self.open = true;
     }
@@ -195,14 +207,32 @@ impl Writer {
         let (segment, segment_use) = (draft.segment, draft.segment_use);
         let extent = Extent { device: self.device, segment, segment_use, record };
         let position = Position { store: self.store, segment, segment_use, record };
-        let proof = proof(identity, &position, payload_crc);
-        draft.add(TableEntry { identity: *identity, offset_blocks, proof, void: false });
-        let records = &mut self.segments[segment.0 as usize].records;
+        let state = &mut self.segments[segment.0 as usize];
+        let proof = match state.cipher {
+            Some(_) => Proof::default(),
+            None => Subject { identity, position, payload_crc }.crc_proof(),
+        };
+        let identity = *identity;
+        draft.add(TableEntry { identity, offset_blocks, payload_crc, proof, void: false });
+        let records = &mut state.records;
         assert_eq!(records.len(), record as usize, "records are numbered without gaps");
         // Not readable before it is written: the length stays 0.
-        let kept = Record { offset_blocks, page_bytes: 0, proof };
+        let kept = Record { offset_blocks, page_bytes: 0, payload_crc, proof };
         records.push(kept);
         Placement::At(extent, self.offset(&extent, &kept))
+    }
+
+    /// The keys of the segment a record lies in; `None` where it is not encrypted.
+    pub(crate) fn cipher(&self, segment: SegmentId) -> Option<&Cipher> {
+        self.segments.get(segment.0 as usize).and_then(Segment::cipher)
+    }
+
+    /// A record was encrypted and is about to be written.
+    pub(crate) fn prove(&mut self, extent: &Extent, proof: Proof) {
+        let index = self.draft_index(extent.segment);
+        self.drafts[index].prove(extent.record, proof);
+        let records = &mut self.segments[extent.segment.0 as usize].records;
+        records[extent.record as usize].proof = proof;
     }
 
     /// A payload's write is over.
@@ -318,7 +348,8 @@ impl Writer {
         let draft = self.drafts.iter_mut().find(waiting)?;
         draft.header = HeaderState::Writing;
         let (segment, segment_use) = (draft.segment, draft.segment_use);
-        let header = SegmentHeader { segment, segment_use, freed: false };
+        let salt = self.segments[segment.0 as usize].salt();
+        let header = SegmentHeader { segment, segment_use, freed: false, salt };
         let write = Some((self.layout.segment_at(segment), header.encode(self.store)));
         Some(ChoreJob { chore: Chore::Header(segment), write })
     }
@@ -326,17 +357,23 @@ impl Writer {
     fn table_chore(&mut self, now: Duration) -> Option<ChoreJob> {
         let wait = if self.closing { Duration::ZERO } else { self.flush_after };
         let due = |draft: &&mut Draft| draft.table_due(wait).is_some_and(|due| due <= now);
-        let job = self.drafts.iter_mut().find(due)?.start_table();
+        let draft = self.drafts.iter_mut().find(due)?;
+        let segment = &mut self.segments[draft.segment.0 as usize];
+        let job = draft.start_table(segment.next_table_write());
+        Some(ChoreJob { chore: Chore::Table(job.table.segment), write: self.table_block(&job) })
+    }
+
+    fn table_block(&self, job: &TableJob) -> Option<(u64, Block)> {
         let segment = job.table.segment;
         let offset = self.layout.table_at(segment, job.index);
-        let write = Some((offset, job.table.encode(self.store)));
-        Some(ChoreJob { chore: Chore::Table(segment), write })
+        Some((offset, job.table.encode(self.store, self.cipher(segment))))
     }
 
     fn end_chore(&mut self) -> Option<ChoreJob> {
         let segment = self.to_end.pop_front()?;
-        let segment_use = self.segments[segment.0 as usize].segment_use;
-        let header = SegmentHeader { segment, segment_use, freed: true };
+        let state = &self.segments[segment.0 as usize];
+        let (segment_use, salt) = (state.segment_use, state.salt());
+        let header = SegmentHeader { segment, segment_use, freed: true, salt };
         let write = Some((self.layout.segment_at(segment), header.encode(self.store)));
         Some(ChoreJob { chore: Chore::EndUse(segment), write })
     }
@@ -346,9 +383,9 @@ impl Writer {
         let segment = &mut self.segments[id.0 as usize];
         assert_eq!(segment.phase, Phase::Drained, "segment {id} is sealed once");
         segment.phase = Phase::Sealing;
-        let job = seal(id, segment.segment_use, segment.records.len() as u32);
-        let write = Some((self.layout.table_at(id, job.index), job.table.encode(self.store)));
-        Some(ChoreJob { chore: Chore::Seal(id), write })
+        let write = segment.next_table_write();
+        let job = seal(id, segment.segment_use, segment.records.len() as u32, write);
+        Some(ChoreJob { chore: Chore::Seal(id), write: self.table_block(&job) })
     }
 
     fn flush_chore(&mut self, now: Duration) -> Option<ChoreJob> {

@@ -1,17 +1,14 @@
-//! Reads and relocations: what is done with bytes that came from the medium.
+//! Reads, relocations and proofs: what is done with bytes that came from the medium.
 
-use super::{Machine, Relocation, Task, is_frame};
+use super::writing::page_io;
+use super::{Errand, LIFTS, Lift, Machine, TURN_BYTES, Task, is_frame};
 use crate::engine::Kind;
-use crate::format::proof;
+use crate::proof::Subject;
 use crate::scratch::ScratchPage;
 use crate::segment::Record;
-use crate::writer::{Placement, Purpose};
 use crate::{Completion, ReadOutcome, RelocateOutcome};
-use undercroft_arena::{Span, checksum};
+use undercroft_arena::Span;
 use undercroft_wire::{Extent, JobId, PageIdentity};
-
-/// Bytes checked before the engine is looked after again.
-const CHECK_BYTES: usize = 1 << 20;
 
 impl Machine {
     /// Starts a read, or answers it at once where there is nothing to read.
@@ -24,8 +21,8 @@ impl Machine {
         match self.lookup(&identity, &extent) {
             Some(record) => {
                 let offset = self.writer.offset(&extent, &record);
-                let task = Task::Read { job, identity, extent, record };
-                self.page_io(Kind::Read, offset, into, task);
+                let task = self.tasks.insert(Task::Read { job, identity, extent, record });
+                self.reads.push_back(page_io(task, Kind::Read, offset, into));
             }
             None => {
                 self.counters.corrupt_records += 1;
@@ -38,33 +35,52 @@ impl Machine {
         self.writer.record(extent).filter(|record| record.page_bytes == identity.page_bytes)
     }
 
-    /// Starts relocations as long as there is memory for their pages.
-    pub(super) fn start_relocations(&mut self) {
-        while let Some(relocation) = self.relocations.pop_front() {
-            let (job, identity) = (relocation.job, relocation.identity);
-            let Some(record) = self.lookup(&identity, &relocation.extent) else {
+    /// Reads pages into the log's own memory as long as there is room and not too many are there.
+    pub(super) fn start_lifts(&mut self) {
+        while self.lifted < LIFTS
+            && let Some(lift) = self.lifts.pop_front()
+        {
+            let Some(record) = self.lookup(&lift.identity, &lift.extent) else {
                 self.counters.corrupt_records += 1;
-                self.relocated(job, RelocateOutcome::Corrupt);
+                self.end_lift(&lift, ReadOutcome::Corrupt);
                 continue;
             };
-            match self.scratch.lend(identity.page_bytes) {
+            match self.scratch.lend(lift.identity.page_bytes) {
                 Ok(Some(page)) => {
-                    let offset = self.writer.offset(&relocation.extent, &record);
+                    self.lifted += 1;
+                    let offset = self.writer.offset(&lift.extent, &record);
                     let frame = page.frame.clone();
-                    let task = Task::Fetch { relocation, record, page };
-                    self.page_io(Kind::Read, offset, frame, task);
+                    let task = self.tasks.insert(Task::Fetch { lift, record, page });
+                    self.reads.push_back(page_io(task, Kind::Read, offset, frame));
                 }
                 Ok(None) => {
-                    self.relocations.push_front(relocation);
+                    self.lifts.push_front(lift);
                     return;
                 }
-                Err(_) => self.relocated(job, RelocateOutcome::Failed),
+                Err(_) => self.end_lift(&lift, ReadOutcome::Failed),
             }
         }
     }
 
-    /// Whether the bytes that landed are the page's: their checksum, joined with identity and
-    /// position, must be the record's proof.
+    /// Gives the memory of a lifted page back.
+    pub(super) fn put_down(&mut self, page: ScratchPage) {
+        self.lifted -= 1;
+        self.scratch.take_back(page);
+    }
+
+    /// Answers a lift that goes no further.
+    fn end_lift(&mut self, lift: &Lift, outcome: ReadOutcome) {
+        let job = lift.job;
+        match (lift.errand, outcome) {
+            (Errand::Prove, outcome) => self.answers.push(Completion::Proved { job, outcome }),
+            (Errand::Relocate, ReadOutcome::Corrupt) => {
+                self.relocated(job, RelocateOutcome::Corrupt);
+            }
+            (Errand::Relocate, _) => self.relocated(job, RelocateOutcome::Failed),
+        }
+    }
+
+    /// Whether the bytes that landed are the page's; if so, they are the page afterwards.
     fn verify(
         &mut self,
         identity: &PageIdentity,
@@ -76,9 +92,15 @@ impl Machine {
         if !ok {
             return ReadOutcome::Failed;
         }
-        let page = landed.sub(0, identity.page_bytes as usize);
-        let payload_crc = checksum(&page.expect("a frame holds its page"));
-        if proof(identity, &self.writer.position(extent), payload_crc) != record.proof {
+        if self.lookup(identity, extent) != Some(*record) {
+            // Its segment was given up while it was read, and its keys with it.
+            return ReadOutcome::Corrupt;
+        }
+        let page = landed.sub(0, identity.page_bytes as usize).expect("a frame holds its page");
+        let (position, payload_crc) = (self.writer.position(extent), record.payload_crc);
+        let subject = Subject { identity, position, payload_crc };
+        let cipher = self.writer.cipher(extent.segment);
+        if !page.write(|bytes| subject.open(cipher, &record.proof, bytes)) {
             self.counters.corrupt_records += 1;
             return ReadOutcome::Corrupt;
         }
@@ -87,42 +109,33 @@ impl Machine {
         ReadOutcome::Verified { payload_crc }
     }
 
-    /// Appends a page that was read for relocation.
-    fn restore(&mut self, relocation: Relocation, record: Record, page: ScratchPage, ok: bool) {
-        let Relocation { job, identity, extent } = &relocation;
-        let (job, identity) = (*job, *identity);
-        let outcome = match self.verify(&identity, extent, &record, &page.frame, ok) {
-            ReadOutcome::Verified { payload_crc } => {
-                match self.writer.place(&identity, payload_crc, Purpose::Relocation) {
-                    Placement::At(extent, offset) => {
-                        let frame = page.frame.clone();
-                        let task = Task::Restore { relocation, extent, page };
-                        return self.page_io(Kind::Write, offset, frame, task);
-                    }
-                    Placement::NoSegment | Placement::TooLarge => {
-                        self.counters.no_space += 1;
-                        RelocateOutcome::NoSpace
-                    }
-                }
+    /// Goes on with a lifted page.
+    fn lifted(&mut self, lift: Lift, record: Record, page: ScratchPage, ok: bool) {
+        let outcome = self.verify(&lift.identity, &lift.extent, &record, &page.frame, ok);
+        match (lift.errand, outcome) {
+            (Errand::Relocate, ReadOutcome::Verified { payload_crc }) => {
+                self.restore(lift, payload_crc, page);
             }
-            ReadOutcome::Corrupt => RelocateOutcome::Corrupt,
-            ReadOutcome::Failed => RelocateOutcome::Failed,
-        };
-        self.scratch.take_back(page);
-        self.relocated(job, outcome);
+            (_, outcome) => {
+                self.put_down(page);
+                self.end_lift(&lift, outcome);
+            }
+        }
     }
 
-    /// Whether bytes have landed that were not checked yet.
-    pub(crate) fn has_landed(&self) -> bool {
-        !self.landed.is_empty()
+    /// Whether something can be done that waits for no transfer: bytes have landed that were not
+    /// checked yet, or a page is to be encrypted.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        !self.landed.is_empty() || self.has_to_seal()
     }
 
     /// Checks and answers some of what has landed. Checking takes the processor; so the owner
     /// first starts the transfers that took the place of these, and the medium is never idle
     /// for it.
-    pub(crate) fn check_landed(&mut self) {
+    pub fn work(&mut self) {
         let mut checked = 0;
-        while checked < CHECK_BYTES
+        while checked < TURN_BYTES
             && let Some((task, span)) = self.landed.pop_front()
         {
             checked += span.len();
@@ -131,14 +144,14 @@ impl Machine {
         }
     }
 
-    /// Answers a read, or goes on with a relocation, whose transfer is over.
+    /// Answers a read, or goes on with a lifted page, whose transfer is over.
     pub(super) fn judge(&mut self, task: Task, into: Span, ok: bool) {
         match task {
             Task::Read { job, identity, extent, record } => {
                 let outcome = self.verify(&identity, &extent, &record, &into, ok);
                 self.answers.push(Completion::Read { job, into, outcome });
             }
-            Task::Fetch { relocation, record, page } => self.restore(relocation, record, page, ok),
+            Task::Fetch { lift, record, page } => self.lifted(lift, record, page, ok),
             Task::Append { .. } | Task::Restore { .. } | Task::Chore(_) => {
                 unreachable!("only reads land")
             }

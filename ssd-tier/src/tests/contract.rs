@@ -1,10 +1,10 @@
-//! What both engines promise, asked of each.
+//! What both engines promise, asked of each, encrypted; and of the better one without encryption.
 
-use super::rig::{Rig, Stored, identity, tiny};
+use super::rig::{Rig, Setting, Stored, identity, tiny};
 use crate::{AppendOutcome, Completion, EngineChoice, Op, ReadOutcome, RelocateOutcome};
 use undercroft_wire::{Extent, SegmentId, SegmentUse};
 
-/// One test per engine; where io_uring is refused, its tests say that they did not run.
+/// One test per setting; where io_uring is refused, its tests say that they did not run.
 macro_rules! contract {
     ($($name:ident,)*) => {
         mod uring {
@@ -13,11 +13,17 @@ macro_rules! contract {
                     eprintln!("NOT RUN: {} on io_uring: refused here", stringify!($name));
                     return;
                 }
-                super::$name(crate::EngineChoice::Uring);
+                super::$name(crate::EngineChoice::Uring.into());
             })*
         }
         mod threads {
-            $(#[test] fn $name() { super::$name(crate::EngineChoice::Threads); })*
+            $(#[test] fn $name() { super::$name(crate::EngineChoice::Threads.into()); })*
+        }
+        mod plain {
+            $(#[test] fn $name() {
+                let engine = crate::EngineChoice::Auto;
+                super::$name(crate::tests::rig::Setting { engine, encrypted: false });
+            })*
         }
     };
 }
@@ -44,18 +50,23 @@ pub(super) fn uring_is_refused() -> bool {
     Rig::open(config).log.facts().engine != "io_uring"
 }
 
-fn name_of(engine: EngineChoice) -> &'static str {
-    if engine == EngineChoice::Threads { "threads" } else { "io_uring" }
+fn name_of(setting: Setting) -> &'static str {
+    match setting.engine {
+        EngineChoice::Threads => "threads",
+        EngineChoice::Uring => "io_uring",
+        EngineChoice::Auto if uring_is_refused() => "threads",
+        EngineChoice::Auto => "io_uring",
+    }
 }
 
-fn pages_come_back_as_they_went(engine: EngineChoice) {
+fn pages_come_back_as_they_went(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
     let config = crate::LogConfig {
         segment_bytes: Some(256 << 10),
-        ..tiny(&dir.path().join("log"), engine)
+        ..tiny(&dir.path().join("log"), setting)
     };
     let mut rig = Rig::open(config);
-    assert_eq!(rig.log.facts().engine, name_of(engine));
+    assert_eq!(rig.log.facts().engine, name_of(setting));
     assert!(rig.recovery.created);
     let sizes = [512, 4096, 5000, 65536, 12288, 60_001];
     let stored: Vec<Stored> = (0..).zip(sizes).map(|(n, bytes)| rig.store(n, bytes)).collect();
@@ -68,12 +79,12 @@ fn pages_come_back_as_they_went(engine: EngineChoice) {
     rig.log.close();
 }
 
-fn many_at_once_are_each_answered_once(engine: EngineChoice) {
+fn many_at_once_are_each_answered_once(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
     let config = crate::LogConfig {
         capacity_bytes: 2 << 20,
         queue_depth: 8,
-        ..tiny(&dir.path().join("log"), engine)
+        ..tiny(&dir.path().join("log"), setting)
     };
     let mut rig = Rig::open(config);
     let mut stored = Vec::new();
@@ -104,9 +115,9 @@ fn many_at_once_are_each_answered_once(engine: EngineChoice) {
     rig.log.close();
 }
 
-fn another_identity_or_place_is_not_served(engine: EngineChoice) {
+fn another_identity_or_place_is_not_served(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
-    let mut rig = Rig::open(tiny(&dir.path().join("log"), engine));
+    let mut rig = Rig::open(tiny(&dir.path().join("log"), setting));
     let a = rig.store(1, 4096);
     let b = rig.store(2, 4096);
     let mut wrong = a.identity();
@@ -130,9 +141,9 @@ fn another_identity_or_place_is_not_served(engine: EngineChoice) {
     rig.log.close();
 }
 
-fn a_closed_log_opens_sealed_with_everything(engine: EngineChoice) {
+fn a_closed_log_opens_sealed_with_everything(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
-    let config = tiny(&dir.path().join("log"), engine);
+    let config = tiny(&dir.path().join("log"), setting);
     let mut rig = Rig::open(config.clone());
     let stored: Vec<Stored> = (0..14).map(|n| rig.store(n, 4096)).collect();
     rig.log.close();
@@ -149,9 +160,9 @@ fn a_closed_log_opens_sealed_with_everything(engine: EngineChoice) {
     rig.log.close();
 }
 
-fn a_killed_log_keeps_what_its_tables_name(engine: EngineChoice) {
+fn a_killed_log_keeps_what_its_tables_name(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
-    let config = tiny(&dir.path().join("log"), engine);
+    let config = tiny(&dir.path().join("log"), setting);
     let mut rig = Rig::open(config.clone());
     let mut stored: Vec<Stored> = (0..6).map(|n| rig.store(n, 4096)).collect();
     rig.wait_for_tables();
@@ -164,9 +175,9 @@ fn a_killed_log_keeps_what_its_tables_name(engine: EngineChoice) {
     rig.log.close();
 }
 
-fn a_full_log_says_so_and_goes_on_when_freed(engine: EngineChoice) {
+fn a_full_log_says_so_and_goes_on_when_freed(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
-    let mut rig = Rig::open(tiny(&dir.path().join("log"), engine));
+    let mut rig = Rig::open(tiny(&dir.path().join("log"), setting));
     let mut stored = Vec::new();
     let refused = loop {
         match rig.append(stored.len() as u64, 4096) {
@@ -193,9 +204,9 @@ fn a_full_log_says_so_and_goes_on_when_freed(engine: EngineChoice) {
     rig.log.close();
 }
 
-fn relocation_has_the_last_segment(engine: EngineChoice) {
+fn relocation_has_the_last_segment(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
-    let config = tiny(&dir.path().join("log"), engine);
+    let config = tiny(&dir.path().join("log"), setting);
     let mut rig = Rig::open(config.clone());
     let mut stored = Vec::new();
     while let AppendOutcome::Written(extent) = rig.append(stored.len() as u64, 4096) {
@@ -231,9 +242,9 @@ fn relocation_has_the_last_segment(engine: EngineChoice) {
     rig.log.close();
 }
 
-fn freed_segments_stay_freed(engine: EngineChoice) {
+fn freed_segments_stay_freed(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
-    let config = tiny(&dir.path().join("log"), engine);
+    let config = tiny(&dir.path().join("log"), setting);
     let mut rig = Rig::open(config.clone());
     let stored: Vec<Stored> = (0..9).map(|n| rig.store(n, 4096)).collect();
     let first = stored[0].extent;
@@ -252,9 +263,9 @@ fn freed_segments_stay_freed(engine: EngineChoice) {
     rig.log.close();
 }
 
-fn an_open_segment_is_freed_too(engine: EngineChoice) {
+fn an_open_segment_is_freed_too(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
-    let mut rig = Rig::open(tiny(&dir.path().join("log"), engine));
+    let mut rig = Rig::open(tiny(&dir.path().join("log"), setting));
     let all = rig.log.facts().segments;
     let stored = rig.store(1, 4096);
     assert_eq!(rig.free(stored.extent.segment, stored.extent.segment_use), all);
@@ -264,9 +275,9 @@ fn an_open_segment_is_freed_too(engine: EngineChoice) {
     rig.log.close();
 }
 
-fn invalid_operations_fail_alone(engine: EngineChoice) {
+fn invalid_operations_fail_alone(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
-    let mut rig = Rig::open(tiny(&dir.path().join("log"), engine));
+    let mut rig = Rig::open(tiny(&dir.path().join("log"), setting));
     let stored = rig.store(1, 4096);
     // Larger than a segment, a frame of another size, an unaligned frame.
     assert_eq!(rig.append(2, 40_000), AppendOutcome::Failed);
@@ -286,9 +297,9 @@ fn invalid_operations_fail_alone(engine: EngineChoice) {
     rig.log.close();
 }
 
-fn memory_outside_the_arena_works(engine: EngineChoice) {
+fn memory_outside_the_arena_works(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
-    let mut rig = Rig::open(tiny(&dir.path().join("log"), engine));
+    let mut rig = Rig::open(tiny(&dir.path().join("log"), setting));
     let memory = undercroft_arena::Memory::new(8192, 0).unwrap();
     let payload = memory.span(4096, 4096).unwrap();
     let payload_crc = super::rig::fill(&payload, 5, 4096);

@@ -26,16 +26,16 @@ fn run(log: &mut SimLog, op: Op) -> Completion {
     log.machine.accept(op, log.now);
     loop {
         log.turn();
-        if let Some(answer) = log.machine.answers.pop() {
+        if let Some(answer) = log.machine.answers().next_back() {
             return answer;
         }
     }
 }
 
 /// A closed log with pages of several sizes, its bytes, and what is in it.
-fn image(frame: &Span) -> (Vec<u8>, Vec<Stored>) {
+fn image(frame: &Span, config: &LogConfig) -> (Vec<u8>, Vec<Stored>) {
     let disk = Arc::new(Disk::default());
-    let mut log = SimLog::open(&disk, &config(), 1, Faults::default()).unwrap();
+    let mut log = SimLog::open(&disk, config, 1, Faults::default()).unwrap();
     let mut stored = Vec::new();
     for number in 0..90 {
         let page_bytes = SIZES[number as usize % SIZES.len()];
@@ -62,9 +62,15 @@ struct Seen {
     unopened: u64,
 }
 
-fn probe(bytes: Vec<u8>, stored: &[Stored], frame: &Span, seen: &mut Seen) -> BTreeSet<u64> {
+fn probe(
+    bytes: Vec<u8>,
+    config: &LogConfig,
+    stored: &[Stored],
+    frame: &Span,
+    seen: &mut Seen,
+) -> BTreeSet<u64> {
     let disk = Arc::new(Disk { bytes: bytes.into() });
-    let mut log = match SimLog::open(&disk, &config(), 1, Faults::default()) {
+    let mut log = match SimLog::open(&disk, config, 1, Faults::default()) {
         Ok(log) => log,
         // Both superblocks were hit.
         Err(OpenError::Damaged { .. } | OpenError::Foreign { .. }) => {
@@ -90,7 +96,7 @@ fn probe(bytes: Vec<u8>, stored: &[Stored], frame: &Span, seen: &mut Seen) -> BT
             missing.remove(&original.number);
         }
     }
-    let counters = log.machine.counters;
+    let counters = log.machine.counters();
     seen.missed += missing.len() as u64;
     seen.counted += counters.corrupt_records + counters.corrupt_tables;
     if !missing.is_empty() {
@@ -103,11 +109,11 @@ fn probe(bytes: Vec<u8>, stored: &[Stored], frame: &Span, seen: &mut Seen) -> BT
 fn thousands_of_flipped_bytes_are_misses() {
     let memory = Memory::new(16 << 10, 0).unwrap();
     let frame = memory.span(0, 16 << 10).unwrap();
-    let (bytes, stored) = image(&frame);
+    let (bytes, stored) = image(&frame, &config());
     let mut numbers = Numbers(5);
     let mut seen = Seen::default();
     let mut flipped = 0;
-    assert!(probe(bytes.clone(), &stored, &frame, &mut seen).is_empty());
+    assert!(probe(bytes.clone(), &config(), &stored, &frame, &mut seen).is_empty());
     for round in 0..240 {
         let mut damaged = bytes.clone();
         let flips = [1, 8, 32, 128][round % 4];
@@ -121,7 +127,7 @@ fn thousands_of_flipped_bytes_are_misses() {
             damaged[at as usize] ^= 1 + numbers.below(255) as u8;
             flipped += 1;
         }
-        probe(damaged, &stored, &frame, &mut seen);
+        probe(damaged, &config(), &stored, &frame, &mut seen);
     }
     assert!(flipped >= 8000);
     assert!(seen.missed > 1000 && seen.counted > 1000, "{seen:?}");
@@ -145,14 +151,16 @@ fn metadata_place(numbers: &mut Numbers, bytes: u64) -> u64 {
 fn a_flipped_payload_byte_costs_one_page() {
     let memory = Memory::new(16 << 10, 0).unwrap();
     let frame = memory.span(0, 16 << 10).unwrap();
-    let (bytes, stored) = image(&frame);
+    // In the clear, so that it can be found.
+    let (bytes, stored) = image(&frame, &LogConfig { key: None, ..config() });
     let mut numbers = Numbers(6);
     for stored_page in stored.iter().step_by(3) {
         let needle = content(stored_page.number, stored_page.page_bytes);
         let start = bytes.windows(64).position(|window| window == &needle[..64]).unwrap();
         let mut damaged = bytes.clone();
         damaged[start + numbers.below(u64::from(stored_page.page_bytes)) as usize] ^= 0x40;
-        let missing = probe(damaged, &stored, &frame, &mut Seen::default());
+        let config = LogConfig { key: None, ..config() };
+        let missing = probe(damaged, &config, &stored, &frame, &mut Seen::default());
         assert_eq!(missing.into_iter().collect::<Vec<_>>(), [stored_page.number]);
     }
 }
@@ -162,7 +170,7 @@ fn a_flipped_payload_byte_costs_one_page() {
 fn blocks_that_changed_places_are_misses() {
     let memory = Memory::new(16 << 10, 0).unwrap();
     let frame = memory.span(0, 16 << 10).unwrap();
-    let (bytes, stored) = image(&frame);
+    let (bytes, stored) = image(&frame, &config());
     let mut numbers = Numbers(7);
     let blocks = (bytes.len() / BLOCK as usize) as u64;
     let first = DATA_START / BLOCK;

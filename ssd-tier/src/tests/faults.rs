@@ -1,9 +1,9 @@
 //! A disk that fails under both engines.
 
 use super::contract::contract;
-use super::rig::{Rig, Stored, tiny};
+use super::rig::{Rig, Setting, Stored, tiny};
 use crate::engine::{Done, Engine, Io, Kind};
-use crate::{AppendOutcome, Completion, EngineChoice, Op, ReadOutcome};
+use crate::{AppendOutcome, Completion, Op, ReadOutcome};
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -91,9 +91,9 @@ fn set(switch: &Switch, fault: impl Into<Option<Fault>>) {
     *switch.lock().unwrap() = fault.into();
 }
 
-fn a_failed_write_retires_its_segment(engine: EngineChoice) {
+fn a_failed_write_retires_its_segment(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
-    let config = tiny(&dir.path().join("log"), engine);
+    let config = tiny(&dir.path().join("log"), setting);
     let (mut rig, switch) = open(config.clone());
     let before = rig.store(1, PAGE);
     set(&switch, Fault::Page(Kind::Write));
@@ -110,9 +110,9 @@ fn a_failed_write_retires_its_segment(engine: EngineChoice) {
     assert_eq!(rig.recovered(&[before, after]), [1, 3]);
 }
 
-fn a_failed_read_is_a_miss_that_time(engine: EngineChoice) {
+fn a_failed_read_is_a_miss_that_time(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
-    let (mut rig, switch) = open(tiny(&dir.path().join("log"), engine));
+    let (mut rig, switch) = open(tiny(&dir.path().join("log"), setting));
     let stored = rig.store(1, PAGE);
     set(&switch, Fault::Page(Kind::Read));
     assert_eq!(rig.read(&stored), ReadOutcome::Failed);
@@ -123,9 +123,9 @@ fn a_failed_read_is_a_miss_that_time(engine: EngineChoice) {
     rig.log.close();
 }
 
-fn short_transfers_are_finished(engine: EngineChoice) {
+fn short_transfers_are_finished(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
-    let (mut rig, switch) = open(tiny(&dir.path().join("log"), engine));
+    let (mut rig, switch) = open(tiny(&dir.path().join("log"), setting));
     set(&switch, Fault::Short);
     let stored = rig.store(1, PAGE);
     rig.assert_reads(&stored);
@@ -135,9 +135,9 @@ fn short_transfers_are_finished(engine: EngineChoice) {
     rig.log.close();
 }
 
-fn a_failed_flush_leaves_the_segment_unsealed(engine: EngineChoice) {
+fn a_failed_flush_leaves_the_segment_unsealed(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
-    let config = tiny(&dir.path().join("log"), engine);
+    let config = tiny(&dir.path().join("log"), setting);
     let (mut rig, switch) = open(config.clone());
     let stored: Vec<Stored> = (0..3).map(|n| rig.store(n, PAGE)).collect();
     set(&switch, Fault::Flush);
@@ -149,9 +149,9 @@ fn a_failed_flush_leaves_the_segment_unsealed(engine: EngineChoice) {
     rig.log.close();
 }
 
-fn failed_tables_lose_nothing_while_the_log_lives(engine: EngineChoice) {
+fn failed_tables_lose_nothing_while_the_log_lives(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
-    let config = tiny(&dir.path().join("log"), engine);
+    let config = tiny(&dir.path().join("log"), setting);
     let (mut rig, switch) = open(config.clone());
     set(&switch, Fault::Chores);
     let stored: Vec<Stored> = (0..3).map(|n| rig.store(n, PAGE)).collect();
@@ -187,17 +187,17 @@ fn assert_lost(mut rig: Rig) {
     rig.log.close();
 }
 
-fn a_broken_engine_is_a_lost_device(engine: EngineChoice) {
+fn a_broken_engine_is_a_lost_device(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
-    let (mut rig, switch) = open(tiny(&dir.path().join("log"), engine));
+    let (mut rig, switch) = open(tiny(&dir.path().join("log"), setting));
     rig.store(0, PAGE);
     set(&switch, Fault::Engine);
     assert_lost(rig);
 }
 
-fn a_panic_is_a_lost_device(engine: EngineChoice) {
+fn a_panic_is_a_lost_device(setting: Setting) {
     let dir = tempfile::tempdir().unwrap();
-    let (mut rig, switch) = open(tiny(&dir.path().join("log"), engine));
+    let (mut rig, switch) = open(tiny(&dir.path().join("log"), setting));
     rig.store(0, PAGE);
     set(&switch, Fault::Panic);
     assert_lost(rig);

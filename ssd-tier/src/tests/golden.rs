@@ -2,9 +2,10 @@
 
 use crate::format::{
     BLOCK_LEN, Block, Decoded, FORMAT_VERSION, Position, SegmentHeader, StoreId, Superblock, Table,
-    TableEntry, payload_crc, proof,
+    TableEntry,
 };
 use crate::layout::{DATA_START, Layout, table_room};
+use crate::proof::{Proof, Subject};
 use crate::{LogConfig, OpenError};
 use undercroft_arena::checksum_bytes;
 use undercroft_wire::{DomainId, PageIdentity, PageKey, SegmentId, SegmentUse, SpaceDigest};
@@ -35,7 +36,7 @@ fn identity() -> PageIdentity {
 #[test]
 fn superblock() {
     let layout = Layout { segment_bytes: 0x0040_3000, room_bytes: 0x0040_0000, segments: 9 };
-    let superblock = Superblock { store: STORE, generation: 7, layout };
+    let superblock = Superblock { store: STORE, generation: 7, layout, key_check: [0xcc; 16] };
     let mut expected = [0; BLOCK_LEN];
     put(&mut expected, 0, b"UCROFTSB");
     put(&mut expected, 8, &1_u32.to_le_bytes());
@@ -44,6 +45,7 @@ fn superblock() {
     put(&mut expected, 40, &0x0040_3000_u64.to_le_bytes());
     put(&mut expected, 48, &0x0040_0000_u64.to_le_bytes());
     put(&mut expected, 56, &9_u32.to_le_bytes());
+    put(&mut expected, 60, &[0xcc; 16]);
     let expected = finish(expected);
     assert_eq!(superblock.encode(), expected);
     assert_eq!(Superblock::decode(&expected), Decoded::Valid(superblock));
@@ -51,15 +53,21 @@ fn superblock() {
 
 #[test]
 fn segment_header() {
-    let header =
-        SegmentHeader { segment: SegmentId(3), segment_use: SegmentUse(1 << 32), freed: true };
+    let header = SegmentHeader {
+        segment: SegmentId(3),
+        segment_use: SegmentUse(1 << 32),
+        freed: true,
+        salt: Some([0xee; 32]),
+    };
     let mut expected = [0; BLOCK_LEN];
     put(&mut expected, 0, b"UCROFTSG");
     put(&mut expected, 8, &1_u32.to_le_bytes());
     put(&mut expected, 12, &1_u32.to_le_bytes());
     put(&mut expected, 16, &[0xab; 16]);
     put(&mut expected, 32, &3_u32.to_le_bytes());
+    put(&mut expected, 36, &1_u32.to_le_bytes());
     put(&mut expected, 40, &(1_u64 << 32).to_le_bytes());
+    put(&mut expected, 48, &[0xee; 32]);
     let expected = finish(expected);
     assert_eq!(header.encode(STORE), expected);
     assert_eq!(SegmentHeader::decode(&expected, STORE, SegmentId(3)), Decoded::Valid(header));
@@ -69,11 +77,18 @@ fn segment_header() {
 }
 
 fn table() -> Table {
-    let entry = |void| TableEntry { identity: identity(), offset_blocks: 17, proof: 99, void };
+    let entry = |void| TableEntry {
+        identity: identity(),
+        offset_blocks: 17,
+        payload_crc: 99,
+        proof: Proof([0xdd; 16]),
+        void,
+    };
     Table {
         segment: SegmentId(3),
         segment_use: SegmentUse(8),
         batch: 2,
+        write: 6,
         sealed: false,
         entries: vec![entry(false), entry(true)],
     }
@@ -89,6 +104,7 @@ fn table_block() {
     put(&mut expected, 32, &3_u32.to_le_bytes());
     put(&mut expected, 36, &2_u32.to_le_bytes());
     put(&mut expected, 40, &8_u64.to_le_bytes());
+    put(&mut expected, 48, &6_u32.to_le_bytes());
     for (at, flags) in [(64, 1_u16), (224, 3)] {
         put(&mut expected, at, &[1; 16]);
         put(&mut expected, at + 16, &[2; 32]);
@@ -100,13 +116,14 @@ fn table_block() {
         put(&mut expected, at + 124, &17_u32.to_le_bytes());
         put(&mut expected, at + 128, &flags.to_le_bytes());
         put(&mut expected, at + 131, &[1]);
-        put(&mut expected, at + 144, &99_u64.to_le_bytes());
+        put(&mut expected, at + 136, &99_u64.to_le_bytes());
+        put(&mut expected, at + 144, &[0xdd; 16]);
     }
     let expected = finish(expected);
-    assert_eq!(table().encode(STORE), expected);
-    let decoded = Table::decode(&expected, STORE, SegmentId(3), SegmentUse(8));
+    assert_eq!(table().encode(STORE, None), expected);
+    let decoded = Table::decode(&expected, STORE, SegmentId(3), SegmentUse(8), None);
     assert_eq!(decoded, Decoded::Valid(table()));
-    let stale = Table::decode(&expected, STORE, SegmentId(3), SegmentUse(9));
+    let stale = Table::decode(&expected, STORE, SegmentId(3), SegmentUse(9), None);
     assert_eq!(stale, Decoded::Foreign);
 }
 
@@ -129,29 +146,38 @@ fn record_proof() {
     }
     bytes.extend_from_slice(&5_u32.to_le_bytes());
     bytes.extend_from_slice(&70_000_u32.to_le_bytes());
-    assert_eq!(bytes.len(), 168);
+    bytes.extend_from_slice(&70_000_u32.to_le_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&checksum_bytes(&payload).to_le_bytes());
+    assert_eq!(bytes.len(), 184);
     bytes.extend_from_slice(&payload);
-    let made = proof(&identity(), &position, checksum_bytes(&payload));
-    assert_eq!(made, checksum_bytes(&bytes));
-    assert_eq!(payload_crc(&identity(), &position, made), checksum_bytes(&payload));
+    let subject =
+        Subject { identity: &identity(), position, payload_crc: checksum_bytes(&payload) };
+    let mut expected = Proof::default();
+    expected.0[..8].copy_from_slice(&checksum_bytes(&bytes).to_le_bytes());
+    assert_eq!(subject.crc_proof(), expected);
+    let mut page = payload;
+    assert!(subject.open(None, &expected, &mut page));
+    page[9] ^= 1;
+    assert!(!subject.open(None, &expected, &mut page));
 }
 
 #[test]
 fn every_flipped_bit_of_a_block_is_noticed() {
-    let block = table().encode(STORE);
+    let block = table().encode(STORE, None);
     for bit in 0..BLOCK_LEN * 8 {
         let mut damaged = block;
         damaged[bit / 8] ^= 1 << (bit % 8);
-        let decoded = Table::decode(&damaged, STORE, SegmentId(3), SegmentUse(8));
+        let decoded = Table::decode(&damaged, STORE, SegmentId(3), SegmentUse(8), None);
         assert_eq!(decoded, Decoded::Corrupt, "bit {bit}");
     }
 }
 
 #[test]
 fn versions_are_told_apart_from_damage() {
-    let mut block = table().encode(STORE);
+    let mut block = table().encode(STORE, None);
     block[8] = FORMAT_VERSION as u8 + 1;
-    let decoded = Table::decode(&finish(block), STORE, SegmentId(3), SegmentUse(8));
+    let decoded = Table::decode(&finish(block), STORE, SegmentId(3), SegmentUse(8), None);
     assert_eq!(decoded, Decoded::Version(FORMAT_VERSION + 1));
 }
 

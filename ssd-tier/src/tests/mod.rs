@@ -2,6 +2,7 @@
 
 mod contract;
 mod damage;
+mod encryption;
 mod faults;
 mod golden;
 mod opening;

@@ -3,7 +3,7 @@
 use crate::engine::Engine;
 use crate::{
     AppendOutcome, Completion, EngineChoice, LogConfig, Op, PageLog, ReadOutcome, Recovery,
-    RelocateOutcome,
+    RelocateOutcome, StoreKey,
 };
 use crossbeam_channel::{Receiver, unbounded};
 use std::path::Path;
@@ -93,9 +93,29 @@ impl Stored {
     }
 }
 
+/// What a contract is asked of.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Setting {
+    pub(super) engine: EngineChoice,
+    pub(super) encrypted: bool,
+}
+
+impl From<EngineChoice> for Setting {
+    fn from(engine: EngineChoice) -> Self {
+        Self { engine, encrypted: true }
+    }
+}
+
+/// The key of all test logs.
+pub(super) fn key() -> StoreKey {
+    StoreKey::from([0x5a; 32])
+}
+
 /// Six segments with room for four pages of 4 KiB each, two transfers at once.
-pub(super) fn tiny(path: &Path, engine: EngineChoice) -> LogConfig {
+pub(super) fn tiny(path: &Path, setting: impl Into<Setting>) -> LogConfig {
+    let Setting { engine, encrypted } = setting.into();
     LogConfig {
+        key: encrypted.then(key),
         segment_bytes: Some(16 << 10),
         queue_depth: 2,
         table_flush_ms: 5,
@@ -129,7 +149,8 @@ impl Rig {
         let (sender, answers) = unbounded();
         let sink = Box::new(move |answer| drop(sender.send(answer)));
         let memory = vec![Arc::clone(&part)];
-        let (log, recovery) = PageLog::open_through(config, memory, sink, wrap).unwrap();
+        let prepared = PageLog::prepare(config).unwrap();
+        let (log, recovery) = prepared.start_through(memory, sink, wrap).unwrap();
         Self { log, recovery, answers, part, jobs: 0 }
     }
 
@@ -217,6 +238,15 @@ impl Rig {
         match self.answer() {
             Completion::Relocated { outcome, .. } => outcome,
             other => panic!("a relocation was answered with {other:?}"),
+        }
+    }
+
+    pub(super) fn prove(&mut self, stored: &Stored) -> ReadOutcome {
+        let (job, identity, extent) = (self.job(), stored.identity(), stored.extent);
+        self.submit(Op::Prove { job, identity, extent });
+        match self.answer() {
+            Completion::Proved { outcome, .. } => outcome,
+            other => panic!("a proof was answered with {other:?}"),
         }
     }
 

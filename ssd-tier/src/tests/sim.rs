@@ -3,11 +3,8 @@
 use super::rig::Numbers;
 use crate::engine::{Done, Engine, Io, Kind};
 use crate::format::BLOCK_LEN;
-use crate::log::build_machine;
 use crate::machine::Machine;
-use crate::recovery::scan;
 use crate::storage::Storage;
-use crate::store::open_head;
 use crate::{LogConfig, OpenError, Recovery};
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -192,9 +189,11 @@ impl SimLog {
         seed: u64,
         faults: Faults,
     ) -> Result<Self, OpenError> {
-        let head = open_head(&**disk, config, &|_| Ok((0, u64::MAX)))?;
-        let scanned = scan(&**disk, &head.superblock, config.device)?;
-        let (machine, recovery) = build_machine(config, &head, scanned)?;
+        let mut numbers = Numbers(seed ^ 0x5eed);
+        let entropy = move |bytes: &mut [u8]| {
+            bytes.iter_mut().for_each(|byte| *byte = numbers.next() as u8);
+        };
+        let (machine, recovery) = Machine::open(&**disk, config, Box::new(entropy))?;
         let engine = SimEngine::new(Arc::clone(disk), seed, faults);
         Ok(Self { machine, engine, recovery, now: Duration::ZERO })
     }
@@ -202,19 +201,19 @@ impl SimLog {
     /// One turn of the log's thread, after which a little time has passed.
     pub(super) fn turn(&mut self) {
         self.machine.pump(&mut self.engine, self.now);
-        let landed = self.machine.has_landed();
+        let work = self.machine.has_work();
         let mut done = Vec::new();
         self.engine.wait(None, &mut done).unwrap();
         self.now += Duration::from_micros(100);
         for done in done {
             self.machine.finished(done, self.now);
         }
-        if landed {
-            self.machine.check_landed();
+        if work {
+            self.machine.work();
         }
         // Nothing in flight: only time can bring something.
         if self.engine.is_idle()
-            && !self.machine.has_landed()
+            && !self.machine.has_work()
             && let Some(due) = self.machine.next_due()
         {
             self.now = self.now.max(due);

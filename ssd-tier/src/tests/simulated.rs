@@ -1,6 +1,6 @@
 //! The whole log in one thread and virtual time, against a list of what was stored.
 
-use super::rig::{Numbers, Stored, fill, holds, identity, tiny};
+use super::rig::{Numbers, Setting, Stored, fill, holds, identity, tiny};
 use super::sim::{Disk, Faults, SimLog};
 use crate::{AppendOutcome, Completion, EngineChoice, LogConfig, Op, ReadOutcome, RelocateOutcome};
 use proptest::prelude::*;
@@ -18,6 +18,7 @@ enum Expected {
     Append { number: u64, page_bytes: u32 },
     Read(Stored),
     Relocate(Stored),
+    Prove(Stored),
 }
 
 struct Model {
@@ -82,7 +83,10 @@ impl Model {
             self.expected.insert(job, Expected::Read(stored));
             let into = self.frame(job, stored.page_bytes);
             Op::Read { job: JobId(job), identity, extent, into }
-        } else if choice < 93 {
+        } else if choice < 88 {
+            self.expected.insert(job, Expected::Prove(stored));
+            Op::Prove { job: JobId(job), identity, extent }
+        } else if choice < 94 {
             self.expected.insert(job, Expected::Relocate(stored));
             Op::Relocate { job: JobId(job), identity, extent }
         } else {
@@ -155,7 +159,14 @@ impl Model {
                     }
                 }
             }
-            Completion::SegmentFreed { .. } => {}
+            Completion::Proved { job, outcome } => {
+                let Some(Expected::Prove(stored)) = self.expected.remove(&job.0) else {
+                    panic!("an answer nobody waits for: {job}");
+                };
+                let proved = matches!(outcome, ReadOutcome::Verified { .. });
+                assert!(proved || self.lies || !self.is_stored(&stored), "{stored:?}");
+            }
+            Completion::SegmentFreed { .. } | Completion::Health { .. } => {}
             Completion::DeviceLost { .. } => panic!("nothing broke"),
         }
     }
@@ -165,7 +176,7 @@ impl Model {
             self.act(log);
         }
         log.turn();
-        for answer in std::mem::take(&mut log.machine.answers) {
+        for answer in log.machine.answers().collect::<Vec<_>>() {
             self.check(answer);
         }
     }
@@ -176,7 +187,7 @@ impl Model {
                 return;
             }
             log.turn();
-            for answer in std::mem::take(&mut log.machine.answers) {
+            for answer in log.machine.answers().collect::<Vec<_>>() {
                 self.check(answer);
             }
         }
@@ -204,13 +215,15 @@ impl Model {
     }
 }
 
-fn config(table_flush_ms: u64) -> LogConfig {
-    LogConfig { table_flush_ms, ..tiny(Path::new("simulated"), EngineChoice::Auto) }
+/// Every second seed is encrypted.
+fn config(seed: u64) -> LogConfig {
+    let setting = Setting { engine: EngineChoice::Auto, encrypted: seed.is_multiple_of(2) };
+    LogConfig { table_flush_ms: 1, ..tiny(Path::new("simulated"), setting) }
 }
 
 fn live(seed: u64, faults: Faults, lies: bool) -> Model {
     let disk = Arc::new(Disk::default());
-    let mut log = SimLog::open(&disk, &config(1), seed, faults).unwrap();
+    let mut log = SimLog::open(&disk, &config(seed), seed, faults).unwrap();
     let mut model = Model::new(seed ^ 1, lies);
     for _ in 0..400 {
         model.turn(&mut log);
@@ -218,7 +231,7 @@ fn live(seed: u64, faults: Faults, lies: bool) -> Model {
     model.finish(&mut log);
     model.read_all(&mut log);
     log.close();
-    let mut log = SimLog::open(&disk, &config(1), seed, Faults::default()).unwrap();
+    let mut log = SimLog::open(&disk, &config(seed), seed, Faults::default()).unwrap();
     if !lies {
         assert_eq!((log.recovery.corrupt_tables, log.recovery.io_errors), (0, 0));
         let before = model.stored.len();
@@ -259,8 +272,8 @@ proptest! {
         let disk = Arc::new(Disk::default());
         let mut model = Model::new(seed ^ 2, false);
         for life in 0..6 {
-            let seed = seed.wrapping_add(life);
-            let mut log = SimLog::open(&disk, &config(1), seed, Faults::default()).unwrap();
+            let seed = seed.wrapping_add(2 * life);
+            let mut log = SimLog::open(&disk, &config(seed), seed, Faults::default()).unwrap();
             model.keep_recovered(&log);
             // Torn blocks of the life before are counted, and nothing else is damaged.
             prop_assert!(log.recovery.corrupt_tables <= 6, "{}", log.recovery.corrupt_tables);
@@ -280,7 +293,7 @@ proptest! {
 fn a_kill_forgets_only_the_newest_records() {
     for seed in 0..40 {
         let disk = Arc::new(Disk::default());
-        let mut log = SimLog::open(&disk, &config(1), seed, Faults::default()).unwrap();
+        let mut log = SimLog::open(&disk, &config(seed), seed, Faults::default()).unwrap();
         let mut model = Model::new(seed, false);
         for _ in 0..200 {
             model.turn(&mut log);
@@ -291,7 +304,7 @@ fn a_kill_forgets_only_the_newest_records() {
         }
         log.engine.die();
         let stored = model.stored.len();
-        let log = SimLog::open(&disk, &config(1), seed, Faults::default()).unwrap();
+        let log = SimLog::open(&disk, &config(seed), seed, Faults::default()).unwrap();
         model.keep_recovered(&log);
         assert_eq!(model.stored.len(), stored, "seed {seed}");
     }
