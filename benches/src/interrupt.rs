@@ -7,13 +7,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Remembers Ctrl-C, a request to terminate and a terminal that went away, so that a run can end
 /// in order and remove what it made. A second one ends the process at once.
 #[derive(Debug)]
-pub(crate) struct Interrupt {
+pub struct Interrupt {
     seen: Arc<AtomicBool>,
     handlers: Vec<SigId>,
 }
 
 impl Interrupt {
-    pub(crate) fn watch() -> Result<Self, BenchError> {
+    /// Watches from now on, until it is dropped.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn watch() -> Result<Self, BenchError> {
         let seen = Arc::new(AtomicBool::new(false));
         let mut handlers = Vec::new();
         for signal in [SIGHUP, SIGINT, SIGTERM] {
@@ -28,11 +32,17 @@ impl Interrupt {
         Ok(Self { seen, handlers })
     }
 
-    pub(crate) fn is_set(&self) -> bool {
+    /// Whether one came.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
         self.seen.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn check(&self) -> Result<(), BenchError> {
+    /// Whether to go on.
+    ///
+    /// # Errors
+    /// [`BenchError::Interrupted`] if one came.
+    pub fn check(&self) -> Result<(), BenchError> {
         if self.is_set() { Err(BenchError::Interrupted) } else { Ok(()) }
     }
 }

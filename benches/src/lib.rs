@@ -23,6 +23,7 @@ pub use content::{PageContent, WrongBytes};
 pub use error::BenchError;
 pub use exact_lru::ExactLru;
 pub use generate::{GeneratorOptions, generate};
+pub use interrupt::Interrupt;
 pub use limits::{EchoOptions, LimitsOptions, LimitsReport, Machine, Row, echo_peer, limits};
 pub use replay::{HitPages, LookupTimes, Policy, PolicyError, ReplayOptions, ReplayReport, replay};
 pub use size::{ByteSize, SizeError, TierSize};

@@ -5,16 +5,17 @@ use std::process::{Command, Output};
 /// A user without any rights of its own.
 const NOBODY: u32 = 65_534;
 
-/// A program of this workspace, beside the test that runs.
+/// A program of this workspace, beside the test or program that runs.
 ///
 /// # Panics
 /// If it was not built: `cargo xtask test` builds it first.
 #[must_use]
 pub fn program(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a test knows its own file");
-    // target/debug/deps/test-0123 → target/debug
-    let directory = test.parent().and_then(Path::parent).expect("tests lie two folders deep");
-    let program = directory.join(name);
+    let own = std::env::current_exe().expect("a program knows its own file");
+    let beside = own.parent().expect("a file lies in a folder");
+    // target/debug/deps/test-0123 → target/debug, where programs lie
+    let directory = if beside.ends_with("deps") { beside.parent() } else { Some(beside) };
+    let program = directory.expect("tests lie two folders deep").join(name);
     assert!(
         program.exists(),
         "{} was not built: run the tests by `cargo xtask test`",

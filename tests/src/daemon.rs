@@ -1,4 +1,5 @@
 use crate::program;
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,10 @@ pub struct DaemonOptions {
     pub more: String,
     /// Run it where io_uring is forbidden.
     pub refuse_io_uring: bool,
+    /// Where to make its folder; `None` for the system's place for temporary files.
+    pub home_in: Option<PathBuf>,
+    /// Where its page log lies; `None` for its folder.
+    pub store_in: Option<PathBuf>,
 }
 
 impl Default for DaemonOptions {
@@ -33,6 +38,8 @@ impl Default for DaemonOptions {
             staging: 256 << 10,
             more: String::new(),
             refuse_io_uring: false,
+            home_in: None,
+            store_in: None,
         }
     }
 }
@@ -52,11 +59,22 @@ impl TestDaemon {
     /// If it does not come up.
     #[must_use]
     pub fn start(options: DaemonOptions) -> Self {
-        let home = tempfile::tempdir().expect("a temporary folder");
-        let mut daemon = Self { options, home, child: None };
-        std::fs::write(daemon.config(), daemon.config_text()).expect("a configuration");
+        let mut daemon = Self::prepare(options).expect("a folder of its own");
         daemon.restart();
         daemon
+    }
+
+    /// A daemon in a folder of its own that has not been started yet.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn prepare(options: DaemonOptions) -> Result<Self> {
+        let parent = options.home_in.clone().unwrap_or_else(std::env::temp_dir);
+        let home = tempfile::tempdir_in(&parent)
+            .with_context(|| format!("cannot make a folder in {}", parent.display()))?;
+        let daemon = Self { options, home, child: None };
+        std::fs::write(daemon.config(), daemon.config_text())?;
+        Ok(daemon)
     }
 
     /// The folder everything lies in.
@@ -80,7 +98,7 @@ impl TestDaemon {
     /// Its page log.
     #[must_use]
     pub fn store(&self) -> PathBuf {
-        self.home.path().join("pages-0.log")
+        self.store_in().join("pages-0.log")
     }
 
     /// Everything it logged so far, of all its lives.
@@ -104,12 +122,21 @@ impl TestDaemon {
     /// # Panics
     /// If it does not come up.
     pub fn restart(&mut self) {
+        if let Err(error) = self.try_restart() {
+            panic!("{error:#}");
+        }
+    }
+
+    /// Starts it (again) on the same folder; how long it took until it answered.
+    ///
+    /// # Errors
+    /// It cannot be started, ends, or does not answer; with all of its log.
+    ///
+    /// # Panics
+    /// If it runs.
+    pub fn try_restart(&mut self) -> Result<Duration> {
         assert!(self.child.is_none(), "one at a time");
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.home.path().join("log"))
-            .expect("a log file");
+        let log = File::options().create(true).append(true).open(self.home.path().join("log"))?;
         let binary = program("undercroft");
         let mut command = if self.options.refuse_io_uring {
             let mut refused = Command::new(program("refuse-io-uring"));
@@ -120,18 +147,23 @@ impl TestDaemon {
         };
         command.arg("serve").arg("--config").arg(self.config());
         command.env("RUST_LOG", "info").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        self.child = Some(command.spawn().expect("the binary runs"));
         let since = Instant::now();
-        while since.elapsed() < PATIENCE {
+        self.child = Some(command.spawn().context("cannot run the binary")?);
+        loop {
             if let Some(status) = self.exited() {
-                panic!("the daemon ended with {status}:\n{}", self.log());
+                self.child = None;
+                bail!("the daemon ended with {status}:\n{}", self.log());
             }
             if self.client("probe").is_some() {
-                return;
+                return Ok(since.elapsed());
             }
-            std::thread::sleep(Duration::from_millis(5));
+            ensure!(
+                since.elapsed() < PATIENCE,
+                "the daemon did not answer within {PATIENCE:?}:\n{}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(1));
         }
-        panic!("the daemon did not answer within {PATIENCE:?}:\n{}", self.log());
     }
 
     /// `kill -9`, and waits until the process is reaped.
@@ -190,8 +222,12 @@ impl TestDaemon {
              [arena]\nsize = {dram}\nstaging = {staging}\n\
              [ssd]\nsize = {ssd}\npath = \"{path}\"\n{more}\n",
             socket = self.socket().display(),
-            path = self.home.path().display(),
+            path = self.store_in().display(),
         )
+    }
+
+    fn store_in(&self) -> &Path {
+        self.options.store_in.as_deref().unwrap_or(self.home.path())
     }
 }
 

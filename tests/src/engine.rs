@@ -1,11 +1,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use undercroft_benches::PageContent;
+use undercroft_benches::{PageContent, WrongBytes};
 use undercroft_client::wire::{
     Chain, DomainId, Dtype, Family, Geometry, PageKey, Rank, Space, SpaceDigest, Stamp,
 };
 use undercroft_client::{
-    Client, FetchFrom, Found, Loaded, LookupOptions, SpaceHandle, StoreOptions, StoreRun, Stored,
+    Client, FetchFrom, Found, Loaded, LookupOptions, OpenError, SpaceHandle, StoreOptions,
+    StoreRun, Stored,
 };
 use undercroft_gpu_shim::{BlockId, HostDevice, HostOptions};
 
@@ -14,14 +15,40 @@ pub const PAGE_BYTES: u64 = 16 << 10;
 
 const LAYERS: u32 = 2;
 const PARTS: u32 = 2;
-const FRAGMENT_BYTES: u32 = 4 << 10;
-const BLOCKS: u32 = 64;
+
+/// What an engine's pages are and how many of them its device holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Bytes of a page: a multiple of 4, for K and V of two layers.
+    pub page_bytes: u64,
+    /// Blocks of the device: the longest chain one call can store or load.
+    pub blocks: u32,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { page_bytes: PAGE_BYTES, blocks: 64 }
+    }
+}
+
+/// A load with every byte of it compared.
+#[derive(Debug)]
+#[must_use]
+pub struct Inspected {
+    /// What the client says of it.
+    pub loaded: Loaded,
+    /// Delivered bytes that are not the page's.
+    pub wrong_bytes: u64,
+    /// The first fragment with wrong bytes: page, layer, part and where.
+    pub first_wrong: Option<(PageKey, u32, u32, WrongBytes)>,
+}
 
 /// A serving engine in little: a device made of host memory, one space, and pages whose every
 /// byte follows from their identity.
 #[derive(Debug)]
 pub struct Engine {
     device: Arc<HostDevice>,
+    fragment_bytes: u32,
     space: SpaceHandle,
     family: Family,
     domain: DomainId,
@@ -33,13 +60,25 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine serving the model called `model`.
+    /// An engine serving the model called `model`, with the default pages.
     ///
     /// # Panics
     /// If the daemon does not open its space.
     #[must_use]
     pub fn new(client: &Client, model: &str) -> Self {
-        let geometry = Geometry::new(LAYERS, PARTS, FRAGMENT_BYTES).expect("a small page");
+        Self::open(client, model, EngineOptions::default()).expect("the space opens")
+    }
+
+    /// An engine serving the model called `model`.
+    ///
+    /// # Errors
+    /// The daemon does not open its space.
+    ///
+    /// # Panics
+    /// If there can be no such pages.
+    pub fn open(client: &Client, model: &str, options: EngineOptions) -> Result<Self, OpenError> {
+        let fragment_bytes = (options.page_bytes / u64::from(LAYERS * PARTS)) as u32;
+        let geometry = Geometry::new(LAYERS, PARTS, fragment_bytes).expect("a possible page");
         let mut name = [0; 32];
         name[..model.len()].copy_from_slice(model.as_bytes());
         let family = Family {
@@ -57,11 +96,18 @@ impl Engine {
         let space = Space { family: family.clone(), rank, group: 0, geometry };
         let deadline = Duration::from_secs(10);
         let digest = space.digest();
-        let space = client.open_space(&space, deadline).expect("the space opens");
-        let device = HostDevice::new(geometry, BLOCKS, HostOptions::default()).expect("a device");
-        let domain = DomainId::named("default");
-        let device = Arc::new(device);
-        Self { device, space, family, domain, digest, deadline, longest: Duration::ZERO }
+        let space = client.open_space(&space, deadline)?;
+        let device = HostDevice::new(geometry, options.blocks, HostOptions::default());
+        Ok(Self {
+            device: Arc::new(device.expect("memory for a device")),
+            fragment_bytes,
+            space,
+            family,
+            domain: DomainId::named("default"),
+            digest,
+            deadline,
+            longest: Duration::ZERO,
+        })
     }
 
     /// The keys of the first `pages` pages of the conversation called `seed`.
@@ -101,6 +147,18 @@ impl Engine {
     /// # Panics
     /// On a wrong byte.
     pub fn fetch(&mut self, keys: &[PageKey], stamp: Stamp) -> Loaded {
+        let Inspected { loaded, first_wrong, .. } = self.inspect(keys, stamp);
+        if let Some((key, layer, part, wrong)) = first_wrong {
+            panic!("wrong bytes in {key:?}, layer {layer}, part {part}: {wrong}");
+        }
+        loaded
+    }
+
+    /// Fetches pages into the device and counts the bytes that are not theirs.
+    ///
+    /// # Panics
+    /// If there are more keys than blocks.
+    pub fn inspect(&mut self, keys: &[PageKey], stamp: Stamp) -> Inspected {
         let blocks: Vec<BlockId> = (0..keys.len() as u32).map(BlockId).collect();
         for block in &blocks {
             self.scribble(*block);
@@ -109,10 +167,12 @@ impl Engine {
         let from = FetchFrom::Keys(keys);
         let loaded = self.space.fetch_into(&*self.device, from, &blocks, stamp, self.deadline);
         self.longest = self.longest.max(since.elapsed());
-        for (key, block) in keys.iter().zip(&blocks).take(loaded.pages as usize) {
-            self.verify(key, *block);
+        let delivered = loaded.pages as usize;
+        let mut inspected = Inspected { loaded, wrong_bytes: 0, first_wrong: None };
+        for (key, block) in keys.iter().zip(&blocks).take(delivered) {
+            self.compare(key, *block, &mut inspected);
         }
-        loaded
+        inspected
     }
 
     /// Stores the pages of a whole chain from its start, waiting for credits.
@@ -156,7 +216,7 @@ impl Engine {
         for layer in 0..LAYERS {
             for part in 0..PARTS {
                 let index = u64::from(layer * PARTS + part);
-                each(layer, part, index * u64::from(FRAGMENT_BYTES));
+                each(layer, part, index * u64::from(self.fragment_bytes));
             }
         }
     }
@@ -178,16 +238,17 @@ impl Engine {
         });
     }
 
-    fn verify(&self, key: &PageKey, block: BlockId) {
+    fn compare(&self, key: &PageKey, block: BlockId, inspected: &mut Inspected) {
         let content = self.content(key);
         self.each_fragment(|layer, part, offset| {
-            self.device
-                .read_fragment(block, layer, part, |bytes| {
-                    if let Err(wrong) = content.verify(offset, bytes) {
-                        panic!("wrong bytes in {key:?}, layer {layer}, part {part}: {wrong:?}");
-                    }
-                })
+            let compared = self
+                .device
+                .read_fragment(block, layer, part, |bytes| content.verify(offset, bytes))
                 .expect("a block of the device");
+            if let Err(wrong) = compared {
+                inspected.wrong_bytes += wrong.count;
+                inspected.first_wrong.get_or_insert((*key, layer, part, wrong));
+            }
         });
     }
 }

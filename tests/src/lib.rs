@@ -1,12 +1,21 @@
 //! What the black-box tests share: the real binary, a daemon run by it, an engine that checks
-//! every byte, and a way to say that a test could not run.
+//! every byte, and a way to say that a test could not run. Beside them the lanes that take longer
+//! than a test may, with what they have in common: a ledger of what was stored, a load, a survey
+//! of what is left.
 
 mod binary;
 mod daemon;
 mod engine;
+mod ledger;
 mod skip;
+mod survey;
+mod traffic;
+mod warm_restart;
 
 pub use binary::{program, run, run_as_ordinary_user};
 pub use daemon::{DaemonOptions, TestDaemon};
-pub use engine::{Engine, PAGE_BYTES};
+pub use engine::{Engine, EngineOptions, Inspected, PAGE_BYTES};
+pub use ledger::{Ledger, Settled, StoredChain};
 pub use skip::{skip, traces};
+pub use traffic::{Traffic, TrafficOptions, TrafficReport, Wrong};
+pub use warm_restart::{Round, Share, WarmRestart, WarmRestartReport};

@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 use std::time::{Duration, Instant};
 use undercroft_client::wire::Stamp;
-use undercroft_tests::{DaemonOptions, Engine, PAGE_BYTES, TestDaemon};
+use undercroft_tests::{DaemonOptions, Engine, PAGE_BYTES, TestDaemon, WarmRestart};
 
 fn options() -> DaemonOptions {
     DaemonOptions {
@@ -128,4 +128,28 @@ fn many_kills_with_writes_in_flight_never_give_a_wrong_byte() {
         daemon.restart();
     }
     assert_eq!(daemon.status().ssd.expect("there is one").corrupt_tables, 0);
+}
+
+/// A few rounds of `cargo xtask crash`, which runs the same thing with figures that mean
+/// something.
+#[test]
+fn rounds_of_kill_9_under_load_lose_nothing_that_was_on_ssd() {
+    let lane = WarmRestart {
+        rounds: 3,
+        pages: 1500,
+        page_bytes: PAGE_BYTES,
+        chain_pages: 10,
+        new_pages: 900,
+        load_ms: 1300..1600,
+        seed: 1,
+        directory: None,
+    };
+    let report = lane.run(&|_, _| {}, &|| Ok(())).expect("the daemon comes up every time");
+    if let Err(broken) = report.check() {
+        panic!("{broken:#}\n{report}");
+    }
+    let cut: u64 = report.rounds.iter().map(|round| round.load.cut_pages).sum();
+    assert!(cut > 0, "nothing was on its way when the daemon died:\n{report}");
+    let fresh: u64 = report.rounds.iter().map(|round| round.fresh.of).sum();
+    assert!(fresh > 0, "no page of the rounds themselves was looked for:\n{report}");
 }

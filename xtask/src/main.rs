@@ -1,8 +1,9 @@
-//! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`.
+//! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, `crash`.
 
 mod ci;
 mod command;
 mod fuzz;
+mod lanes;
 mod steps;
 mod suite;
 mod tidy;
@@ -10,6 +11,7 @@ mod tree;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// What CI runs, and what people run before they push.
@@ -53,6 +55,15 @@ enum Task {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Kills the daemon under load again and again, and looks at every page it should still have
+    ///
+    /// `cargo xtask crash --help` says what it takes.
+    #[command(disable_help_flag = true)]
+    Crash {
+        /// Passed on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -80,5 +91,6 @@ fn run(task: Task) -> Result<()> {
             println!("fuzz-smoke: {drivers}");
             Ok(())
         }
+        Task::Crash { arguments } => match lanes::run(&root, "warm-restart", &arguments)? {},
     }
 }
