@@ -142,6 +142,14 @@ pub struct LogCounters {
     pub io_errors: u64,
     /// Appends and relocations that found no room.
     pub no_space: u64,
+    /// Times the device stalled.
+    pub stalls: u64,
+    /// Probes of a device that faltered.
+    pub probes: u64,
+    /// Page transfers that may be in flight at once, now.
+    pub queue_depth: u32,
+    /// Bytes of segments zeroed ahead of their first use.
+    pub zeroed_bytes: u64,
     /// Segments sealed.
     pub sealed_segments: u64,
     /// Segments freed.

@@ -32,9 +32,16 @@ pub struct Io {
     pub done: usize,
     /// Attempts that were interrupted before they moved anything.
     pub attempts: u32,
+    /// When it was handed to the engine, by the log's clock.
+    pub started: Duration,
 }
 
 impl Io {
+    /// A transfer of a whole span.
+    pub(crate) fn new(task: usize, kind: Kind, offset: u64, span: Option<Span>) -> Self {
+        Self { task, kind, offset, span, done: 0, attempts: 0, started: Duration::ZERO }
+    }
+
     /// What is left: offset in the file and memory. `None` for a flush.
     pub fn rest(&self) -> Option<(u64, Span)> {
         let span = self.span.as_ref()?;

@@ -10,6 +10,7 @@
 
 mod cipher;
 mod config;
+mod depth;
 mod draft;
 mod engine;
 mod entropy;
@@ -28,6 +29,7 @@ mod scratch;
 mod segment;
 mod storage;
 mod store;
+mod watch;
 mod writer;
 
 pub use config::{EngineChoice, LogConfig, LogCounters, LogFacts, RecoveredRecord, Recovery};

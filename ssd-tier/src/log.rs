@@ -1,12 +1,14 @@
 use crate::engine::{Done, Doorbell, Engine};
 use crate::entropy;
-use crate::machine::{CHORES_IN_FLIGHT, Machine};
+use crate::machine::{Machine, OTHERS_IN_FLIGHT};
 use crate::pool::Pool;
 use crate::recovery::THREADS;
 use crate::ring::Ring;
 use crate::storage::LockedFile;
 use crate::store::{self, Head};
-use crate::{Completion, EngineChoice, LogConfig, LogCounters, LogFacts, Op, OpenError, Recovery};
+use crate::{
+    Completion, EngineChoice, Health, LogConfig, LogCounters, LogFacts, Op, OpenError, Recovery,
+};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -244,7 +246,7 @@ fn start_thread(
 impl Setup {
     /// Called on the thread that will use the engine: a ring belongs to the thread that made it.
     fn start_engine(&mut self) -> Result<(Box<dyn Engine>, Arc<Doorbell>), OpenError> {
-        let capacity = self.depth + CHORES_IN_FLIGHT;
+        let capacity = self.depth + OTHERS_IN_FLIGHT;
         let file = Arc::clone(&self.file);
         if self.choice != EngineChoice::Threads {
             let memory = std::mem::take(&mut self.memory);
@@ -326,7 +328,9 @@ impl Worker {
             }
             self.machine.pump(&mut *engine, now);
             self.publish();
-            if closing && self.machine.is_quiet() {
+            // A device that is not well may never be quiet; its tables stay as they are.
+            let over = self.machine.is_quiet() || self.machine.health() != Health::Well;
+            if closing && over {
                 return Ok(());
             }
             bell.going_to_sleep();

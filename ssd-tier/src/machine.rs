@@ -2,14 +2,18 @@
 //! Knows no thread and no clock: time is an argument, so that tests own it.
 
 mod reading;
+mod tending;
 mod writing;
 
+use crate::depth::Depth;
 use crate::engine::{Done, Engine, Io, Kind};
 use crate::format::BLOCK;
 use crate::scratch::{Blocks, Scratch, ScratchPage};
 use crate::segment::Record;
+use crate::storage::block_memory;
+use crate::watch::Watch;
 use crate::writer::{Chore, Writer};
-use crate::{AppendOutcome, Completion, LogConfig, LogCounters, Op, RelocateOutcome};
+use crate::{AppendOutcome, Completion, LogConfig, LogCounters, Op, ReadOutcome, RelocateOutcome};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
@@ -19,7 +23,9 @@ use undercroft_wire::{DeviceId, Extent, JobId, PageIdentity, frame_bytes};
 use writing::{Append, Outgoing};
 
 /// Blocks for headers and tables in flight. More chores than that wait.
-pub(crate) const CHORES_IN_FLIGHT: usize = 4;
+const CHORES_IN_FLIGHT: usize = 4;
+/// Transfers in flight beside those of pages: chores, a probe, and the zeroing of a segment.
+pub(crate) const OTHERS_IN_FLIGHT: usize = CHORES_IN_FLIGHT + 2;
 /// Pages being lifted out of the log, to be relocated or proved, at once.
 const LIFTS: usize = 4;
 /// The log's own memory has room for as many pages of this size as can be under way; larger ones
@@ -58,6 +64,13 @@ enum Task {
         page: ScratchPage,
     },
     Chore(Chore),
+    Probe(tending::Step),
+}
+
+impl Task {
+    fn is_page(&self) -> bool {
+        !matches!(self, Self::Chore(_) | Self::Probe(_))
+    }
 }
 
 /// A page that is read into the log's own memory.
@@ -87,7 +100,8 @@ enum Errand {
 #[derive(Debug)]
 pub struct Machine {
     device: DeviceId,
-    depth: usize,
+    depth: Depth,
+    watch: Watch,
     writer: Writer,
     tasks: Slab<Task>,
     chores: VecDeque<Io>,
@@ -104,6 +118,10 @@ pub struct Machine {
     lifted: usize,
     scratch: Scratch,
     blocks: Blocks,
+    /// The block that probes are made with; `None` while one is under way.
+    probe: Option<Span>,
+    /// The next step of the probe under way, to be started.
+    next_step: Option<Io>,
     closing: bool,
     counters: LogCounters,
     answers: Vec<Completion>,
@@ -122,7 +140,8 @@ impl Machine {
         let scratch_bytes = (sealing + LIFTS) as u64 * page_bytes;
         Ok(Self {
             device: config.device,
-            depth,
+            depth: Depth::new(depth),
+            watch: Watch::new(config.stall),
             writer,
             tasks: Slab::new(),
             chores: VecDeque::new(),
@@ -136,6 +155,8 @@ impl Machine {
             lifted: 0,
             scratch: Scratch::new(scratch_bytes.min(MAX_SCRATCH_BYTES))?,
             blocks: Blocks::new(CHORES_IN_FLIGHT)?,
+            probe: Some(block_memory(1)?),
+            next_step: None,
             closing: false,
             counters,
             answers: Vec::new(),
@@ -150,7 +171,7 @@ impl Machine {
     /// What it did so far.
     #[must_use]
     pub fn counters(&self) -> LogCounters {
-        self.counters
+        LogCounters { queue_depth: self.depth.now() as u32, ..self.counters }
     }
 
     /// Takes the answers that are ready.
@@ -164,21 +185,27 @@ impl Machine {
     pub fn wants_ops(&self) -> bool {
         let queued = self.reads.len() + self.writes.len() + self.lifts.len();
         let queued = queued + self.landed.len();
-        queued < 2 * self.depth
+        queued < 2 * self.depth.now()
     }
 
     /// Takes an operation.
     pub fn accept(&mut self, op: Op, now: Duration) {
         match op {
+            Op::Append { job, payload, .. } if !self.watch.takes_writes() => {
+                self.appended(job, payload, AppendOutcome::Failed);
+            }
             Op::Append { job, identity, payload, payload_crc } => {
                 self.append(Append { job, identity, payload, payload_crc }, now);
             }
+            Op::Read { job, into, .. } if !self.watch.takes_reads() => {
+                self.answers.push(Completion::Read { job, into, outcome: ReadOutcome::Failed });
+            }
             Op::Read { job, identity, extent, into } => self.read(job, identity, extent, into),
             Op::Relocate { job, identity, extent } => {
-                self.lifts.push_back(Lift { job, identity, extent, errand: Errand::Relocate });
+                self.lift(Lift { job, identity, extent, errand: Errand::Relocate });
             }
             Op::Prove { job, identity, extent } => {
-                self.lifts.push_back(Lift { job, identity, extent, errand: Errand::Prove });
+                self.lift(Lift { job, identity, extent, errand: Errand::Prove });
             }
             Op::FreeSegment { segment, segment_use } => {
                 self.writer.free_segment(segment, segment_use, now);
@@ -193,28 +220,38 @@ impl Machine {
 
     /// Starts what can be started.
     pub fn pump(&mut self, engine: &mut dyn Engine, now: Duration) {
-        self.retry_waiting(now);
+        self.tend(engine, now);
         self.start_lifts();
-        self.start_chores(now);
-        self.report_freed();
-        while let Some(io) = self.chores.pop_front() {
-            engine.start(io);
+        if self.watch.takes_writes() {
+            self.retry_waiting(now);
+            self.start_chores(now);
+            while let Some(io) = self.chores.pop_front() {
+                self.launch(io, engine, now);
+            }
         }
+        self.report_freed();
         let mut turn = TURN_BYTES;
-        while self.pages_in_flight < self.depth {
-            let Some(io) = self.next_page_io(&mut turn, now) else { break };
+        while self.pages_in_flight < self.depth.now() {
+            let Some(io) = self.next_page_io(&mut turn, now) else { return };
             self.pages_in_flight += 1;
             self.writes_in_flight += usize::from(io.kind == Kind::Write);
-            engine.start(io);
+            self.launch(io, engine, now);
         }
+        self.depth.was_reached();
+    }
+
+    fn launch(&mut self, mut io: Io, engine: &mut dyn Engine, now: Duration) {
+        io.started = now;
+        self.watch.began(&io);
+        engine.start(io);
     }
 
     /// Reads before writes; but an eighth of the depth belongs to writes, or a busy reader would
     /// keep frames from ever being written out.
     fn next_page_io(&mut self, turn: &mut usize, now: Duration) -> Option<Io> {
-        let share = (self.depth / 8).max(1);
+        let share = (self.depth.now() / 8).max(1);
         if self.writes_in_flight < share
-            && self.depth > 1
+            && self.depth.now() > 1
             && let Some(io) = self.next_write(turn, now)
         {
             return Some(io);
@@ -235,7 +272,7 @@ impl Machine {
                 }
                 None => (Kind::Flush, 0, None),
             };
-            self.chores.push_back(Io { task, kind, offset, span, done: 0, attempts: 0 });
+            self.chores.push_back(Io::new(task, kind, offset, span));
         }
     }
 
@@ -252,27 +289,39 @@ impl Machine {
     /// A transfer is over, or a part of it.
     pub fn finished(&mut self, done: Done, now: Duration) {
         let Done { mut io, result } = done;
-        let chore = matches!(self.tasks.get(io.task), Some(Task::Chore(_)));
-        if !chore {
+        let page = self.tasks.get(io.task).is_some_and(Task::is_page);
+        if page {
             self.pages_in_flight -= 1;
             self.writes_in_flight -= usize::from(io.kind == Kind::Write);
+            self.depth.ended(now.saturating_sub(io.started));
         }
-        let Some(ok) = progress(&mut io, result) else {
-            match io.kind {
-                _ if chore => self.chores.push_front(io),
-                Kind::Read => self.reads.push_front(io),
-                _ => self.writes.push_front(Outgoing::Ready(io)),
+        let progress = progress(&mut io, result);
+        self.watch.ended(&io, progress == Some(false), now);
+        match progress {
+            Some(ok) => {
+                self.counters.io_errors += u64::from(!ok);
+                self.over(io, ok, now);
             }
-            return;
-        };
-        self.counters.io_errors += u64::from(!ok);
-        if ok && io.kind == Kind::Read {
+            None if page && io.kind == Kind::Read => self.reads.push_front(io),
+            None if page => self.writes.push_front(Outgoing::Ready(io)),
+            None if matches!(self.tasks.get(io.task), Some(Task::Probe(_))) => {
+                self.next_step = Some(io);
+            }
+            None => self.chores.push_front(io),
+        }
+    }
+
+    /// A transfer has succeeded or failed as a whole, or will never be started.
+    fn over(&mut self, io: Io, ok: bool, now: Duration) {
+        let page = self.tasks.get(io.task).is_some_and(Task::is_page);
+        if ok && page && io.kind == Kind::Read {
             let span = io.span.expect("a page's transfer has memory");
             self.landed.push_back((io.task, span));
             return;
         }
         match self.tasks.remove(io.task) {
             Task::Chore(chore) => self.chore_done(chore, io.span, ok, now),
+            Task::Probe(step) => self.probe_over(step, io, ok, now),
             Task::Append { append, extent, sealed } => {
                 if let Some(page) = sealed {
                     self.scratch.take_back(page);
@@ -324,8 +373,9 @@ impl Machine {
     pub fn next_due(&self) -> Option<Duration> {
         let waiting = self.next_refusal();
         // A chore that waits for a block is started when one comes back, not by the clock.
-        let chores = self.writer.next_due().filter(|_| self.blocks.any_left());
-        waiting.into_iter().chain(chores).min()
+        let chores = self.writer.next_due();
+        let chores = chores.filter(|_| self.blocks.any_left() && self.watch.takes_writes());
+        waiting.into_iter().chain(chores).chain(self.watch.next_due()).min()
     }
 
     /// No more segments are opened, what waits is refused, everything else is finished.
@@ -334,7 +384,7 @@ impl Machine {
         self.writer.begin_close(now);
     }
 
-    /// Whether everything accepted is answered and everything to be written is written.
+    /// Whether everything accepted is answered and everything that can be written is written.
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         self.tasks.is_empty()

@@ -12,7 +12,7 @@ use slab::Slab;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use undercroft_arena::{Part, Span};
 
 /// The kernel takes registered buffers of at most 1 GiB.
@@ -21,6 +21,8 @@ const MAX_BUFFER_BYTES: usize = 1 << 30;
 const MAX_BUFFERS: usize = 16_384;
 /// Marks the read of the doorbell among completions.
 const BELL: u64 = u64::MAX;
+/// How long a ring waits at its end for transfers that the device does not finish.
+const DRAIN_WAIT: Duration = Duration::from_secs(3);
 /// The log's file among the registered ones.
 const FILE: types::Fixed = types::Fixed(0);
 
@@ -161,16 +163,19 @@ impl Ring {
         }
     }
 
-    /// Waits until the kernel has given back all memory.
+    /// Waits until the kernel has given back all memory, or for as long as is reasonable.
     fn drain(&mut self) -> io::Result<()> {
         let mut lost = Vec::new();
-        while !self.flying.is_empty() {
-            self.submit(1, None)?;
-            self.reap(&mut lost);
-        }
-        while self.bell_armed {
+        if self.bell_armed {
             rustix::io::write(&*self.bell, &1_u64.to_ne_bytes())?;
-            self.submit(1, None)?;
+        }
+        let since = Instant::now();
+        while self.bell_armed || !self.flying.is_empty() {
+            let left = DRAIN_WAIT.saturating_sub(since.elapsed());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            self.submit(1, Some(left))?;
             self.reap(&mut lost);
         }
         Ok(())

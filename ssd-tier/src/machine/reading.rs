@@ -68,8 +68,17 @@ impl Machine {
         self.scratch.take_back(page);
     }
 
+    /// Takes a page that is to be lifted.
+    pub(super) fn lift(&mut self, lift: Lift) {
+        if self.takes(lift.errand) {
+            self.lifts.push_back(lift);
+        } else {
+            self.end_lift(&lift, ReadOutcome::Failed);
+        }
+    }
+
     /// Answers a lift that goes no further.
-    fn end_lift(&mut self, lift: &Lift, outcome: ReadOutcome) {
+    pub(super) fn end_lift(&mut self, lift: &Lift, outcome: ReadOutcome) {
         let job = lift.job;
         match (lift.errand, outcome) {
             (Errand::Prove, outcome) => self.answers.push(Completion::Proved { job, outcome }),
@@ -152,7 +161,7 @@ impl Machine {
                 self.answers.push(Completion::Read { job, into, outcome });
             }
             Task::Fetch { lift, record, page } => self.lifted(lift, record, page, ok),
-            Task::Append { .. } | Task::Restore { .. } | Task::Chore(_) => {
+            Task::Append { .. } | Task::Restore { .. } | Task::Chore(_) | Task::Probe(_) => {
                 unreachable!("only reads land")
             }
         }

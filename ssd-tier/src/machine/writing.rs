@@ -76,7 +76,7 @@ impl Machine {
         }
     }
 
-    fn no_space(&mut self, append: Append) {
+    pub(super) fn no_space(&mut self, append: Append) {
         self.counters.no_space += 1;
         self.appended(append.job, append.payload, AppendOutcome::NoSpace);
     }
@@ -133,7 +133,7 @@ impl Machine {
         let Some(Outgoing::ToSeal { task, .. }) = self.writes.front() else {
             return false;
         };
-        self.pages_in_flight < self.depth && self.scratch.has_room(self.page_bytes_of(*task))
+        self.pages_in_flight < self.depth.now() && self.scratch.has_room(self.page_bytes_of(*task))
     }
 
     fn page_bytes_of(&self, task: usize) -> u32 {
@@ -170,7 +170,8 @@ impl Machine {
         Some(frame)
     }
 
-    fn give_up(&mut self, task: usize, now: Duration) {
+    /// Ends an append that was not written yet.
+    pub(super) fn give_up(&mut self, task: usize, now: Duration) {
         let Task::Append { append, extent, .. } = self.tasks.remove(task) else {
             unreachable!("only appends are encrypted on their way out")
         };
@@ -206,5 +207,5 @@ impl Machine {
 
 /// A transfer of a whole page.
 pub(super) fn page_io(task: usize, kind: Kind, offset: u64, span: Span) -> Io {
-    Io { task, kind, offset, span: Some(span), done: 0, attempts: 0 }
+    Io::new(task, kind, offset, Some(span))
 }

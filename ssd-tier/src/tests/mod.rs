@@ -9,3 +9,4 @@ mod opening;
 mod rig;
 mod sim;
 mod simulated;
+mod tending;

@@ -69,13 +69,15 @@ impl Storage for Disk {
 pub(super) struct SimEngine {
     disk: Arc<Disk>,
     numbers: Numbers,
-    faults: Faults,
+    pub(super) faults: Faults,
+    /// The device finishes nothing.
+    pub(super) stuck: bool,
     flying: Vec<Io>,
 }
 
 impl SimEngine {
     pub(super) fn new(disk: Arc<Disk>, seed: u64, faults: Faults) -> Self {
-        Self { disk, numbers: Numbers(seed), faults, flying: Vec::new() }
+        Self { disk, numbers: Numbers(seed), faults, stuck: false, flying: Vec::new() }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -160,7 +162,7 @@ impl Engine for SimEngine {
     }
 
     fn wait(&mut self, _timeout: Option<Duration>, done: &mut Vec<Done>) -> io::Result<()> {
-        if self.flying.is_empty() {
+        if self.flying.is_empty() || self.stuck {
             return Ok(());
         }
         let count = 1 + self.numbers.below(self.flying.len() as u64);
