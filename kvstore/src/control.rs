@@ -169,8 +169,8 @@ impl Control {
             Action::Relocate { job, extent, identity } => {
                 self.submit(Op::Relocate { job, identity, extent });
             }
-            Action::Prove { .. } => {
-                unreachable!("every record found at start was called sealed")
+            Action::Prove { job, extent, identity } => {
+                self.submit(Op::Prove { job, identity, extent });
             }
             Action::FreeSegment { device: _, segment, segment_use } => {
                 self.submit(Op::FreeSegment { segment, segment_use });

@@ -2,7 +2,7 @@
 //! queue, and what each completion means to the core.
 
 use std::collections::{HashSet, VecDeque};
-use undercroft_core::{AppendOutcome, Event, ReadOutcome};
+use undercroft_core::{AppendOutcome, Event, Health, ReadOutcome};
 use undercroft_ssd_tier::{self as ssd, Completion, LogCounters, LogFacts, Op, PageLog};
 use undercroft_wire::{DeviceId, JobId};
 
@@ -40,7 +40,7 @@ impl Device {
             Op::Relocate { job, .. } => {
                 self.relocations.insert(*job);
             }
-            Op::Read { .. } | Op::FreeSegment { .. } => {}
+            Op::Read { .. } | Op::Prove { .. } | Op::FreeSegment { .. } => {}
         }
         self.waiting.push_back(op);
         self.push_waiting();
@@ -78,6 +78,12 @@ impl Device {
             Completion::SegmentFreed { device, segment, segment_use, free_segments } => {
                 vec![Event::SegmentFreed { device, segment, segment_use, free_segments }]
             }
+            Completion::Proved { job, outcome } => {
+                vec![Event::Proved { job, outcome: read_outcome(outcome) }]
+            }
+            Completion::Health { device, health } => {
+                vec![Event::DeviceHealth { device, health: core_health(health) }]
+            }
             Completion::DeviceLost { device } => {
                 tracing::error!(%device, "the SSD tier is gone: its pages are misses from here on");
                 self.lost()
@@ -110,6 +116,15 @@ impl Device {
     /// Writes what is pending and closes the log.
     pub(crate) fn close(self) {
         self.log.close();
+    }
+}
+
+fn core_health(health: ssd::Health) -> Health {
+    match health {
+        ssd::Health::Well => Health::Well,
+        ssd::Health::Stalled => Health::Stalled,
+        ssd::Health::ReadOnly => Health::ReadOnly,
+        ssd::Health::Out => Health::Out,
     }
 }
 

@@ -82,8 +82,7 @@ pub(crate) fn open(
             identity: r.identity,
             extent: r.extent,
             payload_crc: r.payload_crc,
-            // This log does not tell which segments were flushed: its word is taken for all.
-            sealed: true,
+            sealed: r.sealed,
         })
         .collect();
     Ok(OpenedStore { log, records, free_segments })
