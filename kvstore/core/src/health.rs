@@ -93,6 +93,7 @@ impl Core {
                     self.part_from_read(id, page);
                     strays.push(page);
                 }
+                Job::StrayRead { class, .. } => self.unbusy(class),
                 _ => {}
             }
         }
@@ -153,9 +154,11 @@ impl Core {
             let page = &self.index[*id];
             page.dram != Dram::Reading && !self.is_visible(page)
         };
-        let rest = &fetch.pages[fetch.delivered as usize..fetch.limit as usize];
+        // What has been copied into a slot needs its page no more.
+        let from = fetch.delivered.max(fetch.copied);
+        let rest = &fetch.pages[from as usize..fetch.limit as usize];
         let at = rest.iter().position(gone)?;
-        Some(fetch.delivered + at as u32)
+        Some(from + at as u32)
     }
 
     /// Whether a page that somebody needs to stay may leave DRAM depends on the devices.

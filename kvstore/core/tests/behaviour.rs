@@ -6,9 +6,10 @@ mod world;
 
 use undercroft_core::{Action, Config, Limits, Micros};
 use undercroft_wire::{
-    CommitOutcome, Fetch, FetchOutcome, FetchSource, LeaseId, Mode, OfferOutcome, PageKey,
+    CommitOutcome, Extent, Fetch, FetchOutcome, FetchSource, LeaseId, Mode, OfferOutcome, PageKey,
     RefusedReason, Reply, Request, SessionId, SpaceId, Stamp,
 };
+use world::devices::{FIRST, config, size};
 use world::{World, key};
 
 fn chain(number: u64, length: u64) -> Vec<PageKey> {
@@ -64,9 +65,9 @@ fn a_damaged_record_ends_every_fetch_before_it() {
     let (mut world, space) = opened(World::with_ssd(2, 100, 9, 4), 2);
     let keys = chain(1, 8);
     world.store(1, space, &keys, 0, Stamp(0));
-    let log = world.log.as_mut().unwrap();
-    let damaged = log.extents().iter().find(|extent| log.record(**extent).unwrap().key == keys[4]);
-    let damaged = *damaged.unwrap();
+    let log = world.log_mut(FIRST);
+    let is_fourth = |extent: &Extent| log.record(*extent).unwrap().key == keys[4];
+    let damaged = log.extents().into_iter().find(is_fourth).unwrap();
     log.damage(damaged);
     world.fetch(1, 1, space, &keys[2..], Stamp(0), 1000);
     for _ in 0..8 {
@@ -90,12 +91,14 @@ fn recovery_takes_children_before_parents_and_without() {
     let (mut world, space) = opened(World::with_ssd(2, 100, 9, 4), 2);
     let keys = chain(1, 8);
     world.store(1, space, &keys, 0, Stamp(0));
-    let mut records = world.log.as_ref().unwrap().recover();
+    let log = world.logs.remove(0).crash(|_| false);
+    let mut records = log.recover();
     records.sort_by_key(|record| std::cmp::Reverse(record.identity.depth));
     let orphans = records.iter().filter(|record| record.identity.depth > 5).count() as u64;
     records.retain(|record| record.identity.depth != 5);
-    let mut again = World::with_unread_ssd(2, 100, 9, 4);
-    again.recover(&records, 5);
+    let mut again = World::with_logs(config(2, &[size(100, 9, 4)]), vec![log]);
+    again.recover(FIRST, &records, true);
+    again.finish_jobs();
     let (mut again, space) = opened(again, 2);
     let known = records.iter().filter(|record| record.identity.depth < 5).count() as u32;
     assert_eq!(again.lookup(1, space, &keys).pages, known);

@@ -1,18 +1,21 @@
-//! Everything that clients, copy workers and a failing SSD can do, in any order, against a
-//! handful of frames. The world checks every promise: what is delivered is the page asked for,
-//! leased frames keep their bytes, jobs never share a frame; `audit()` runs after every step.
+//! Everything that clients, copy workers and failing SSDs can do, in any order, against a handful
+//! of frames. The world checks every promise: what is delivered is the page asked for, leased
+//! frames keep their bytes, jobs never share a frame, nothing is asked of a device that cannot do
+//! it; `audit()` runs after every step.
 
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod world;
 
 use proptest::prelude::*;
-use std::collections::BTreeMap;
-use undercroft_core::{Event, Micros};
+use std::collections::{BTreeMap, VecDeque};
+use undercroft_core::{DeviceState, Health, Micros, RecoveredRecord};
 use undercroft_wire::{
-    DropHold, FetchOutcome, FetchSource, Hint, HintKind, HoldId, Mode, OfferId, PageKey, Prefetch,
-    Request, SessionId, SlotId, SpaceId, Stamp,
+    DeviceId, DropHold, FetchOutcome, FetchSource, Hint, HintKind, HoldId, Mode, OfferId, PageKey,
+    Prefetch, Request, SessionId, SlotId, SpaceId, Stamp,
 };
+use world::devices::{Size, config, size};
+use world::log::Log;
 use world::{World, key};
 
 const CHAINS: u64 = 4;
@@ -26,9 +29,14 @@ fn chain(number: u64) -> Vec<PageKey> {
 
 #[derive(Debug, Clone, Copy)]
 struct Faults {
-    ssd: bool,
+    /// SSDs, of different sizes.
+    devices: usize,
     jobs_fail: bool,
-    device_dies: bool,
+    /// Devices stall and recover from it.
+    moody: bool,
+    devices_die: bool,
+    /// The daemon dies in the middle, and its devices are read while clients go on.
+    crashes: bool,
 }
 
 struct OpenOffer {
@@ -55,6 +63,8 @@ struct Chaos {
     holds: Vec<OpenHold>,
     /// Leases fetched from a hold that had not expired.
     promised: Vec<(u64, u64)>,
+    /// What each device has not told yet.
+    unread: Vec<VecDeque<RecoveredRecord>>,
     stamp: Stamp,
     next_session: u64,
     next_lease: u64,
@@ -64,10 +74,16 @@ type Op = (u8, u32, u32, u32);
 
 impl Chaos {
     fn new(faults: Faults, frames: u64, slots: u32) -> Self {
-        let world =
-            if faults.ssd { World::with_ssd(frames, 10, 5, 4) } else { World::dram(frames) };
+        let world = World::with_devices(frames, &SIZES[..faults.devices]);
+        Self::on(world, faults, slots)
+    }
+
+    /// Clients of a world, whatever lies on its devices.
+    fn on(world: World, faults: Faults, slots: u32) -> Self {
+        let unread = world.logs.iter().map(|log| log.recover().into()).collect();
         let mut chaos = Self {
             world,
+            unread,
             faults,
             sessions: BTreeMap::new(),
             spaces: [SpaceId(0); 2],
@@ -106,7 +122,7 @@ impl Chaos {
         let keys = chain(u64::from(b >> 4));
         let from = (c % DEPTH as u32) as usize;
         let upto = from + (c >> 4) as usize % (keys.len() - from) + 1;
-        match op % 32 {
+        match op % 36 {
             0..=2 => self.lookup(session, space, &keys[..upto], c),
             3..=6 => self.fetch(session, space, &keys[..upto], c),
             7 => self.fetch(session, space, &keys[from..upto], c),
@@ -129,6 +145,8 @@ impl Chaos {
             28 => self.prefetch(session, space, &keys[..upto], c),
             29 => self.hint(session, space, &keys[..upto], c),
             30 => self.drop_hold(session, a),
+            31 | 32 => self.recover_some(a, b),
+            33 => self.change_health(a, b),
             _ => self.break_something(session, a, b),
         }
     }
@@ -257,22 +275,68 @@ impl Chaos {
                 self.sessions.remove(&session);
                 self.connect(pid, mode);
             }
-            2 if self.faults.jobs_fail && self.faults.ssd => {
-                let log = self.world.log.as_mut().unwrap();
-                if !log.extents().is_empty() {
-                    let extent = log.extents()[a as usize % log.extents().len()];
-                    log.damage(extent);
+            2 if self.faults.jobs_fail && self.faults.devices > 0 => {
+                let device = self.device(b / 6);
+                let extents = self.world.log(device).extents();
+                if !extents.is_empty() {
+                    self.world.log_mut(device).damage(extents[a as usize % extents.len()]);
                 }
             }
-            3 if self.faults.device_dies && a.is_multiple_of(4) => {
-                self.world.step(Event::DeviceLost { device: world::log::DEVICE });
+            3 if self.faults.devices_die && a.is_multiple_of(4) => {
+                self.world.lose(self.device(b / 6));
             }
+            4 if self.faults.moody => self.stall_everything(),
             _ => {}
+        }
+    }
+
+    fn device(&self, at: u32) -> DeviceId {
+        DeviceId((at as usize % self.faults.devices) as u8)
+    }
+
+    fn change_health(&mut self, a: u32, b: u32) {
+        if self.faults.moody {
+            let kinds = [Health::Well, Health::Stalled, Health::ReadOnly, Health::Out];
+            // Well more often than not.
+            let health = kinds.get(b as usize % 7).copied().unwrap_or_default();
+            self.world.set_health(self.device(a), health);
+        }
+    }
+
+    /// A device tells some more of what lies on it.
+    fn recover_some(&mut self, a: u32, b: u32) {
+        if self.faults.devices == 0 {
+            return;
+        }
+        let device = self.device(a);
+        if self.world.log(device).state == DeviceState::Recovering {
+            let unread = &mut self.unread[usize::from(device.0)];
+            let piece: Vec<_> = unread.drain(..unread.len().min(b as usize % 6)).collect();
+            let last = unread.is_empty();
+            self.world.recover(device, &piece, last);
+        }
+    }
+
+    /// While no device answers, nothing that DRAM can do waits for one.
+    fn stall_everything(&mut self) {
+        for device in 0..self.faults.devices {
+            self.world.set_health(DeviceId(device as u8), Health::Stalled);
+        }
+        self.world.finish_copies();
+        for ((session, request), commit) in &self.world.commits {
+            let answered = commit.answered.is_some();
+            assert!(answered, "commit {request} of session {session} waits for a device");
         }
     }
 
     /// Lets everything end: nothing may be left over.
     fn come_to_rest(&mut self) {
+        for device in 0..self.faults.devices {
+            let piece: Vec<_> = self.unread[device].drain(..).collect();
+            if self.world.logs[device].state == DeviceState::Recovering {
+                self.world.recover(DeviceId(device as u8), &piece, true);
+            }
+        }
         self.world.finish_jobs();
         self.world.advance(Micros(self.world.now.0 + 1_000_000_000));
         self.world.finish_jobs();
@@ -288,7 +352,7 @@ impl Chaos {
             assert!(closed || held.ended.is_some() || !begun, "every fetch ends");
             if let Some(end) = held.ended
                 && self.promised.contains(&(session.0, lease.0))
-                && !self.faults.ssd
+                && self.faults.devices == 0
             {
                 let missing = FetchOutcome::Missing.to_byte();
                 assert_ne!(end.outcome, missing, "what is held does not go missing");
@@ -306,25 +370,45 @@ impl Chaos {
         assert!(self.world.jobs.is_empty());
     }
 
-    /// Starts another core on the same SSD: what it finds there is what was written.
-    fn restart(self) {
-        let Some(log) = self.world.log else { return };
-        let records = log.recover();
-        let free_segments = log.free_segments();
-        let mut world = World::with_unread_ssd(64, 100, 5, 4);
-        world.log = Some(log);
-        let (records, late) = records.split_at(records.len() / 2);
-        let device = world::log::DEVICE;
-        world.step(Event::Recovered { device, records, free_segments, last: false });
-        world.recover(late, free_segments);
+    /// Starts another daemon on the same SSDs while everything is under way.
+    fn crash(self, frames: u64, torn: u32) -> Self {
+        let crash = |log: Log| log.crash(|record| torn >> (record % 8) & 1 == 1);
+        let logs = self.world.logs.into_iter().map(crash).collect();
+        let world = World::with_logs(config(frames, &SIZES[..self.faults.devices]), logs);
+        Self::on(world, self.faults, self.slots)
+    }
+
+    /// Starts another core on the same SSDs: what it finds there is what was written.
+    fn restart(self, torn: u32) {
+        let crash = |mut log: Log| {
+            log.mend();
+            log.crash(|record| torn >> (record % 8) & 1 == 1)
+        };
+        let logs = self.world.logs.into_iter().map(crash).collect();
+        let sizes = [size(100, 5, 4); SIZES.len()];
+        let mut world = World::with_logs(config(64, &sizes[..self.faults.devices]), logs);
+        for at in 0..world.logs.len() {
+            let (device, records) = (world.logs[at].device, world.logs[at].recover());
+            let (early, late) = records.split_at(records.len() / 2);
+            world.recover(device, early, false);
+            world.recover(device, late, false);
+        }
+        world.finish_jobs();
         let stats = world.core.stats();
         assert_eq!(stats.recovery_ignored, 0, "the core writes nothing it would not read");
+        assert_eq!(stats.unproved_records, 0, "every record is asked for its proof");
         world.open(1, 1, Mode::ZeroCopy);
         for (number, page_bytes) in [(1, 4096), (2, 5000)] {
             let space = world.open_space(1, number, page_bytes, 2);
             for number in 0..CHAINS {
                 let keys = chain(number);
                 let found = world.lookup(1, space, &keys);
+                let digest = world.spaces[&space].0;
+                let whole = |key: &&PageKey| world.logs.iter().any(|log| log.has(digest, key));
+                let torn = |key: &&PageKey| world.logs.iter().any(|log| log.is_torn(digest, key));
+                let upper = keys.iter().take_while(whole).count() as u32;
+                let lower = keys.iter().take_while(|key| whole(key) && !torn(key)).count() as u32;
+                assert!((lower..=upper).contains(&found.pages), "what was written is found");
                 let lease = world.next_lease();
                 let run = &keys[..(found.pages as usize).min(2)];
                 world.fetch(1, lease, space, run, found.stamp, 1000);
@@ -334,23 +418,42 @@ impl Chaos {
                 world.release(1, lease, u32::MAX);
             }
         }
+        for at in 0..world.logs.len() {
+            world.recover(DeviceId(at as u8), &[], true);
+        }
+        world.finish_jobs();
     }
 }
+
+/// The SSDs of a world, as many as it has.
+const SIZES: [Size; 3] = [
+    Size { pages: 10, segments: 5, records: 4 },
+    Size { pages: 6, segments: 4, records: 3 },
+    Size { pages: 30, segments: 9, records: 4 },
+];
 
 fn operations() -> impl Strategy<Value = Vec<Op>> {
     prop::collection::vec(any::<Op>(), 1..300)
 }
 
-fn run(faults: Faults, frames: u64, slots: u32, operations: Vec<Op>) {
+fn run(faults: Faults, frames: u64, slots: u32, torn: u32, operations: &[Op]) {
     let mut chaos = Chaos::new(faults, frames, slots);
-    for op in operations {
-        chaos.apply(op);
+    let (before, after) = operations.split_at(operations.len() / 2);
+    for op in before {
+        chaos.apply(*op);
+    }
+    if faults.crashes {
+        chaos = chaos.crash(frames, torn);
+    }
+    for op in after {
+        chaos.apply(*op);
     }
     chaos.come_to_rest();
-    if !faults.device_dies {
-        chaos.restart();
-    }
+    chaos.restart(torn.rotate_right(8));
 }
+
+const FAULTS: Faults =
+    Faults { devices: 0, jobs_fail: false, moody: false, devices_die: false, crashes: false };
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
@@ -362,25 +465,56 @@ proptest! {
         jobs_fail: bool,
         operations in operations(),
     ) {
-        run(Faults { ssd: false, jobs_fail, device_dies: false }, frames, slots, operations);
+        run(Faults { jobs_fail, ..FAULTS }, frames, slots, 0, &operations);
     }
 
     #[test]
     fn two_tiers_keep_their_promises(
         frames in 1..8_u64,
         slots in 1..4_u32,
+        devices in 1..=3_usize,
         jobs_fail: bool,
         operations in operations(),
     ) {
-        run(Faults { ssd: true, jobs_fail, device_dies: false }, frames, slots, operations);
+        run(Faults { devices, jobs_fail, ..FAULTS }, frames, slots, 0, &operations);
     }
 
     #[test]
-    fn a_dying_ssd_breaks_no_promise_of_dram(
+    fn a_crash_loses_only_what_is_torn(
         frames in 1..8_u64,
         slots in 1..4_u32,
+        devices in 1..=3_usize,
+        jobs_fail: bool,
+        torn: u32,
         operations in operations(),
     ) {
-        run(Faults { ssd: true, jobs_fail: true, device_dies: true }, frames, slots, operations);
+        let faults = Faults { devices, jobs_fail, crashes: true, ..FAULTS };
+        run(faults, frames, slots, torn, &operations);
+    }
+
+    #[test]
+    fn moody_devices_break_no_promise(
+        frames in 1..8_u64,
+        slots in 1..4_u32,
+        devices in 1..=3_usize,
+        (jobs_fail, crashes) in any::<(bool, bool)>(),
+        torn: u32,
+        operations in operations(),
+    ) {
+        let faults = Faults { devices, jobs_fail, moody: true, crashes, ..FAULTS };
+        run(faults, frames, slots, torn, &operations);
+    }
+
+    #[test]
+    fn dying_devices_break_no_promise(
+        frames in 1..8_u64,
+        slots in 1..4_u32,
+        devices in 1..=3_usize,
+        (moody, crashes) in any::<(bool, bool)>(),
+        torn: u32,
+        operations in operations(),
+    ) {
+        let faults = Faults { devices, jobs_fail: true, moody, devices_die: true, crashes };
+        run(faults, frames, slots, torn, &operations);
     }
 }

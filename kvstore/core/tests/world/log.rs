@@ -1,13 +1,16 @@
 //! A page log that remembers identities only.
 
-use std::collections::{BTreeMap, VecDeque};
-use undercroft_core::RecoveredRecord;
-use undercroft_wire::{DeviceId, Extent, PageIdentity, SegmentId, SegmentUse};
-
-pub(crate) const DEVICE: DeviceId = DeviceId(0);
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use undercroft_core::{DeviceState, Health, RecoveredRecord};
+use undercroft_wire::{
+    DeviceId, Extent, PageIdentity, PageKey, SegmentId, SegmentUse, SpaceDigest,
+};
 
 /// Segments of a fixed number of records. The last free segment is kept for relocations.
 pub(crate) struct Log {
+    pub(crate) device: DeviceId,
+    pub(crate) health: Health,
+    pub(crate) state: DeviceState,
     records: u32,
     free: VecDeque<SegmentId>,
     /// Uses are numbered over all segments.
@@ -15,21 +18,40 @@ pub(crate) struct Log {
     /// The segment being written and how many records it has.
     open: Option<(SegmentId, SegmentUse, u32)>,
     by_extent: BTreeMap<Extent, PageIdentity>,
+    /// Records lost without anybody being told.
+    damaged: BTreeMap<Extent, PageIdentity>,
     order: Vec<Extent>,
+    /// Records found at start in a segment that was open, until they have proved themselves.
+    unproved: BTreeSet<Extent>,
     pub(crate) to_free: Vec<(SegmentId, SegmentUse)>,
 }
 
 impl Log {
-    pub(crate) fn new(segments: u32, records: u32) -> Self {
+    /// An empty log that has not told yet that it is empty.
+    pub(crate) fn new(device: DeviceId, segments: u32, records: u32) -> Self {
         Self {
+            device,
+            health: Health::Well,
+            state: DeviceState::Recovering,
             records,
             free: (0..segments).map(SegmentId).collect(),
             next_use: 1,
             open: None,
             by_extent: BTreeMap::new(),
+            damaged: BTreeMap::new(),
             order: Vec::new(),
+            unproved: BTreeSet::new(),
             to_free: Vec::new(),
         }
+    }
+
+    pub(crate) fn answers(&self) -> bool {
+        let does = matches!(self.health, Health::Well | Health::ReadOnly);
+        does && self.state != DeviceState::Lost
+    }
+
+    pub(crate) fn takes_appends(&self) -> bool {
+        self.health == Health::Well && self.state == DeviceState::Ready
     }
 
     pub(crate) fn free_segments(&self) -> u32 {
@@ -38,6 +60,13 @@ impl Log {
 
     pub(crate) fn record(&self, extent: Extent) -> Option<PageIdentity> {
         self.by_extent.get(&extent).copied()
+    }
+
+    /// Whether a core that knows all it was told may think that the page can be read here.
+    pub(crate) fn may_seem_to_have(&self, is_it: impl Fn(&PageIdentity) -> bool) -> bool {
+        let records = self.by_extent.iter().chain(&self.damaged);
+        let mut counted = records.filter(|(extent, _)| !self.unproved.contains(extent));
+        self.answers() && counted.any(|(_, identity)| is_it(identity))
     }
 
     pub(crate) fn append(&mut self, identity: PageIdentity, relocates: bool) -> Option<Extent> {
@@ -50,7 +79,7 @@ impl Log {
             self.next_use += 1;
         }
         let (segment, segment_use, used) = self.open.as_mut()?;
-        let (device, record) = (DEVICE, *used);
+        let (device, record) = (self.device, *used);
         let extent = Extent { device, segment: *segment, segment_use: *segment_use, record };
         *used += 1;
         self.by_extent.insert(extent, identity);
@@ -64,6 +93,8 @@ impl Log {
         assert!(!open, "the segment being written is not freed");
         let gone = |extent: &Extent| extent.segment == segment;
         self.by_extent.retain(|extent, _| !gone(extent));
+        self.damaged.retain(|extent, _| !gone(extent));
+        self.unproved.retain(|extent| !gone(extent));
         self.order.retain(|extent| !gone(extent));
         let free = self.free.contains(&segment);
         assert!(!free, "a segment is freed once");
@@ -72,21 +103,61 @@ impl Log {
 
     /// Loses a record without anybody being told.
     pub(crate) fn damage(&mut self, extent: Extent) {
-        self.by_extent.remove(&extent);
-        self.order.retain(|other| *other != extent);
+        if let Some(identity) = self.by_extent.remove(&extent) {
+            self.damaged.insert(extent, identity);
+        }
     }
 
-    pub(crate) fn extents(&self) -> &[Extent] {
-        &self.order
+    /// Forgets that records were damaged: they are as good as never written.
+    pub(crate) fn mend(&mut self) {
+        self.damaged.clear();
+    }
+
+    pub(crate) fn has(&self, space: SpaceDigest, key: &PageKey) -> bool {
+        let same = |page: &PageIdentity| page.key == *key && page.space == space;
+        self.by_extent.values().any(same)
+    }
+
+    pub(crate) fn is_torn(&self, space: SpaceDigest, key: &PageKey) -> bool {
+        let same = |page: &PageIdentity| page.key == *key && page.space == space;
+        self.damaged.values().any(same)
+    }
+
+    /// Reads a record; whatever comes of it, it is proved or disproved then.
+    pub(crate) fn prove(&mut self, extent: Extent) -> Option<PageIdentity> {
+        self.unproved.remove(&extent);
+        self.record(extent)
+    }
+
+    /// The records that can be read, in the order of appending.
+    pub(crate) fn extents(&self) -> Vec<Extent> {
+        self.order.iter().filter(|extent| self.by_extent.contains_key(extent)).copied().collect()
+    }
+
+    /// The same log after a crash: what was damaged is found too, as tables tell of it. The
+    /// segment that was being written is not written to again, and those of its records that
+    /// `torn` names never reached the medium.
+    pub(crate) fn crash(mut self, torn: impl Fn(u32) -> bool) -> Self {
+        let open = self.open.take();
+        let was_open = |extent: &&Extent| open.is_some_and(|open| open.1 == extent.segment_use);
+        self.unproved.extend(self.order.iter().filter(was_open));
+        for extent in self.unproved.clone() {
+            if torn(extent.record) {
+                self.damage(extent);
+            }
+        }
+        self.to_free.clear();
+        self.health = Health::Well;
+        self.state = DeviceState::Recovering;
+        self
     }
 
     /// What a scan at start finds, in the order of appending.
     pub(crate) fn recover(&self) -> Vec<RecoveredRecord> {
-        let found = self.order.iter().map(|extent| RecoveredRecord {
-            identity: self.by_extent[extent],
-            extent: *extent,
-            payload_crc: 0,
-            sealed: true,
+        let found = self.order.iter().filter_map(|extent| {
+            let identity = self.by_extent.get(extent).or_else(|| self.damaged.get(extent))?;
+            let (extent, sealed) = (*extent, !self.unproved.contains(extent));
+            Some(RecoveredRecord { identity: *identity, extent, payload_crc: 0, sealed })
         });
         found.collect()
     }

@@ -3,18 +3,16 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod devices;
 pub(crate) mod log;
 
 use log::Log;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use undercroft_core::{
-    Action, AppendOutcome, Config, CopyOutcome, Core, DeviceConfig, Event, FramePlace, Micros,
-    ProcessId, ReadOutcome, RecoveredRecord,
-};
+use undercroft_core::{Action, Config, Core, Event, FramePlace, Micros, ProcessId};
 use undercroft_wire::{
     Commit, DomainId, Extent, Fetch, FetchEnd, FetchOutcome, FetchSource, FrameId, JobId, LeaseId,
-    Lookup, LookupReply, Mode, Offer, OfferId, OfferReply, PageIdentity, PageKey, PagePlace,
-    Release, Reply, Request, RequestId, SessionId, SlotId, SpaceDigest, SpaceId, Stamp,
+    Lookup, LookupReply, Mode, Offer, OfferId, OfferReply, PageKey, PagePlace, Release, Reply,
+    Request, RequestId, SessionId, SlotId, SpaceDigest, SpaceId, Stamp,
 };
 
 /// What a frame, a slot or a record holds: the checksum that stands for one page.
@@ -63,7 +61,8 @@ pub(crate) struct OpenCommit {
 pub(crate) struct World {
     pub(crate) core: Core,
     pub(crate) now: Micros,
-    pub(crate) log: Option<Log>,
+    /// The SSDs, by device number.
+    pub(crate) logs: Vec<Log>,
     pub(crate) jobs: BTreeMap<JobId, Action>,
     pub(crate) frames: HashMap<FrameId, Option<Content>>,
     /// Where each frame lies, and back.
@@ -87,7 +86,7 @@ impl World {
         Self {
             core: Core::new(config).unwrap(),
             now: Micros(0),
-            log: None,
+            logs: Vec::new(),
             jobs: BTreeMap::new(),
             frames: HashMap::new(),
             places: HashMap::new(),
@@ -111,37 +110,6 @@ impl World {
         Self::new(Config { slab_bytes: 2 * 4096, ..Config::dram_only(frames * 4096) })
     }
 
-    /// The same with an SSD of `segments` segments with `records` records each.
-    pub(crate) fn with_ssd(frames: u64, capacity: u64, segments: u32, records: u32) -> Self {
-        let mut world = Self::with_unread_ssd(frames, capacity, segments, records);
-        world.recover(&[], segments);
-        world
-    }
-
-    /// The same before the SSD has told what lies on it.
-    pub(crate) fn with_unread_ssd(frames: u64, capacity: u64, segments: u32, records: u32) -> Self {
-        let device = DeviceConfig {
-            capacity_bytes: capacity * 4096,
-            low_water_segments: 1,
-            read_bytes_per_s: 1 << 30,
-            read_latency_us: 100,
-        };
-        let mut world = Self::new(Config {
-            devices: vec![device],
-            slab_bytes: 2 * 4096,
-            demote_ahead: 2,
-            fetch_window: 2,
-            ..Config::dram_only(frames * 4096)
-        });
-        world.log = Some(Log::new(segments, records));
-        world
-    }
-
-    pub(crate) fn recover(&mut self, records: &[RecoveredRecord], free_segments: u32) {
-        let device = log::DEVICE;
-        self.step(Event::Recovered { device, records, free_segments, last: true });
-    }
-
     pub(crate) fn step(&mut self, event: Event<'_>) {
         let mut actions = Vec::new();
         self.core.step(self.now, event, &mut actions);
@@ -154,6 +122,7 @@ impl World {
     }
 
     fn take(&mut self, action: Action) {
+        self.check_asked(&action);
         match &action {
             Action::Reply { session, request, reply } => {
                 assert!(!self.closed.contains(session), "a closed session is told nothing");
@@ -176,21 +145,12 @@ impl World {
             }
             Action::Relocate { job, extent, identity }
             | Action::Prove { job, extent, identity } => {
-                let log = self.log.as_ref().expect("there is an SSD");
-                let record = log.record(*extent).unwrap_or(*identity);
+                let record = self.log(extent.device).record(*extent).unwrap_or(*identity);
                 assert_eq!(record, *identity, "a record is moved as what it is");
                 self.jobs.insert(*job, action);
             }
-            Action::FreeSegment { segment, segment_use, .. } => {
-                let reading = |job: &Action| match job {
-                    Action::Read { extent, .. }
-                    | Action::Relocate { extent, .. }
-                    | Action::Prove { extent, .. } => extent.segment == *segment,
-                    _ => false,
-                };
-                assert!(!self.jobs.values().any(reading), "nobody reads a freed segment");
-                let log = self.log.as_mut().expect("there is an SSD");
-                log.to_free.push((*segment, *segment_use));
+            Action::FreeSegment { device, segment, segment_use } => {
+                self.give_up(*device, *segment, *segment_use);
             }
         }
     }
@@ -328,7 +288,10 @@ impl World {
         let spaces = spaces.to_vec();
         let request = Request::Lookup(Lookup { spaces, keys: keys.into(), hold_ms });
         match self.ask(session, &request) {
-            Some(Reply::Lookup(reply)) => reply,
+            Some(Reply::Lookup(reply)) => {
+                self.check_found(&request, &reply);
+                reply
+            }
             other => panic!("a lookup is answered at once, not with {other:?}"),
         }
     }
@@ -423,94 +386,6 @@ impl World {
         self.ask(session, &body);
         if upto == u32::MAX {
             self.leases.remove(&(owner, lease));
-        }
-    }
-
-    /// Ends the `at`-th job under way; `fails` makes it fail.
-    pub(crate) fn end_job(&mut self, at: usize, fails: bool) {
-        let Some((&job, _)) = self.jobs.iter().nth(at) else {
-            return;
-        };
-        let action = self.jobs.remove(&job).unwrap();
-        match action {
-            Action::CopyIn { session, space, slot, frame, .. } => {
-                let held = self.slots.get(&(session, space, slot)).copied();
-                let outcome = match held {
-                    Some(held) if !fails => {
-                        self.frames.insert(frame.frame, Some(held));
-                        CopyOutcome::Ok(held)
-                    }
-                    _ => CopyOutcome::Failed,
-                };
-                self.step(Event::CopiedIn { job, outcome });
-            }
-            Action::CopyOut { session, space, slot, frame, .. } => {
-                let held = self.frames[&frame.frame].expect("a pinned frame keeps its page");
-                if !fails {
-                    self.slots.insert((session, space, slot), held);
-                }
-                self.step(Event::CopiedOut { job, ok: !fails });
-            }
-            Action::Append { frame, identity, .. } => {
-                let held = self.frames[&frame.frame].expect("a frame being written is whole");
-                assert_eq!(held, content(identity.space, &identity.key));
-                self.end_append(job, identity, fails, false);
-            }
-            Action::Relocate { extent, identity, .. } => {
-                let gone = self.log.as_ref().unwrap().record(extent).is_none();
-                self.end_append(job, identity, fails || gone, true);
-            }
-            Action::Read { extent, identity, frame, .. } => {
-                let record = self.log.as_ref().unwrap().record(extent);
-                let outcome = if fails {
-                    ReadOutcome::Failed
-                } else if record == Some(identity) {
-                    let held = content(identity.space, &identity.key);
-                    self.frames.insert(frame.frame, Some(held));
-                    ReadOutcome::Ok(held)
-                } else {
-                    ReadOutcome::Corrupt
-                };
-                self.step(Event::ReadDone { job, outcome });
-            }
-            Action::Prove { extent, identity, .. } => {
-                let record = self.log.as_ref().unwrap().record(extent);
-                let outcome = if fails {
-                    ReadOutcome::Failed
-                } else if record == Some(identity) {
-                    ReadOutcome::Ok(content(identity.space, &identity.key))
-                } else {
-                    ReadOutcome::Corrupt
-                };
-                self.step(Event::Proved { job, outcome });
-            }
-            other => panic!("not a job: {other:?}"),
-        }
-    }
-
-    fn end_append(&mut self, job: JobId, identity: PageIdentity, fails: bool, relocates: bool) {
-        let log = self.log.as_mut().unwrap();
-        let outcome = if fails {
-            AppendOutcome::Failed
-        } else {
-            log.append(identity, relocates).map_or(AppendOutcome::NoSpace, AppendOutcome::Written)
-        };
-        let free_segments = log.free_segments();
-        if relocates {
-            self.step(Event::Relocated { job, outcome, free_segments });
-        } else {
-            self.step(Event::Appended { job, outcome, free_segments });
-        }
-    }
-
-    /// Frees the segments the core has given up.
-    pub(crate) fn free_segments(&mut self) {
-        while let Some(log) = self.log.as_mut()
-            && let Some((segment, segment_use)) = log.to_free.pop()
-        {
-            log.free(segment, segment_use);
-            let (device, free_segments) = (log::DEVICE, log.free_segments());
-            self.step(Event::SegmentFreed { device, segment, segment_use, free_segments });
         }
     }
 
