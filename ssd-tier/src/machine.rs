@@ -4,6 +4,7 @@
 mod reading;
 mod tending;
 mod writing;
+mod zeroing;
 
 use crate::depth::Depth;
 use crate::engine::{Done, Engine, Io, Kind};
@@ -21,6 +22,7 @@ use std::time::Duration;
 use undercroft_arena::{ArenaError, Span};
 use undercroft_wire::{DeviceId, Extent, JobId, PageIdentity, frame_bytes};
 use writing::{Append, Outgoing};
+use zeroing::Zeroing;
 
 /// Blocks for headers and tables in flight. More chores than that wait.
 const CHORES_IN_FLIGHT: usize = 4;
@@ -65,11 +67,12 @@ enum Task {
     },
     Chore(Chore),
     Probe(tending::Step),
+    Zero(Zeroing),
 }
 
 impl Task {
     fn is_page(&self) -> bool {
-        !matches!(self, Self::Chore(_) | Self::Probe(_))
+        !matches!(self, Self::Chore(_) | Self::Probe(_) | Self::Zero(_))
     }
 }
 
@@ -122,6 +125,10 @@ pub struct Machine {
     probe: Option<Span>,
     /// The next step of the probe under way, to be started.
     next_step: Option<Io>,
+    /// What is left of the segment that is being zeroed, and what it is zeroed with.
+    zeroing: Option<Zeroing>,
+    zeros: Option<Span>,
+    zeros_in_flight: bool,
     closing: bool,
     counters: LogCounters,
     answers: Vec<Completion>,
@@ -157,6 +164,9 @@ impl Machine {
             blocks: Blocks::new(CHORES_IN_FLIGHT)?,
             probe: Some(block_memory(1)?),
             next_step: None,
+            zeroing: None,
+            zeros: None,
+            zeros_in_flight: false,
             closing: false,
             counters,
             answers: Vec::new(),
@@ -228,11 +238,15 @@ impl Machine {
             while let Some(io) = self.chores.pop_front() {
                 self.launch(io, engine, now);
             }
+        } else {
+            self.writer.end_uses_unsaid(now);
         }
         self.report_freed();
         let mut turn = TURN_BYTES;
         while self.pages_in_flight < self.depth.now() {
-            let Some(io) = self.next_page_io(&mut turn, now) else { return };
+            let Some(io) = self.next_page_io(&mut turn, now) else {
+                return self.zero_ahead(engine, now);
+            };
             self.pages_in_flight += 1;
             self.writes_in_flight += usize::from(io.kind == Kind::Write);
             self.launch(io, engine, now);
@@ -322,6 +336,7 @@ impl Machine {
         match self.tasks.remove(io.task) {
             Task::Chore(chore) => self.chore_done(chore, io.span, ok, now),
             Task::Probe(step) => self.probe_over(step, io, ok, now),
+            Task::Zero(rest) => self.zeroed(rest, &io, ok),
             Task::Append { append, extent, sealed } => {
                 if let Some(page) = sealed {
                     self.scratch.take_back(page);

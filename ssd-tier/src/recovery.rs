@@ -17,7 +17,7 @@ use undercroft_arena::{ArenaError, Span};
 use undercroft_wire::{DeviceId, Extent, SegmentId, SegmentUse};
 
 /// Table blocks read at once.
-const CHUNK_BLOCKS: u32 = 16;
+pub(crate) const CHUNK_BLOCKS: u32 = 16;
 /// Segments read at the same time: enough to keep an SSD busy, little memory.
 pub(crate) const THREADS: usize = 8;
 /// The tables of a segment end where this many blocks in a row are not its own. One such block
@@ -57,6 +57,7 @@ struct Found {
     cipher: Option<(Cipher, [u8; SALT_BYTES])>,
     /// It is encrypted and the store is not, or the other way round.
     other_protection: bool,
+    untouched: bool,
     records: Vec<Record>,
     recovered: Vec<RecoveredRecord>,
     corrupt: u64,
@@ -100,7 +101,8 @@ fn gather(found: BTreeMap<u32, Found>) -> Scan {
         scan.newest_use = scan.newest_use.max(found.segment_use);
         scan.recovery.other_protection += u64::from(found.other_protection);
         if found.recovered.is_empty() {
-            scan.segments.push(Segment::free());
+            let segment = if found.untouched { Segment::untouched() } else { Segment::free() };
+            scan.segments.push(segment);
             scan.recovery.free_segments += 1;
         } else {
             scan.segments.push(Segment::recovered(found.segment_use, found.cipher, found.records));
@@ -117,7 +119,10 @@ impl Scanner<'_> {
         let mut found = Found::default();
         let header = match self.read_header(segment, chunk) {
             Ok(Decoded::Valid(header)) => header,
-            Ok(Decoded::Foreign) => return found,
+            Ok(Decoded::Foreign) => {
+                found.untouched = chunk.read(|bytes| block_of(bytes, 0).iter().all(|b| *b == 0));
+                return found;
+            }
             Ok(Decoded::Corrupt | Decoded::Version(_)) => {
                 found.corrupt += 1;
                 return found;
@@ -151,21 +156,41 @@ impl Scanner<'_> {
         found
     }
 
-    fn read_header(&self, segment: SegmentId, chunk: &Span) -> io::Result<Decoded<SegmentHeader>> {
+    /// Reads the header of a segment.
+    pub(crate) fn read_header(
+        &self,
+        segment: SegmentId,
+        chunk: &Span,
+    ) -> io::Result<Decoded<SegmentHeader>> {
         let block = chunk.sub(0, BLOCK_LEN).map_err(io::Error::other)?;
         read_padded(self.storage, self.head.layout.segment_at(segment), &block)?;
         Ok(block.read(|bytes| SegmentHeader::decode(block_of(bytes, 0), self.head.store, segment)))
     }
 
-    fn read_tables(
+    /// Reads the tables of a segment.
+    pub(crate) fn read_tables(
         &self,
         header: &SegmentHeader,
         cipher: Option<&Cipher>,
         chunk: &Span,
     ) -> io::Result<Tables> {
-        let (layout, segment, segment_use) =
-            (&self.head.layout, header.segment, header.segment_use);
+        let (store, segment, segment_use) = (self.head.store, header.segment, header.segment_use);
         let mut tables = Tables { segment_use, ..Tables::default() };
+        self.each_table(segment, chunk, &mut |index, block| {
+            tables.take(index, Table::decode(block, store, segment, segment_use, cipher))
+        })?;
+        Ok(tables)
+    }
+
+    /// Shows `take` the table blocks of a segment, each with its number from the end, until it
+    /// has called two in a row not its own by `false`.
+    pub(crate) fn each_table(
+        &self,
+        segment: SegmentId,
+        chunk: &Span,
+        take: &mut dyn FnMut(u32, &Block) -> bool,
+    ) -> io::Result<()> {
+        let layout = &self.head.layout;
         let mut strangers = 0;
         let mut first = 0;
         while first < layout.max_tables() {
@@ -175,18 +200,15 @@ impl Scanner<'_> {
             for index in first..first + count {
                 // They grow backwards: the first lies last.
                 let at = (first + count - 1 - index) as usize;
-                let decoded = blocks.read(|bytes| {
-                    let block = block_of(bytes, at);
-                    Table::decode(block, self.head.store, segment, segment_use, cipher)
-                });
-                strangers = if tables.take(index, decoded) { 0 } else { strangers + 1 };
+                let own = blocks.read(|bytes| take(index, block_of(bytes, at)));
+                strangers = if own { 0 } else { strangers + 1 };
                 if strangers == END_OF_TABLES {
-                    return Ok(tables);
+                    return Ok(());
                 }
             }
             first += count;
         }
-        Ok(tables)
+        Ok(())
     }
 }
 
@@ -197,11 +219,14 @@ fn block_of(bytes: &[u8], index: usize) -> &Block {
 
 /// The tables of one segment, the fullest copy of each batch.
 #[derive(Debug, Default)]
-struct Tables {
-    batches: BTreeMap<u32, Table>,
+pub(crate) struct Tables {
+    /// By number.
+    pub(crate) batches: BTreeMap<u32, Table>,
     segment_use: SegmentUse,
-    sealed: bool,
-    corrupt: u64,
+    /// Whether a seal was found.
+    pub(crate) sealed: bool,
+    /// Blocks that did not prove themselves.
+    pub(crate) corrupt: u64,
 }
 
 impl Tables {

@@ -35,6 +35,8 @@ impl Record {
 pub(crate) enum Phase {
     /// May be opened.
     Free,
+    /// Is being overwritten with zeros before its first use.
+    Zeroing,
     /// Takes records, or its last records and tables are on their way.
     Filling,
     /// Everything is written; waits for the next flush.
@@ -60,6 +62,8 @@ pub(crate) struct Segment {
     pub(crate) table_writes: u32,
     /// Its records by number.
     pub(crate) records: Vec<Record>,
+    /// Nothing was ever written to it, as far as is known.
+    pub(crate) untouched: bool,
     /// To be freed as soon as nothing is being written to it.
     pub(crate) free_requested: bool,
 }
@@ -73,8 +77,14 @@ impl Segment {
             cipher: None,
             table_writes: 0,
             records: Vec::new(),
+            untouched: false,
             free_requested: false,
         }
+    }
+
+    /// A segment that has never been used.
+    pub(crate) fn untouched() -> Self {
+        Self { untouched: true, ..Self::free() }
     }
 
     /// A segment found at start.

@@ -15,6 +15,10 @@ use undercroft_wire::{DeviceId, Extent, PageIdentity, SegmentId, SegmentUse, fra
 /// all that became complete meanwhile.
 const SEAL_WAIT: Duration = Duration::from_secs(1);
 
+/// How many of the segments that are opened next are kept ready: the first write to a block that
+/// was only reserved costs a file system more than any later one.
+const ZERO_AHEAD: usize = 2;
+
 /// What of the log is being written, besides payloads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Chore {
@@ -68,6 +72,7 @@ pub(crate) struct Writer {
     ciphers: Option<CipherMaker>,
     segments: Vec<Segment>,
     free: VecDeque<SegmentId>,
+    zeroing: Option<SegmentId>,
     /// Those being filled or drained; the last may be open.
     drafts: Vec<Draft>,
     open: bool,
@@ -104,6 +109,7 @@ impl Writer {
             ciphers,
             segments,
             free,
+            zeroing: None,
             drafts: Vec::new(),
             open: false,
             next_use,
@@ -124,7 +130,32 @@ impl Writer {
 
     /// Segments that may be opened, the one kept for relocations included.
     pub(crate) fn free_segments(&self) -> u32 {
-        self.free.len() as u32
+        (self.free.len() + usize::from(self.zeroing.is_some())) as u32
+    }
+
+    /// A segment that is to be zeroed before it is opened: where it lies in the file. The caller
+    /// says [`Writer::end_zeroing`].
+    pub(crate) fn begin_zeroing(&mut self) -> Option<std::ops::Range<u64>> {
+        if self.zeroing.is_some() || self.closing {
+            return None;
+        }
+        let untouched = |id: &SegmentId| self.segments[id.0 as usize].untouched;
+        let index = self.free.iter().take(ZERO_AHEAD).position(untouched)?;
+        let id = self.free.remove(index)?;
+        self.segments[id.0 as usize].phase = Phase::Zeroing;
+        self.zeroing = Some(id);
+        let start = self.layout.segment_at(id);
+        Some(start..start + self.layout.segment_bytes)
+    }
+
+    /// Nothing is written to the segment any more; whether it was zeroed to its end. One that
+    /// could not be is used all the same.
+    pub(crate) fn end_zeroing(&mut self, whole: bool) {
+        let id = self.zeroing.take().expect("a segment is being zeroed");
+        let segment = &mut self.segments[id.0 as usize];
+        segment.phase = Phase::Free;
+        segment.untouched = false;
+        if whole { self.free.push_front(id) } else { self.free.push_back(id) }
     }
 
     /// What is known of a record; `None` if it is not there, or not any more.
@@ -132,7 +163,7 @@ impl Writer {
         let segment = self.segments.get(extent.segment.0 as usize)?;
         let current = extent.device == self.device
             && segment.segment_use == extent.segment_use
-            && !matches!(segment.phase, Phase::Free | Phase::Freeing);
+            && !matches!(segment.phase, Phase::Free | Phase::Zeroing | Phase::Freeing);
         let record = *segment.records.get(extent.record as usize)?;
         (current && record.is_live()).then_some(record)
     }
@@ -400,6 +431,13 @@ impl Writer {
         let wait = if self.closing { Duration::ZERO } else { SEAL_WAIT };
         let waiting = !self.drained.is_empty() && self.flushing.is_none();
         waiting.then(|| self.drained_since + wait)
+    }
+
+    /// Ends uses without saying so on the medium, where nothing can be written to it.
+    pub(crate) fn end_uses_unsaid(&mut self, now: Duration) {
+        while let Some(id) = self.to_end.pop_front() {
+            self.chore_done(Chore::EndUse(id), false, now);
+        }
     }
 
     /// When the next chore becomes due, if nothing happens before.

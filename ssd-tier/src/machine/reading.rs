@@ -161,9 +161,7 @@ impl Machine {
                 self.answers.push(Completion::Read { job, into, outcome });
             }
             Task::Fetch { lift, record, page } => self.lifted(lift, record, page, ok),
-            Task::Append { .. } | Task::Restore { .. } | Task::Chore(_) | Task::Probe(_) => {
-                unreachable!("only reads land")
-            }
+            _ => unreachable!("only reads land"),
         }
     }
 }

@@ -91,18 +91,20 @@ fn a_store_keeps_to_its_key() {
 #[test]
 fn segments_of_the_other_protection_are_given_up_and_counted() {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("log");
-    for encrypted in [false, true, false] {
-        let mut rig = Rig::open(config(&path, encrypted));
-        assert!(rig.recovery.records.is_empty());
-        assert_eq!(rig.recovery.other_protection > 0, !rig.recovery.created);
-        let stored = fill(&mut rig);
-        stored.iter().for_each(|stored| rig.assert_reads(stored));
-        rig.log.close();
-        let mut rig = Rig::open(config(&path, encrypted));
-        assert_eq!(rig.recovery.records.len(), stored.len());
-        stored.iter().for_each(|stored| rig.assert_reads(stored));
-        rig.log.close();
+    for first in [false, true] {
+        let path = dir.path().join(format!("log-{first}"));
+        for encrypted in [first, !first] {
+            let mut rig = Rig::open(config(&path, encrypted));
+            assert!(rig.recovery.records.is_empty());
+            assert_eq!(rig.recovery.other_protection > 0, !rig.recovery.created);
+            let stored = fill(&mut rig);
+            stored.iter().for_each(|stored| rig.assert_reads(stored));
+            rig.log.close();
+            let mut rig = Rig::open(config(&path, encrypted));
+            assert_eq!(rig.recovery.records.len(), stored.len());
+            stored.iter().for_each(|stored| rig.assert_reads(stored));
+            rig.log.close();
+        }
     }
 }
 

@@ -176,8 +176,14 @@ impl Rig {
         }
     }
 
+    /// The next answer to an operation.
     pub(super) fn answer(&self) -> Completion {
-        self.answers.recv_timeout(PATIENCE).expect("an answer comes in time")
+        loop {
+            match self.answers.recv_timeout(PATIENCE).expect("an answer comes in time") {
+                Completion::Health { .. } => {}
+                answer => return answer,
+            }
+        }
     }
 
     pub(super) fn start_append(&mut self, number: u64, page_bytes: u32) {

@@ -309,3 +309,29 @@ fn a_kill_forgets_only_the_newest_records() {
         assert_eq!(model.stored.len(), stored, "seed {seed}");
     }
 }
+
+/// Two segments are kept zeroed ahead of the writer, and what is idle stays idle.
+#[test]
+fn segments_are_zeroed_ahead_of_their_first_use() {
+    let disk = Arc::new(Disk::default());
+    let mut log = SimLog::open(&disk, &config(0), 1, Faults::default()).unwrap();
+    // What a file system may have left where nothing was written.
+    let segment_bytes = crate::layout::Layout::new(&config(0)).unwrap().segment_bytes;
+    let second = crate::layout::DATA_START as usize + segment_bytes as usize;
+    let places = [second + 5000, second + 2 * segment_bytes as usize];
+    places.iter().for_each(|at| disk.bytes.lock().unwrap()[*at] = 7);
+    (0..200).for_each(|_| log.turn());
+    assert_eq!(log.machine.counters().zeroed_bytes, 2 * segment_bytes);
+    let left: Vec<u8> = places.iter().map(|at| disk.bytes.lock().unwrap()[*at]).collect();
+    assert_eq!(left, [0, 7]);
+    let mut model = Model::new(3, false);
+    for _ in 0..100 {
+        model.turn(&mut log);
+    }
+    model.finish(&mut log);
+    model.read_all(&mut log);
+    assert!(log.machine.counters().zeroed_bytes > 2 * segment_bytes);
+    log.close();
+    let mut log = SimLog::open(&disk, &config(0), 1, Faults::default()).unwrap();
+    model.read_all(&mut log);
+}
