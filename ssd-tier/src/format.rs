@@ -377,6 +377,57 @@ impl Table {
         segment_use: SegmentUse,
         cipher: Option<&Cipher>,
     ) -> Decoded<Self> {
+        let head = match TableHead::decode(block, store, segment, segment_use) {
+            Decoded::Valid(head) => head,
+            Decoded::Foreign => return Decoded::Foreign,
+            Decoded::Corrupt => return Decoded::Corrupt,
+            Decoded::Version(found) => return Decoded::Version(found),
+        };
+        let raw: &RawTable = zerocopy::transmute_ref!(block);
+        let mut opened = *block;
+        if let Some(cipher) = cipher {
+            let (bound, rest) = opened.split_at_mut(ENTRIES.start);
+            let entries = &mut rest[..ENTRIES.len()];
+            if !cipher.open_table(head.write, bound, &raw.tag, entries) {
+                return Decoded::Corrupt;
+            }
+        }
+        let opened: &RawTable = zerocopy::transmute_ref!(&opened);
+        let kind = ProofKind::of(cipher);
+        let entries = opened.entries.iter().take(head.count);
+        let entries: Option<Vec<_>> =
+            entries.map(|entry| TableEntry::decode(entry, kind)).collect();
+        let TableHead { batch, write, sealed, .. } = head;
+        match entries {
+            Some(entries) => {
+                Decoded::Valid(Self { segment, segment_use, batch, write, sealed, entries })
+            }
+            None => Decoded::Corrupt,
+        }
+    }
+}
+
+/// What a table block says without its entries: never encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TableHead {
+    /// As in [`Table`].
+    pub(crate) batch: u32,
+    /// As in [`Table`].
+    pub(crate) write: u32,
+    /// As in [`Table`].
+    pub(crate) sealed: bool,
+    /// Number of entries.
+    pub(crate) count: usize,
+}
+
+impl TableHead {
+    /// Decodes the head of a block found among the tables of `segment` in its use `segment_use`.
+    pub(crate) fn decode(
+        block: &Block,
+        store: StoreId,
+        segment: SegmentId,
+        segment_use: SegmentUse,
+    ) -> Decoded<Self> {
         let raw: &RawTable = zerocopy::transmute_ref!(block);
         let (magic, name) = (raw.magic == TABLE_MAGIC, raw.store == store.0);
         if !crc_holds(block, raw.crc) {
@@ -394,27 +445,8 @@ impl Table {
         if flags & !TABLE_SEALED != 0 || count > ENTRIES_PER_TABLE {
             return Decoded::Corrupt;
         }
-        let mut opened = *block;
-        if let Some(cipher) = cipher {
-            let (head, rest) = opened.split_at_mut(ENTRIES.start);
-            let entries = &mut rest[..ENTRIES.len()];
-            if !cipher.open_table(raw.write.get(), head, &raw.tag, entries) {
-                return Decoded::Corrupt;
-            }
-        }
-        let opened: &RawTable = zerocopy::transmute_ref!(&opened);
-        let kind = ProofKind::of(cipher);
-        let entries = opened.entries.iter().take(count);
-        let entries: Option<Vec<_>> =
-            entries.map(|entry| TableEntry::decode(entry, kind)).collect();
         let (batch, write) = (raw.batch.get(), raw.write.get());
-        let sealed = flags & TABLE_SEALED != 0;
-        match entries {
-            Some(entries) => {
-                Decoded::Valid(Self { segment, segment_use, batch, write, sealed, entries })
-            }
-            None => Decoded::Corrupt,
-        }
+        Decoded::Valid(Self { batch, write, sealed: flags & TABLE_SEALED != 0, count })
     }
 }
 

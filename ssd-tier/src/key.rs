@@ -90,11 +90,17 @@ impl StoreKey {
     /// # Errors
     /// See [`KeyError`].
     pub fn load(path: &Path) -> Result<Self, KeyError> {
+        Self::load_of(path, rustix::process::geteuid().as_raw())
+    }
+
+    /// As [`StoreKey::load`], but the key may also belong to `owner`: root looks at the store of a
+    /// daemon that is another user.
+    pub(crate) fn load_of(path: &Path, owner: u32) -> Result<Self, KeyError> {
         let failed = |source| KeyError::Io { what: "read", path: path.into(), source };
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = rustix::fs::open(path, flags, Mode::empty());
         let file = File::from(file.map_err(|e| failed(e.into()))?);
-        check_hands(path, &file.metadata().map_err(failed)?)?;
+        check_hands(path, &file.metadata().map_err(failed)?, owner)?;
         let mut text = Zeroizing::new(Vec::with_capacity(MAX_FILE_BYTES as usize + 1));
         file.take(MAX_FILE_BYTES + 1).read_to_end(&mut text).map_err(failed)?;
         Self::parse(&text).ok_or_else(|| {
@@ -195,13 +201,13 @@ impl StoreKey {
     }
 }
 
-fn check_hands(path: &Path, facts: &fs::Metadata) -> Result<(), KeyError> {
+fn check_hands(path: &Path, facts: &fs::Metadata, owner: u32) -> Result<(), KeyError> {
     let exposed = |found: String| Err(KeyError::Exposed { path: path.into(), found });
     if !facts.is_file() {
         return exposed("is not a regular file".to_owned());
     }
     let user = rustix::process::geteuid().as_raw();
-    if facts.uid() != user && facts.uid() != 0 {
+    if ![user, owner, 0].contains(&facts.uid()) {
         return exposed(format!("belongs to user {}", facts.uid()));
     }
     // systemd hands credentials out with mode 0400 or, by access lists, 0440.

@@ -16,6 +16,7 @@ mod engine;
 mod entropy;
 mod error;
 mod format;
+mod inspect;
 mod key;
 mod layout;
 mod log;
@@ -36,6 +37,10 @@ pub use config::{EngineChoice, LogConfig, LogCounters, LogFacts, RecoveredRecord
 pub use engine::{Done, Engine, Io, Kind};
 pub use entropy::Entropy;
 pub use error::OpenError;
+pub use inspect::{
+    Damage, DamagedRecord, InspectError, Inspector, RecordFacts, SegmentContents, SegmentFacts,
+    SegmentState, StoreFacts, SuperblockCopy, Verification,
+};
 pub use key::{KeyError, StoreKey};
 pub use log::{PageLog, PreparedLog, Sink};
 pub use machine::Machine;

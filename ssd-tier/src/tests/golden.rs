@@ -162,6 +162,18 @@ fn record_proof() {
     assert!(!subject.open(None, &expected, &mut page));
 }
 
+/// Computed by another implementation of HKDF. What the other keys derive from is held by whole
+/// stores, in `stores.rs`.
+#[test]
+fn derived_secrets() {
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    assert_eq!(hex(&super::rig::key().check(STORE)), "adfe43c630c2c6a2d51c256f670b224b");
+    assert_eq!(
+        hex(&*super::rig::key().domain_secret(&DomainId([1; 16]))),
+        "7e565f74ef84540bdd5828844a1335408b7f482249a2215b196d82ccbee939df"
+    );
+}
+
 #[test]
 fn every_flipped_bit_of_a_block_is_noticed() {
     let block = table().encode(STORE, None);

@@ -9,4 +9,5 @@ mod opening;
 mod rig;
 mod sim;
 mod simulated;
+mod stores;
 mod tending;
