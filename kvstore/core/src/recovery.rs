@@ -13,6 +13,14 @@ enum Recovered {
     Ignored,
 }
 
+/// The page of the record before this one, and its parent. Runs are written page by page, tail
+/// first as a rule: the next record is mostly about one of them or a neighbour.
+#[derive(Debug, Clone, Copy, Default)]
+struct Guess {
+    page: Option<PageId>,
+    parent: Option<PageId>,
+}
+
 impl Core {
     /// Takes over records found on a device, in the order they were appended.
     pub(crate) fn recovered(
@@ -30,8 +38,9 @@ impl Core {
             return;
         }
         state.free_segments = free_segments;
+        let mut guess = Guess::default();
         for record in records {
-            match self.recover(device, record) {
+            match self.recover(device, record, &mut guess) {
                 Recovered::Taken => self.stats.recovered_records += 1,
                 Recovered::Duplicate => self.stats.recovery_duplicates += 1,
                 Recovered::Ignored => self.stats.recovery_ignored += 1,
@@ -42,7 +51,12 @@ impl Core {
         }
     }
 
-    fn recover(&mut self, device: DeviceId, record: &RecoveredRecord) -> Recovered {
+    fn recover(
+        &mut self,
+        device: DeviceId,
+        record: &RecoveredRecord,
+        guess: &mut Guess,
+    ) -> Recovered {
         let RecoveredRecord { identity, extent, sealed, .. } = record;
         if extent.device != device {
             return Recovered::Ignored;
@@ -51,7 +65,7 @@ impl Core {
         let Ok(space) = self.intern_space(domain, digest, page_bytes) else {
             return Recovered::Ignored;
         };
-        let Some(page) = self.recovered_page(space, identity) else {
+        let Some(page) = self.recovered_page(space, identity, guess) else {
             return Recovered::Ignored;
         };
         if !self.supersedes(page, *extent, *sealed) {
@@ -88,12 +102,17 @@ impl Core {
 
     /// The entry of a recovered page, hung below its parent. A parent that is not known (yet)
     /// gets an entry without any tier.
-    fn recovered_page(&mut self, space: SpaceId, identity: &PageIdentity) -> Option<PageId> {
+    fn recovered_page(
+        &mut self,
+        space: SpaceId,
+        identity: &PageIdentity,
+        guess: &mut Guess,
+    ) -> Option<PageId> {
         let depth = identity.depth;
         if identity.parent.is_some() != (depth > 0) || identity.parent == Some(identity.key) {
             return None;
         }
-        let known = self.index.find(space, &identity.key);
+        let known = self.find_recovered(space, &identity.key, *guess);
         if let Some(page) = known {
             let page = &self.index[page];
             let parent = page.parent.map(|parent| self.index[parent].key);
@@ -102,13 +121,14 @@ impl Core {
             }
         }
         let parent = match identity.parent {
-            Some(key) => Some(self.recovered_entry(space, key, depth - 1)?),
+            Some(key) => Some(self.recovered_entry(space, key, depth - 1, *guess)?),
             None => None,
         };
         let page = match known {
             Some(page) => Some(page),
-            None => self.recovered_entry(space, identity.key, depth),
+            None => self.recovered_entry(space, identity.key, depth, Guess::default()),
         };
+        *guess = Guess { page, parent };
         if let (Some(page), Some(parent), true) =
             (page, parent, page.is_some_and(|page| self.index[page].parent.is_none()))
         {
@@ -120,8 +140,23 @@ impl Core {
         page
     }
 
-    fn recovered_entry(&mut self, space: SpaceId, key: PageKey, depth: u32) -> Option<PageId> {
-        if let Some(page) = self.index.find(space, &key) {
+    /// The page called `key`, looked for first where the record before this one points.
+    fn find_recovered(&self, space: SpaceId, key: &PageKey, guess: Guess) -> Option<PageId> {
+        let is_it = |id: &PageId| {
+            self.index.get(*id).is_some_and(|page| page.key == *key && page.space == space)
+        };
+        let guessed = guess.page.filter(is_it).or(guess.parent.filter(is_it));
+        guessed.or_else(|| self.index.find(space, key))
+    }
+
+    fn recovered_entry(
+        &mut self,
+        space: SpaceId,
+        key: PageKey,
+        depth: u32,
+        guess: Guess,
+    ) -> Option<PageId> {
+        if let Some(page) = self.find_recovered(space, &key, guess) {
             return (self.index[page].depth == depth).then_some(page);
         }
         let class = self.spaces.get(space).class;
