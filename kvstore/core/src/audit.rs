@@ -18,6 +18,7 @@ impl Core {
     /// Naming the first broken invariant.
     pub fn audit(&self) {
         self.audit_chains();
+        self.audit_reach();
         self.audit_frames();
         self.audit_order();
         self.audit_pins();

@@ -103,6 +103,11 @@ impl Devices {
         self.list.iter().any(Device::takes_appends)
     }
 
+    /// Whether any has not told yet what lies on it.
+    pub(crate) fn are_recovering(&self) -> bool {
+        self.list.iter().any(|device| device.state == DeviceState::Recovering)
+    }
+
     /// A lost device of which not everything is forgotten.
     pub(crate) fn next_to_forget(&self) -> Option<DeviceId> {
         let full = |device: &&Device| {

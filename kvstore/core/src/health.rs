@@ -126,6 +126,7 @@ impl Core {
         page.dram = Dram::None;
         let frame = page.frame.take().expect("a page in DRAM has a frame");
         let class = page.class;
+        self.note_presence(id);
         let Some(Job::Read { page, extent, .. }) = self.jobs.remove(&job) else {
             unreachable!("only reads are parted from")
         };

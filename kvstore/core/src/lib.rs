@@ -29,6 +29,7 @@ mod offers;
 mod order;
 mod page;
 mod proofs;
+mod reach;
 mod reads;
 mod reclaim;
 mod recovery;

@@ -5,6 +5,7 @@ use crate::frames::Frames;
 use crate::holds::Hold;
 use crate::index::PageIndex;
 use crate::jobs::Job;
+use crate::reach::Reach;
 use crate::sessions::Session;
 use crate::spaces::{ClassId, Space, Spaces};
 use crate::stats::{SessionLeases, SpaceInfo, Stats, TierFill};
@@ -46,6 +47,7 @@ pub struct Core {
     pub(crate) devices: Devices,
     /// Pages in DRAM.
     pub(crate) resident: u64,
+    pub(crate) reach: Reach,
     /// Fetches to take further before the step ends.
     pub(crate) ready: VecDeque<FetchId>,
     /// Classes to look at before the step ends.
@@ -81,6 +83,7 @@ impl Core {
             timers: BTreeSet::new(),
             devices: Devices::new(&config.devices),
             resident: 0,
+            reach: Reach::default(),
             ready: VecDeque::new(),
             hungry: Vec::new(),
             stats: Stats::default(),
@@ -153,7 +156,7 @@ impl Core {
 
     /// Follows up what the event has set in motion until nothing moves without the world.
     fn come_to_rest(&mut self, actions: &mut Vec<Action>) {
-        self.forget_lost(BACKGROUND_PAGES);
+        let mut budget = BACKGROUND_PAGES;
         for round in 0_u32.. {
             debug_assert!(round < 1 << 20, "what an event sets in motion comes to rest");
             if let Some(fetch) = self.ready.pop_front() {
@@ -163,6 +166,8 @@ impl Core {
             } else {
                 self.reclaim(actions);
                 self.prove(actions);
+                budget -= self.forget_lost(budget);
+                budget -= self.pass_on_reach(budget);
                 if self.ready.is_empty() && self.hungry.is_empty() {
                     return;
                 }
@@ -174,7 +179,7 @@ impl Core {
     /// due already while there is work that no step does all of, as it may be long.
     #[must_use]
     pub fn next_timer(&self) -> Option<Micros> {
-        if self.devices.next_to_forget().is_some() {
+        if self.devices.next_to_forget().is_some() || self.is_reach_behind() {
             return Some(self.now);
         }
         self.timers.first().map(|(due, _)| *due)
@@ -256,32 +261,6 @@ impl Core {
             used_bytes: used.sum(),
             pages: self.resident,
         }
-    }
-
-    /// Pages on SSD that no lookup can reach because an ancestor is in no tier. Walks all
-    /// pages: for people who ask, not for every second.
-    #[must_use]
-    pub fn unreachable_pages(&self) -> u64 {
-        let mut reachable = HashMap::new();
-        let mut path = Vec::new();
-        let mut count = 0;
-        for (id, page) in self.index.iter().filter(|(_, page)| page.record().is_some()) {
-            let mut next = Some(id);
-            let mut verdict = page.depth == 0 || page.parent.is_some();
-            while let Some(id) = next {
-                if let Some(known) = reachable.get(&id) {
-                    verdict = *known;
-                    break;
-                }
-                path.push(id);
-                let page = &self.index[id];
-                verdict = page.is_present() && (page.parent.is_some() || page.depth == 0);
-                next = page.parent.filter(|_| verdict);
-            }
-            reachable.extend(path.drain(..).map(|id| (id, verdict)));
-            count += u64::from(!verdict);
-        }
-        count
     }
 
     /// All spaces known.

@@ -173,6 +173,7 @@ impl Core {
         let entry = &mut self.index[page];
         entry.dram = Dram::Offered;
         entry.touched = false;
+        self.note_presence(page);
         let used_as = Slot::Assigned { offer: tip.offer, page };
         let staging = self.staging_mut(tip.session, tip.space).expect("found above");
         let slot = staging.take(used_as).expect("a slot was free above");

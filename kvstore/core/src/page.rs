@@ -57,8 +57,17 @@ pub(crate) struct Page {
     /// nothing but its key is known.
     pub(crate) parent: Option<PageId>,
     pub(crate) depth: u32,
-    /// Entries whose parent this is.
+    /// Entries whose parent this is, the first of them, and this page's neighbours among its
+    /// parent's.
     pub(crate) children: u32,
+    pub(crate) first_child: Option<PageId>,
+    pub(crate) next_sibling: Option<PageId>,
+    pub(crate) prev_sibling: Option<PageId>,
+    /// Whether it was in a tier, and all its ancestors, when that was last looked at; and whether
+    /// it waits to be looked at again.
+    pub(crate) present: bool,
+    pub(crate) reached: bool,
+    pub(crate) pending: bool,
     /// The newest request that used the page or a descendant of it.
     pub(crate) stamp: u64,
     pub(crate) frame: Option<FrameId>,
@@ -87,6 +96,12 @@ impl Page {
             parent: None,
             depth,
             children: 0,
+            first_child: None,
+            next_sibling: None,
+            prev_sibling: None,
+            present: false,
+            reached: depth == 0,
+            pending: false,
             stamp: 0,
             dram: Dram::None,
             frame: None,
@@ -125,6 +140,7 @@ impl Page {
             && self.pins == 0
             && self.keeps == 0
             && !self.relocating
+            && !self.pending
     }
 
     /// Where it stands in the eviction order.

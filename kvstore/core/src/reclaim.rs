@@ -125,7 +125,8 @@ impl Core {
         let page = &self.index[id];
         // What has not proved itself may be worth nothing, and moving it would take the proof.
         let proved = matches!(page.ssd, Ssd::On(_));
-        proved && (page.touched || page.children > 0 || self.is_held_on_ssd(id))
+        let used = page.touched || page.children > 0;
+        proved && ((used && self.may_be_reached(page)) || self.is_held_on_ssd(id))
     }
 
     /// The page is in DRAM: it will be written again when it leaves that.

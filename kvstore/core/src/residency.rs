@@ -134,6 +134,7 @@ impl Core {
         page.dram = Dram::None;
         let frame = page.frame.take().expect("a page in DRAM has a frame");
         let class = page.class;
+        self.note_presence(id);
         self.frames.give_back(class, frame);
         self.wake(class);
     }
@@ -172,6 +173,7 @@ impl Core {
         let page = &mut self.index[id];
         assert_eq!(page.dram, Dram::Offered, "an assigned slot's page is offered");
         page.dram = Dram::None;
+        self.note_presence(id);
         self.prune(id);
     }
 
@@ -186,7 +188,7 @@ impl Core {
             self.spaces.get_mut(page.space).pages -= 1;
             next = page.parent;
             if let Some(parent) = next {
-                self.index[parent].children -= 1;
+                self.leave_siblings(parent, (page.prev_sibling, page.next_sibling));
             }
         }
     }
@@ -199,7 +201,7 @@ impl Core {
             "a child lies one page deeper than its parent"
         );
         self.index[child].parent = Some(parent);
-        self.index[parent].children += 1;
+        self.join_siblings(child, parent);
         let stamp = self.index[child].stamp;
         if self.index[parent].stamp < stamp {
             self.touch(parent, stamp);

@@ -170,6 +170,7 @@ impl Core {
         page.ssd = if proved { Ssd::On(extent) } else { Ssd::Unproved(extent) };
         page.older = older;
         page.newer = None;
+        self.note_presence(id);
         true
     }
 
@@ -199,6 +200,7 @@ impl Core {
         if newer.is_none() {
             segment.newest = older;
         }
+        self.note_presence(id);
     }
 
     /// The pages of a segment, newest first.
