@@ -311,11 +311,17 @@ impl Machine {
         }
         let progress = progress(&mut io, result);
         self.watch.ended(&io, progress == Some(false), now);
+        // The rest of a short transfer is not asked of a device that takes none.
+        let goes_on = match io.kind {
+            Kind::Read => self.watch.takes_reads(),
+            Kind::Write | Kind::Flush => self.watch.takes_writes(),
+        };
         match progress {
             Some(ok) => {
                 self.counters.io_errors += u64::from(!ok);
                 self.over(io, ok, now);
             }
+            None if page && !goes_on => self.over(io, false, now),
             None if page && io.kind == Kind::Read => self.reads.push_front(io),
             None if page => self.writes.push_front(Outgoing::Ready(io)),
             None if matches!(self.tasks.get(io.task), Some(Task::Probe(_))) => {
