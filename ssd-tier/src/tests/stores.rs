@@ -255,6 +255,7 @@ fn write(kept: Kept) -> Vec<u8> {
     assert_eq!(life.append(33, FAILING_BYTES), AppendOutcome::Failed);
     life.store(34, 512);
     life.relocate(&moved);
+    assert_eq!(life.append(35, FAILING_BYTES), AppendOutcome::Failed);
     life.close();
 
     let mut life = Life::begin(&disk, kept, 2);
@@ -341,13 +342,14 @@ fn an_inspector_proves_every_record_of_the_golden_stores() {
             // A daemon gives the plain segment up; who looks at it from outside sees it.
             pages.splice(0..0, [(52, 512), (53, 4096)]);
         }
-        let mut found = Vec::new();
+        let (mut found, mut void) = (Vec::new(), 0);
         for facts in inspector.segments().unwrap() {
             let contents = inspector.segment(facts.segment).unwrap();
             assert_eq!(contents.facts, facts);
             let whole: Vec<_> = contents.records.iter().filter(|record| !record.void).collect();
             assert_eq!(facts.records, whole.len() as u64);
             assert_eq!(facts.void_records, (contents.records.len() - whole.len()) as u64);
+            void += facts.void_records;
             for record in whole {
                 assert_eq!(inspector.verify_record(&contents, record).unwrap(), None);
                 assert_eq!(record.encrypted, facts.encrypted);
@@ -359,6 +361,7 @@ fn an_inspector_proves_every_record_of_the_golden_stores() {
         let expected: Vec<_> =
             pages.iter().map(|(number, bytes)| identity(*number, *bytes)).collect();
         assert_eq!(found, expected);
+        assert_eq!(void, u64::from(kept != Kept::Turned));
         let verified = inspector.verify(|| {}).unwrap();
         assert!(verified.is_good(), "{verified:?}");
         assert_eq!(verified.records, pages.len() as u64);
