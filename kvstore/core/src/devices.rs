@@ -8,6 +8,9 @@ use undercroft_wire::{DeviceId, Extent};
 
 use crate::page::PageId;
 
+/// Devices whose loads differ by less than one step of 4 ms are filled evenly rather than by load.
+const LOAD_STEPS_PER_S: u64 = 250;
+
 /// All SSDs, by number.
 #[derive(Debug)]
 pub(crate) struct Devices {
@@ -116,8 +119,9 @@ impl Devices {
         self.list.iter().find(full).map(|device| device.id)
     }
 
-    /// The device that the next page is written to, none of `refused`: the one that would be done
-    /// soonest with what it was given; of equal ones the emptiest.
+    /// The device that the next page is written to, none of `refused`: the one that will be done
+    /// soonest with what it was given, in steps; of equal ones the emptiest for its size, so that
+    /// pages last as long on a small device as on a large one.
     pub(crate) fn to_append_to(&self, refused: DeviceSet) -> Option<DeviceId> {
         let takes = |device: &&Device| device.takes_appends() && !refused.contains(device.id);
         let best = self.list.iter().filter(takes).min_by(|a, b| a.compare_to_append(b));
@@ -153,13 +157,19 @@ impl Device {
     }
 
     fn compare_to_append(&self, other: &Self) -> Ordering {
-        // What is under way over speed, then what is used over room; fractions without dividing.
-        let speed = |device: &Self| u128::from(device.config.read_bytes_per_s.max(1));
-        let load = |device: &Self, by| u128::from(device.load_bytes) * speed(by);
-        let room = |device: &Self| u128::from(device.config.capacity_bytes.max(1));
-        let fill = |device: &Self, by| u128::from(device.segments.used_bytes) * room(by);
-        let by_load = load(self, other).cmp(&load(other, self));
+        let fill = |device: &Self, by: &Self| {
+            // What is under way counts as there; fractions are compared without dividing.
+            let used = u128::from(device.segments.used_bytes) + u128::from(device.load_bytes);
+            used * u128::from(by.config.capacity_bytes.max(1))
+        };
+        let by_load = self.load_steps().cmp(&other.load_steps());
         by_load.then_with(|| fill(self, other).cmp(&fill(other, self)))
+    }
+
+    /// How long it will take for what is under way, coarsely: devices that do little are alike.
+    fn load_steps(&self) -> u64 {
+        let bytes_per_step = self.config.read_bytes_per_s / LOAD_STEPS_PER_S;
+        self.load_bytes / bytes_per_step.max(1)
     }
 
     pub(crate) fn fill(&self) -> TierFill {
