@@ -34,6 +34,8 @@ pub(crate) enum Job {
     Relocate {
         page: PageId,
         extent: Extent,
+        /// Whether reclaim's budget paid for it.
+        paid: bool,
     },
     /// A read that nobody wants the bytes of. The page may be forgotten before it ends.
     Prove {
@@ -103,9 +105,12 @@ impl Core {
             (Job::StrayRead { page, extent, class, frame }, Event::ReadDone { outcome, .. }) => {
                 self.stray_read_done(page, extent, (class, frame), outcome);
             }
-            (Job::Relocate { page, extent }, Event::Relocated { outcome, free_segments, .. }) => {
+            (
+                Job::Relocate { page, extent, paid },
+                Event::Relocated { outcome, free_segments, .. },
+            ) => {
                 self.devices.get_mut(extent.device).free_segments = free_segments;
-                self.relocated(page, extent, outcome);
+                self.relocated(page, (extent, paid), outcome);
             }
             (Job::Prove { page, extent, bytes }, Event::Proved { outcome, .. }) => {
                 self.proved(page, extent, bytes, outcome);

@@ -114,10 +114,9 @@ impl Core {
                 self.drop_record(id, reclaim);
                 continue;
             }
-            if !self.is_held_on_ssd(id) {
-                reclaim.budget -= 1;
-            }
-            self.start_relocate(id, actions);
+            let paid = !self.is_held_on_ssd(id);
+            reclaim.budget -= u32::from(paid);
+            self.start_relocate(id, paid, actions);
         }
     }
 
@@ -151,7 +150,7 @@ impl Core {
         self.prune(id);
     }
 
-    fn start_relocate(&mut self, id: PageId, actions: &mut Vec<Action>) {
+    fn start_relocate(&mut self, id: PageId, paid: bool, actions: &mut Vec<Action>) {
         let identity = self.identity(id);
         let page = &mut self.index[id];
         let Ssd::On(extent) = page.ssd else { unreachable!("only proved records are relocated") };
@@ -162,36 +161,34 @@ impl Core {
         let segments = &mut self.devices.get_mut(extent.device).segments;
         let segment = segments.get_mut(Age::of(extent)).expect("a record lies in a segment");
         segment.relocating += 1;
-        let job = self.new_job(Job::Relocate { page: id, extent });
+        let job = self.new_job(Job::Relocate { page: id, extent, paid });
         actions.push(Action::Relocate { job, extent, identity });
     }
 
-    pub(crate) fn relocated(&mut self, id: PageId, from: Extent, outcome: AppendOutcome) {
+    pub(crate) fn relocated(
+        &mut self,
+        id: PageId,
+        (from, paid): (Extent, bool),
+        outcome: AppendOutcome,
+    ) {
         self.index[id].relocating = false;
         let class = self.index[id].class;
         let bytes = self.frame_bytes(class);
         self.unload(from.device, bytes);
         let device = self.devices.get_mut(from.device);
-        let takes_appends = device.takes_appends();
         if let Some(segment) = device.segments.get_mut(Age::of(from)) {
             segment.relocating -= 1;
         }
         // The record may have turned out to be damaged, or its device lost, in the meantime.
         if self.index[id].ssd == Ssd::On(from) {
-            self.move_record(id, from, outcome, takes_appends);
+            self.move_record(id, (from, paid), outcome);
         }
         self.settle(id);
         self.prune(id);
         self.wake(class);
     }
 
-    fn move_record(
-        &mut self,
-        id: PageId,
-        from: Extent,
-        outcome: AppendOutcome,
-        takes_appends: bool,
-    ) {
+    fn move_record(&mut self, id: PageId, (from, paid): (Extent, bool), outcome: AppendOutcome) {
         let bytes = self.frame_bytes(self.index[id].class);
         if let AppendOutcome::Written(extent) = outcome {
             self.leave_ssd(id);
@@ -203,9 +200,16 @@ impl Core {
                 of_device.relocated_bytes += bytes;
                 return;
             }
-        } else if takes_appends {
+        } else if self.devices.get(from.device).takes_appends() {
             // The segment must go, and the record with it.
             self.leave_ssd(id);
+        } else {
+            // The device could not move anything: reclaim will look at the page again.
+            self.index[id].touched = true;
+            let reclaiming = &mut self.devices.get_mut(from.device).segments.reclaiming;
+            if let Some(reclaim) = reclaiming.as_mut().filter(|of| of.age == Age::of(from)) {
+                reclaim.budget += u32::from(paid);
+            }
         }
         self.stats.relocate_failures += 1;
         self.devices.get_mut(from.device).stats.failures += 1;
