@@ -6,26 +6,11 @@ mod world;
 
 use undercroft_core::{Action, Config, Limits, Micros};
 use undercroft_wire::{
-    CommitOutcome, Extent, Fetch, FetchOutcome, FetchSource, LeaseId, Mode, OfferOutcome, PageKey,
-    RefusedReason, Reply, Request, SessionId, SpaceId, Stamp,
+    CommitOutcome, Extent, Fetch, FetchOutcome, FetchSource, LeaseId, Mode, OfferOutcome,
+    RefusedReason, Reply, Request, SessionId, Stamp,
 };
 use world::devices::{FIRST, config, size};
-use world::{World, key};
-
-fn chain(number: u64, length: u64) -> Vec<PageKey> {
-    (0..length).map(|depth| key(number, depth)).collect()
-}
-
-fn opened(mut world: World, slots: u32) -> (World, SpaceId) {
-    world.open(1, 1, Mode::ZeroCopy);
-    let space = world.open_space(1, 1, 4096, slots);
-    (world, space)
-}
-
-fn outcome(world: &World, session: u64, lease: u64) -> FetchOutcome {
-    let end = world.lease(session, lease).ended.expect("the fetch has ended");
-    FetchOutcome::from_byte(end.outcome).unwrap()
-}
+use world::{World, chain, opened};
 
 #[test]
 fn a_run_larger_than_dram_streams_through_it() {
@@ -40,7 +25,7 @@ fn a_run_larger_than_dram_streams_through_it() {
         let arrived = world.lease(1, 1).places.len() as u32;
         world.release(1, 1, arrived);
     }
-    assert_eq!(outcome(&world, 1, 1), FetchOutcome::Complete);
+    assert_eq!(world.outcome(1, 1), FetchOutcome::Complete);
     assert_eq!(world.lease(1, 1).places.len(), 12);
 }
 
@@ -55,8 +40,8 @@ fn two_fetches_share_one_read() {
     let reads = world.jobs.values().filter(|job| matches!(job, Action::Read { .. })).count();
     assert_eq!(reads, 1);
     world.finish_jobs();
-    assert_eq!(outcome(&world, 1, 1), FetchOutcome::Complete);
-    assert_eq!(outcome(&world, 1, 2), FetchOutcome::Complete);
+    assert_eq!(world.outcome(1, 1), FetchOutcome::Complete);
+    assert_eq!(world.outcome(1, 2), FetchOutcome::Complete);
     assert_eq!(world.lease(1, 2).ended.unwrap().ssd, 1);
 }
 
@@ -75,7 +60,7 @@ fn a_damaged_record_ends_every_fetch_before_it() {
         let arrived = world.lease(1, 1).places.len() as u32;
         world.release(1, 1, arrived);
     }
-    assert_eq!(outcome(&world, 1, 1), FetchOutcome::Damaged);
+    assert_eq!(world.outcome(1, 1), FetchOutcome::Damaged);
     assert_eq!(world.lease(1, 1).ended.unwrap().ready, 2);
     assert_eq!(world.lookup(1, space, &keys).pages, 4);
     assert!(world.core.unreachable_pages() > 0, "what lies behind it cannot be reached");
@@ -115,7 +100,7 @@ fn what_is_held_outlasts_a_flood_until_its_time_is_over() {
     assert_eq!(world.lookup(1, space, &kept).pages, 2);
     let source = FetchSource::Hold { hold, first: 1, count: 1 };
     world.fetch_from(1, 1, space, (&kept[1..], source), Stamp(1), 10);
-    assert_eq!(outcome(&world, 1, 1), FetchOutcome::Complete);
+    assert_eq!(world.outcome(1, 1), FetchOutcome::Complete);
     world.release(1, 1, u32::MAX);
     world.advance(Micros(10_000));
     world.store(1, space, &chain(3, 4), 0, Stamp(0));
@@ -186,7 +171,7 @@ fn copy_mode_delivers_through_its_slots() {
         world.release(1, 1, upto);
         world.finish_jobs();
     }
-    assert_eq!(outcome(&world, 1, 1), FetchOutcome::Complete);
+    assert_eq!(world.outcome(1, 1), FetchOutcome::Complete);
 }
 
 #[test]
@@ -215,7 +200,7 @@ fn a_fetch_without_a_frame_ends_with_its_deadline() {
     assert_eq!(world.lease(1, 1).places.len(), 1, "the only frame is leased");
     assert_eq!(world.core.next_timer(), Some(Micros(50_000)));
     world.advance(Micros(50_000));
-    assert_eq!(outcome(&world, 1, 1), FetchOutcome::Deadline);
+    assert_eq!(world.outcome(1, 1), FetchOutcome::Deadline);
     world.release(1, 1, u32::MAX);
     assert_eq!(world.core.session_leases(SessionId(1)).leases, 0);
 }

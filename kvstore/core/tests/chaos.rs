@@ -340,6 +340,7 @@ impl Chaos {
         self.world.finish_jobs();
         self.world.advance(Micros(self.world.now.0 + 1_000_000_000));
         self.world.finish_jobs();
+        // All that is left belongs to devices that do not answer.
         for ((session, request), commit) in &self.world.commits {
             let answered = commit.answered.is_some();
             assert!(answered, "commit {request} of session {session} is never answered");
@@ -365,7 +366,7 @@ impl Chaos {
         for session in all {
             self.world.kill(session.0);
         }
-        self.world.finish_jobs();
+        self.world.finish_all_jobs();
         assert_eq!(self.world.core.next_timer(), None, "nothing waits any more");
         assert!(self.world.jobs.is_empty());
     }

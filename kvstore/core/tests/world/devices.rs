@@ -3,8 +3,8 @@
 use super::log::Log;
 use super::{World, content};
 use undercroft_core::{
-    Action, AppendOutcome, Config, CopyOutcome, DeviceConfig, DeviceState, Event, Health,
-    ReadOutcome, RecoveredRecord,
+    Action, AppendOutcome, Config, CopyOutcome, DeviceConfig, DeviceReport, DeviceState, Event,
+    Health, ReadOutcome, RecoveredRecord,
 };
 use undercroft_wire::{
     DeviceId, Extent, JobId, LookupReply, PageIdentity, Request, SegmentId, SegmentUse,
@@ -229,12 +229,46 @@ impl World {
         }
     }
 
+    /// Ends the oldest job that `is_it`; false if there is none.
+    pub(crate) fn end_one(&mut self, fails: bool, is_it: impl Fn(&Self, &Action) -> bool) -> bool {
+        let found = self.jobs.values().position(|job| is_it(self, job));
+        found.inspect(|at| self.end_job(*at, fails)).is_some()
+    }
+
     /// Ends what copy workers do and nothing else, until they have nothing left to do.
     pub(crate) fn finish_copies(&mut self) {
-        let copies = |(_, job): &(usize, &Action)| Self::device_of(job).is_none();
-        while let Some((at, _)) = self.jobs.values().enumerate().find(copies) {
-            self.end_job(at, false);
+        while self.end_one(false, |_, job| Self::device_of(job).is_none()) {}
+    }
+
+    /// Ends every job, oldest first, until none is left but those of devices that do not answer.
+    pub(crate) fn finish_jobs(&mut self) {
+        for _ in 0..100_000 {
+            self.free_segments();
+            let answers = |world: &Self, job: &Action| {
+                Self::device_of(job).is_none_or(|device| world.log(device).answers())
+            };
+            if !self.end_one(false, answers) {
+                return;
+            }
         }
+        panic!("the core never comes to rest");
+    }
+
+    /// Ends every job, those included that nobody waits for any more.
+    pub(crate) fn finish_all_jobs(&mut self) {
+        self.finish_jobs();
+        while self.end_one(false, |_, _| true) {
+            self.finish_jobs();
+        }
+    }
+
+    /// How many jobs under way `is_it`.
+    pub(crate) fn count_jobs(&self, is_it: impl Fn(&Action) -> bool) -> usize {
+        self.jobs.values().filter(|job| is_it(job)).count()
+    }
+
+    pub(crate) fn report(&self, device: DeviceId) -> DeviceReport {
+        self.core.devices().nth(usize::from(device.0)).unwrap()
     }
 }
 

@@ -108,6 +108,19 @@ impl Log {
         }
     }
 
+    /// None of what lies here was ever sealed.
+    pub(crate) fn unseal(&mut self) {
+        self.unproved.extend(&self.order);
+    }
+
+    /// Takes records for written that nobody wrote.
+    pub(crate) fn believe(&mut self, records: &[RecoveredRecord]) {
+        for record in records {
+            self.by_extent.insert(record.extent, record.identity);
+            self.order.push(record.extent);
+        }
+    }
+
     /// Forgets that records were damaged: they are as good as never written.
     pub(crate) fn mend(&mut self) {
         self.damaged.clear();

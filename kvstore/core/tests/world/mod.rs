@@ -29,6 +29,18 @@ pub(crate) fn key(chain: u64, depth: u64) -> PageKey {
     PageKey(bytes)
 }
 
+/// A chain of its own.
+pub(crate) fn chain(number: u64, length: u64) -> Vec<PageKey> {
+    (0..length).map(|depth| key(number, depth)).collect()
+}
+
+/// The world with a client, session 1, that has opened a space of pages of 4096 bytes.
+pub(crate) fn opened(mut world: World, slots: u32) -> (World, SpaceId) {
+    world.open(1, 1, Mode::ZeroCopy);
+    let space = world.open_space(1, 1, 4096, slots);
+    (world, space)
+}
+
 /// What a page of a space must contain.
 pub(crate) fn content(space: SpaceDigest, key: &PageKey) -> Content {
     let mut sum = 0xcbf2_9ce4_8422_2325_u64;
@@ -371,6 +383,12 @@ impl World {
         &self.leases[&(SessionId(session), LeaseId(lease))]
     }
 
+    /// How a fetch ended.
+    pub(crate) fn outcome(&self, session: u64, lease: u64) -> FetchOutcome {
+        let end = self.lease(session, lease).ended.expect("the fetch has ended");
+        FetchOutcome::from_byte(end.outcome).unwrap()
+    }
+
     pub(crate) fn release(&mut self, session: u64, lease: u64, upto: u32) {
         self.release_from(session, session, lease, upto);
     }
@@ -387,18 +405,6 @@ impl World {
         if upto == u32::MAX {
             self.leases.remove(&(owner, lease));
         }
-    }
-
-    /// Ends every job, oldest first, until none is left.
-    pub(crate) fn finish_jobs(&mut self) {
-        for _ in 0..100_000 {
-            self.free_segments();
-            if self.jobs.is_empty() {
-                return;
-            }
-            self.end_job(0, false);
-        }
-        panic!("the core never comes to rest");
     }
 
     /// Lets time pass up to `now` and sends the ticks that fall due.
