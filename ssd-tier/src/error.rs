@@ -31,6 +31,17 @@ pub enum OpenError {
         /// The path.
         path: PathBuf,
     },
+    /// The file is somebody else's.
+    #[error(
+        "the ssd log {path} belongs to user {owner}, who could read or forge the pages in it; \
+         nothing was changed: choose another path, or remove the file"
+    )]
+    Owner {
+        /// The file.
+        path: PathBuf,
+        /// Its owner: neither the process's user nor root.
+        owner: u32,
+    },
     /// Another process has the log open, or died so recently that its writes may still land.
     #[error(
         "the ssd log {path} is in use by another process: stop it or choose another path \

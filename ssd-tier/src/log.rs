@@ -3,7 +3,7 @@ use crate::entropy;
 use crate::machine::{Machine, OTHERS_IN_FLIGHT};
 use crate::pool::Pool;
 use crate::recovery::THREADS;
-use crate::ring::Ring;
+use crate::ring::{self, Ring};
 use crate::storage::LockedFile;
 use crate::store::{self, Head};
 use crate::{
@@ -126,6 +126,9 @@ impl PageLog {
         if !QUEUE_DEPTH.contains(&config.queue_depth) {
             let found = u64::from(config.queue_depth);
             return Err(OpenError::Config { field: "queue_depth", found, allowed: "1..=1024" });
+        }
+        if config.engine == EngineChoice::Uring {
+            ring::probe().map_err(|source| OpenError::Engine { source })?;
         }
         let (file, head) = store::open(&config)?;
         Ok(PreparedLog { config, file, head })

@@ -60,9 +60,6 @@ impl Ring {
         refused: &mut Vec<String>,
     ) -> io::Result<(Self, Arc<Doorbell>)> {
         let ring = build(capacity as u32 + 1)?;
-        if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel is too old"));
-        }
         ring.submitter().register_files(&[fd])?;
         let buffers = register(&ring, &memory, refused);
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
@@ -189,10 +186,19 @@ fn build(entries: u32) -> io::Result<IoUring> {
     best.setup_single_issuer().setup_defer_taskrun().setup_cqsize(completions).dontfork();
     let mut plain = IoUring::builder();
     plain.setup_cqsize(completions).dontfork();
-    match best.build(entries) {
-        Err(e) if e.kind() == io::ErrorKind::InvalidInput => plain.build(entries),
-        result => result,
+    let ring = match best.build(entries) {
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => plain.build(entries)?,
+        result => result?,
+    };
+    if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel is too old"));
     }
+    Ok(ring)
+}
+
+/// Whether the kernel gives rings at all.
+pub(crate) fn probe() -> io::Result<()> {
+    build(1).map(drop)
 }
 
 fn register(

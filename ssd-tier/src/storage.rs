@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -80,12 +80,12 @@ pub(crate) struct LockedFile {
 }
 
 impl LockedFile {
-    /// Opens or creates the file for direct transfers and locks it.
+    /// Opens or creates the file for direct transfers and locks it. What the path names is judged
+    /// by the descriptor, never by name: between two looks at a name it may change.
     pub(crate) fn open(path: &Path) -> Result<Self, OpenError> {
         let opened = |source| OpenError::Open { path: path.into(), source };
-        let is_file = |file: &File| file.metadata().map(|m| m.is_file()).map_err(opened);
-        // A directory fails to open for writing, a pipe or device opens: both get the same answer.
-        if path.metadata().is_ok_and(|m| !m.is_file()) {
+        // A directory or a link fails to open, a pipe or device opens: all get the same answer.
+        if path.symlink_metadata().is_ok_and(|m| !m.is_file()) {
             return Err(OpenError::NotAFile { path: path.into() });
         }
         let mut refused = Vec::new();
@@ -100,8 +100,15 @@ impl LockedFile {
             }
             Err(e) => return Err(opened(e)),
         };
-        if !is_file(&file)? {
+        let facts = file.metadata().map_err(opened)?;
+        if !facts.is_file() {
             return Err(OpenError::NotAFile { path: path.into() });
+        }
+        // Pages are prompts, and without encryption a record proves that it is whole, not who
+        // wrote it.
+        let user = rustix::process::geteuid().as_raw();
+        if facts.uid() != user && facts.uid() != 0 {
+            return Err(OpenError::Owner { path: path.into(), owner: facts.uid() });
         }
         Self::lock(&file, path)?;
         Ok(Self { file, refused })
@@ -110,7 +117,7 @@ impl LockedFile {
     fn options(flags: OFlags) -> OpenOptions {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
-        options.custom_flags(flags.bits() as i32);
+        options.custom_flags((flags | OFlags::NOFOLLOW).bits() as i32);
         options
     }
 

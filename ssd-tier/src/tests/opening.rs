@@ -98,6 +98,14 @@ fn places_that_cannot_hold_a_log() {
     assert!(matches!(error, OpenError::NotAFile { .. }), "{error}");
     let error = refusal(config(Path::new("/dev/null")));
     assert!(matches!(error, OpenError::NotAFile { .. }), "{error}");
+    let (link, target) = (dir.path().join("link"), dir.path().join("target"));
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    let error = refusal(config(&link));
+    assert!(matches!(error, OpenError::NotAFile { .. }), "{error}");
+    fs::write(&target, b"").unwrap();
+    let error = refusal(config(&link));
+    assert!(matches!(error, OpenError::NotAFile { .. }), "{error}");
+    assert_eq!(fs::metadata(&target).unwrap().len(), 0, "nothing was written through the link");
     let error = refusal(config(&dir.path().join("no").join("log")));
     assert!(matches!(error, OpenError::Open { .. }), "{error}");
     let path = dir.path().join("huge");
@@ -106,6 +114,24 @@ fn places_that_cannot_hold_a_log() {
     let OpenError::NoSpace { needed, available, .. } = error else { panic!("{error}") };
     assert!(needed > available && needed > 900 << 40);
     assert!(!path.exists(), "a log that was refused leaves no file");
+}
+
+#[test]
+fn a_file_of_another_user_is_refused() {
+    use std::io::Write;
+    if !rustix::process::geteuid().is_root() {
+        let line = "SKIPPED a_file_of_another_user_is_refused: only root can give files away\n";
+        std::io::stdout().write_all(line.as_bytes()).unwrap();
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    Rig::open(config(&path)).log.close();
+    std::os::unix::fs::chown(&path, Some(65_534), None).unwrap();
+    let before = fs::read(&path).unwrap();
+    let error = refusal(config(&path));
+    assert!(matches!(error, OpenError::Owner { owner: 65_534, .. }), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), before);
 }
 
 #[test]
