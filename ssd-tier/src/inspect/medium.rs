@@ -21,23 +21,35 @@ impl Medium {
     /// Opens it past the page cache where that is possible: what is looked at is the medium.
     pub(super) fn open(path: &Path) -> Result<Self, InspectError> {
         let failed = |source| InspectError::Open { path: path.into(), source };
-        // Opening a pipe would wait for somebody to write to it.
+        let not_a_file = || InspectError::NotAFile { path: path.into() };
+        // Whatever else it is, the first transfer would fail in some way of its own.
         if !path.metadata().map_err(failed)?.is_file() {
-            return Err(InspectError::NotAFile { path: path.into() });
+            return Err(not_a_file());
         }
         let refused = Errno::INVAL.raw_os_error();
         let file = match Self::open_direct(path) {
-            Err(error) if error.raw_os_error() == Some(refused) => File::open(path),
+            Err(error) if error.raw_os_error() == Some(refused) => {
+                Self::open_with(path, OFlags::empty())
+            }
             result => result,
         };
         let file = file.map_err(failed)?;
-        let owner = file.metadata().map_err(failed)?.uid();
-        Ok(Self { file, owner })
+        let facts = file.metadata().map_err(failed)?;
+        // The name may have come to mean something else meanwhile.
+        if !facts.is_file() {
+            return Err(not_a_file());
+        }
+        Ok(Self { file, owner: facts.uid() })
+    }
+
+    fn open_with(path: &Path, flags: OFlags) -> io::Result<File> {
+        // A pipe would wait for somebody to write to it.
+        let flags = (flags | OFlags::NONBLOCK).bits() as i32;
+        OpenOptions::new().read(true).custom_flags(flags).open(path)
     }
 
     fn open_direct(path: &Path) -> io::Result<File> {
-        let flags = OFlags::DIRECT.bits() as i32;
-        let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+        let file = Self::open_with(path, OFlags::DIRECT)?;
         // Some file systems take the flag and refuse the transfer.
         let block = block_memory(1).map_err(io::Error::other)?;
         block.write(|bytes| file.read_at(bytes, 0))?;
