@@ -4,7 +4,9 @@ use crate::outcome::{Failure, Outcome, print};
 use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
-use undercroft_client::wire::{Mode, StatusReport, TierStatus};
+use undercroft_client::wire::{
+    DeviceCondition, Mode, SsdDeviceStatus, SsdStatus, StatusReport, TierStatus,
+};
 use undercroft_client::{Client, ConnectOptions, Wait};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -77,32 +79,94 @@ fn render(report: &StatusReport) -> String {
     out.line("dram", tier(&report.dram));
     match &report.ssd {
         None => out.line("ssd", "none".to_owned()),
-        Some(ssd) => {
-            out.line("ssd", tier(&ssd.tier));
-            let buffers =
-                if ssd.registered_buffers { "registered buffers" } else { "plain buffers" };
-            out.line("", format!("{} ({}, {buffers})", ssd.path, ssd.engine));
-            out.line(
-                "",
-                format!(
-                    "written {} (re-appended {}), read {}, recovered {} records",
-                    bytes(ssd.written_bytes),
-                    bytes(ssd.reappended_bytes),
-                    bytes(ssd.read_bytes),
-                    ssd.recovered_records
-                ),
-            );
-            out.line(
-                "",
-                format!(
-                    "corrupt: {} records, {} tables; I/O errors {}; unreachable pages {}",
-                    ssd.corrupt_records, ssd.corrupt_tables, ssd.io_errors, ssd.unreachable_pages
-                ),
-            );
-        }
+        Some(ssd) => render_ssd(ssd, &mut out),
     }
     render_traffic(report, &mut out);
     out.text
+}
+
+fn render_ssd(ssd: &SsdStatus, out: &mut Lines) {
+    out.line("ssd", tier(&ssd.tier));
+    out.line(
+        "",
+        format!(
+            "written {} (re-appended {}, write amplification {:.3}), read {}",
+            bytes(ssd.written_bytes),
+            bytes(ssd.reappended_bytes),
+            ssd.write_amplification,
+            bytes(ssd.read_bytes),
+        ),
+    );
+    out.line(
+        "",
+        format!(
+            "corrupt: {} records, {} tables; I/O errors {}; unreachable pages {}",
+            ssd.corrupt_records, ssd.corrupt_tables, ssd.io_errors, ssd.unreachable_pages
+        ),
+    );
+    for (number, device) in ssd.devices.iter().enumerate() {
+        render_device(number, device, out);
+    }
+}
+
+fn render_device(number: usize, device: &SsdDeviceStatus, out: &mut Lines) {
+    let condition = match device.condition {
+        DeviceCondition::Recovering => "recovering",
+        DeviceCondition::Well => "well",
+        DeviceCondition::Stalled => "stalled",
+        DeviceCondition::ReadOnly => "read-only",
+        DeviceCondition::Out => "out",
+        DeviceCondition::Lost => "lost",
+    };
+    out.line(&format!("ssd {number}"), format!("{}: {condition}", device.path));
+    if let Some(aside) = &device.set_aside {
+        out.line("", format!("a page log that could not be read was set aside: {aside}"));
+    }
+    if device.engine.is_empty() {
+        return;
+    }
+    let buffers = if device.registered_buffers { "registered buffers" } else { "plain buffers" };
+    let encrypted = if device.encrypted { "encrypted" } else { "not encrypted" };
+    out.line(
+        "",
+        format!(
+            "{} ({buffers}, queue depth {}), {encrypted}; {} of {} segments free",
+            device.engine, device.queue_depth, device.free_segments, device.segments
+        ),
+    );
+    out.line(
+        "",
+        format!(
+            "{}; written {} (re-appended {}), read {}",
+            tier(&device.tier),
+            bytes(device.written_bytes),
+            bytes(device.reappended_bytes),
+            bytes(device.read_bytes),
+        ),
+    );
+    out.line("", recovery(device));
+    out.line(
+        "",
+        format!(
+            "corrupt: {} records, {} tables; I/O errors {}; stalls {}",
+            device.corrupt_records, device.corrupt_tables, device.io_errors, device.stalls
+        ),
+    );
+}
+
+fn recovery(device: &SsdDeviceStatus) -> String {
+    let records = device.recovered_records;
+    let found = match device.recovery_ms {
+        None => format!("{records} records found so far"),
+        Some(ms) => {
+            let per_s = records as f64 * 1e3 / ms.max(1) as f64;
+            format!("recovered {records} records in {ms} ms ({per_s:.0}/s)")
+        }
+    };
+    format!(
+        "{found}; unproved {}, proved {}, disproved {}",
+        device.unproved_records, device.proved_records, device.disproved_records
+    )
 }
 
 fn render_traffic(report: &StatusReport, out: &mut Lines) {
@@ -210,5 +274,39 @@ mod tests {
         let text = render(&StatusReport::default());
         assert!(text.contains("ssd      none\n"), "{text}");
         assert!(text.contains("(0.00 %)"), "{text}");
+    }
+
+    #[test]
+    fn each_ssd_is_told_by_itself() {
+        let well = SsdDeviceStatus {
+            path: "/one".to_owned(),
+            condition: DeviceCondition::Well,
+            engine: "io_uring".to_owned(),
+            encrypted: true,
+            recovered_records: 1_000,
+            recovery_ms: Some(500),
+            unproved_records: 7,
+            ..SsdDeviceStatus::default()
+        };
+        let lost = SsdDeviceStatus {
+            path: "/two".to_owned(),
+            condition: DeviceCondition::Lost,
+            ..SsdDeviceStatus::default()
+        };
+        let ssd = SsdStatus {
+            write_amplification: 1.25,
+            devices: vec![well, lost],
+            ..SsdStatus::default()
+        };
+        let text = render(&StatusReport { ssd: Some(ssd), ..StatusReport::default() });
+        for words in [
+            "ssd 0    /one: well\n",
+            "plain buffers, queue depth 0), encrypted; 0 of 0 segments free\n",
+            "recovered 1000 records in 500 ms (2000/s); unproved 7,",
+            "ssd 1    /two: lost\nhits ",
+            "write amplification 1.250",
+        ] {
+            assert!(text.contains(words), "{words:?} is not in\n{text}");
+        }
     }
 }

@@ -47,6 +47,11 @@ impl<T> Door<T> {
         self.notify.notified().await;
     }
 
+    /// Has [`Door::rung`] return once more, for words that were left.
+    pub(crate) fn look_again(&self) {
+        self.notify.notify_one();
+    }
+
     /// The next word, if there is one.
     pub(crate) fn take(&self) -> Option<T> {
         self.words.try_recv().ok()

@@ -3,11 +3,13 @@
 
 use crate::config::{Config, human};
 use crate::copy_pool::{Copied, CopyJob, CopyPool, Direction};
-use crate::device::Device;
+use crate::device::{Completed, Device};
 use crate::mourner::Mourner;
+use crate::recovery::Found;
 use crate::report::Walk;
 use crate::session::{FrameError, Peer, Session, Turn, each_frame};
 use crate::staging_maker::{Made, StagingMaker, Wanted};
+use crate::store;
 use rustix::fd::OwnedFd;
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -16,10 +18,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use undercroft_arena::{Part, PartFacts, Span};
-use undercroft_core::{
-    Action, CopyOutcome, Core, Event, FramePlace, Micros, ProcessId, RecoveredRecord,
-};
-use undercroft_ssd_tier::{Completion, Op};
+use undercroft_core::{Action, CopyOutcome, Core, Event, FramePlace, Micros, ProcessId};
+use undercroft_ssd_tier::Op;
 use undercroft_wire::{
     DeviceId, DomainId, Epoch, Hello, Mode, OpenSpace, PartAdded, PartId, Refused, RefusedReason,
     Reply, Request, RequestId, SessionId, SlotId, SpaceDigest, SpaceId, Welcome, decode_request,
@@ -50,7 +50,8 @@ pub(crate) struct Control {
     pub(crate) core: Core,
     pub(crate) sessions: HashMap<SessionId, Session>,
     pub(crate) arena: Vec<ArenaPart>,
-    pub(crate) device: Option<Device>,
+    /// The SSDs by number.
+    pub(crate) devices: Vec<Device>,
     pub(crate) config: Config,
     pub(crate) epoch: Epoch,
     pub(crate) started: Instant,
@@ -78,7 +79,7 @@ pub(crate) struct Control {
 pub(crate) struct ControlParts {
     pub(crate) core: Core,
     pub(crate) arena: Vec<ArenaPart>,
-    pub(crate) device: Option<Device>,
+    pub(crate) devices: Vec<Device>,
     pub(crate) config: Config,
     pub(crate) epoch: Epoch,
     pub(crate) pool: CopyPool,
@@ -93,7 +94,7 @@ impl Control {
             core: parts.core,
             sessions: HashMap::new(),
             arena: parts.arena,
-            device: parts.device,
+            devices: parts.devices,
             config: parts.config,
             epoch: parts.epoch,
             started: Instant::now(),
@@ -158,22 +159,22 @@ impl Control {
                 let spans = self.copy_spans(session, space, slot, &frame, page_bytes);
                 self.copy(job, Direction::Out, spans);
             }
-            Action::Append { job, device: _, frame, identity, payload_crc } => {
+            Action::Append { job, device, frame, identity, payload_crc } => {
                 let payload = self.frame_span(&frame, frame.bytes);
-                self.submit(Op::Append { job, identity, payload, payload_crc });
+                self.submit(device, Op::Append { job, identity, payload, payload_crc });
             }
             Action::Read { job, extent, identity, frame } => {
                 let into = self.frame_span(&frame, frame.bytes);
-                self.submit(Op::Read { job, identity, extent, into });
+                self.submit(extent.device, Op::Read { job, identity, extent, into });
             }
             Action::Relocate { job, extent, identity } => {
-                self.submit(Op::Relocate { job, identity, extent });
+                self.submit(extent.device, Op::Relocate { job, identity, extent });
             }
             Action::Prove { job, extent, identity } => {
-                self.submit(Op::Prove { job, identity, extent });
+                self.submit(extent.device, Op::Prove { job, identity, extent });
             }
-            Action::FreeSegment { device: _, segment, segment_use } => {
-                self.submit(Op::FreeSegment { segment, segment_use });
+            Action::FreeSegment { device, segment, segment_use } => {
+                self.submit(device, Op::FreeSegment { segment, segment_use });
             }
         }
     }
@@ -226,40 +227,59 @@ impl Control {
         }
     }
 
-    fn submit(&mut self, op: Op) {
-        // Without a device the core asks nothing of it.
-        if let Some(device) = &mut self.device {
-            device.submit(op);
-            if device.is_behind() {
-                self.look_again.notify_one();
-            }
+    fn device(&mut self, device: DeviceId) -> &mut Device {
+        // The core was told of just these, and threads of others do not exist.
+        &mut self.devices[usize::from(device.0)]
+    }
+
+    fn submit(&mut self, device: DeviceId, op: Op) {
+        let device = self.device(device);
+        device.submit(op);
+        if device.is_behind() {
+            self.look_again.notify_one();
         }
     }
 
-    /// Whether operations wait for the page log's queue. Its making room rings no bell: an append
+    /// Whether operations wait for a page log's queue. Its making room rings no bell: an append
     /// that waits for a segment leaves the queue without an answer.
     pub(crate) fn is_device_behind(&self) -> bool {
-        self.device.as_ref().is_some_and(Device::is_behind)
+        self.devices.iter().any(Device::is_behind)
     }
 
     /// Hands waiting work over as far as the queues take it.
     pub(crate) fn push_waiting(&mut self) {
         self.pool.push_waiting();
-        if let Some(device) = &mut self.device {
+        for device in &mut self.devices {
             device.push_waiting();
         }
     }
 
-    /// What the page log found at start.
-    pub(crate) fn recovered(&mut self, records: &[RecoveredRecord], free_segments: u32) {
-        let device = DeviceId(0);
-        self.feed(Event::Recovered { device, records, free_segments, last: true });
+    /// Something was found on an SSD.
+    pub(crate) fn found(&mut self, found: Found) {
+        match found {
+            Found::Opened { device, log, recovery, began } => {
+                self.device(device).opened(*log, &recovery, began);
+            }
+            Found::Records { device, records, free_segments, last } => {
+                let records = records.as_slice();
+                self.feed(Event::Recovered { device, records, free_segments, last });
+                if last {
+                    let report = self.core.devices().find(|report| report.device == device);
+                    let unproved = report.map_or(0, |report| report.unproved_records);
+                    self.device(device).recovered(unproved);
+                }
+            }
+            Found::Failed { device, reason } => {
+                for event in self.device(device).failed(&reason) {
+                    self.feed(event);
+                }
+            }
+        }
     }
 
-    /// The page log is done with something.
-    pub(crate) fn completed(&mut self, completion: Completion) {
-        let events = self.device.as_mut().map(|device| device.completed(completion));
-        for event in events.into_iter().flatten() {
+    /// A page log is done with something.
+    pub(crate) fn completed(&mut self, Completed { device, completion }: Completed) {
+        for event in self.device(device).completed(completion) {
             self.feed(event);
         }
     }
@@ -536,15 +556,18 @@ impl Control {
         });
     }
 
-    /// Lets the clients go, ends the copy workers and closes the store. Everything written is
-    /// then found again.
-    pub(crate) fn shut(&mut self) {
-        // First, so that nobody waits for an answer while the store is being closed.
+    /// Lets the clients go, ends the copy workers and closes the stores, `late` ones that were
+    /// not taken over included. Everything written is then found again.
+    pub(crate) fn shut(&mut self, late: Vec<Found>) {
+        // First, so that nobody waits for an answer while the stores are being closed.
         self.sessions.clear();
         self.pool.stop();
-        if let Some(device) = self.device.take() {
-            device.close();
+        for found in late {
+            if let Found::Opened { .. } = found {
+                self.found(found);
+            }
         }
+        store::close(self.devices.drain(..).filter_map(Device::into_log));
     }
 }
 

@@ -1,17 +1,18 @@
 //! Putting the parts together, serving, and stopping.
 
 use crate::bell::{Door, bell};
-use crate::config::Config;
+use crate::config::{Config, SsdConfig};
 use crate::control::{ArenaPart, Control, ControlParts};
 use crate::copy_pool::{Copied, CopyPool};
-use crate::device::Device;
+use crate::device::{Completed, Device};
 use crate::error::StartError;
 use crate::listener::BoundSocket;
 use crate::mourner::Mourner;
 use crate::process;
+use crate::recovery::{self, Found};
 use crate::session;
 use crate::staging_maker::{Made, StagingMaker};
-use crate::store::{self, OpenedStore};
+use crate::store::{self, Prepared};
 use crate::web::{Question, Web};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::cell::RefCell;
@@ -19,14 +20,13 @@ use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
 use undercroft_arena::{HugePages, Part, PartOptions};
 use undercroft_core::{Core, Event, Limits, Policy};
-use undercroft_ssd_tier::Completion;
 use undercroft_wire::{Epoch, PartId, SessionId};
 
 /// Words that copy workers and device threads may have waiting for the control thread.
@@ -34,16 +34,16 @@ const BELL_ROOM: usize = 4096;
 /// Copies waiting for a worker.
 const COPY_ROOM: usize = 1024;
 
+/// How long records are taken in before it is the sessions' turn.
+const RECOVERY_TURN: Duration = Duration::from_micros(500);
+
 /// How soon a full queue of the page log is tried again when nothing else happens.
 const QUEUE_RETRY: Duration = Duration::from_millis(2);
 
 /// A daemon with everything opened that can fail, ready to run.
 pub struct Daemon {
     control: Control,
-    copied: Door<Copied>,
-    completed: Door<Completion>,
-    gone: Door<SessionId>,
-    made: Door<Made>,
+    doors: Doors,
     socket: BoundSocket,
     metrics: Option<(SocketAddr, TcpListener)>,
 }
@@ -63,17 +63,9 @@ impl Daemon {
         process::raise_file_limit();
         let socket = BoundSocket::bind(&config.socket)?;
         let metrics = config.metrics.map(listen).transpose()?;
-        let store = config.ssd.as_ref().map(store::prepare).transpose()?;
+        let prepared = config.ssd.as_ref().map(store::prepare).transpose()?.unwrap_or_default();
         let (arena, refused) = make_arena(&config)?;
         let parts: Vec<_> = arena.iter().map(|p| Arc::clone(&p.part)).collect();
-        let (device_bell, completed) = bell(BELL_ROOM);
-        let opened = store.map(|s| store::open(s, parts, device_bell)).transpose()?;
-        let (log, recovery) = match opened {
-            Some(OpenedStore { log, records, free_segments }) => {
-                (Some(log), Some((records, free_segments)))
-            }
-            None => (None, None),
-        };
         let (copy_bell, copied) = bell(BELL_ROOM);
         let pool = CopyPool::start(config.copy_workers, COPY_ROOM, &copy_bell)
             .map_err(|source| StartError::Thread { what: "copy workers", source })?;
@@ -85,10 +77,11 @@ impl Daemon {
             .map_err(|source| StartError::Thread { what: "the staging maker", source })?;
         let usable: Vec<u64> = arena.iter().map(|p| p.usable_bytes).collect();
         let core = make_core(&config, usable);
+        let device = |prepared: &Prepared| Device::new(prepared.device, prepared.directory.clone());
         let mut control = Control::new(ControlParts {
             core,
             arena,
-            device: log.map(Device::new),
+            devices: prepared.iter().map(device).collect(),
             config,
             epoch: Epoch(random()),
             pool,
@@ -96,11 +89,9 @@ impl Daemon {
             staging_maker,
             refused,
         });
-        if let Some((records, free_segments)) = recovery {
-            tracing::info!(records = records.len(), "recovered from the page log");
-            control.recovered(&records, free_segments);
-        }
-        Ok(Self { control, copied, completed, gone, made, socket, metrics })
+        let (completed, found) = start_recovery(prepared, &parts, &mut control)?;
+        let doors = Doors { copied, completed, found, gone, made };
+        Ok(Self { control, doors, socket, metrics })
     }
 
     /// The address metrics are served on, if they are.
@@ -127,12 +118,7 @@ impl Daemon {
             .transpose()
             .map_err(failed("the web thread"))?;
         let control = Rc::new(RefCell::new(self.control));
-        let doors = Doors {
-            copied: self.copied,
-            completed: self.completed,
-            gone: self.gone,
-            made: self.made,
-        };
+        let doors = self.doors;
         let served = LocalSet::new().block_on(&runtime, async {
             let listener = self.socket.listener.try_clone()?;
             let listener = UnixListener::from_std(listener)?;
@@ -141,7 +127,7 @@ impl Daemon {
             notify(&[sd_notify::NotifyState::Ready]);
             ready();
             tokio::select! {
-                () = work(&control, doors, reports) => {}
+                () = work(&control, &doors, reports) => {}
                 never = accept(listener, &control) => match never {},
                 _ = terminated.recv() => tracing::info!("SIGTERM: stopping"),
                 _ = interrupted.recv() => tracing::info!("SIGINT: stopping"),
@@ -151,7 +137,10 @@ impl Daemon {
         notify(&[sd_notify::NotifyState::Stopping]);
         drop(web);
         drop(self.socket);
-        control.borrow_mut().shut();
+        let late = std::iter::from_fn(|| doors.found.take()).collect();
+        // Whoever still has word for us is not to wait for somebody to take it.
+        drop(doors);
+        control.borrow_mut().shut(late);
         tracing::info!("stopped");
         served.map_err(failed("the control thread"))
     }
@@ -203,13 +192,32 @@ fn make_arena(config: &Config) -> Result<(Vec<ArenaPart>, Vec<String>), StartErr
     Ok((arena, refused))
 }
 
+/// Has the records of all devices looked for, from now on.
+fn start_recovery(
+    prepared: Vec<Prepared>,
+    memory: &[Arc<Part>],
+    control: &mut Control,
+) -> Result<(Door<Completed>, Door<Found>), StartError> {
+    let (done, completed) = bell(BELL_ROOM);
+    let (tell, found) = bell(recovery::ROOM);
+    for Prepared { device, log, .. } in prepared {
+        match log {
+            Ok(log) => recovery::start(device, log, memory.to_vec(), done.clone(), tell.clone())
+                .map_err(|source| StartError::Thread { what: "a search for records", source })?,
+            Err(error) => control.found(Found::Failed { device, reason: error.to_string() }),
+        }
+    }
+    Ok((completed, found))
+}
+
 fn make_core(config: &Config, parts: Vec<u64>) -> Core {
-    let ssd_bytes = config.ssd.as_ref().map_or(0, |s| s.bytes);
+    let ssd_bytes = config.ssd.as_ref().map_or(0, SsdConfig::bytes);
     let total = config.arena_bytes.saturating_add(ssd_bytes);
     // Enough for pages of 16 KiB; smaller pages meet the bound before they fill the tiers.
     let max_pages = (total / (16 << 10)).clamp(1 << 16, 1 << 26) as u32;
-    let devices = config.ssd.iter().map(|ssd| undercroft_core::DeviceConfig {
-        capacity_bytes: ssd.bytes,
+    let directories = config.ssd.iter().flat_map(|ssd| &ssd.directories);
+    let devices = directories.map(|directory| undercroft_core::DeviceConfig {
+        capacity_bytes: directory.bytes,
         // The one being filled, the one kept for relocations, and one to go on with meanwhile.
         low_water_segments: 3,
         read_bytes_per_s: 1 << 30,
@@ -271,7 +279,8 @@ async fn accept(listener: UnixListener, control: &Rc<RefCell<Control>>) -> Infal
 /// Where other threads leave word.
 struct Doors {
     copied: Door<Copied>,
-    completed: Door<Completion>,
+    completed: Door<Completed>,
+    found: Door<Found>,
     gone: Door<SessionId>,
     made: Door<Made>,
 }
@@ -279,7 +288,7 @@ struct Doors {
 /// Everything that reaches the control thread other than by a session's socket.
 async fn work(
     control: &Rc<RefCell<Control>>,
-    Doors { copied, completed, gone, made }: Doors,
+    Doors { copied, completed, found, gone, made }: &Doors,
     mut reports: mpsc::Receiver<Question>,
 ) {
     let look_again = Arc::clone(&control.borrow().look_again);
@@ -293,16 +302,31 @@ async fn work(
             }
         };
         tokio::select! {
-            () = copied.rung() => drain(control, &copied, Control::copied),
-            () = completed.rung() => drain(control, &completed, Control::completed),
-            () = gone.rung() => drain(control, &gone, Control::bury),
-            () = made.rung() => drain(control, &made, Control::staging_made),
+            () = copied.rung() => drain(control, copied, Control::copied),
+            () = completed.rung() => drain(control, completed, Control::completed),
+            () = found.rung() => recover(control, found).await,
+            () = gone.rung() => drain(control, gone, Control::bury),
+            () = made.rung() => drain(control, made, Control::staging_made),
             () = tick => control.borrow_mut().feed(Event::Tick),
             () = look_again.notified() => {}
             () = tokio::time::sleep(QUEUE_RETRY), if behind => control.borrow_mut().push_waiting(),
             Some(question) = reports.recv() => answer(control, question),
         }
         control.borrow_mut().flush_all();
+    }
+}
+
+/// Takes in what was found on the SSDs, for a moment: there may be millions of records.
+async fn recover(control: &Rc<RefCell<Control>>, found: &Door<Found>) {
+    let began = Instant::now();
+    while let Some(word) = found.take() {
+        control.borrow_mut().found(word);
+        if began.elapsed() >= RECOVERY_TURN {
+            found.look_again();
+            control.borrow_mut().flush_all();
+            // Comes back after sessions that have something to say had their turn.
+            return tokio::task::yield_now().await;
+        }
     }
 }
 

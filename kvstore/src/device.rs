@@ -1,47 +1,142 @@
-//! The SSD tier as the control thread drives it: what is under way, what waits for the page log's
+//! One SSD as the control thread drives it: what is under way, what waits for the page log's
 //! queue, and what each completion means to the core.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use undercroft_core::{AppendOutcome, Event, Health, ReadOutcome};
-use undercroft_ssd_tier::{self as ssd, Completion, LogCounters, LogFacts, Op, PageLog};
+use undercroft_ssd_tier::{self as ssd, Completion, LogCounters, LogFacts, Op, PageLog, Recovery};
 use undercroft_wire::{DeviceId, JobId};
+
+/// A completion and the page log it is from.
+#[derive(Debug)]
+pub(crate) struct Completed {
+    pub(crate) device: DeviceId,
+    pub(crate) completion: Completion,
+}
 
 /// A page log and the work it was given.
 pub(crate) struct Device {
-    log: PageLog,
+    id: DeviceId,
+    directory: PathBuf,
+    /// `None` until its records are being told, and for good if it cannot be opened.
+    log: Option<PageLog>,
     /// Work that found the log's queue full. Bounded by the frames the core reserved for it.
     waiting: VecDeque<Op>,
-    /// Appends and relocations not yet answered. If the log is lost they failed; the kernel only
-    /// reads their frames. A read not yet answered then keeps its frame for good: the kernel may
-    /// still write to it.
-    appends: HashSet<JobId>,
-    relocations: HashSet<JobId>,
+    /// Jobs not yet answered, but reads. If the log is lost they failed; the kernel only reads
+    /// their frames. A read not yet answered then keeps its frame for good: the kernel may still
+    /// write to it.
+    unanswered: HashMap<JobId, Unanswered>,
+    /// When the search for its records began, and how long it took.
+    search: Option<(Instant, Option<Duration>)>,
+    proofs: Proofs,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Unanswered {
+    Append,
+    Relocation,
+    Proof,
+}
+
+/// How recovered records proved themselves.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Proofs {
+    pub(crate) proved: u64,
+    pub(crate) disproved: u64,
 }
 
 impl Device {
-    pub(crate) fn new(log: PageLog) -> Self {
-        Self { log, waiting: VecDeque::new(), appends: HashSet::new(), relocations: HashSet::new() }
+    /// A device whose records are not known yet.
+    pub(crate) fn new(id: DeviceId, directory: PathBuf) -> Self {
+        Self {
+            id,
+            directory,
+            log: None,
+            waiting: VecDeque::new(),
+            unanswered: HashMap::new(),
+            search: None,
+            proofs: Proofs::default(),
+        }
     }
 
-    pub(crate) fn facts(&self) -> &LogFacts {
-        self.log.facts()
+    /// Where its page log lies.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Known once its log is open.
+    pub(crate) fn facts(&self) -> Option<&LogFacts> {
+        self.log.as_ref().map(PageLog::facts)
     }
 
     pub(crate) fn counters(&self) -> LogCounters {
-        self.log.counters()
+        self.log.as_ref().map(PageLog::counters).unwrap_or_default()
+    }
+
+    pub(crate) fn proofs(&self) -> Proofs {
+        self.proofs
+    }
+
+    /// How long it took until all its records were known.
+    pub(crate) fn recovery_time(&self) -> Option<Duration> {
+        self.search.and_then(|(_, took)| took)
+    }
+
+    /// Its log is open and its records are about to be told.
+    pub(crate) fn opened(&mut self, log: PageLog, recovery: &Recovery, began: Instant) {
+        let path = self.directory.display();
+        let facts = log.facts();
+        if let Some(aside) = &facts.set_aside {
+            let aside = aside.display();
+            tracing::warn!(%path, %aside, "a page log that cannot be read was set aside");
+        }
+        let Recovery { corrupt_tables, corrupt_superblocks, io_errors, other_protection, .. } =
+            recovery;
+        if corrupt_tables + io_errors + u64::from(*corrupt_superblocks) > 0 {
+            tracing::warn!(
+                %path, corrupt_tables, corrupt_superblocks, io_errors,
+                "parts of the page log are damaged: what they named is lost"
+            );
+        }
+        if *other_protection > 0 {
+            let (segments, encrypted) = (other_protection, facts.encrypted);
+            tracing::warn!(
+                %path, segments, encrypted,
+                "segments from before ssd.encryption was changed are given up"
+            );
+        }
+        self.search = Some((began, None));
+        self.log = Some(log);
+        self.push_waiting();
+    }
+
+    /// All its records were told; `unproved` of them have yet to prove themselves.
+    pub(crate) fn recovered(&mut self, unproved: u64) {
+        let Some((began, took)) = &mut self.search else { return };
+        let took = *took.insert(began.elapsed());
+        let records = self.counters().recovered_records;
+        let records_per_s = (records as f64 / took.as_secs_f64().max(1e-6)) as u64;
+        let (path, ms) = (self.directory.display(), took.as_millis() as u64);
+        tracing::info!(%path, records, unproved, ms, records_per_s, "recovered");
+    }
+
+    /// Its log cannot be opened, or what it found cannot be told.
+    pub(crate) fn failed(&mut self, reason: &str) -> Vec<Event<'static>> {
+        let path = self.directory.display();
+        tracing::error!(%path, reason, "an SSD is lost: its pages are misses until a restart");
+        self.lost()
     }
 
     /// Hands an operation over, now or as soon as the log's queue takes it.
     pub(crate) fn submit(&mut self, op: Op) {
-        match &op {
-            Op::Append { job, .. } => {
-                self.appends.insert(*job);
-            }
-            Op::Relocate { job, .. } => {
-                self.relocations.insert(*job);
-            }
-            Op::Read { .. } | Op::Prove { .. } | Op::FreeSegment { .. } => {}
-        }
+        let unanswered = match &op {
+            Op::Append { job, .. } => Some((*job, Unanswered::Append)),
+            Op::Relocate { job, .. } => Some((*job, Unanswered::Relocation)),
+            Op::Prove { job, .. } => Some((*job, Unanswered::Proof)),
+            Op::Read { .. } | Op::FreeSegment { .. } => None,
+        };
+        self.unanswered.extend(unanswered);
         self.waiting.push_back(op);
         self.push_waiting();
     }
@@ -53,8 +148,9 @@ impl Device {
 
     /// Hands waiting operations over as far as the log's queue takes them, in order.
     pub(crate) fn push_waiting(&mut self) {
+        let Some(log) = &self.log else { return };
         while let Some(op) = self.waiting.pop_front() {
-            if let Err(op) = self.log.submit(op) {
+            if let Err(op) = log.submit(op) {
                 self.waiting.push_front(op);
                 return;
             }
@@ -65,57 +161,73 @@ impl Device {
     pub(crate) fn completed(&mut self, completion: Completion) -> Vec<Event<'static>> {
         match completion {
             Completion::Appended { job, outcome, free_segments, .. } => {
-                self.appends.remove(&job);
+                self.unanswered.remove(&job);
                 vec![Event::Appended { job, outcome: append_outcome(outcome), free_segments }]
             }
             Completion::Read { job, outcome, .. } => {
                 vec![Event::ReadDone { job, outcome: read_outcome(outcome) }]
             }
             Completion::Relocated { job, outcome, free_segments } => {
-                self.relocations.remove(&job);
+                self.unanswered.remove(&job);
                 vec![Event::Relocated { job, outcome: relocate_outcome(outcome), free_segments }]
+            }
+            Completion::Proved { job, outcome } => {
+                self.unanswered.remove(&job);
+                match outcome {
+                    ssd::ReadOutcome::Verified { .. } => self.proofs.proved += 1,
+                    ssd::ReadOutcome::Corrupt | ssd::ReadOutcome::Failed => {
+                        self.proofs.disproved += 1;
+                    }
+                }
+                vec![Event::Proved { job, outcome: read_outcome(outcome) }]
+            }
+            Completion::Health { device, health } => {
+                self.log_health(health);
+                vec![Event::DeviceHealth { device, health: core_health(health) }]
             }
             Completion::SegmentFreed { device, segment, segment_use, free_segments } => {
                 vec![Event::SegmentFreed { device, segment, segment_use, free_segments }]
             }
-            Completion::Proved { job, outcome } => {
-                vec![Event::Proved { job, outcome: read_outcome(outcome) }]
+            Completion::DeviceLost { .. } => self.failed("its page log broke"),
+        }
+    }
+
+    fn log_health(&self, health: ssd::Health) {
+        let path = self.directory.display();
+        match health {
+            ssd::Health::Well => tracing::info!(%path, "an SSD is well again"),
+            ssd::Health::Stalled => {
+                tracing::warn!(%path, "an SSD stalls: its pages are misses until it answers again");
             }
-            Completion::Health { device, health } => {
-                vec![Event::DeviceHealth { device, health: core_health(health) }]
+            ssd::Health::ReadOnly => {
+                tracing::error!(%path, "an SSD fails to write: nothing is written to it for now");
             }
-            Completion::DeviceLost { device } => {
-                tracing::error!(%device, "the SSD tier is gone: its pages are misses from here on");
-                self.lost()
+            ssd::Health::Out => {
+                tracing::error!(%path, "an SSD fails: its pages are misses until it is well again");
             }
         }
     }
 
     fn lost(&mut self) -> Vec<Event<'static>> {
+        let mut events = vec![Event::DeviceLost { device: self.id }];
         // What never reached the log has touched nothing: it can be answered whatever it is.
         let untouched = self.waiting.drain(..).filter_map(|op| match op {
             Op::Read { job, .. } => Some(Event::ReadDone { job, outcome: ReadOutcome::Failed }),
             _ => None,
         });
-        let mut events = vec![Event::DeviceLost { device: DeviceId(0) }];
         events.extend(untouched);
-        let failed = AppendOutcome::Failed;
-        events.extend(self.appends.drain().map(|job| Event::Appended {
-            job,
-            outcome: failed,
-            free_segments: 0,
-        }));
-        events.extend(self.relocations.drain().map(|job| Event::Relocated {
-            job,
-            outcome: failed,
-            free_segments: 0,
+        let (outcome, free_segments) = (AppendOutcome::Failed, 0);
+        events.extend(self.unanswered.drain().map(|(job, unanswered)| match unanswered {
+            Unanswered::Append => Event::Appended { job, outcome, free_segments },
+            Unanswered::Relocation => Event::Relocated { job, outcome, free_segments },
+            Unanswered::Proof => Event::Proved { job, outcome: ReadOutcome::Failed },
         }));
         events
     }
 
-    /// Writes what is pending and closes the log.
-    pub(crate) fn close(self) {
-        self.log.close();
+    /// Its log, to be closed.
+    pub(crate) fn into_log(self) -> Option<(PathBuf, PageLog)> {
+        self.log.map(|log| (self.directory, log))
     }
 }
 

@@ -2,7 +2,7 @@ use crate::config::ConfigError;
 use std::path::PathBuf;
 use thiserror::Error;
 use undercroft_arena::ArenaError;
-use undercroft_ssd_tier::OpenError;
+use undercroft_ssd_tier::{KeyError, OpenError};
 
 /// Why the daemon could not start. Each is one line: what, where, what to do.
 #[derive(Debug, Error)]
@@ -74,8 +74,20 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// The store cannot be opened.
-    #[error("{0} (config keys ssd.path and ssd.size)")]
+    #[error("{0} (config {keys})", keys = keys_of(.0))]
     Store(#[from] OpenError),
+    /// The store key cannot be had.
+    #[error("{0} (config key ssd.key_file)")]
+    Key(#[from] KeyError),
+    /// The key file that was named is not there.
+    #[error(
+        "there is no store key {}: a key file that is named is never made; make it (head -c 32 /dev/urandom, mode 600) or leave ssd.key_file out (config key ssd.key_file)",
+        path.display()
+    )]
+    KeyMissing {
+        /// The file.
+        path: PathBuf,
+    },
     /// The arena cannot be had.
     #[error("arena of {bytes} bytes: {source}; set arena.size lower")]
     Arena {
@@ -102,4 +114,13 @@ pub enum StartError {
         /// What the system said.
         source: std::io::Error,
     },
+}
+
+/// What to look at in the configuration.
+fn keys_of(error: &OpenError) -> &'static str {
+    match error {
+        OpenError::OtherKey { .. } => "key ssd.key_file",
+        OpenError::Engine { .. } => "key ssd.engine",
+        _ => "keys ssd.path and ssd.size",
+    }
 }

@@ -20,6 +20,7 @@ mod mourner;
 mod outbox;
 mod paths;
 mod process;
+mod recovery;
 mod report;
 mod session;
 mod staging_maker;

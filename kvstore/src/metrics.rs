@@ -1,11 +1,12 @@
 //! Prometheus text made from a status report, so that both always say the same.
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, text};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use undercroft_wire::{SsdStatus, StatusReport};
+use undercroft_wire::{DeviceCondition, SsdDeviceStatus, SsdStatus, StatusReport};
 
 /// The report as OpenMetrics text.
 pub(crate) fn encode(report: &StatusReport) -> String {
@@ -56,29 +57,94 @@ impl Collector for Snapshot {
     }
 }
 
+/// A text as a label's value: the library writes values as they are.
+fn label(text: &str) -> String {
+    text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
 struct Out<'a, 'b> {
     encoder: &'a mut DescriptorEncoder<'b>,
 }
 
+/// One number of each SSD.
+type Each = fn(&SsdDeviceStatus) -> u64;
+
+const SSD_GAUGES: [(&str, &str, Each); 8] = [
+    ("ssd_capacity_bytes", "Capacity of SSD", |d| d.tier.capacity_bytes),
+    ("ssd_used_bytes", "Bytes of pages on SSD", |d| d.tier.used_bytes),
+    ("ssd_pages", "Pages on SSD", |d| d.tier.pages),
+    ("ssd_segments", "Segments, spare ones included", |d| d.segments.into()),
+    ("ssd_free_segments", "Free segments", |d| d.free_segments.into()),
+    ("ssd_queue_depth", "Page transfers that may be in flight", |d| d.queue_depth.into()),
+    ("ssd_unproved_records", "Records yet to prove themselves", |d| d.unproved_records),
+    ("ssd_io_uring", "1 if io_uring is in use", |d| u64::from(d.engine == "io_uring")),
+];
+
+const SSD_COUNTERS: [(&str, &str, Each); 12] = [
+    ("ssd_evicted_pages", "Pages dropped from SSD", |d| d.tier.evicted_pages),
+    ("ssd_written_bytes", "Record bytes written", |d| d.written_bytes),
+    ("ssd_reappended_bytes", "Record bytes re-appended", |d| d.reappended_bytes),
+    ("ssd_read_bytes", "Record bytes read", |d| d.read_bytes),
+    ("ssd_zeroed_bytes", "Bytes zeroed ahead of their first use", |d| d.zeroed_bytes),
+    ("ssd_recovered_records", "Records found at start", |d| d.recovered_records),
+    ("ssd_proved_records", "Recovered records that proved themselves", |d| d.proved_records),
+    ("ssd_disproved_records", "Recovered records that did not", |d| d.disproved_records),
+    ("ssd_corrupt_records", "Records that failed proof", |d| d.corrupt_records),
+    ("ssd_corrupt_tables", "Table batches that failed proof", |d| d.corrupt_tables),
+    ("ssd_io_errors", "Failed reads, writes and flushes", |d| d.io_errors),
+    ("ssd_stalls", "Times the device's answers were overdue", |d| d.stalls),
+];
+
+const CONDITIONS: [(&str, DeviceCondition); 6] = [
+    ("recovering", DeviceCondition::Recovering),
+    ("well", DeviceCondition::Well),
+    ("stalled", DeviceCondition::Stalled),
+    ("read-only", DeviceCondition::ReadOnly),
+    ("out", DeviceCondition::Out),
+    ("lost", DeviceCondition::Lost),
+];
+
 impl Out<'_, '_> {
     fn ssd(&mut self, ssd: &SsdStatus) -> Result<(), std::fmt::Error> {
-        self.gauge("ssd_capacity_bytes", "Capacity of SSD", ssd.tier.capacity_bytes as f64)?;
-        self.gauge("ssd_used_bytes", "Bytes of pages on SSD", ssd.tier.used_bytes as f64)?;
-        self.gauge("ssd_pages", "Pages on SSD", ssd.tier.pages as f64)?;
-        self.counter("ssd_evicted_pages", "Pages dropped from SSD", ssd.tier.evicted_pages)?;
-        self.counter("ssd_written_bytes", "Record bytes written", ssd.written_bytes)?;
-        self.counter("ssd_reappended_bytes", "Record bytes re-appended", ssd.reappended_bytes)?;
-        self.counter("ssd_read_bytes", "Record bytes read", ssd.read_bytes)?;
-        self.counter("ssd_corrupt_records", "Records that failed proof", ssd.corrupt_records)?;
-        self.counter("ssd_corrupt_tables", "Table batches that failed proof", ssd.corrupt_tables)?;
-        self.counter("ssd_io_errors", "Failed reads and writes", ssd.io_errors)?;
-        self.gauge(
-            "ssd_unreachable_pages",
-            "Pages without ancestors",
-            ssd.unreachable_pages as f64,
-        )?;
-        let uring = if ssd.engine == "io_uring" { 1.0 } else { 0.0 };
-        self.gauge("ssd_io_uring", "1 if io_uring is in use, 0 for threads", uring)
+        for (name, help, each) in SSD_GAUGES {
+            let mut family = self.family(name, help, MetricType::Gauge)?;
+            for (number, device) in ssd.devices.iter().enumerate() {
+                let labels = [("device", number.to_string())];
+                ConstGauge::new(each(device) as f64).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        for (name, help, each) in SSD_COUNTERS {
+            let mut family = self.family(name, help, MetricType::Counter)?;
+            for (number, device) in ssd.devices.iter().enumerate() {
+                let labels = [("device", number.to_string())];
+                ConstCounter::new(each(device)).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let help = "1 for the condition the device is in";
+        let mut family = self.family("ssd_condition", help, MetricType::Gauge)?;
+        for (number, device) in ssd.devices.iter().enumerate() {
+            for (name, condition) in CONDITIONS {
+                let labels = [("device", number.to_string()), ("condition", name.to_owned())];
+                let is = f64::from(u8::from(device.condition == condition));
+                ConstGauge::new(is).encode(family.encode_family(&labels)?)?;
+            }
+        }
+        let mut family = self.family("ssd_path", "Where a device lies", MetricType::Gauge)?;
+        for (number, device) in ssd.devices.iter().enumerate() {
+            let labels = [("device", number.to_string()), ("path", label(&device.path))];
+            ConstGauge::new(1.0).encode(family.encode_family(&labels)?)?;
+        }
+        let (name, pages) = ("ssd_unreachable_pages", ssd.unreachable_pages);
+        self.gauge(name, "Pages without ancestors", pages as f64)
+    }
+
+    fn family(
+        &mut self,
+        name: &'static str,
+        help: &str,
+        metric: MetricType,
+    ) -> Result<MetricEncoder<'_>, std::fmt::Error> {
+        self.encoder.encode_descriptor(name, help, None, metric)
     }
 
     fn counter(&mut self, name: &str, help: &str, value: u64) -> Result<(), std::fmt::Error> {
@@ -112,10 +178,29 @@ mod tests {
     fn the_report_is_there_in_prometheus_words() {
         let mut report = StatusReport::default();
         report.hits.dram_pages = 7;
-        report.ssd = Some(SsdStatus { engine: "io_uring".to_owned(), ..SsdStatus::default() });
+        let device = SsdDeviceStatus {
+            path: "/a \"b\"".to_owned(),
+            engine: "io_uring".to_owned(),
+            condition: DeviceCondition::ReadOnly,
+            stalls: 3,
+            ..SsdDeviceStatus::default()
+        };
+        let devices = vec![SsdDeviceStatus::default(), device];
+        report.ssd = Some(SsdStatus { devices, ..SsdStatus::default() });
         let text = encode(&report);
-        assert!(text.contains("undercroft_hit_dram_pages_total 7\n"), "{text}");
-        assert!(text.contains("undercroft_ssd_io_uring 1.0\n"), "{text}");
+        for line in [
+            "undercroft_hit_dram_pages_total 7",
+            "undercroft_ssd_io_uring{device=\"0\"} 0.0",
+            "undercroft_ssd_io_uring{device=\"1\"} 1.0",
+            "undercroft_ssd_stalls_total{device=\"1\"} 3",
+            "undercroft_ssd_condition{device=\"0\",condition=\"recovering\"} 1.0",
+            "undercroft_ssd_condition{device=\"1\",condition=\"read-only\"} 1.0",
+            "undercroft_ssd_condition{device=\"1\",condition=\"well\"} 0.0",
+            "undercroft_ssd_path{device=\"1\",path=\"/a \\\"b\\\"\"} 1.0",
+        ] {
+            assert!(text.contains(&format!("{line}\n")), "{line} is not in\n{text}");
+        }
+        assert_eq!(text.matches("# TYPE undercroft_ssd_stalls counter").count(), 1, "{text}");
         assert!(text.ends_with("# EOF\n"), "{text}");
     }
 }

@@ -33,6 +33,13 @@ pub fn default_state() -> PathBuf {
         .unwrap_or_else(|| PathBuf::from(format!("/var/tmp/undercroft-{}", uid())))
 }
 
+/// The credential of this name that the service manager gave us, if it did.
+pub(crate) fn credential(name: &str) -> Option<PathBuf> {
+    let directory = env::var_os("CREDENTIALS_DIRECTORY").filter(|v| !v.is_empty())?;
+    let path = PathBuf::from(directory).join(name);
+    path.exists().then_some(path)
+}
+
 fn variable(name: &str) -> Option<PathBuf> {
     // systemd may list several directories, separated by colons; ours is the first.
     let value = env::var_os(name).filter(|v| !v.is_empty())?;

@@ -1,12 +1,13 @@
 //! The status report, gathered from the core, the page log and the sessions.
 
 use crate::control::Control;
+use crate::device::Device;
 use crate::process;
 use std::time::{Duration, Instant};
-use undercroft_core::{Stats, TierFill};
+use undercroft_core::{DeviceReport, DeviceState, Health, Stats, TierFill};
 use undercroft_wire::{
-    ArenaStatus, HitStatus, Mode, SessionStatus, SpaceStatus, SsdStatus, StatusReport, StoreStatus,
-    TierStatus,
+    ArenaStatus, DeviceCondition, HitStatus, Mode, SessionStatus, SpaceStatus, SsdDeviceStatus,
+    SsdStatus, StatusReport, StoreStatus, TierStatus,
 };
 
 /// The version of the report's layout.
@@ -68,23 +69,71 @@ fn tier(fill: TierFill, evicted_pages: u64) -> TierStatus {
 }
 
 fn ssd(control: &Control, stats: &Stats) -> Option<SsdStatus> {
-    let (device, fill) = (control.device.as_ref()?, control.core.ssd()?);
-    let (facts, counters) = (device.facts(), device.counters());
-    let directory = control.config.ssd.as_ref().map(|s| s.directory.display().to_string());
+    if control.devices.is_empty() {
+        return None;
+    }
+    let reports = control.core.devices().zip(&control.devices);
+    let devices: Vec<_> = reports.map(|(report, device)| ssd_device(&report, device)).collect();
+    let sum = |count: fn(&SsdDeviceStatus) -> u64| devices.iter().map(count).sum();
+    let (written_bytes, reappended_bytes) =
+        (sum(|device| device.written_bytes), sum(|device| device.reappended_bytes));
     Some(SsdStatus {
-        tier: tier(fill, stats.ssd_dropped_pages),
-        path: directory.unwrap_or_default(),
-        engine: facts.engine.to_string(),
-        registered_buffers: facts.registered_buffers,
+        tier: tier(control.core.ssd().unwrap_or_default(), stats.ssd_dropped_pages),
+        written_bytes,
+        reappended_bytes,
+        write_amplification: SsdStatus::amplification(written_bytes, reappended_bytes),
+        read_bytes: sum(|device| device.read_bytes),
+        recovered_records: sum(|device| device.recovered_records),
+        unproved_records: sum(|device| device.unproved_records),
+        corrupt_records: sum(|device| device.corrupt_records),
+        corrupt_tables: sum(|device| device.corrupt_tables),
+        io_errors: sum(|device| device.io_errors),
+        unreachable_pages: unreachable_pages(control),
+        devices,
+    })
+}
+
+fn ssd_device(report: &DeviceReport, device: &Device) -> SsdDeviceStatus {
+    let (facts, counters, proofs) = (device.facts(), device.counters(), device.proofs());
+    let stats = &report.stats;
+    SsdDeviceStatus {
+        path: device.directory().display().to_string(),
+        condition: condition(report),
+        tier: tier(report.fill, stats.dropped_pages),
+        engine: facts.map_or_else(String::new, |facts| facts.engine.to_owned()),
+        registered_buffers: facts.is_some_and(|facts| facts.registered_buffers),
+        encrypted: facts.is_some_and(|facts| facts.encrypted),
+        segments: facts.map_or(0, |facts| facts.segments),
+        free_segments: report.free_segments,
+        queue_depth: counters.queue_depth,
         written_bytes: stats.appended_bytes + stats.relocated_bytes,
         reappended_bytes: stats.relocated_bytes,
         read_bytes: stats.read_bytes,
-        recovered_records: stats.recovered_records,
-        corrupt_records: stats.corrupt_records,
+        zeroed_bytes: counters.zeroed_bytes,
+        recovered_records: counters.recovered_records,
+        recovery_ms: device.recovery_time().map(|took| took.as_millis() as u64),
+        unproved_records: report.unproved_records,
+        proved_records: proofs.proved,
+        disproved_records: proofs.disproved,
+        corrupt_records: counters.corrupt_records,
         corrupt_tables: counters.corrupt_tables,
-        io_errors: stats.read_failures + stats.append_failures + stats.relocate_failures,
-        unreachable_pages: unreachable_pages(control),
-    })
+        io_errors: counters.io_errors,
+        stalls: counters.stalls,
+        set_aside: facts
+            .and_then(|facts| facts.set_aside.as_ref())
+            .map(|aside| aside.display().to_string()),
+    }
+}
+
+fn condition(report: &DeviceReport) -> DeviceCondition {
+    match (report.state, report.health) {
+        (DeviceState::Lost, _) => DeviceCondition::Lost,
+        (_, Health::Stalled) => DeviceCondition::Stalled,
+        (_, Health::Out) => DeviceCondition::Out,
+        (DeviceState::Recovering, _) => DeviceCondition::Recovering,
+        (DeviceState::Ready, Health::ReadOnly) => DeviceCondition::ReadOnly,
+        (DeviceState::Ready, Health::Well) => DeviceCondition::Well,
+    }
 }
 
 /// The last walk over all pages.
@@ -142,9 +191,11 @@ fn sessions(control: &Control) -> Vec<SessionStatus> {
 
 fn refused(control: &Control) -> Vec<String> {
     let mut lines = control.refused.clone();
-    lines.extend(control.device.iter().flat_map(|device| device.facts().refused.clone()));
-    if control.device.is_some() && control.core.ssd().is_none() {
-        lines.push("SSD tier: lost, its pages are misses until a restart (see the log)".to_owned());
+    for line in control.devices.iter().filter_map(Device::facts).flat_map(|facts| &facts.refused) {
+        // All devices of a machine are mostly refused the same.
+        if !lines.contains(line) {
+            lines.push(line.clone());
+        }
     }
     lines
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use undercroft_client::wire::StatusReport;
+use undercroft_client::wire::{DeviceCondition, SsdDeviceStatus, StatusReport};
 use undercroft_client::{Client, ConnectOptions, Wait};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -16,8 +16,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct DaemonOptions {
     /// DRAM, bytes.
     pub dram: u64,
-    /// SSD, bytes; 0 for none.
+    /// SSD, bytes; 0 for none. For each directory, where there are several.
     pub ssd: u64,
+    /// Into how many directories its pages go: `ssd-0`, `ssd-1` and so on in its folder; 0 for the
+    /// folder itself.
+    pub directories: u32,
     /// Staging per session and space, bytes.
     pub staging: u64,
     /// More lines of configuration: tables not named above, or none.
@@ -35,6 +38,7 @@ impl Default for DaemonOptions {
         Self {
             dram: 1 << 20,
             ssd: 0,
+            directories: 0,
             staging: 256 << 10,
             more: String::new(),
             refuse_io_uring: false,
@@ -53,7 +57,7 @@ pub struct TestDaemon {
 }
 
 impl TestDaemon {
-    /// Starts a daemon and waits until it answers.
+    /// Starts a daemon and waits until it answers and knows what is on its SSD.
     ///
     /// # Panics
     /// If it does not come up.
@@ -95,10 +99,20 @@ impl TestDaemon {
         self.home.path().join("config.toml")
     }
 
-    /// Its page log.
+    /// Its first page log.
     #[must_use]
     pub fn store(&self) -> PathBuf {
-        self.store_in().join("pages-0.log")
+        self.stores().swap_remove(0).join("pages-0.log")
+    }
+
+    /// The directories of its page logs.
+    #[must_use]
+    pub fn stores(&self) -> Vec<PathBuf> {
+        let within = self.options.store_in.as_deref().unwrap_or(self.home.path());
+        match self.options.directories {
+            0 => vec![within.to_owned()],
+            some => (0..some).map(|number| within.join(format!("ssd-{number}"))).collect(),
+        }
     }
 
     /// Everything it logged so far, of all its lives.
@@ -117,13 +131,38 @@ impl TestDaemon {
         self.child.as_ref().expect("it runs").id()
     }
 
-    /// Starts it (again) on the same folder.
+    /// Starts it (again) on the same folder, and waits until it knows what is on its SSD.
     ///
     /// # Panics
     /// If it does not come up.
     pub fn restart(&mut self) {
-        if let Err(error) = self.try_restart() {
+        if let Err(error) = self.try_restart().and_then(|_| self.wait_recovered()) {
             panic!("{error:#}");
+        }
+    }
+
+    /// Waits until all records on its SSDs are known and have proved themselves, as far as they
+    /// have to.
+    ///
+    /// # Errors
+    /// That does not come about.
+    ///
+    /// # Panics
+    /// If it does not answer.
+    pub fn wait_recovered(&self) -> Result<()> {
+        let since = Instant::now();
+        let is_over = |device: &SsdDeviceStatus| {
+            let known = device.recovery_ms.is_some() && device.unproved_records == 0;
+            known || device.condition == DeviceCondition::Lost
+        };
+        loop {
+            let ssd = self.status().ssd;
+            if ssd.iter().flat_map(|ssd| &ssd.devices).all(is_over) {
+                return Ok(());
+            }
+            let log = || format!("not recovered within {PATIENCE:?}: {ssd:?}\n{}", self.log());
+            ensure!(since.elapsed() < PATIENCE, log());
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 
@@ -220,14 +259,10 @@ impl TestDaemon {
         format!(
             "[server]\nsocket = \"{socket}\"\nmetrics = \"off\"\n\
              [arena]\nsize = {dram}\nstaging = {staging}\n\
-             [ssd]\nsize = {ssd}\npath = \"{path}\"\n{more}\n",
+             [ssd]\nsize = {ssd}\npath = {paths:?}\n{more}\n",
             socket = self.socket().display(),
-            path = self.store_in().display(),
+            paths = self.stores(),
         )
-    }
-
-    fn store_in(&self) -> &Path {
-        self.options.store_in.as_deref().unwrap_or(self.home.path())
     }
 }
 

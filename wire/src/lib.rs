@@ -43,6 +43,6 @@ pub use space::{
     SpaceError,
 };
 pub use status::{
-    ArenaStatus, HitStatus, SessionStatus, SpaceStatus, SsdStatus, StatusReport, StoreStatus,
-    TierStatus,
+    ArenaStatus, DeviceCondition, HitStatus, SessionStatus, SpaceStatus, SsdDeviceStatus,
+    SsdStatus, StatusReport, StoreStatus, TierStatus,
 };

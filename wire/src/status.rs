@@ -64,33 +64,120 @@ pub struct TierStatus {
     pub evicted_pages: u64,
 }
 
-/// The SSD tier.
+/// The SSD tier: all devices together, then one by one.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct SsdStatus {
     /// Capacity and fill.
     pub tier: TierStatus,
-    /// The file or device.
+    /// Bytes of records written, re-appended ones included.
+    pub written_bytes: u64,
+    /// Bytes of records re-appended by reclaim.
+    pub reappended_bytes: u64,
+    /// Write amplification: all bytes written over those that were not re-appended. 1 while
+    /// nothing was written.
+    pub write_amplification: f64,
+    /// Bytes of records read.
+    pub read_bytes: u64,
+    /// Records recovered at start.
+    pub recovered_records: u64,
+    /// Recovered records that have not proved themselves yet and count in no lookup.
+    pub unproved_records: u64,
+    /// Records that did not prove themselves.
+    pub corrupt_records: u64,
+    /// Table batches that did not prove themselves.
+    pub corrupt_tables: u64,
+    /// Failed reads, writes and flushes.
+    pub io_errors: u64,
+    /// Pages on SSD that no lookup can reach because an ancestor is gone.
+    pub unreachable_pages: u64,
+    /// Each device, in the order of the configuration.
+    pub devices: Vec<SsdDeviceStatus>,
+}
+
+impl SsdStatus {
+    /// Bytes of pages that were written because they left DRAM: what the writes were for.
+    #[must_use]
+    pub fn demoted_bytes(&self) -> u64 {
+        self.written_bytes.saturating_sub(self.reappended_bytes)
+    }
+
+    /// The least that a write amplification can be is 1; so it is while nothing was written.
+    #[must_use]
+    pub fn amplification(written_bytes: u64, reappended_bytes: u64) -> f64 {
+        let demoted_bytes = written_bytes.saturating_sub(reappended_bytes);
+        if demoted_bytes == 0 { 1.0 } else { written_bytes as f64 / demoted_bytes as f64 }
+    }
+}
+
+/// How an SSD does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeviceCondition {
+    /// Its records are still being found. Those found are served; nothing is written.
+    #[default]
+    Recovering,
+    /// It does what it is asked.
+    Well,
+    /// Its answers are overdue: its pages are misses until it answers again.
+    Stalled,
+    /// Writes or flushes failed too often: its pages are served, nothing is written.
+    ReadOnly,
+    /// Too much failed: its pages are misses until a probe finds it well again.
+    Out,
+    /// It could not be opened, or its log broke: its pages are misses until a restart.
+    Lost,
+}
+
+/// One SSD.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct SsdDeviceStatus {
+    /// The directory of its page log.
     pub path: String,
-    /// `io_uring` or `threads`.
+    /// How it does.
+    pub condition: DeviceCondition,
+    /// Capacity and fill.
+    pub tier: TierStatus,
+    /// `io_uring` or `threads`; empty until its log is open.
     pub engine: String,
     /// Whether the arena is registered with the ring.
     pub registered_buffers: bool,
+    /// Whether what is written is encrypted.
+    pub encrypted: bool,
+    /// Segments, spare ones included.
+    pub segments: u32,
+    /// Free segments.
+    pub free_segments: u32,
+    /// Page transfers that may be in flight at once, now.
+    pub queue_depth: u32,
     /// Bytes of records written, re-appended ones included.
     pub written_bytes: u64,
     /// Bytes of records re-appended by reclaim.
     pub reappended_bytes: u64,
     /// Bytes of records read.
     pub read_bytes: u64,
-    /// Records recovered at start.
+    /// Bytes of segments zeroed ahead of their first use.
+    pub zeroed_bytes: u64,
+    /// Records found at start.
     pub recovered_records: u64,
-    /// Records that did not prove themselves.
+    /// Time from the start of the search until all records were known, milliseconds; `None` until
+    /// then.
+    pub recovery_ms: Option<u64>,
+    /// Recovered records that have not proved themselves yet and count in no lookup.
+    pub unproved_records: u64,
+    /// Recovered records that have proved themselves.
+    pub proved_records: u64,
+    /// Recovered records that were asked to prove themselves and did not.
+    pub disproved_records: u64,
+    /// Records that did not prove themselves when they were read.
     pub corrupt_records: u64,
     /// Table batches that did not prove themselves.
     pub corrupt_tables: u64,
-    /// Failed reads and writes.
+    /// Failed reads, writes and flushes.
     pub io_errors: u64,
-    /// Pages on SSD that no lookup can reach because an ancestor is gone.
-    pub unreachable_pages: u64,
+    /// Times its answers were overdue.
+    pub stalls: u64,
+    /// Where a page log was moved that this build could not read.
+    pub set_aside: Option<String>,
 }
 
 /// Lookups and what they found.

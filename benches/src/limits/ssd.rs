@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use undercroft_wire::{PageKey, StatusReport};
+use undercroft_wire::{PageKey, SsdStatus, StatusReport};
 
 const PAGE: u32 = 2 << 20;
 /// Operations in flight, on both sides.
@@ -90,7 +90,7 @@ fn fill(setup: &Setup<'_>, rig: &mut Rig) -> Result<Vec<Run>, BenchError> {
 
 /// Bytes of pages written, without what reclaim wrote again.
 fn written(status: &StatusReport) -> u64 {
-    status.ssd.as_ref().map_or(0, |ssd| ssd.written_bytes.saturating_sub(ssd.reappended_bytes))
+    status.ssd.as_ref().map_or(0, SsdStatus::demoted_bytes)
 }
 
 fn write_row(

@@ -13,6 +13,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
+use undercroft_wire::SsdStatus;
 
 /// How often the run is looked after.
 const TICK: Duration = Duration::from_millis(50);
@@ -63,6 +64,7 @@ pub fn replay(options: &ReplayOptions) -> Result<ReplayReport, BenchError> {
     shared.bar.finish_and_clear();
     watch.ask();
     let mut report = report(options, &checked, &tally, watch.total(), wall);
+    report.unreachable_pages = watch.unreachable_pages();
     report.distinct_pages = trace.stats().distinct;
     report.daemon_restarts = daemon.as_ref().map_or(0, Daemon::restarts);
     drop((watch, daemon));
@@ -178,6 +180,9 @@ fn report(
         stored_pages: tally.stored,
         declined: tally.declined,
         ssd_bytes_written: daemon.ssd_written,
+        ssd_bytes_reappended: daemon.ssd_reappended,
+        write_amplification: SsdStatus::amplification(daemon.ssd_written, daemon.ssd_reappended),
+        unreachable_pages: 0,
         ssd_bytes_read: daemon.ssd_read,
         lookup_us: LookupTimes { p50: lookup_us(0.5), p99: lookup_us(0.99) },
         fetch_gbps: tally.fetch.gbps(side_by_side),

@@ -23,6 +23,12 @@ pub struct ReplayReport {
     pub declined: u64,
     /// Bytes of records the daemon wrote to SSD.
     pub ssd_bytes_written: u64,
+    /// Of these, bytes that reclaim wrote again.
+    pub ssd_bytes_reappended: u64,
+    /// All bytes written to SSD over those that were not written again; 1 if there were none.
+    pub write_amplification: f64,
+    /// Pages on SSD at the end that no lookup can reach because an ancestor is gone.
+    pub unreachable_pages: u64,
     /// Bytes of records the daemon read from SSD.
     pub ssd_bytes_read: u64,
     /// Round trips of lookups, microseconds.
@@ -104,7 +110,8 @@ impl ReplayReport {
              prefix hits  {} pages, {:.2} % (dram {:.2} %, ssd {:.2} %)\n\
              verified     {:.0} MiB, wrong bytes {}\n\
              stored       {} pages, declined {}\n\
-             ssd          {:.0} MiB written, {:.0} MiB read\n\
+             ssd          {:.0} MiB written ({:.0} MiB re-appended), {:.0} MiB read\n\
+             \x20            write amplification {:.3}, unreachable pages {}\n\
              lookup       p50 {:.1} us, p99 {:.1} us\n\
              fetch        {:.2} GB/s    store {:.2} GB/s\n\
              daemon cpu   {:.2} s\n",
@@ -122,7 +129,10 @@ impl ReplayReport {
             self.stored_pages,
             self.declined,
             mib(self.ssd_bytes_written),
+            mib(self.ssd_bytes_reappended),
             mib(self.ssd_bytes_read),
+            self.write_amplification,
+            self.unreachable_pages,
             self.lookup_us.p50,
             self.lookup_us.p99,
             self.fetch_gbps,

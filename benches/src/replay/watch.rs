@@ -11,6 +11,7 @@ const ANSWER: Duration = Duration::from_secs(1);
 pub(super) struct Watch {
     client: Client,
     seen: Vec<Seen>,
+    unreachable_pages: u64,
     answered: Instant,
 }
 
@@ -26,6 +27,7 @@ struct Seen {
 pub(super) struct Counters {
     pub(super) cpu_s: f64,
     pub(super) ssd_written: u64,
+    pub(super) ssd_reappended: u64,
     pub(super) ssd_read: u64,
 }
 
@@ -37,7 +39,8 @@ impl Watch {
         options.copy_mode = true;
         options.wait = Wait::Now(GREETING);
         let client = Client::connect(options)?;
-        let mut watch = Self { client, seen: Vec::new(), answered: Instant::now() };
+        let mut watch =
+            Self { client, seen: Vec::new(), unreachable_pages: 0, answered: Instant::now() };
         watch.ask();
         Ok(watch)
     }
@@ -47,6 +50,7 @@ impl Watch {
             return;
         };
         self.answered = Instant::now();
+        self.unreachable_pages = report.ssd.as_ref().map_or(0, |ssd| ssd.unreachable_pages);
         let now = Counters::of(&report);
         match self.seen.last_mut().filter(|seen| seen.pid == report.pid) {
             Some(seen) => seen.last = now,
@@ -64,11 +68,18 @@ impl Watch {
         self.answered.elapsed()
     }
 
+    /// Pages on SSD that no lookup could reach when the daemon last answered.
+    pub(super) fn unreachable_pages(&self) -> u64 {
+        self.unreachable_pages
+    }
+
     /// What all daemons seen did since the first answer.
     pub(super) fn total(&self) -> Counters {
         self.seen.iter().fold(Counters::default(), |sum, seen| Counters {
             cpu_s: sum.cpu_s + seen.last.cpu_s - seen.first.cpu_s,
             ssd_written: sum.ssd_written + seen.last.ssd_written - seen.first.ssd_written,
+            ssd_reappended: sum.ssd_reappended + seen.last.ssd_reappended
+                - seen.first.ssd_reappended,
             ssd_read: sum.ssd_read + seen.last.ssd_read - seen.first.ssd_read,
         })
     }
@@ -80,6 +91,7 @@ impl Counters {
         Self {
             cpu_s: report.cpu_s,
             ssd_written: ssd.map_or(0, |ssd| ssd.written_bytes),
+            ssd_reappended: ssd.map_or(0, |ssd| ssd.reappended_bytes),
             ssd_read: ssd.map_or(0, |ssd| ssd.read_bytes),
         }
     }

@@ -81,14 +81,26 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "ssd.path",
         default: "`$STATE_DIRECTORY`, `$XDG_STATE_HOME/undercroft`, `/var/lib/undercroft` (root), `$HOME/.local/state/undercroft` or `/var/tmp/undercroft-UID`, the first that applies",
-        allowed: "a directory the daemon may write to",
-        what: "Directory of the page log, `pages-0.log`.",
+        allowed: "a directory the daemon may write to, or a list of 1..=64 different ones",
+        what: "Directory of the page log, `pages-0.log`. With a list each directory has a page log of its own, and pages are spread over them by load: name one directory on each SSD.",
     },
     Key {
         name: "ssd.size",
-        default: "4 GiB, or half of the free space where that is less",
-        allowed: "0 (no SSD tier) or 1MiB..=1PiB",
-        what: "Bytes of pages to keep on SSD. Reserved before the daemon is ready, with room for four more segments and the tables.",
+        default: "4 GiB, or half of the free space where that is less, for each directory",
+        allowed: "0 (no SSD tier) or 1MiB..=1PiB, or a list of 1MiB..=1PiB with one for each directory",
+        what: "Bytes of pages to keep in each directory. Reserved before the daemon is ready, with room for four more segments and the tables.",
+    },
+    Key {
+        name: "ssd.encryption",
+        default: "\"on\"",
+        allowed: "\"on\" or \"off\"",
+        what: "Whether pages and their names are encrypted on SSD (AES-256-GCM). Pages that were written the other way are given up at the next start.",
+    },
+    Key {
+        name: "ssd.key_file",
+        default: "`$CREDENTIALS_DIRECTORY/undercroft.store-key` where there is one, else `store.key` in the first directory of `ssd.path` that has one; without any it is made in the first one",
+        allowed: "a file of 32 bytes or 64 hexadecimal digits that only its owner may read",
+        what: "The store key, one for all directories. A file that is named here, or a credential, is read and never made. Without its key a store cannot be read again.",
     },
     Key {
         name: "ssd.segment",
@@ -104,9 +116,15 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "ssd.queue_depth",
-        default: "16",
+        default: "64",
         allowed: "1..=256",
-        what: "Reads and writes in flight on the device.",
+        what: "The most reads and writes in flight on each device. It begins with 16 and finds out how many are of use.",
+    },
+    Key {
+        name: "ssd.stall_ms",
+        default: "500",
+        allowed: "10..=60000",
+        what: "A device whose read takes longer than this is stalled: its pages are misses until it answers again. A write may take 4 times, a flush 20 times that.",
     },
     Key {
         name: "ssd.table_flush_ms",

@@ -3,17 +3,19 @@
 
 mod keys;
 mod raw;
+mod ssd;
 #[cfg(test)]
 mod tests;
 
 pub use keys::{KEYS, Key, reference};
 
 use crate::paths;
-use raw::{Quantity, RawArena, RawConfig, RawCopy, RawPolicy, RawServer, RawSsd};
+use raw::{Quantity, RawArena, RawConfig, RawCopy, RawPolicy, RawServer};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
-use undercroft_ssd_tier::EngineChoice;
+
+pub(crate) use ssd::{KeyFile, SsdConfig, SsdDirectory};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -73,17 +75,6 @@ pub struct Config {
     pub(crate) max_hold_ms: u32,
 }
 
-/// The SSD tier's part of a checked configuration.
-#[derive(Debug, Clone)]
-pub(crate) struct SsdConfig {
-    pub(crate) directory: PathBuf,
-    pub(crate) bytes: u64,
-    pub(crate) segment_bytes: Option<u64>,
-    pub(crate) engine: EngineChoice,
-    pub(crate) queue_depth: u32,
-    pub(crate) table_flush_ms: u64,
-}
-
 impl Config {
     /// The configuration of `undercroft serve` without a file: sizes fitted to the machine.
     ///
@@ -124,10 +115,7 @@ impl Config {
     /// Sizes and places in a few lines, for the start of `serve`.
     #[must_use]
     pub fn summary(&self) -> Vec<(&'static str, String)> {
-        let ssd = match &self.ssd {
-            None => "none".to_owned(),
-            Some(ssd) => format!("{} in {}", human(ssd.bytes), ssd.directory.display()),
-        };
+        let ssd = self.ssd.as_ref().map_or_else(|| "none".to_owned(), SsdConfig::summary);
         let metrics =
             self.metrics.map_or_else(|| "off".to_owned(), |a| format!("http://{a}/metrics"));
         vec![
@@ -142,7 +130,7 @@ impl Config {
         let RawConfig { server, arena, ssd, copy, policy } = raw;
         let mut config = check_arena(&arena)?;
         check_server(&mut config, server)?;
-        config.ssd = check_ssd(ssd)?;
+        config.ssd = ssd::check(&ssd)?;
         check_copy(&mut config, &copy)?;
         check_policy(&mut config, &policy)?;
         Ok(config)
@@ -214,36 +202,6 @@ fn check_metrics(text: &str) -> Result<Option<SocketAddr>, ConfigError> {
         IpAddr::V6(ip) => ip.is_loopback(),
     };
     if loopback { Ok(Some(address)) } else { Err(refused()) }
-}
-
-fn check_ssd(raw: RawSsd) -> Result<Option<SsdConfig>, ConfigError> {
-    let directory = raw.path.map_or_else(paths::default_state, PathBuf::from);
-    let default = default_ssd(&directory);
-    let bytes = size("ssd.size", raw.size.as_ref(), default, 0, 1 << 50)?;
-    let segment_bytes = raw
-        .segment
-        .as_ref()
-        .map(|found| size("ssd.segment", Some(found), 0, 64 * KIB, GIB))
-        .transpose()?;
-    let engines = ["auto", "io_uring", "threads"];
-    let engine = match choice("ssd.engine", raw.engine.as_deref(), "auto", &engines)? {
-        0 => EngineChoice::Auto,
-        1 => EngineChoice::Uring,
-        _ => EngineChoice::Threads,
-    };
-    let queue_depth = number("ssd.queue_depth", raw.queue_depth, 16, 1, 256)? as u32;
-    let table_flush_ms = number("ssd.table_flush_ms", raw.table_flush_ms, 20, 1, 10_000)?;
-    if bytes == 0 {
-        return Ok(None);
-    }
-    if bytes < MIB {
-        return Err(ConfigError::Value {
-            key: "ssd.size",
-            found: bytes.to_string(),
-            allowed: "0 (no SSD tier) or 1MiB..=1PiB".to_owned(),
-        });
-    }
-    Ok(Some(SsdConfig { directory, bytes, segment_bytes, engine, queue_depth, table_flush_ms }))
 }
 
 fn check_copy(config: &mut Config, raw: &RawCopy) -> Result<(), ConfigError> {
@@ -325,19 +283,6 @@ fn default_dram() -> u64 {
     let available = rustix::system::sysinfo();
     let free = available.freeram.saturating_mul(u64::from(available.mem_unit));
     GIB.min(free / 4).max(16 * MIB) / MIB * MIB
-}
-
-/// 4 GiB, or half of the file system's free space where that is less.
-fn default_ssd(directory: &Path) -> u64 {
-    let mut at = Some(directory);
-    while let Some(path) = at {
-        if let Ok(facts) = rustix::fs::statvfs(path) {
-            let free = facts.f_bavail.saturating_mul(facts.f_frsize);
-            return (4 * GIB).min(free / 2).max(16 * MIB) / MIB * MIB;
-        }
-        at = path.parent();
-    }
-    16 * MIB
 }
 
 /// A size for people.

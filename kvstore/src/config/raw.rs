@@ -36,11 +36,14 @@ pub(crate) struct RawArena {
 #[derive(Debug, Default, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawSsd {
-    pub(crate) path: Option<String>,
-    pub(crate) size: Option<Quantity>,
+    pub(crate) path: Option<Several<String>>,
+    pub(crate) size: Option<Several<Quantity>>,
+    pub(crate) encryption: Option<String>,
+    pub(crate) key_file: Option<String>,
     pub(crate) segment: Option<Quantity>,
     pub(crate) engine: Option<String>,
     pub(crate) queue_depth: Option<u64>,
+    pub(crate) stall_ms: Option<u64>,
     pub(crate) table_flush_ms: Option<u64>,
 }
 
@@ -58,6 +61,23 @@ pub(crate) struct RawPolicy {
     pub(crate) demote_ahead: Option<u64>,
     pub(crate) fetch_window: Option<u64>,
     pub(crate) max_hold_ms: Option<u64>,
+}
+
+/// One value or a list of them.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged, expecting = "expected one value or a list of values")]
+pub(crate) enum Several<T> {
+    One(T),
+    List(Vec<T>),
+}
+
+impl<T> Several<T> {
+    pub(crate) fn as_slice(&self) -> &[T] {
+        match self {
+            Self::One(one) => std::slice::from_ref(one),
+            Self::List(list) => list,
+        }
+    }
 }
 
 /// A size: a bare number of bytes or a text such as `64KiB`.

@@ -1,6 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
-use super::{Config, ConfigError, KEYS, human, reference};
+use super::{Config, ConfigError, KEYS, KeyFile, SsdDirectory, human, reference};
 use std::path::Path;
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -49,6 +49,52 @@ fn a_value_out_of_range_names_key_value_and_range() {
             "{text}: {error}"
         );
     }
+}
+
+#[test]
+fn directories_and_sizes_are_one_or_a_list() {
+    let ssd = |text: &str| parse(&format!("[ssd]\n{text}\n")).unwrap().ssd.unwrap();
+    let one = ssd("path = \"/a\"\nsize = \"2MiB\"");
+    assert_eq!(one.directories, [SsdDirectory { path: "/a".into(), bytes: 2 << 20 }]);
+    let each = ssd("path = [\"/a\", \"/b\"]\nsize = \"2MiB\"");
+    assert_eq!((each.directories.len(), each.bytes()), (2, 4 << 20));
+    let own = ssd("path = [\"/a\", \"/b\"]\nsize = [\"2MiB\", 3145728]");
+    assert_eq!(own.directories[1], SsdDirectory { path: "/b".into(), bytes: 3 << 20 });
+    assert_eq!(ssd("path = [\"/a\", \"/b\"]").directories.len(), 2);
+    let none = parse("[ssd]\npath = [\"/a\", \"/b\"]\nsize = 0").unwrap();
+    assert!(none.ssd.is_none());
+}
+
+#[test]
+fn directories_and_sizes_that_do_not_fit_are_refused() {
+    for (text, key, words) in [
+        ("path = []", "ssd.path", "a list of 0"),
+        ("path = \"\"", "ssd.path", "\"\""),
+        ("path = [\"/a\", \"/b\", \"/a/\"]", "ssd.path", "\"/a/\", which is in the list"),
+        ("path = [\"/\", \"/proc/..\"]", "ssd.path", "\"/proc/..\", which is in the list"),
+        ("path = \"/a\"\nsize = [1048576, 1048576]", "ssd.size", "a list of 2"),
+        ("path = [\"/a\", \"/b\"]\nsize = [1048576]", "ssd.size", "a list of 2: one for each"),
+        ("path = [\"/a\", \"/b\"]\nsize = [1048576, 0]", "ssd.size", "1MiB"),
+        ("path = [\"/a\", \"/b\"]\nsize = [\"lots\", 0]", "ssd.size", "\"lots\""),
+        ("path = \"/a\"\nsize = 5", "ssd.size", "1MiB"),
+        ("encryption = \"yes\"", "ssd.encryption", "\"on\" or \"off\""),
+        ("key_file = \"\"", "ssd.key_file", "\"\""),
+        ("stall_ms = 1", "ssd.stall_ms", "10..=60000"),
+    ] {
+        let error = parse(&format!("[ssd]\n{text}\n")).unwrap_err().to_string();
+        let said = error.contains(key) && error.contains(words) && error.contains("allowed");
+        assert!(said && !error.contains('\n'), "{text}: {error}");
+    }
+}
+
+#[test]
+fn pages_are_encrypted_unless_somebody_says_otherwise() {
+    let key = |text: &str| parse(&format!("[ssd]\n{text}\n")).unwrap().ssd.unwrap().key_file;
+    assert!(key("").is_some());
+    assert_eq!(key("encryption = \"off\""), None);
+    let named = Some(KeyFile::Named("/a.key".into()));
+    assert_eq!(key("key_file = \"/a.key\""), named);
+    assert_eq!(key("encryption = \"off\"\nkey_file = \"/a.key\""), None);
 }
 
 #[test]

@@ -137,17 +137,17 @@ fn status() -> StatusReport {
         TierStatus { capacity_bytes: 1 << 30, used_bytes: 1 << 29, pages: 256, evicted_pages: 3 };
     let ssd = SsdStatus {
         tier: TierStatus { capacity_bytes: 1 << 34, ..dram.clone() },
-        path: "pages.log".to_owned(),
-        engine: "io_uring".to_owned(),
-        registered_buffers: true,
         written_bytes: 101,
         reappended_bytes: 102,
+        write_amplification: 1.25,
         read_bytes: 103,
         recovered_records: 104,
-        corrupt_records: 105,
-        corrupt_tables: 106,
-        io_errors: 107,
-        unreachable_pages: 108,
+        unproved_records: 105,
+        corrupt_records: 106,
+        corrupt_tables: 107,
+        io_errors: 108,
+        unreachable_pages: 109,
+        devices: vec![SsdDeviceStatus::default(), ssd_device(dram.clone())],
     };
     let session = SessionStatus {
         session: 6,
@@ -188,5 +188,33 @@ fn status() -> StatusReport {
         sessions: vec![session],
         refused: vec!["mlock: not permitted".to_owned()],
         protocol_errors: 1,
+    }
+}
+
+fn ssd_device(tier: TierStatus) -> SsdDeviceStatus {
+    SsdDeviceStatus {
+        path: "store-1".to_owned(),
+        condition: DeviceCondition::ReadOnly,
+        tier,
+        engine: "io_uring".to_owned(),
+        registered_buffers: true,
+        encrypted: true,
+        segments: 401,
+        free_segments: 402,
+        queue_depth: 403,
+        written_bytes: 404,
+        reappended_bytes: 405,
+        read_bytes: 406,
+        zeroed_bytes: 407,
+        recovered_records: 408,
+        recovery_ms: Some(409),
+        unproved_records: 410,
+        proved_records: 411,
+        disproved_records: 412,
+        corrupt_records: 413,
+        corrupt_tables: 414,
+        io_errors: 415,
+        stalls: 416,
+        set_aside: Some("pages-0.log.set-aside-1".to_owned()),
     }
 }

@@ -177,20 +177,60 @@ fn tier() -> impl Strategy<Value = TierStatus> {
 }
 
 fn ssd() -> impl Strategy<Value = SsdStatus> {
-    (tier(), text(), text(), any::<bool>(), any::<[u64; 8]>()).prop_map(
-        |(tier, path, engine, registered_buffers, counts)| SsdStatus {
+    let devices = vec(ssd_device(), 0..3);
+    (tier(), 0.0..100.0, any::<[u64; 9]>(), devices).prop_map(
+        |(tier, write_amplification, counts, devices)| SsdStatus {
             tier,
-            path,
-            engine,
-            registered_buffers,
             written_bytes: counts[0],
             reappended_bytes: counts[1],
+            write_amplification,
             read_bytes: counts[2],
             recovered_records: counts[3],
-            corrupt_records: counts[4],
-            corrupt_tables: counts[5],
-            io_errors: counts[6],
-            unreachable_pages: counts[7],
+            unproved_records: counts[4],
+            corrupt_records: counts[5],
+            corrupt_tables: counts[6],
+            io_errors: counts[7],
+            unreachable_pages: counts[8],
+            devices,
+        },
+    )
+}
+
+fn condition() -> impl Strategy<Value = DeviceCondition> {
+    use DeviceCondition::{Lost, Out, ReadOnly, Recovering, Stalled, Well};
+    prop::sample::select(vec![Recovering, Well, Stalled, ReadOnly, Out, Lost])
+}
+
+fn ssd_device() -> impl Strategy<Value = SsdDeviceStatus> {
+    let texts = (text(), text(), prop::option::of(text()));
+    let counts = (any::<[u32; 3]>(), any::<[u64; 12]>(), any::<Option<u64>>());
+    (texts, condition(), tier(), any::<[bool; 2]>(), counts).prop_map(
+        |((path, engine, set_aside), condition, tier, flags, (small, counts, recovery_ms))| {
+            SsdDeviceStatus {
+                path,
+                condition,
+                tier,
+                engine,
+                registered_buffers: flags[0],
+                encrypted: flags[1],
+                segments: small[0],
+                free_segments: small[1],
+                queue_depth: small[2],
+                written_bytes: counts[0],
+                reappended_bytes: counts[1],
+                read_bytes: counts[2],
+                zeroed_bytes: counts[3],
+                recovered_records: counts[4],
+                recovery_ms,
+                unproved_records: counts[5],
+                proved_records: counts[6],
+                disproved_records: counts[7],
+                corrupt_records: counts[8],
+                corrupt_tables: counts[9],
+                io_errors: counts[10],
+                stalls: counts[11],
+                set_aside,
+            }
         },
     )
 }
