@@ -257,6 +257,11 @@ impl Core {
         assert_eq!(prefetches, self.prefetches as usize, "a fetch is leased or a prefetch");
         for fetch in self.fetches.values() {
             audit_fetch(fetch);
+            let coming = fetch.delivered.max(fetch.copied)..fetch.issued;
+            for page in &fetch.pages[coming.start as usize..coming.end as usize] {
+                let comes = matches!(self.index[*page].dram, Dram::Resident | Dram::Reading);
+                assert!(comes, "a fetch waits only for pages that are on their way");
+            }
         }
         let limit = self.config.limits.max_sessions as usize;
         assert!(self.sessions.len() <= limit, "sessions are bounded");

@@ -1,8 +1,9 @@
 //! Every decision of the Undercroft daemon, as one pure state machine: [`Core`].
 //!
 //! This crate owns: the index of pages, frames and who may use them, the order in which pages
-//! leave DRAM, leases and holds, offers and credits, fetches, which page lies on SSD and what
-//! reclaim does about it. The daemon around it carries out [`Action`]s and reports [`Event`]s.
+//! leave DRAM, leases and holds, offers and credits, fetches, which page lies on which SSD, what
+//! reclaim does about it and what a sick SSD may cost. The daemon around it carries out
+//! [`Action`]s and reports [`Event`]s.
 //!
 //! It never does I/O, reads a clock, starts a thread or knows a runtime; the same configuration
 //! and events give the same actions. Every table is bounded by [`Limits`].

@@ -61,6 +61,30 @@ fn a_page_whose_read_hangs_is_stored_and_read_anew() {
 }
 
 #[test]
+fn a_read_that_hung_tells_of_its_record_only_if_the_device_answered() {
+    for (damaged, found) in [(false, 3), (true, 0)] {
+        let (mut world, space) = opened(World::with_ssd(4, 100, 9, 4), 2);
+        let keys = chain(1, 3);
+        world.store(1, space, &keys, 0, Stamp(0));
+        world.store(1, space, &chain(2, 4), 0, Stamp(0));
+        world.fetch(1, 1, space, &keys[..1], Stamp(0), 1000);
+        let Some(extent) = world.extent_of_job(0) else { panic!("it is being read") };
+        world.set_health(FIRST, Health::Stalled);
+        if damaged {
+            world.log_mut(FIRST).damage(extent);
+        }
+        world.end_job(0, !damaged);
+        world.set_health(FIRST, Health::Well);
+        assert_eq!(world.lookup(1, space, &keys).pages, found);
+        let stats = world.core.stats();
+        assert_eq!(
+            (stats.corrupt_records, stats.read_failures),
+            (damaged.into(), (!damaged).into())
+        );
+    }
+}
+
+#[test]
 fn a_prefetch_does_not_wait_for_a_stalled_device() {
     let (mut world, space) = opened(World::with_ssd(2, 100, 9, 4), 2);
     let keys = chain(1, 6);
@@ -86,20 +110,45 @@ fn what_is_in_dram_is_delivered_up_to_the_first_page_out_of_reach() {
 }
 
 #[test]
-fn copy_mode_forgets_what_it_has_copied_before_a_device_stalls() {
-    let mut world = World::with_ssd(4, 100, 9, 4);
-    world.open(1, 1, Mode::Copy);
-    let space = world.open_space(1, 1, 4096, 2);
-    let keys = chain(1, 8);
-    let stamp = world.lookup(1, space, &keys).stamp;
-    world.store(1, space, &keys, 0, stamp);
+fn what_is_held_stays_in_dram_while_its_device_stalls() {
+    let (mut world, space) = opened(World::with_ssd(2, 100, 9, 4), 2);
+    let keys = chain(1, 1);
+    world.store(1, space, &keys, 0, Stamp(0));
+    world.store(1, space, &chain(2, 3), 0, Stamp(0));
+    let hold = world.lookup_hold(1, &[space], &keys, 1000);
+    assert_eq!((hold.ssd, hold.hold.is_some()), (1, true));
     world.fetch(1, 1, space, &keys, Stamp(0), 1000);
-    // The second page's copy is done before the first one's.
+    world.finish_jobs();
+    world.release(1, 1, u32::MAX);
+    world.set_health(FIRST, Health::Stalled);
+    for number in 3..9 {
+        assert_eq!(world.store(1, space, &chain(number, 1), 0, Stamp(0)), 1);
+    }
+    assert_eq!(world.lookup(1, space, &keys).dram, 1, "it is held, and nowhere else");
+    world.set_health(FIRST, Health::Well);
+    world.store(1, space, &chain(9, 2), 0, Stamp(0));
+    assert_eq!(world.lookup(1, space, &keys).ssd, 1, "its record will do again");
+}
+
+#[test]
+fn what_was_copied_into_a_slot_needs_neither_page_nor_device() {
+    let size = size(100, 9, 4);
+    let logs = World::with_devices(1, &[size]).logs;
+    let mut world = World::with_logs(config(2, &[size]), logs);
+    world.open(1, 1, Mode::Copy);
+    let space = world.open_space(1, 1, 4096, 3);
+    let keys = chain(1, 2);
+    world.store(1, space, &keys, 0, Stamp(0));
+    world.fetch(1, 1, space, &keys, Stamp(0), 1000);
+    // The second page is copied first, and makes room for another before the first one is.
     world.end_job(1, false);
+    let offer = world.offer(1, space, None, 0, &chain(2, 1), Stamp(0)).unwrap();
+    world.commit(1, space, offer.offer, &offer.slots, &[]);
+    world.end_one(false, |_, job| matches!(job, Action::CopyIn { .. }));
+    assert_eq!(world.lookup(1, space, &keys).pages, 1);
     world.set_health(FIRST, Health::Stalled);
     world.finish_jobs();
-    assert_eq!(world.outcome(1, 1), FetchOutcome::Missing);
-    assert_eq!(world.lease(1, 1).places.len(), 2);
+    assert_eq!(world.outcome(1, 1), FetchOutcome::Complete);
 }
 
 #[test]
@@ -241,7 +290,6 @@ fn a_busy_device_is_given_less() {
     settings.devices[1].read_bytes_per_s = 4096 * 250;
     let mut world = World::with_logs(settings, World::with_devices(1, &sizes).logs);
     for device in [FIRST, SECOND] {
-        world.log_mut(device).state = DeviceState::Recovering;
         world.recover(device, &[], true);
     }
     let (mut world, space) = opened(world, 16);
@@ -360,7 +408,6 @@ fn an_estimate_is_that_of_the_slowest_device() {
     settings.devices[1].read_latency_us = 11;
     let mut world = World::with_logs(settings, World::with_devices(1, &sizes).logs);
     for device in [FIRST, SECOND] {
-        world.log_mut(device).state = DeviceState::Recovering;
         world.recover(device, &[], true);
     }
     let (mut world, space) = opened(world, 1);

@@ -196,12 +196,9 @@ fn an_unproved_page_is_wanted_again_and_its_record_still_used() {
 #[test]
 fn a_page_in_dram_with_an_unproved_record_is_written_anew_if_it_must_go_first() {
     let sizes = [SIZE, SIZE];
-    let logs = crashed(2, true).logs;
-    let mut other = World::with_devices(1, &sizes);
-    let mut world = World::with_logs(config(1, &sizes), vec![]);
-    world.logs = logs;
-    world.logs.push(other.logs.remove(1));
-    world.log_mut(SECOND).state = undercroft_core::DeviceState::Recovering;
+    let mut logs = crashed(2, true).logs;
+    logs.push(World::with_devices(1, &sizes).logs.remove(1));
+    let mut world = World::with_logs(config(1, &sizes), logs);
     world.recover(SECOND, &[], true);
     let records = world.log(FIRST).recover();
     world.set_health(FIRST, Health::Stalled);
@@ -242,11 +239,8 @@ fn of_two_records_the_one_that_is_proved_is_believed() {
     let open = records(FIRST, &keys, |_| false)[0];
     let elsewhere = records(SECOND, &keys, |_| true)[0];
     let states = |pieces: &[RecoveredRecord]| {
-        let mut world = World::new(config(2, &[SIZE, SIZE]));
-        world.logs = World::with_devices(1, &[SIZE, SIZE]).logs;
-        for log in &mut world.logs {
-            log.state = undercroft_core::DeviceState::Recovering;
-        }
+        let logs = World::with_devices(1, &[SIZE, SIZE]).logs;
+        let mut world = World::with_logs(config(2, &[SIZE, SIZE]), logs);
         for record in pieces {
             world.recover(record.extent.device, &[*record], false);
         }
@@ -265,7 +259,6 @@ fn of_two_records_the_one_that_is_proved_is_believed() {
 fn records_that_make_no_sense_are_ignored() {
     let keys = chain(1, 2);
     let mut world = World::with_logs(config(2, &[SIZE]), World::with_devices(1, &[SIZE]).logs);
-    world.log_mut(FIRST).state = undercroft_core::DeviceState::Recovering;
     let good = records(FIRST, &keys, |_| true);
     let other_device = records(SECOND, &keys, |_| true)[0];
     let mut own_parent = good[1];
@@ -316,13 +309,30 @@ fn reclaim_drops_what_is_not_proved_and_waits_for_the_proof() {
 }
 
 #[test]
+fn reclaim_moves_nothing_that_no_lookup_can_reach() {
+    let keys = chain(1, 8);
+    let moves = |with_head: bool, all_told: bool| {
+        let sizes = [SIZE, SIZE];
+        let mut settings = config(2, &sizes);
+        settings.devices[0].low_water_segments = SIZE.segments;
+        let mut world = World::with_logs(settings, World::with_devices(1, &sizes).logs);
+        world.recover(SECOND, &[], all_told);
+        let all = records(FIRST, &keys, |_| true);
+        world.recover(FIRST, &all[usize::from(!with_head)..], true);
+        world.count_jobs(|job| matches!(job, Action::Relocate { .. }))
+    };
+    assert_eq!(moves(true, true), 2, "parents of what stays are worth half a segment");
+    assert_eq!(moves(false, true), 0, "but not without their own");
+    assert_eq!(moves(false, false), 1, "unless those may still turn up elsewhere");
+}
+
+#[test]
 fn a_lost_device_forgets_its_records_a_few_at_a_time() {
     let keys = chain(1, 2000);
     let mut world = World::with_logs(
         config(2, &[Size { pages: 4000, segments: 1000, records: 4 }]),
         World::with_devices(1, &[Size { pages: 4000, segments: 1000, records: 4 }]).logs,
     );
-    world.log_mut(FIRST).state = undercroft_core::DeviceState::Recovering;
     world.recover(FIRST, &records(FIRST, &keys, |_| true), true);
     let (mut world, space) = opened(world, 2);
     world.logs[0].believe(&records(FIRST, &keys, |_| true));
@@ -352,7 +362,6 @@ fn unreachable_pages_are_counted_however_deep_they_hang() {
     let logs = World::with_devices(1, &[big]).logs;
     let mut world = World::with_logs(config(2, &[big]), logs);
     world.audits = false;
-    world.log_mut(FIRST).state = undercroft_core::DeviceState::Recovering;
     let all = records(FIRST, &keys, |_| true);
     let tail_first: Vec<_> = all.iter().skip(1).rev().copied().collect();
     world.recover(FIRST, &tail_first, false);

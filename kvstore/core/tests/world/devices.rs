@@ -65,6 +65,9 @@ impl World {
     pub(crate) fn with_logs(config: Config, logs: Vec<Log>) -> Self {
         let mut world = Self::new(config);
         world.logs = logs;
+        for log in &mut world.logs {
+            log.state = DeviceState::Recovering;
+        }
         world
     }
 
