@@ -174,20 +174,8 @@ impl TestDaemon {
     /// # Panics
     /// If it runs.
     pub fn try_restart(&mut self) -> Result<Duration> {
-        assert!(self.child.is_none(), "one at a time");
-        let log = File::options().create(true).append(true).open(self.home.path().join("log"))?;
-        let binary = program("undercroft");
-        let mut command = if self.options.refuse_io_uring {
-            let mut refused = Command::new(program("refuse-io-uring"));
-            refused.arg(binary);
-            refused
-        } else {
-            Command::new(binary)
-        };
-        command.arg("serve").arg("--config").arg(self.config());
-        command.env("RUST_LOG", "info").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let since = Instant::now();
-        self.child = Some(command.spawn().context("cannot run the binary")?);
+        self.launch()?;
         loop {
             if let Some(status) = self.exited() {
                 self.child = None;
@@ -203,6 +191,30 @@ impl TestDaemon {
             );
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Starts it (again) on the same folder without waiting for anything.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    ///
+    /// # Panics
+    /// If it runs.
+    pub fn launch(&mut self) -> Result<()> {
+        assert!(self.child.is_none(), "one at a time");
+        let log = File::options().create(true).append(true).open(self.home.path().join("log"))?;
+        let binary = program("undercroft");
+        let mut command = if self.options.refuse_io_uring {
+            let mut refused = Command::new(program("refuse-io-uring"));
+            refused.arg(binary);
+            refused
+        } else {
+            Command::new(binary)
+        };
+        command.arg("serve").arg("--config").arg(self.config());
+        command.env("RUST_LOG", "info").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.child = Some(command.spawn().context("cannot run the binary")?);
+        Ok(())
     }
 
     /// `kill -9`, and waits until the process is reaped.

@@ -101,6 +101,20 @@ impl Ledger {
         self.chains[..in_time].partition_point(|chain| chain.position + when.behind <= newest)
     }
 
+    /// How many of the oldest [`Ledger::chains`] have more than `pages` pages behind them that are
+    /// still expected: a store that has room for fewer may have dropped them.
+    #[must_use]
+    pub fn buried(&self, pages: u64) -> usize {
+        let mut behind = 0;
+        let newest_first = self.chains.iter().rev();
+        let young = newest_first.take_while(|chain| {
+            let fits = behind <= pages;
+            behind += u64::from(chain.pages);
+            fits
+        });
+        self.chains.len() - young.count()
+    }
+
     /// Keeps of each chain the pages that are still there: `left[i]` of chain `i`.
     ///
     /// # Panics
@@ -143,6 +157,8 @@ mod tests {
         assert_eq!(settled(&ledger, now, Duration::ZERO, 1000), 0);
         assert_eq!(settled(&ledger, now, HOUR, 0), 0, "none is that old");
         assert_eq!(settled(&ledger, now + HOUR, HOUR, 0), 10);
+        assert_eq!((ledger.buried(0), ledger.buried(8), ledger.buried(80)), (9, 8, 0));
+        assert_eq!((ledger.buried(7), ledger.buried(71), ledger.buried(72)), (9, 1, 0));
         assert_eq!(settled(&Ledger::default(), now, Duration::ZERO, 0), 0);
     }
 
@@ -159,5 +175,6 @@ mod tests {
         assert_eq!(left, [(0, 8, 0), (2, 5, 0), (3, 8, 1)]);
         assert_eq!(ledger.stored_pages(), 32);
         assert_eq!(settled(&ledger, Instant::now(), Duration::ZERO, 16), 1);
+        assert_eq!(ledger.buried(12), 1, "what is gone takes no room");
     }
 }

@@ -7,6 +7,8 @@ mod binary;
 mod daemon;
 mod engine;
 mod ledger;
+mod power_cut;
+mod share;
 mod skip;
 mod survey;
 mod traffic;
@@ -16,6 +18,11 @@ pub use binary::{program, run, run_as_ordinary_user};
 pub use daemon::{DaemonOptions, TestDaemon};
 pub use engine::{Engine, EngineOptions, Inspected, PAGE_BYTES};
 pub use ledger::{Ledger, Settled, StoredChain};
+pub use power_cut::{
+    Cut, CutRound, DiskCounts, Moment, PowerCut, PowerCutReport, Survival, missing, run_contained,
+    stop_with_input,
+};
+pub use share::Share;
 pub use skip::{skip, traces};
 pub use traffic::{Traffic, TrafficOptions, TrafficReport, Wrong};
-pub use warm_restart::{Round, Share, WarmRestart, WarmRestartReport};
+pub use warm_restart::{Round, WarmRestart, WarmRestartReport};

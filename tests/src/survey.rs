@@ -1,9 +1,11 @@
 use crate::ledger::StoredChain;
 use crate::traffic::{Seat, Wrong, engine};
 use crate::{Engine, EngineOptions, TestDaemon};
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use undercroft_client::wire::{DeviceCondition, SsdStatus};
 
 /// How long lookups may take to find more than they did, before what they do not find counts as
 /// lost: pages whose proof must be read first count only once it was.
@@ -13,7 +15,7 @@ const NAP: Duration = Duration::from_millis(5);
 const TRIES: u32 = 5;
 
 /// Whom to ask for what.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct SurveyOptions<'a> {
     /// Bytes of a page.
     pub(crate) page_bytes: u64,
@@ -23,8 +25,8 @@ pub(crate) struct SurveyOptions<'a> {
     pub(crate) threads: u32,
     /// The chains that may be there, oldest first.
     pub(crate) chains: &'a [StoredChain],
-    /// How many of them, from the first on, should all be there.
-    pub(crate) settled: usize,
+    /// Which of them should all be there.
+    pub(crate) awaited: Range<usize>,
     /// Chains whose store was cut: whatever is there of them must be right.
     pub(crate) cut: &'a [u32],
 }
@@ -40,18 +42,21 @@ pub(crate) struct Survey {
     pub(crate) seen: Instant,
     /// Bytes that are not the page's.
     pub(crate) wrong: Wrong,
+    /// What the daemon says of its SSDs, when all of this was over.
+    pub(crate) ssd: SsdStatus,
 }
 
-/// Looks at everything.
+/// Looks at everything, as soon as the daemon knows what is on its SSDs.
 ///
 /// # Errors
-/// The daemon does not answer.
+/// The daemon does not answer, or not of a device: it did not come back, or without its store.
 pub(crate) fn survey(daemon: &TestDaemon, options: SurveyOptions<'_>) -> Result<Survey> {
     let page = EngineOptions { page_bytes: options.page_bytes, blocks: options.chain_pages };
     let mut seats: Vec<Seat> = (0..options.threads)
         .map(|thread| engine(daemon, &format!("survey-{thread}"), page))
         .collect::<Result<_>>()?;
-    let seen = wait_until_seen(&mut seats[0].engine, &options.chains[..options.settled]);
+    let seen = wait_until_seen(&mut seats[0].engine, &options.chains[options.awaited.clone()]);
+    daemon.wait_recovered()?;
     let next = AtomicUsize::new(0);
     let parts: Vec<Part> = std::thread::scope(|scope| {
         let threads: Vec<_> = seats
@@ -60,11 +65,17 @@ pub(crate) fn survey(daemon: &TestDaemon, options: SurveyOptions<'_>) -> Result<
             .collect();
         threads.into_iter().map(|thread| thread.join().expect("no survey panics")).collect()
     });
+    let ssd = daemon.status().ssd.context("the daemon reports no SSD tier")?;
+    for device in &ssd.devices {
+        let is_back = matches!(device.condition, DeviceCondition::Well | DeviceCondition::Stalled);
+        ensure!(is_back && device.set_aside.is_none(), "an SSD did not come back: {device:?}");
+    }
     let mut survey = Survey {
         served: vec![0; options.chains.len()],
         cut_pages: 0,
         seen,
         wrong: Wrong::default(),
+        ssd,
     };
     for part in parts {
         for (chain, pages) in part.served {

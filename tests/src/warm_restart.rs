@@ -1,10 +1,11 @@
 //! Warm restart: what is on SSD is served again after `kill -9`, and nothing wrong ever is.
 
 use crate::ledger::{Ledger, Settled};
+use crate::share::Share;
 use crate::survey::{Survey, SurveyOptions, survey};
 use crate::traffic::{Traffic, TrafficOptions, TrafficReport, Wrong, locked};
 use crate::{DaemonOptions, TestDaemon};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use fastrand::Rng;
 use std::fmt;
 use std::path::PathBuf;
@@ -56,6 +57,8 @@ pub struct Round {
     pub ready: Duration,
     /// Records recovered at the start.
     pub recovered: u64,
+    /// Time the daemon took from the start of the search until it knew all of them, milliseconds.
+    pub recovery_ms: u64,
     /// From the start of the process until lookups found all they ever would.
     pub seen: Duration,
     /// Pages stored more than a second before the kill and on SSD for certain, and how many of
@@ -74,42 +77,6 @@ pub struct Round {
     pub reclaimed: u64,
     /// Wrong bytes: in the load before the kill and in the survey after it.
     pub wrong: Wrong,
-}
-
-/// Some of many.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Share {
-    /// How many.
-    pub of: u64,
-    /// How many of them.
-    pub some: u64,
-}
-
-impl Share {
-    /// Adds a chain's pages.
-    pub fn count(&mut self, of: u32, some: u32) {
-        self.add(Self { of: u64::from(of), some: u64::from(some) });
-    }
-
-    fn add(&mut self, other: Self) {
-        self.of += other.of;
-        self.some += other.some;
-    }
-
-    /// Whether it is at least so many thousandths.
-    #[must_use]
-    pub fn reaches(&self, per_mille: u64) -> bool {
-        self.some * 1000 >= self.of * per_mille
-    }
-}
-
-impl fmt::Display for Share {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.of {
-            0 => f.pad("none"),
-            of => f.pad(&format!("{:.3} %", 100.0 * self.some as f64 / of as f64)),
-        }
-    }
 }
 
 /// What all rounds measured.
@@ -187,6 +154,7 @@ impl WarmRestart {
         go_on: &dyn Fn() -> Result<()>,
     ) -> Result<Duration> {
         let since = Instant::now();
+        daemon.wait_recovered()?;
         let options = self.traffic(&mut Rng::with_seed(self.seed));
         let whole = self.pages / u64::from(self.chain_pages) * u64::from(self.chain_pages);
         let traffic = Traffic::start(daemon, ledger, 0, options)?;
@@ -222,10 +190,10 @@ impl WarmRestart {
             chain_pages: self.chain_pages,
             threads: SURVEYORS,
             chains: &chains,
-            settled,
+            awaited: 0..settled,
             cut: &cut,
         };
-        let Survey { served, seen, wrong, .. } = survey(daemon, options)?;
+        let Survey { served, seen, wrong, ssd, .. } = survey(daemon, options)?;
         go_on()?;
         let this = locked(ledger).round() - 1;
         let mut round = Round { load, ready, seen: seen - since, wrong, ..Round::default() };
@@ -241,7 +209,7 @@ impl WarmRestart {
             }
         }
         locked(ledger).keep(&served);
-        let ssd = daemon.status().ssd.context("the daemon reports no SSD tier")?;
+        round.recovery_ms = ssd.devices.iter().filter_map(|d| d.recovery_ms).max().unwrap_or(0);
         round.reclaimed = reclaimed + ssd.tier.evicted_pages;
         round.recovered = ssd.recovered_records;
         round.corrupt = ssd.corrupt_records + ssd.corrupt_tables;
@@ -326,25 +294,25 @@ impl WarmRestartReport {
 }
 
 impl Round {
-    /// Records recovered per second of READY time: less than recovery alone reaches.
+    /// Records recovered per second of the search for them.
     fn recovered_per_s(&self) -> f64 {
-        self.recovered as f64 / self.ready.as_secs_f64().max(1e-6)
+        self.recovered as f64 * 1e3 / self.recovery_ms.max(1) as f64
     }
 
     /// The line above a table of rounds.
     #[must_use]
     pub fn heading() -> &'static str {
-        "round   new  read   cut  ready ms  records  records/s  seen ms    settled     served     \
-         fresh     served    tail     served  corrupt  wrong"
+        "round   new  read   cut  ready ms  records  found ms  records/s  seen ms    settled     \
+         served     fresh     served    tail     served  corrupt  wrong"
     }
 
     /// This round's line.
     #[must_use]
     pub fn line(&self, index: usize) -> String {
-        let Self { load, ready, recovered, seen, settled, fresh, tail, .. } = self;
+        let Self { load, ready, recovered, recovery_ms, seen, settled, fresh, tail, .. } = self;
         format!(
-            "{index:>5} {:>5} {:>5} {:>5} {:>9.0} {recovered:>8} {:>10.0} {:>8.0} {:>10} \
-             {settled:>10} {:>9} {fresh:>10} {:>7} {tail:>10} {:>8} {:>6}",
+            "{index:>5} {:>5} {:>5} {:>5} {:>9.0} {recovered:>8} {recovery_ms:>9} {:>10.0} {:>8.0} \
+             {:>10} {settled:>10} {:>9} {fresh:>10} {:>7} {tail:>10} {:>8} {:>6}",
             load.stored_pages,
             load.loaded_pages,
             load.cut_pages,
@@ -374,7 +342,7 @@ impl fmt::Display for WarmRestartReport {
         ready.sort_by(f64::total_cmp);
         let middle = ready.get(ready.len() / 2).copied().unwrap_or_default();
         let slowest = ready.last().copied().unwrap_or_default();
-        let rate = self.rounds.iter().map(Round::recovered_per_s).fold(0.0, f64::max);
+        let rate = 1e3 * total(|r| r.recovered) as f64 / total(|r| r.recovery_ms).max(1) as f64;
         let (settled, fresh) = (sum(|round| round.settled), sum(|round| round.fresh));
         writeln!(f, "rounds             {}, seed {}", self.rounds.len(), self.seed)?;
         writeln!(f, "took               {:.0} s", self.took.as_secs_f64())?;
@@ -385,7 +353,7 @@ impl fmt::Display for WarmRestartReport {
              an empty store",
             self.first_ready.as_secs_f64() * 1e3
         )?;
-        writeln!(f, "records recovered  {:.0} per second of READY time at best", rate)?;
+        writeln!(f, "records recovered  {rate:.0} per second of searching for them")?;
         writeln!(
             f,
             "pages on SSD more than 1 s before the kill: {} of {} served again ({settled})",

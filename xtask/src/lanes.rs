@@ -1,4 +1,4 @@
-//! Test lanes that take longer than a test may: `cargo xtask crash`.
+//! Test lanes that take longer than a test may: `cargo xtask crash`, `cargo xtask power-cut`.
 
 use crate::command::{cargo, check, shown, target_directory};
 use anyhow::{Context, Result};

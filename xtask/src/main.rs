@@ -1,4 +1,5 @@
-//! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, `crash`.
+//! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, and the lanes
+//! `crash` and `power-cut`.
 
 mod ci;
 mod command;
@@ -64,6 +65,15 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Cuts the power of the disk under the daemon again and again, boots, and looks at every page
+    ///
+    /// Takes root, FUSE, loop devices and e2fsprogs. `cargo xtask power-cut --help` says the rest.
+    #[command(disable_help_flag = true)]
+    PowerCut {
+        /// Passed on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -91,6 +101,7 @@ fn run(task: Task) -> Result<()> {
             println!("fuzz-smoke: {drivers}");
             Ok(())
         }
+        Task::PowerCut { arguments } => match lanes::run(&root, "power-cut", &arguments)? {},
         Task::Crash { arguments } => match lanes::run(&root, "warm-restart", &arguments)? {},
     }
 }
