@@ -1,6 +1,7 @@
-//! `undercroft`: the daemon, its status and its benchmarks in one binary.
+//! `undercroft`: the daemon, its status, its stores and its benchmarks in one binary.
 
 mod bench;
+mod inspect;
 mod outcome;
 mod serve;
 mod status;
@@ -19,6 +20,7 @@ use std::process::ExitCode;
     after_help = "Examples:
   undercroft serve                        run a daemon with built-in defaults, as any user
   undercroft status                       ask it how it is
+  undercroft inspect DIRECTORY --verify   prove every record of a store, with its daemon stopped
   undercroft bench replay                 replay generated traffic through a daemon of its own
   undercroft bench limits                 compare with what this machine could do at best
 
@@ -36,6 +38,8 @@ enum Command {
     Serve(serve::Serve),
     /// Show a running daemon's tiers, hits, sessions and what the machine refused it.
     Status(status::Status),
+    /// Show what lies in a store on SSD, and prove it offline.
+    Inspect(inspect::Inspect),
     /// Measure: replay traffic, or compare with the machine's own limits.
     Bench(bench::Bench),
 }
@@ -46,6 +50,7 @@ fn main() -> ExitCode {
     let outcome = match arguments.command {
         Command::Serve(serve) => serve.run(),
         Command::Status(status) => status.run(),
+        Command::Inspect(inspect) => inspect.run(),
         Command::Bench(bench) => bench.run(),
     };
     outcome.map_or_else(|failure| failure.report(), Outcome::code)

@@ -14,6 +14,7 @@ mod copy_pool;
 mod daemon;
 mod device;
 mod error;
+pub mod inspect;
 mod listener;
 mod metrics;
 mod mourner;
