@@ -103,7 +103,7 @@ impl Device {
             let (segments, encrypted) = (other_protection, facts.encrypted);
             tracing::warn!(
                 %path, segments, encrypted,
-                "segments from before ssd.encryption was changed are given up"
+                "segments from before ssd.encryption was changed are not used"
             );
         }
         self.search = Some((began, None));

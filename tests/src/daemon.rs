@@ -25,6 +25,8 @@ pub struct DaemonOptions {
     pub staging: u64,
     /// More lines of configuration: tables not named above, or none.
     pub more: String,
+    /// The directory with its credentials; `None` for none.
+    pub credentials: Option<PathBuf>,
     /// Run it where io_uring is forbidden.
     pub refuse_io_uring: bool,
     /// Where to make its folder; `None` for the system's place for temporary files.
@@ -41,6 +43,7 @@ impl Default for DaemonOptions {
             directories: 0,
             staging: 256 << 10,
             more: String::new(),
+            credentials: None,
             refuse_io_uring: false,
             home_in: None,
             store_in: None,
@@ -212,6 +215,10 @@ impl TestDaemon {
             Command::new(binary)
         };
         command.arg("serve").arg("--config").arg(self.config());
+        match &self.options.credentials {
+            Some(directory) => command.env("CREDENTIALS_DIRECTORY", directory),
+            None => command.env_remove("CREDENTIALS_DIRECTORY"),
+        };
         command.env("RUST_LOG", "info").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().context("cannot run the binary")?);
         Ok(())
@@ -223,8 +230,30 @@ impl TestDaemon {
     }
 
     /// SIGTERM, and how it ended.
+    ///
+    /// # Panics
+    /// If it does not end.
     pub fn stop(&mut self) -> Option<ExitStatus> {
-        self.end(Signal::TERM)
+        self.child.as_ref()?;
+        self.signal(Signal::TERM);
+        let since = Instant::now();
+        loop {
+            if let Some(status) = self.exited() {
+                self.child = None;
+                return Some(status);
+            }
+            assert!(since.elapsed() < PATIENCE, "it did not stop within {PATIENCE:?}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Changes its options; they count from its next start on.
+    ///
+    /// # Panics
+    /// If its configuration cannot be written.
+    pub fn reconfigure(&mut self, change: impl FnOnce(&mut DaemonOptions)) {
+        change(&mut self.options);
+        std::fs::write(self.config(), self.config_text()).expect("a folder of its own");
     }
 
     /// Sends it a signal.

@@ -6,6 +6,7 @@
 mod binary;
 mod daemon;
 mod engine;
+mod gate;
 mod ledger;
 mod power_cut;
 mod share;
@@ -17,6 +18,7 @@ mod warm_restart;
 pub use binary::{program, run, run_as_ordinary_user};
 pub use daemon::{DaemonOptions, TestDaemon};
 pub use engine::{Engine, EngineOptions, Inspected, PAGE_BYTES};
+pub use gate::{Gate, Way};
 pub use ledger::{Ledger, Settled, StoredChain};
 pub use power_cut::{
     Cut, CutRound, DiskCounts, Moment, PowerCut, PowerCutReport, Survival, missing, run_contained,

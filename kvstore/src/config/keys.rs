@@ -94,7 +94,7 @@ pub const KEYS: &[Key] = &[
         name: "ssd.encryption",
         default: "\"on\"",
         allowed: "\"on\" or \"off\"",
-        what: "Whether pages and their names are encrypted on SSD (AES-256-GCM). Pages that were written the other way are given up at the next start.",
+        what: "Whether pages and their names are encrypted on SSD (AES-256-GCM). What was written the other way is not used, and written over.",
     },
     Key {
         name: "ssd.key_file",
