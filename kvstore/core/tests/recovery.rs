@@ -9,7 +9,7 @@ use undercroft_wire::{
     DeviceId, DomainId, Extent, FetchOutcome, OfferOutcome, PageIdentity, PageKey, SegmentId,
     SegmentUse, SpaceId, Stamp,
 };
-use world::devices::{FIRST, SECOND, Size, config, size};
+use world::devices::{FIRST, SECOND, Size, config};
 use world::{World, chain, digest, opened};
 
 const SIZE: Size = Size { pages: 100, segments: 9, records: 4 };
@@ -275,17 +275,12 @@ fn records_that_make_no_sense_are_ignored() {
 
 #[test]
 fn reclaim_drops_what_is_not_proved_and_waits_for_the_proof() {
-    let size = size(100, 4, 4);
-    let (mut world, space) = opened(World::with_devices(1, &[size]), 1);
-    let keys = chain(1, 8);
-    world.store(1, space, &keys, 0, Stamp(0));
-    world.store(1, space, &chain(2, 2), 0, Stamp(0));
-    let mut log = world.logs.remove(0).crash(|_| false);
-    log.unseal();
-    let records = log.recover();
-    let mut settings = config(4, &[size]);
-    settings.devices[0].low_water_segments = log.free_segments();
-    let mut world = World::with_logs(settings, vec![log]);
+    let mut settings = config(2, &[SIZE]);
+    settings.devices[0].low_water_segments = SIZE.segments;
+    let mut world = World::with_logs(settings, World::with_devices(1, &[SIZE]).logs);
+    let records = records(FIRST, &chain(1, 8), |_| false);
+    world.log_mut(FIRST).believe(&records);
+    world.log_mut(FIRST).unseal();
     world.recover(FIRST, &records, false);
     let oldest = records[0].extent.segment_use;
     let of_oldest =

@@ -118,6 +118,8 @@ impl Log {
         for record in records {
             self.by_extent.insert(record.extent, record.identity);
             self.order.push(record.extent);
+            self.free.retain(|segment| *segment != record.extent.segment);
+            self.next_use = self.next_use.max(record.extent.segment_use.0 + 1);
         }
     }
 
