@@ -44,6 +44,8 @@ pub(crate) struct SsdPlan {
     pub(crate) segment_bytes: Option<u64>,
     /// Depth of the device's queue, and of a fetch; `None`: the daemon's choice.
     pub(crate) depth: Option<u32>,
+    /// Whether pages are encrypted there, as they are unless configured otherwise.
+    pub(crate) encrypted: bool,
 }
 
 /// The largest part of an arena that wastes nothing on frames of this size: io_uring registers
@@ -150,6 +152,9 @@ impl Daemon {
         }
         if let Some(depth) = depth {
             let _infallible = writeln!(text, "queue_depth = {depth}");
+        }
+        if !ssd.encrypted {
+            text.push_str("encryption = \"off\"\n");
         }
         text
     }
@@ -263,10 +268,47 @@ fn toml_text(text: &str) -> String {
 mod tests {
     use super::*;
 
+    fn plan() -> DaemonPlan {
+        DaemonPlan {
+            binary: PathBuf::from("/bin/false"),
+            arena_bytes: 1 << 20,
+            part_bytes: 1 << 20,
+            staging_bytes: 4096,
+            policy: "lru",
+            ssd: None,
+        }
+    }
+
     #[test]
     fn any_path_can_be_written_into_the_configuration() {
         assert_eq!(toml_text("/tmp/a b"), "\"/tmp/a b\"");
         assert_eq!(toml_text("a\"\\\n"), "\"a\\\"\\\\\\u000A\"");
+    }
+
+    #[test]
+    fn encryption_is_only_named_where_it_is_off() -> Result<(), BenchError> {
+        let within = std::env::temp_dir();
+        for encrypted in [true, false] {
+            let ssd = SsdPlan {
+                within: within.clone(),
+                bytes: 1 << 30,
+                segment_bytes: None,
+                depth: None,
+                encrypted,
+            };
+            let daemon = Daemon {
+                plan: DaemonPlan { ssd: Some(ssd), ..plan() },
+                child: None,
+                home: home()?,
+                store: Some(folder("undercroft-test-store-", &within)?),
+                restarts: 0,
+                restart_at: None,
+            };
+            let config = daemon.config();
+            assert_eq!(config.contains("\nencryption = \"off\"\n"), !encrypted, "{config}");
+            assert_eq!(config.contains("encryption"), !encrypted, "{config}");
+        }
+        Ok(())
     }
 
     #[test]
@@ -278,16 +320,8 @@ mod tests {
 
     #[test]
     fn a_daemon_that_does_not_start_says_why() {
-        let plan = DaemonPlan {
-            binary: PathBuf::from("/bin/false"),
-            arena_bytes: 1 << 20,
-            part_bytes: 1 << 20,
-            staging_bytes: 4096,
-            policy: "lru",
-            ssd: None,
-        };
         let interrupt = Interrupt::watch().expect("signals can be watched");
-        let error = Daemon::start(plan, &interrupt).expect_err("false is no daemon").to_string();
+        let error = Daemon::start(plan(), &interrupt).expect_err("false is no daemon").to_string();
         assert!(error.contains("it said nothing (exit status: 1)"), "{error}");
     }
 }

@@ -90,8 +90,9 @@ struct Replay {
 
 /// Compare what the daemon reaches with what this machine could do at best, in one run.
 ///
-/// Each row is the median of interleaved pairs (ours, the bare loop) with its spread; a ratio
-/// above 1.05 would mean that the limit was measured wrong. Takes at most two minutes.
+/// Each row is the median of interleaved pairs (ours, the limit) with its spread; a ratio above
+/// 1.05 would mean that the limit was measured wrong. SSD rows are encrypted, as a daemon is by
+/// default, but for those that say plain. Takes about two and a half minutes.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   undercroft bench limits

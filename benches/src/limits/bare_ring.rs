@@ -18,11 +18,31 @@ const ALIGN: u64 = 4096;
 /// The one registered file.
 const FILE: types::Fixed = types::Fixed(0);
 
+/// Of ten operations of a mix, how many write.
+const WRITES_OF_TEN: usize = 3;
+
 /// Which way the bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
     Read,
     Write,
+    /// Seven operations of ten read; the others write half the extents away.
+    Mix,
+}
+
+impl Way {
+    /// Of the operation with this number: its way, and the extent it goes to.
+    fn of(self, number: usize, offsets: &[u64]) -> (Self, u64) {
+        let at = |index: usize| offsets[index % offsets.len()];
+        match self {
+            // Adds up to three of any ten in a row, spread as evenly as can be.
+            Self::Mix if number * WRITES_OF_TEN % 10 < WRITES_OF_TEN => {
+                (Self::Write, at(number + offsets.len() / 2))
+            }
+            Self::Mix => (Self::Read, at(number)),
+            way => (way, at(number)),
+        }
+    }
 }
 
 /// The fastest direct I/O this machine does from one thread: `depth` operations of one size in
@@ -36,6 +56,7 @@ pub(super) struct BareRing {
     direct: bool,
     buffers: Vec<Span>,
     block: u32,
+    way: Way,
     _file: File,
 }
 
@@ -45,6 +66,7 @@ impl BareRing {
         let access = match way {
             Way::Read => OFlags::RDONLY,
             Way::Write => OFlags::WRONLY,
+            Way::Mix => OFlags::RDWR,
         };
         let flags = access | OFlags::CLOEXEC;
         let opened = rustix::fs::open(path, flags | OFlags::DIRECT, Mode::empty());
@@ -75,24 +97,26 @@ impl BareRing {
             .collect();
         // SAFETY: the spans in `buffers` keep their memory mapped, and `ring` is dropped first.
         let registered = unsafe { ring.submitter().register_buffers(&iovecs) }.is_ok();
-        Ok(Self { ring, registered, direct, buffers, block, _file: file })
+        Ok(Self { ring, registered, direct, buffers, block, way, _file: file })
     }
 
     /// In words, for the report.
-    pub(super) fn name(&self) -> &'static str {
-        match (self.registered, self.direct) {
-            (true, true) => "io_uring, O_DIRECT, registered buffers",
-            (false, true) => "io_uring, O_DIRECT",
-            (true, false) => "io_uring, registered buffers",
-            (false, false) => "io_uring",
+    pub(super) fn name(&self) -> String {
+        let mut name = "io_uring".to_owned();
+        for (has, what) in [
+            (self.direct, ", O_DIRECT"),
+            (self.registered, ", registered buffers"),
+            (self.way == Way::Mix, ", 70 % reads and 30 % writes"),
+        ] {
+            name.push_str(if has { what } else { "" });
         }
+        name
     }
 
     /// Goes through `offsets` again and again, from the one at `*next` on, for as long as told.
     /// Returns bytes a second.
     pub(super) fn run(
         &mut self,
-        way: Way,
         offsets: &[u64],
         next: &mut usize,
         window: Duration,
@@ -100,7 +124,7 @@ impl BareRing {
         let since = Instant::now();
         let mut in_flight = 0;
         for buffer in 0..self.buffers.len() {
-            self.push(way, buffer, offsets[*next % offsets.len()]);
+            self.push(buffer, self.way.of(*next, offsets));
             *next += 1;
             in_flight += 1;
         }
@@ -120,7 +144,7 @@ impl BareRing {
                 }
                 bytes += u64::from(self.block);
                 if since.elapsed() < window && failure.is_none() {
-                    self.push(way, buffer as usize, offsets[*next % offsets.len()]);
+                    self.push(buffer as usize, self.way.of(*next, offsets));
                     *next += 1;
                     in_flight += 1;
                 }
@@ -132,7 +156,7 @@ impl BareRing {
         }
     }
 
-    fn push(&mut self, way: Way, buffer: usize, offset: u64) {
+    fn push(&mut self, buffer: usize, (way, offset): (Way, u64)) {
         let span = &self.buffers[buffer];
         let (at, index, block) = (span.as_mut_ptr(), buffer as u16, self.block);
         let entry = match (way, self.registered) {
@@ -144,6 +168,7 @@ impl BareRing {
                 opcode::WriteFixed::new(FILE, at, block, index).offset(offset).build()
             }
             (Way::Write, false) => opcode::Write::new(FILE, at, block).offset(offset).build(),
+            (Way::Mix, _) => unreachable!("one operation goes one way"),
         };
         // SAFETY: the buffer stays mapped while the ring lives, only one operation at a time uses
         // it (its number is the operation's), and its length was fixed at registration.
@@ -181,6 +206,18 @@ fn ring(depth: u32) -> io::Result<IoUring> {
 #[expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 mod tests {
     use super::*;
+    use std::io::Write as _;
+
+    fn opened(path: &Path, way: Way, depth: u32, block: usize) -> Option<BareRing> {
+        match BareRing::open(path, way, depth, block as u32) {
+            Ok(ring) => Some(ring),
+            Err(error) => {
+                // Past the harness, which would swallow it.
+                writeln!(io::stdout(), "SKIPPED bare_ring: no io_uring here: {error}").unwrap();
+                None
+            }
+        }
+    }
 
     #[test]
     fn what_is_written_fills_the_extents_and_is_read_back_whole() {
@@ -189,23 +226,59 @@ mod tests {
         let block = 64 << 10;
         std::fs::write(&path, vec![0; 8 * block]).unwrap();
         let offsets: Vec<u64> = (0..8).map(|index| index * block as u64).collect();
-        let mut write = match BareRing::open(&path, Way::Write, 4, block as u32) {
-            Ok(ring) => ring,
-            Err(error) => {
-                println!("SKIPPED: no io_uring here: {error}");
-                return;
-            }
-        };
+        let Some(mut write) = opened(&path, Way::Write, 4, block) else { return };
         let mut next = 0;
         let window = Duration::from_millis(10);
-        assert!(write.run(Way::Write, &offsets, &mut next, window).unwrap() > 0.0);
-        assert!(next >= 8);
+        while next < 8 {
+            assert!(write.run(&offsets, &mut next, window).unwrap() > 0.0);
+        }
         let written = std::fs::read(&path).unwrap();
         assert!(written.chunks(block).all(|chunk| chunk.iter().any(|byte| *byte != 0)));
         let mut read = BareRing::open(&path, Way::Read, 4, block as u32).unwrap();
-        assert!(read.run(Way::Read, &offsets, &mut next, window).unwrap() > 0.0);
+        assert!(read.run(&offsets, &mut next, window).unwrap() > 0.0);
         let beyond = [8 * block as u64];
-        let error = read.run(Way::Read, &beyond, &mut next, window).unwrap_err().to_string();
+        let error = read.run(&beyond, &mut next, window).unwrap_err().to_string();
         assert!(error.starts_with("moved 0 of 65536 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_mix_writes_three_of_ten_and_comes_by_every_extent() {
+        let offsets: Vec<u64> = (0..64).collect();
+        let ways: Vec<(Way, u64)> = (0..640).map(|n| Way::Mix.of(n, &offsets)).collect();
+        for ten in ways.windows(10) {
+            assert_eq!(ten.iter().filter(|(way, _)| *way == Way::Write).count(), 3);
+        }
+        for wanted in [Way::Read, Way::Write] {
+            let mut extents: Vec<u64> =
+                ways.iter().filter(|(way, _)| *way == wanted).map(|(_, at)| *at).collect();
+            extents.sort_unstable();
+            extents.dedup();
+            assert_eq!(extents, offsets, "{wanted:?}");
+        }
+    }
+
+    #[test]
+    fn a_mix_reads_and_writes_the_same_file() {
+        let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        let path = dir.path().join("file");
+        let block = 4096;
+        let original: Vec<u8> = (0..10).flat_map(|extent| vec![extent; block]).collect();
+        std::fs::write(&path, &original).unwrap();
+        let offsets: Vec<u64> = (0..10).map(|index| index * block as u64).collect();
+        let Some(mut mix) = opened(&path, Way::Mix, 2, block) else { return };
+        assert!(mix.name().ends_with("70 % reads and 30 % writes"), "{}", mix.name());
+        let mut next = 0;
+        while next < 20 {
+            assert!(mix.run(&offsets, &mut next, Duration::from_millis(1)).unwrap() > 0.0);
+        }
+        let file = std::fs::read(&path).unwrap();
+        let changed = |extent: usize| {
+            let bytes = extent * block..(extent + 1) * block;
+            file[bytes.clone()] != original[bytes]
+        };
+        // Ten extents and a pattern of ten: each round writes to the same three.
+        let written = [2, 5, 9];
+        assert!((0..10).all(|extent| written.contains(&extent) || !changed(extent)));
+        assert!(changed(5));
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn measure(
         ssd: None,
     };
     let blocks = (count * per_run) as u32;
-    let mut rig = Rig::start(load, plan, page, blocks, setup.threads, setup.interrupt)?;
+    let rig = Rig::start(load, plan, page, blocks, setup.threads, setup.interrupt)?;
     let place = |index: usize| index * per_run..(index + 1) * per_run;
     let runs: Vec<Run> = (0..count).map(|_| rig.fresh(per_run)).collect();
     for (index, run) in runs.iter().enumerate() {
@@ -44,7 +44,7 @@ pub(super) fn measure(
     }
     let mut rows = vec![load_row(load, setup, pairs, bare, &rig, &runs, &place)?];
     if let Some(store) = store {
-        rows.push(store_row(store, setup, pairs, bare, &mut rig, count, &place)?);
+        rows.push(store_row(store, setup, pairs, bare, &rig, count, &place)?);
     }
     Ok(rows)
 }
@@ -79,7 +79,7 @@ fn load_row(
     let mut limit = |window| Ok(bare.run(copies, page, setup.threads, window));
     let row = pairs.measure(name, Unit::BytesPerSecond, &mut ours, &mut limit)?;
     Ok(Row {
-        bare: copies.name(),
+        bare: copies.name().to_owned(),
         threads: setup.threads as u32,
         daemon_cpu_s_per_gib: cost.per_gib(),
         ..row
@@ -91,7 +91,7 @@ fn store_row(
     setup: &Setup<'_>,
     pairs: &Pairs<'_>,
     bare: &mut BareCopy,
-    rig: &mut Rig,
+    rig: &Rig,
     count: usize,
     place: &dyn Fn(usize) -> Range<usize>,
 ) -> Result<Row, BenchError> {
@@ -119,7 +119,7 @@ fn store_row(
     let mut limit = |window| Ok(bare.run(copies, page, threads, window));
     let row = pairs.measure(name, Unit::BytesPerSecond, &mut ours, &mut limit)?;
     Ok(Row {
-        bare: copies.name(),
+        bare: copies.name().to_owned(),
         threads: threads as u32,
         daemon_cpu_s_per_gib: cost.per_gib(),
         ..row

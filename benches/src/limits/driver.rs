@@ -11,7 +11,7 @@ use std::time::Instant;
 
 const MIB: u64 = 1 << 20;
 /// Rows of a whole run, for the progress bar.
-const ROWS: u64 = 7;
+const ROWS: u64 = 12;
 /// More threads than this do not make a memory faster.
 const MAX_THREADS: u32 = 8;
 /// Copy workers a daemon has at most unless configured.

@@ -28,7 +28,7 @@ pub(super) fn measure(setup: &Setup<'_>, pairs: &Pairs<'_>) -> Result<Vec<Row>, 
         ssd: None,
     };
     let row = "lookup_4096_us";
-    let mut rig = Rig::start(row, plan, PAGE_BYTES, KEYS as u32, 1, setup.interrupt)?;
+    let rig = Rig::start(row, plan, PAGE_BYTES, KEYS as u32, 1, setup.interrupt)?;
     let keys = rig.fresh(KEYS);
     rig.store(&keys, 0..KEYS)?;
     [("lookup_1_us", 1, false), (row, KEYS, true)]
@@ -69,7 +69,7 @@ fn one(
     };
     let row = pairs.measure(name, Unit::Microseconds, &mut ours, &mut limit)?;
     let bare = if probe { "echo and table probes" } else { "echo" };
-    Ok(Row { bare, ..row })
+    Ok(Row { bare: bare.to_owned(), ..row })
 }
 
 /// The bytes of such a lookup and of its answer on the wire.

@@ -73,7 +73,7 @@ fn row(name: &'static str, unit: Unit, pairs: &[(f64, f64)]) -> Row {
             Unit::Microseconds => "us",
         },
         pairs: pairs.len() as u32,
-        bare: "",
+        bare: String::new(),
         threads: 1,
         daemon_cpu_s_per_gib: None,
     }

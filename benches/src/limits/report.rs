@@ -31,8 +31,8 @@ pub struct Row {
     pub unit: &'static str,
     /// How many pairs.
     pub pairs: u32,
-    /// What the bare loop is.
-    pub bare: &'static str,
+    /// What the limit is.
+    pub bare: String,
     /// Threads that move bytes on the bare side.
     pub threads: u32,
     /// Processor time of the daemon for each GiB that went through it, seconds; absent where no
@@ -49,7 +49,7 @@ impl LimitsReport {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         let mut text = format!(
             "{}, {} cores, LLC {:.0} MiB, {:.1} GiB memory\n{}, {}\n\n\
-             {:<16} {:>12} {:>12} {:>6}  {:<13} {:>14}\n",
+             {:<18} {:>12} {:>12} {:>6}  {:<13} {:>14}\n",
             machine.cpu,
             machine.cores,
             gib(machine.llc_bytes) * 1024.0,
@@ -67,7 +67,7 @@ impl LimitsReport {
             let cpu =
                 row.daemon_cpu_s_per_gib.map_or_else(|| "-".to_owned(), |s| format!("{s:.3}"));
             text.push_str(&format!(
-                "{:<16} {:>12} {:>12} {:>6.2}  {:.2} .. {:.2}  {:>14}\n",
+                "{:<18} {:>12} {:>12} {:>6.2}  {:.2} .. {:.2}  {:>14}\n",
                 row.name,
                 row.shown(row.ours),
                 row.shown(row.limit),

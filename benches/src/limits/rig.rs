@@ -3,12 +3,16 @@ use crate::interrupt::Interrupt;
 use crate::replay::geometry;
 use crate::{BenchError, PageContent};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use undercroft_client::{
-    Client, ConnectOptions, FetchFrom, LookupOptions, SpaceHandle, StoreOptions, StoreRun, Wait,
+    Client, ConnectOptions, FetchFrom, FetchReport, LookupOptions, SpaceHandle, StoreOptions,
+    StoreRun, Wait,
 };
 use undercroft_gpu_shim::{BlockId, HostDevice, HostOptions};
-use undercroft_wire::{DomainId, Dtype, Family, FamilyDigest, PageKey, Rank, Space, StatusReport};
+use undercroft_wire::{
+    DomainId, Dtype, Family, FamilyDigest, HintKind, PageKey, Rank, Space, StatusReport,
+};
 
 const GREETING: Duration = Duration::from_secs(5);
 /// No call of a measurement takes nearly so long.
@@ -22,7 +26,7 @@ pub(super) struct Rig {
     pub(super) device: HostDevice,
     pub(super) blocks: Vec<BlockId>,
     family: FamilyDigest,
-    made: u64,
+    made: AtomicU64,
     /// After the session with it.
     pub(super) daemon: Daemon,
 }
@@ -72,14 +76,13 @@ impl Rig {
         let client = Client::connect(options)?;
         let space = client.open_space(&space, GREETING)?;
         let family = family_digest;
-        Ok(Self { row, client, space, device, blocks, family, made: 0, daemon })
+        Ok(Self { row, client, space, device, blocks, family, made: AtomicU64::new(0), daemon })
     }
 
     /// Keys nobody has seen before.
-    pub(super) fn fresh(&mut self, pages: usize) -> Run {
-        let first = self.made;
-        self.made += pages as u64;
-        (first..self.made)
+    pub(super) fn fresh(&self, pages: usize) -> Run {
+        let first = self.made.fetch_add(pages as u64, Ordering::Relaxed);
+        (first..first + pages as u64)
             .map(|number| PageKey::from_engine_hash(&self.family, &number.to_le_bytes()))
             .collect()
     }
@@ -129,16 +132,27 @@ impl Rig {
         if run.is_empty() {
             return Ok(0);
         }
+        let report = self.fetch_some(run);
+        if report.pages as usize == run.len() {
+            return Ok(report.ssd_pages);
+        }
+        Err(self.problem(format!("of {} pages came {report:?}", run.len())))
+    }
+
+    /// Fetches as much of a run as the daemon has, without copying it anywhere.
+    pub(super) fn fetch_some(&self, run: &[PageKey]) -> FetchReport {
         let found = self.space.lookup(run, lookup());
         let mut fetch = self.space.fetch(FetchFrom::Keys(run), found.stamp, DEADLINE);
         while let Some(ready) = fetch.next_ready() {
             fetch.release_upto(ready.first + ready.pages.len() as u32);
         }
-        let report = fetch.report();
-        if report.pages as usize == run.len() {
-            return Ok(report.ssd_pages);
-        }
-        Err(self.problem(format!("of {} pages came {report:?}", run.len())))
+        fetch.report()
+    }
+
+    /// Tells the daemon that nobody will come back for the end of this run.
+    pub(super) fn end(&self, run: &[PageKey]) -> Result<(), BenchError> {
+        let told = self.space.hint(run, HintKind::Ended, DEADLINE);
+        told.map_err(|why| self.problem(why.to_string()))
     }
 
     /// How many leading pages of a run the daemon has.

@@ -90,6 +90,7 @@ fn plan(options: &ReplayOptions, checked: &Checked) -> DaemonPlan {
             bytes,
             segment_bytes,
             depth: None,
+            encrypted: true,
         }),
     }
 }
