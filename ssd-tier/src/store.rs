@@ -162,8 +162,7 @@ pub(crate) fn open_head(
         return Err(OpenError::Version { path: path.into(), found, supported });
     }
     let Some((index, newest)) = newest else {
-        let empty = bytes <= DATA_START && area.read(|bytes| bytes.iter().all(|b| *b == 0));
-        if !empty {
+        if !is_blank(bytes, &area) {
             return Err(unreadable(path, &copies));
         }
         let superblock = format(storage, config, room, entropy)?;
@@ -208,6 +207,18 @@ fn copy_at(area: &Span, index: usize) -> Decoded<Superblock> {
         let block: &Block = bytes[at..at + BLOCK_LEN].try_into().expect("a block is 4096 bytes");
         Superblock::decode(block)
     })
+}
+
+/// Whether nothing was ever stored: the file is empty, or the power was cut while its very first
+/// superblock was written, and of that only the end is there. It is zero but for its CRC.
+fn is_blank(bytes: u64, area: &Span) -> bool {
+    let torn = bytes == BLOCK;
+    bytes <= DATA_START
+        && area.read(|area| {
+            let crc = BLOCK_LEN - 8..BLOCK_LEN;
+            let mut bytes = area.iter().enumerate();
+            bytes.all(|(at, byte)| *byte == 0 || (torn && crc.contains(&at)))
+        })
 }
 
 fn unreadable(path: &Path, copies: &[Decoded<Superblock>]) -> OpenError {

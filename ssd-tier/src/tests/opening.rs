@@ -42,6 +42,31 @@ fn an_empty_file_becomes_a_log() {
     }
 }
 
+/// A power cut may leave any sectors of the first block that is ever written. Only the first and
+/// the last of them are not zero.
+#[test]
+fn a_first_format_that_was_torn_is_done_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    Rig::open(config(&path)).log.close();
+    let whole = fs::read(&path).unwrap();
+    for lost in [&[][..], &[0], &[7], &[0, 7]] {
+        let mut torn = whole[..BLOCK_LEN].to_vec();
+        for &sector in lost {
+            torn[sector * 512..(sector + 1) * 512].fill(0);
+        }
+        fs::write(&path, torn).unwrap();
+        let rig = Rig::open(config(&path));
+        rig.log.close();
+    }
+    // What is longer was not torn in its first block.
+    let mut end = vec![0; 2 * BLOCK_LEN];
+    end[BLOCK_LEN - 8..BLOCK_LEN].copy_from_slice(&whole[BLOCK_LEN - 8..BLOCK_LEN]);
+    fs::write(&path, end).unwrap();
+    let error = refusal(config(&path));
+    assert!(matches!(error, OpenError::Foreign { .. }), "{error}");
+}
+
 #[test]
 fn other_versions_and_damaged_heads_are_set_aside() {
     let dir = tempfile::tempdir().unwrap();
