@@ -169,8 +169,8 @@ impl Log {
         let path = self.inspector.path().display();
         if self.in_use {
             return Err(Failure::start(format!(
-                "{path} is in use by a daemon: --verify needs it stopped; `undercroft status` shows what \
-                 it found damaged"
+                "{path} is in use by a daemon (one killed a moment ago lets go within seconds): --verify \
+                 needs it stopped; `undercroft status` shows what it found damaged"
             )));
         }
         if segments.iter().any(|segment| segment.page_bytes.is_none()) {

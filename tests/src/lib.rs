@@ -7,8 +7,10 @@ mod binary;
 mod daemon;
 mod engine;
 mod gate;
+mod golden;
 mod ledger;
 mod power_cut;
+mod python;
 mod share;
 mod skip;
 mod survey;
@@ -19,11 +21,13 @@ pub use binary::{program, run, run_as_ordinary_user};
 pub use daemon::{DaemonOptions, TestDaemon};
 pub use engine::{Engine, EngineOptions, Inspected, PAGE_BYTES};
 pub use gate::{Gate, Way};
+pub use golden::golden_store;
 pub use ledger::{Ledger, Settled, StoredChain};
 pub use power_cut::{
     Cut, CutRound, DiskCounts, Moment, PowerCut, PowerCutReport, Survival, missing, run_contained,
     stop_with_input,
 };
+pub use python::{python, python_with_packages, read_store};
 pub use share::Share;
 pub use skip::{skip, traces};
 pub use traffic::{Traffic, TrafficOptions, TrafficReport, Wrong};
