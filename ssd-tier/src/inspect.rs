@@ -12,6 +12,7 @@ use crate::layout::DATA_START;
 use crate::recovery::{CHUNK_BLOCKS, Scanner, Tables};
 use crate::segment::Record;
 use crate::storage::{Storage, block_memory, read_padded};
+use crate::store::is_blank;
 use crate::{KeyError, StoreKey};
 use medium::Medium;
 use std::collections::BTreeMap;
@@ -235,8 +236,7 @@ impl Inspector {
                 Superblock::decode(block)
             })
         });
-        let empty = file_bytes <= DATA_START && area.read(|bytes| bytes.iter().all(|b| *b == 0));
-        let head = newest(path, &copies, empty)?;
+        let head = newest(path, &copies, is_blank(file_bytes, &area))?;
         let superblocks = copies.map(|copy| match copy {
             Decoded::Valid(copy) => SuperblockCopy::Valid { generation: copy.generation },
             Decoded::Corrupt => SuperblockCopy::Damaged,

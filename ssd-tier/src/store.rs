@@ -211,7 +211,7 @@ fn copy_at(area: &Span, index: usize) -> Decoded<Superblock> {
 
 /// Whether nothing was ever stored: the file is empty, or the power was cut while its very first
 /// superblock was written, and of that only the end is there. It is zero but for its CRC.
-fn is_blank(bytes: u64, area: &Span) -> bool {
+pub(crate) fn is_blank(bytes: u64, area: &Span) -> bool {
     let torn = bytes == BLOCK;
     bytes <= DATA_START
         && area.read(|area| {

@@ -437,6 +437,9 @@ fn files_an_inspector_refuses() {
     };
     assert!(matches!(open(&[]), InspectError::Empty { .. }));
     assert!(matches!(open(&[0; 8192]), InspectError::Empty { .. }));
+    let mut torn = [0; 4096];
+    torn[4090] = 1;
+    assert!(matches!(open(&torn), InspectError::Empty { .. }));
     assert!(matches!(open(&[7; 1 << 17]), InspectError::Foreign { .. }));
     let mut image = Kept::Plain.image();
     image[50] ^= 1;
