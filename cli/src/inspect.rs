@@ -27,7 +27,7 @@ use undercroft_kvstore::inspect::{
   undercroft inspect /var/lib/undercroft
   undercroft inspect /var/lib/undercroft --verify
   undercroft inspect /var/lib/undercroft/pages-0.log --segment 3 --record 17
-  undercroft inspect /mnt/old/pages-0.log --key /root/old-store.key --json
+  undercroft inspect /mnt/old/pages-0.log --key /etc/undercroft/old-store.key --json
 
 Without the key of an encrypted store its segments are shown and their records are not.
 
