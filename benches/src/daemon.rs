@@ -42,7 +42,8 @@ pub(crate) struct SsdPlan {
     pub(crate) bytes: u64,
     /// `None`: the daemon's choice.
     pub(crate) segment_bytes: Option<u64>,
-    /// Depth of the device's queue, and of a fetch; `None`: the daemon's choice.
+    /// Depth of the device's queue; `None`: the daemon's choice. A fetch has twice as many pages
+    /// under way, as by default: what has landed is checked while what follows is read.
     pub(crate) depth: Option<u32>,
     /// Whether pages are encrypted there, as they are unless configured otherwise.
     pub(crate) encrypted: bool,
@@ -139,7 +140,7 @@ impl Daemon {
         );
         let depth = plan.ssd.as_ref().and_then(|ssd| ssd.depth);
         if let Some(depth) = depth {
-            let _infallible = writeln!(text, "fetch_window = {depth}");
+            let _infallible = writeln!(text, "fetch_window = {}", 2 * depth);
         }
         text.push_str("\n[ssd]\n");
         let (Some(ssd), Some(store)) = (&plan.ssd, &self.store) else {
