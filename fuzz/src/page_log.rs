@@ -1,13 +1,18 @@
-//! The page log's file: superblocks, segment headers, tables and records, damaged in any way.
+//! The page log's file: superblocks, segment headers, tables and records, damaged in any way,
+//! plain and encrypted.
 
 use crossbeam_channel::{Receiver, unbounded};
-use std::path::Path;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 use tempfile::TempDir;
 use undercroft_arena::{Memory, Span, checksum_bytes};
 use undercroft_ssd_tier::{
-    AppendOutcome, Completion, EngineChoice, LogConfig, Op, PageLog, ReadOutcome, RecoveredRecord,
+    AppendOutcome, Completion, EngineChoice, Inspector, LogConfig, Op, PageLog, ReadOutcome,
+    RecoveredRecord, StoreKey,
 };
 use undercroft_wire::{DomainId, JobId, PageIdentity, PageKey, SpaceDigest, frame_bytes};
 
@@ -33,23 +38,41 @@ struct Edit<'a> {
 /// Edits of a well-formed file: block (2 bytes), offset (2 bytes, the top bit reseals the block),
 /// length (1 byte), that many bytes; and again.
 ///
-/// Opening never panics and never hangs. As long as no checksum was forged, a record that proves
-/// itself is one of those written, byte by byte.
+/// Opening never panics and never hangs, and whoever looks from outside sees the same records. A
+/// record that proves itself is one of those written, byte by byte: as long as no checksum was
+/// forged and, in an encrypted store, even then.
 pub fn page_log(input: &[u8]) {
-    let mut file = template().clone();
+    for encrypted in [false, true] {
+        damaged_log(input, encrypted);
+    }
+}
+
+fn damaged_log(input: &[u8], encrypted: bool) {
+    let mut file = template(encrypted).clone();
     let edits = edits(input);
-    let forged = edits.iter().any(|edit| edit.reseal);
+    let resealed = edits.iter().any(|edit| edit.reseal);
     edits.iter().for_each(|edit| apply(edit, &mut file));
 
     let directory = directory();
     let path = directory.path().join("pages.log");
     std::fs::write(&path, &file).expect("a temporary file can be written");
+    let seen = inspect(&path);
     let (sender, answers) = unbounded();
     let sink = Box::new(move |completion| drop(sender.send(completion)));
-    match PageLog::open(config(&path), Vec::new(), sink) {
+    match PageLog::open(config(&path, encrypted), Vec::new(), sink) {
         Ok((log, recovery)) => {
+            if let Some(aside) = &log.facts().set_aside {
+                std::fs::remove_file(aside).expect("it was put there a moment ago");
+            } else if !resealed && !recovery.created {
+                let seen = seen.expect("what can be opened can be looked at");
+                assert_eq!(
+                    seen.records,
+                    recovery.records.len() as u64,
+                    "records seen from outside"
+                );
+            }
             for record in &recovery.records {
-                check(&log, &answers, record, forged);
+                check(&log, &answers, record, resealed && !encrypted);
             }
             // With every segment taken it waits for one to be freed: closing answers it then.
             append(&log, &answers, PAGES, PATIENCE / 2000);
@@ -57,6 +80,32 @@ pub fn page_log(input: &[u8]) {
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
+}
+
+/// What is seen of a log from outside.
+struct Seen {
+    /// Records that a daemon would find.
+    records: u64,
+}
+
+fn inspect(path: &Path) -> Option<Seen> {
+    let mut inspector = match Inspector::open(path) {
+        Ok(inspector) => inspector,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            return None;
+        }
+    };
+    let unlocked = inspector.use_key_file(key_file()).expect("the key file is in order");
+    let mut records = 0;
+    for facts in inspector.segments().expect("a little memory can be had") {
+        let contents = inspector.segment(facts.segment).expect("it is one of those listed");
+        records += contents.records.iter().filter(|record| record.inside && !record.void).count();
+    }
+    let verified = inspector.verify(|| {}).expect("a little memory can be had");
+    assert!(!unlocked || verified.locked_segments == 0);
+    assert!(verified.records <= records as u64, "what proves itself is named somewhere");
+    Some(Seen { records: records as u64 })
 }
 
 fn edits(mut input: &[u8]) -> Vec<Edit<'_>> {
@@ -158,8 +207,11 @@ fn content(number: u8) -> Vec<u8> {
     (0..PAGE_BYTES).map(|index| (index as u8).wrapping_mul(31) ^ number).collect()
 }
 
-fn config(path: &Path) -> LogConfig {
+const KEY: [u8; 32] = [0x5a; 32];
+
+fn config(path: &Path, encrypted: bool) -> LogConfig {
     LogConfig {
+        key: encrypted.then(|| StoreKey::from(KEY)),
         segment_bytes: Some(16 << 10),
         engine: EngineChoice::Threads,
         queue_depth: 2,
@@ -174,27 +226,42 @@ fn directory() -> &'static TempDir {
     DIRECTORY.get_or_init(|| make().expect("the temporary directory can be written"))
 }
 
+fn key_file() -> &'static Path {
+    static FILE: OnceLock<PathBuf> = OnceLock::new();
+    FILE.get_or_init(|| {
+        let path = directory().path().join("store.key");
+        let mut options = File::options();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let file = options.open(&path).and_then(|mut file| file.write_all(&KEY));
+        file.expect("the temporary directory can be written");
+        path
+    })
+}
+
 /// A file as the log leaves it after a clean close.
-fn template() -> &'static Vec<u8> {
-    static TEMPLATE: OnceLock<Vec<u8>> = OnceLock::new();
-    TEMPLATE.get_or_init(|| {
+fn template(encrypted: bool) -> &'static Vec<u8> {
+    static TEMPLATES: [OnceLock<Vec<u8>>; 2] = [const { OnceLock::new() }; 2];
+    TEMPLATES[usize::from(encrypted)].get_or_init(|| {
         let path = directory().path().join("template.log");
         let (sender, answers) = unbounded();
         let sink = Box::new(move |completion| drop(sender.send(completion)));
-        let (log, _) = PageLog::open(config(&path), Vec::new(), sink).expect("a new log opens");
+        let opened = PageLog::open(config(&path, encrypted), Vec::new(), sink);
+        let (log, _) = opened.expect("a new log opens");
         for number in 0..PAGES {
             let outcome = append(&log, &answers, number, PATIENCE);
             assert!(matches!(outcome, Some(AppendOutcome::Written(_))), "{outcome:?}");
         }
         log.close();
-        std::fs::read(&path).expect("the log's file can be read")
+        let file = std::fs::read(&path).expect("the log's file can be read");
+        std::fs::remove_file(&path).expect("it is ours");
+        file
     })
 }
 
 /// Edits of every block that holds something, resealed or not; and none at all.
 pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let mut seeds = vec![Vec::new()];
-    for (index, block) in template().chunks(BLOCK).enumerate() {
+    for (index, block) in template(false).chunks(BLOCK).enumerate() {
         if block.iter().any(|byte| *byte != 0) {
             for at in [0_u16, 0x8008, 0x8010, 0x8020, 0x8030, 0x8040, 0x80c0] {
                 let mut seed = (index as u16).to_le_bytes().to_vec();

@@ -20,6 +20,6 @@ pub const TARGETS: &[Target] = &[
     Target { name: "config", run: config::config, seeds: config::seeds, cost: 4 },
     // Every run writes a file.
     Target { name: "trace", run: trace::trace, seeds: trace::seeds, cost: 40 },
-    // Every run opens a real file.
-    Target { name: "page_log", run: page_log::page_log, seeds: page_log::seeds, cost: 200 },
+    // Every run opens two real files.
+    Target { name: "page_log", run: page_log::page_log, seeds: page_log::seeds, cost: 300 },
 ];
