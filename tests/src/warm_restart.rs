@@ -59,6 +59,8 @@ pub struct Round {
     pub recovered: u64,
     /// Time the daemon took from the start of the search until it knew all of them, milliseconds.
     pub recovery_ms: u64,
+    /// Of these, how many had to prove themselves by being read before a lookup found them.
+    pub proved: u64,
     /// From the start of the process until lookups found all they ever would.
     pub seen: Duration,
     /// Pages stored more than a second before the kill and on SSD for certain, and how many of
@@ -72,6 +74,8 @@ pub struct Round {
     pub corrupt: u64,
     /// Failed reads and writes.
     pub io_errors: u64,
+    /// Times the SSD's answers were overdue after the start.
+    pub stalls: u64,
     /// Pages dropped for want of room, as far as the daemon could say: none, or the round says
     /// nothing.
     pub reclaimed: u64,
@@ -209,6 +213,8 @@ impl WarmRestart {
             }
         }
         locked(ledger).keep(&served);
+        round.proved = ssd.devices.iter().map(|d| d.proved_records + d.disproved_records).sum();
+        round.stalls = ssd.devices.iter().map(|device| device.stalls).sum();
         round.recovery_ms = ssd.devices.iter().filter_map(|d| d.recovery_ms).max().unwrap_or(0);
         round.reclaimed = reclaimed + ssd.tier.evicted_pages;
         round.recovered = ssd.recovered_records;
@@ -302,17 +308,18 @@ impl Round {
     /// The line above a table of rounds.
     #[must_use]
     pub fn heading() -> &'static str {
-        "round   new  read   cut  ready ms  records  found ms  records/s  seen ms    settled     \
-         served     fresh     served    tail     served  corrupt  wrong"
+        "round   new  read   cut  ready ms  records  found ms  records/s   proved  seen ms    \
+         settled     served     fresh     served    tail     served  corrupt  wrong"
     }
 
     /// This round's line.
     #[must_use]
     pub fn line(&self, index: usize) -> String {
-        let Self { load, ready, recovered, recovery_ms, seen, settled, fresh, tail, .. } = self;
+        let Self { load, ready, recovered, recovery_ms, proved, .. } = self;
+        let Self { seen, settled, fresh, tail, .. } = self;
         format!(
-            "{index:>5} {:>5} {:>5} {:>5} {:>9.0} {recovered:>8} {recovery_ms:>9} {:>10.0} {:>8.0} \
-             {:>10} {settled:>10} {:>9} {fresh:>10} {:>7} {tail:>10} {:>8} {:>6}",
+            "{index:>5} {:>5} {:>5} {:>5} {:>9.0} {recovered:>8} {recovery_ms:>9} {:>10.0} {proved:>8} \
+             {:>8.0} {:>10} {settled:>10} {:>9} {fresh:>10} {:>7} {tail:>10} {:>8} {:>6}",
             load.stored_pages,
             load.loaded_pages,
             load.cut_pages,
@@ -366,6 +373,12 @@ impl fmt::Display for WarmRestartReport {
         )?;
         writeln!(f, "pages on their way when the daemon died: {}", total(|r| r.load.cut_pages))?;
         writeln!(f, "records that did not prove themselves:   {}", total(|r| r.corrupt))?;
+        writeln!(
+            f,
+            "failed reads and writes, overdue answers: {}, {}",
+            total(|r| r.io_errors),
+            total(|r| r.stalls)
+        )?;
         write!(f, "wrong_bytes        {}", total(|round| round.wrong.bytes))
     }
 }
