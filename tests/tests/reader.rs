@@ -53,11 +53,11 @@ impl Subject {
         (found.unwrap_or_else(|error| panic!("{error}: {text}")), code)
     }
 
-    /// What a killed daemon had under way still lands; its lock says when that is over.
-    fn wait_for_the_lock(&self) {
+    /// Waits until what `undercroft inspect` shows is so.
+    fn wait_until(&self, what: &str, so: impl Fn(&Value) -> bool) {
         let since = Instant::now();
-        while self.inspect(&[]).0["in_use"] == true {
-            assert!(since.elapsed() < PATIENCE, "a dead daemon's lock is still there");
+        while !so(&self.inspect(&[]).0) {
+            assert!(since.elapsed() < PATIENCE, "in vain: {what}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -242,13 +242,18 @@ fn by_a_daemon(test: &str, more: &str, killed: bool) {
         assert_eq!(engine.store(&keys, Stamp(0)).stored, 8);
     }
     drop(engine);
+    let Some(subject) = Subject::new(test, daemon.store()) else { return };
+    subject.wait_until("most pages are written and in a table", |store| {
+        let segments = array(&store["segment_list"]).iter();
+        segments.map(|segment| number(&segment["records"])).sum::<u64>() >= 32
+    });
     if killed {
         daemon.kill();
     } else {
         assert!(daemon.stop().expect("it ran").success());
     }
-    let Some(subject) = Subject::new(test, daemon.store()) else { return };
-    subject.wait_for_the_lock();
+    // What a killed daemon had under way still lands; its lock says when that is over.
+    subject.wait_until("a dead daemon lets go", |store| store["in_use"] == false);
     assert_eq!(subject.key.is_some(), more.is_empty(), "encrypted unless it is turned off");
     assert_eq!(subject.compare(), [], "what a killed daemon had listed is whole");
     let (read, _) = subject.read();
