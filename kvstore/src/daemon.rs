@@ -64,33 +64,7 @@ impl Daemon {
         let socket = BoundSocket::bind(&config.socket)?;
         let metrics = config.metrics.map(listen).transpose()?;
         let prepared = config.ssd.as_ref().map(store::prepare).transpose()?.unwrap_or_default();
-        let (arena, refused) = make_arena(&config)?;
-        let parts: Vec<_> = arena.iter().map(|p| Arc::clone(&p.part)).collect();
-        let (copy_bell, copied) = bell(BELL_ROOM);
-        let pool = CopyPool::start(config.copy_workers, COPY_ROOM, &copy_bell)
-            .map_err(|source| StartError::Thread { what: "copy workers", source })?;
-        let (gone_bell, gone) = bell(BELL_ROOM);
-        let mourner = Mourner::start(gone_bell)
-            .map_err(|source| StartError::Thread { what: "the mourner", source })?;
-        let (made_bell, made) = bell(BELL_ROOM);
-        let staging_maker = StagingMaker::start(made_bell)
-            .map_err(|source| StartError::Thread { what: "the staging maker", source })?;
-        let usable: Vec<u64> = arena.iter().map(|p| p.usable_bytes).collect();
-        let core = make_core(&config, usable);
-        let device = |prepared: &Prepared| Device::new(prepared.device, prepared.directory.clone());
-        let mut control = Control::new(ControlParts {
-            core,
-            arena,
-            devices: prepared.iter().map(device).collect(),
-            config,
-            epoch: Epoch(random()),
-            pool,
-            mourner,
-            staging_maker,
-            refused,
-        });
-        let (completed, found) = start_recovery(prepared, &parts, &mut control)?;
-        let doors = Doors { copied, completed, found, gone, made };
+        let (control, doors) = assemble(config, prepared)?;
         Ok(Self { control, doors, socket, metrics })
     }
 
@@ -144,6 +118,38 @@ impl Daemon {
         tracing::info!("stopped");
         served.map_err(failed("the control thread"))
     }
+}
+
+/// Makes the arena and everything that works on it, and has the records on SSD looked for.
+fn assemble(config: Config, prepared: Vec<Prepared>) -> Result<(Control, Doors), StartError> {
+    let (arena, refused) = make_arena(&config)?;
+    let parts: Vec<_> = arena.iter().map(|p| Arc::clone(&p.part)).collect();
+    let (copy_bell, copied) = bell(BELL_ROOM);
+    let pool = CopyPool::start(config.copy_workers, COPY_ROOM, &copy_bell)
+        .map_err(|source| StartError::Thread { what: "copy workers", source })?;
+    let (gone_bell, gone) = bell(BELL_ROOM);
+    let mourner = Mourner::start(gone_bell)
+        .map_err(|source| StartError::Thread { what: "the mourner", source })?;
+    let (made_bell, made) = bell(BELL_ROOM);
+    let staging_maker = StagingMaker::start(made_bell)
+        .map_err(|source| StartError::Thread { what: "the staging maker", source })?;
+    let usable: Vec<u64> = arena.iter().map(|p| p.usable_bytes).collect();
+    let core = make_core(&config, usable);
+    let device = |prepared: &Prepared| Device::new(prepared.device, prepared.directory.clone());
+    let mut control = Control::new(ControlParts {
+        core,
+        arena,
+        devices: prepared.iter().map(device).collect(),
+        config,
+        epoch: Epoch(random()),
+        pool,
+        mourner,
+        staging_maker,
+        refused,
+    });
+    let (completed, found) = start_recovery(prepared, &parts, &mut control)?;
+    let doors = Doors { copied, completed, found, gone, made };
+    Ok((control, doors))
 }
 
 fn notify(state: &[sd_notify::NotifyState<'_>]) {
@@ -352,3 +358,6 @@ fn answer(control: &Rc<RefCell<Control>>, question: Question) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -263,3 +263,53 @@ fn relocate_outcome(outcome: ssd::RelocateOutcome) -> AppendOutcome {
         ssd::RelocateOutcome::Corrupt | ssd::RelocateOutcome::Failed => AppendOutcome::Failed,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+    use undercroft_arena::Memory;
+    use undercroft_wire::{
+        DomainId, Extent, PageIdentity, PageKey, SegmentId, SegmentUse, SpaceDigest,
+    };
+
+    #[test]
+    fn every_job_of_a_device_that_never_opens_is_answered_once() {
+        let id = DeviceId(3);
+        let mut device = Device::new(id, PathBuf::from("/nowhere"));
+        let (segment, segment_use) = (SegmentId(0), SegmentUse(1));
+        let extent = Extent { device: id, segment, segment_use, record: 0 };
+        let identity = PageIdentity {
+            domain: DomainId::named("default"),
+            space: SpaceDigest([1; 32]),
+            key: PageKey([2; 32]),
+            parent: None,
+            depth: 0,
+            page_bytes: 4096,
+        };
+        let memory = Memory::new(8192, 0).unwrap();
+        let page = |offset| memory.span(offset, 4096).unwrap();
+        let [append, read, relocate, prove] = [1, 2, 3, 4].map(JobId);
+        device.submit(Op::Append { job: append, identity, payload: page(0), payload_crc: 0 });
+        device.submit(Op::Read { job: read, identity, extent, into: page(4096) });
+        device.submit(Op::Relocate { job: relocate, identity, extent });
+        device.submit(Op::Prove { job: prove, identity, extent });
+        device.submit(Op::FreeSegment { segment, segment_use });
+        assert!(device.is_behind());
+
+        let events = device.failed("it is a test");
+        assert!(!device.is_behind() && events.len() == 5, "{events:?}");
+        assert_eq!(events[0], Event::DeviceLost { device: id });
+        let (outcome, free_segments) = (AppendOutcome::Failed, 0);
+        for event in [
+            Event::Appended { job: append, outcome, free_segments },
+            Event::ReadDone { job: read, outcome: ReadOutcome::Failed },
+            Event::Relocated { job: relocate, outcome, free_segments },
+            Event::Proved { job: prove, outcome: ReadOutcome::Failed },
+        ] {
+            assert!(events.contains(&event), "{event:?} is not in {events:?}");
+        }
+        assert_eq!(device.failed("again"), [Event::DeviceLost { device: id }]);
+    }
+}

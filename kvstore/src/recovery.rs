@@ -12,7 +12,7 @@ use undercroft_ssd_tier::{self as ssd, PageLog, PreparedLog, Recovery};
 use undercroft_wire::DeviceId;
 
 /// Records handed over at once: a piece is taken in within a fraction of a millisecond.
-const PIECE_RECORDS: usize = 256;
+pub(crate) const PIECE_RECORDS: usize = 256;
 /// Words that may wait for the control thread.
 pub(crate) const ROOM: usize = 16;
 
