@@ -46,6 +46,7 @@ pub(crate) struct Draft {
     writing: u32,
     closed: bool,
     broken: bool,
+    doubted: bool,
 }
 
 /// One table block to be written.
@@ -75,6 +76,7 @@ impl Draft {
             writing: 0,
             closed: false,
             broken: false,
+            doubted: false,
         }
     }
 
@@ -129,6 +131,17 @@ impl Draft {
     pub(crate) fn break_off(&mut self) {
         self.broken = true;
         self.closed = true;
+    }
+
+    /// Takes no more records, and will not be sealed: some of it may never reach the medium.
+    pub(crate) fn doubt(&mut self) {
+        self.doubted = true;
+        self.closed = true;
+    }
+
+    /// Whether it may not be sealed.
+    pub(crate) fn is_doubted(&self) -> bool {
+        self.doubted
     }
 
     /// Whether it was given up.

@@ -353,7 +353,7 @@ impl Writer {
                 self.release(id);
             } else if segment.free_requested {
                 self.end_use(id);
-            } else if draft.is_broken() {
+            } else if draft.is_broken() || draft.is_doubted() {
                 segment.phase = Phase::Closed;
             } else {
                 segment.phase = Phase::Drained;
@@ -470,9 +470,8 @@ impl Writer {
                 if ok {
                     self.to_seal.extend(covered);
                 } else {
-                    // A failed flush is never tried again and believed: what it covered stays
-                    // readable, checked record by record, and is never called sealed.
-                    covered.iter().for_each(|id| self.close_segment(*id));
+                    self.drained.extend(covered);
+                    self.flush_failed(now);
                 }
                 // Those that became complete meanwhile wait their own time.
                 self.drained_since = now;
@@ -490,6 +489,18 @@ impl Writer {
                 self.release(id);
             }
         }
+    }
+
+    /// A flush has failed. Whatever was written before and not flushed may never reach the medium,
+    /// and no later flush says so: it stays readable, checked record by record, and is never
+    /// called sealed. That goes for segments that are being filled too; they take no more.
+    pub(crate) fn flush_failed(&mut self, now: Duration) {
+        let flushing = self.flushing.iter_mut().flat_map(std::mem::take);
+        let doubted: Vec<SegmentId> = flushing.chain(self.drained.drain(..)).collect();
+        doubted.into_iter().for_each(|id| self.close_segment(id));
+        self.close_open();
+        self.drafts.iter_mut().for_each(Draft::doubt);
+        self.settle(now);
     }
 
     fn close_segment(&mut self, id: SegmentId) {

@@ -91,6 +91,9 @@ impl Machine {
 
     /// A step of a probe is over.
     pub(super) fn probe_over(&mut self, step: Step, io: Io, ok: bool, now: Duration) {
+        if !ok && step == Step::Flush {
+            self.writer.flush_failed(now);
+        }
         let ok = ok && self.watch.was_in_time(&io, now);
         let (step, kind) = match step {
             _ if !ok => return self.probed(io, false, now),

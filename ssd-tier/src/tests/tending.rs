@@ -24,12 +24,16 @@ struct Patient {
 
 impl Patient {
     fn new() -> Self {
-        let disk = Arc::new(Disk::default());
-        let config = LogConfig {
-            capacity_bytes: 1 << 20,
-            ..tiny(Path::new("simulated"), EngineChoice::Auto)
-        };
-        let log = SimLog::open(&disk, &config, 1, Faults::default()).unwrap();
+        Self::on(&Arc::new(Disk::default()))
+    }
+
+    fn config() -> LogConfig {
+        let config = tiny(Path::new("simulated"), EngineChoice::Auto);
+        LogConfig { capacity_bytes: 1 << 20, ..config }
+    }
+
+    fn on(disk: &Arc<Disk>) -> Self {
+        let log = SimLog::open(disk, &Self::config(), 1, Faults::default()).unwrap();
         Self { log, memory: Memory::new(64 << 20, 0).unwrap(), job: 0, answers: Vec::new() }
     }
 
@@ -191,4 +195,39 @@ fn a_device_that_fails_at_everything_goes_out_and_comes_back() {
     assert_eq!(patient.health(), Health::Well);
     stored.iter().for_each(|stored| patient.assert_reads(*stored));
     patient.log.close();
+}
+
+/// What was written before a failed flush may never reach the medium, and a later flush that
+/// succeeds says nothing of it.
+#[test]
+fn a_failed_flush_leaves_unsealed_what_was_being_filled_too() {
+    let disk = Arc::new(Disk::default());
+    let mut patient = Patient::on(&disk);
+    let complete = patient.store(0);
+    let mut filling = patient.store(1);
+    let mut number = 1;
+    while filling.extent.segment == complete.extent.segment {
+        number += 1;
+        filling = patient.store(number);
+    }
+    let tables = patient.log.now + Duration::from_millis(500);
+    while patient.log.now < tables {
+        patient.log.turn();
+    }
+    patient.log.engine.faults = FAILING;
+    while patient.log.machine.counters().io_errors == 0 {
+        patient.log.turn();
+    }
+    patient.log.engine.faults = Faults::default();
+    let later = patient.store(number + 1);
+    assert_ne!(later.extent.segment, filling.extent.segment, "it takes no more");
+    patient.log.close();
+    let reopened = SimLog::open(&disk, &Patient::config(), 2, Faults::default()).unwrap();
+    let sealed = |stored: &Stored| {
+        let mut records = reopened.recovery.records.iter();
+        records.find(|record| record.extent == stored.extent).map(|record| record.sealed)
+    };
+    assert_eq!(sealed(&complete), Some(false));
+    assert_eq!(sealed(&filling), Some(false));
+    assert_eq!(sealed(&later), Some(true));
 }
