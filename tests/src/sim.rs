@@ -1,0 +1,17 @@
+//! The simulator: core, page logs on lying devices, and clients, in one thread and virtual time.
+//! One seed decides everything; every byte that is handed out is compared with what it must be.
+
+mod clients;
+mod content;
+mod device;
+mod ledger;
+mod plan;
+mod replies;
+mod report;
+mod run;
+mod seeds;
+mod store;
+mod world;
+
+pub use report::Report;
+pub use seeds::{Failure, Seeds, simulate};

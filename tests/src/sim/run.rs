@@ -1,0 +1,288 @@
+//! A run from its first start to its last end.
+
+use super::device::{Device, Stage};
+use super::report::Report;
+use super::store::Opened;
+use super::world::{Moved, OWN_JOBS, World, note};
+use std::collections::HashMap;
+use undercroft_arena::Memory;
+use undercroft_core::Event;
+use undercroft_ssd_tier::Op;
+use undercroft_wire::{DeviceId, Extent, JobId, SessionId, frame_bytes};
+
+/// More than this does not happen before everything is answered.
+const MOST_MOVES: u32 = 1_000_000;
+/// Nor does more time pass, microseconds: the slowest transfers take this long twice.
+const LONGEST_WAIT: u64 = 60_000_000;
+
+/// How a life of the daemon ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Kill,
+    PowerCut,
+    /// In good order; then the power is cut, or not.
+    Close { then_cut: bool },
+}
+
+/// Runs a seed to its end.
+///
+/// # Panics
+/// A promise is broken: the panic's message says which.
+pub(super) fn run(seed: u64, trace: bool) -> Report {
+    let mut world = World::new(seed, trace);
+    let lives = world.plan.lives;
+    note!(world, "{:?}", world.plan);
+    for life in 1..=lives {
+        world.live();
+        let last = life == lives;
+        if last || world.rng.u8(..3) == 0 {
+            world.come_to_rest();
+        }
+        if last {
+            world.survey();
+            break;
+        }
+        world.end_life();
+        world.change_plan();
+        world.begin_life();
+    }
+    for device in &world.devices {
+        world.report.faults.add(&device.disk.tally());
+    }
+    world.report.seeds = 1;
+    world.report.truthful = u64::from(world.plan.class == super::plan::Class::Truthful);
+    world.report.micros = world.now;
+    world.report
+}
+
+impl World {
+    /// Lets clients do what they will.
+    fn live(&mut self) {
+        let loses = self.plan.class != super::plan::Class::Truthful && self.rng.u8(..16) == 0;
+        let mut moves = self.rng.u32(1..4_000);
+        for _ in 0..MOST_MOVES {
+            if self.act_at.is_none() {
+                return;
+            }
+            if loses && moves == 0 {
+                self.lose_a_device();
+            }
+            moves = moves.wrapping_sub(1);
+            if self.advance() == Moved::Died {
+                self.die_while_opening();
+            }
+        }
+        panic!("the clients' work has no end");
+    }
+
+    /// Opens a device's store, as soon as its lock is free.
+    pub(super) fn open(&mut self, at: usize) -> Moved {
+        let (now, device) = (self.now, &mut self.devices[at]);
+        let id = device.id;
+        match device.open(now, &mut self.rng, &mut self.report) {
+            Opened::Well => {
+                let found = device.unread.len();
+                note!(self, "device {id} is open, {found} records; {:?}", device.plan);
+                Moved::On
+            }
+            Opened::Died => Moved::Died,
+            Opened::Refused => {
+                self.step(Event::DeviceLost { device: id });
+                Moved::On
+            }
+        }
+    }
+
+    fn die_while_opening(&mut self) {
+        let act_at = self.act_at;
+        self.end_life();
+        self.begin_life();
+        self.act_at = act_at.map(|_| self.now);
+    }
+
+    fn lose_a_device(&mut self) {
+        let at = self.rng.usize(..self.devices.len());
+        if self.devices[at].stage != Stage::Open {
+            return;
+        }
+        self.report.lost_devices += 1;
+        let id = self.devices[at].id;
+        // Answers that were given before it broke arrive before.
+        while let Some((_, answer)) = self.devices[at].inbox.pop_front() {
+            self.answered(answer);
+        }
+        for event in self.devices[at].lose() {
+            self.job_over(job_of(&event), &event);
+            self.step(event);
+        }
+        let left: Vec<JobId> =
+            self.jobs.iter().filter(|(_, job)| device_of(job) == Some(id)).map(|(j, _)| *j).collect();
+        self.unanswered.extend(left);
+    }
+
+    /// Waits until everything is answered.
+    ///
+    /// # Panics
+    /// Something is not.
+    pub(super) fn come_to_rest(&mut self) {
+        note!(self, "coming to rest");
+        self.act_at = None;
+        let began = self.now;
+        for _ in 0..MOST_MOVES {
+            if self.is_idle() {
+                return self.check_rest();
+            }
+            let waited = self.now - began;
+            assert!(waited < LONGEST_WAIT, "something is waited for without end: {:?}", self.jobs);
+            match self.advance() {
+                Moved::On => {}
+                Moved::Nothing => panic!("nothing moves, and something is not answered"),
+                Moved::Died => {
+                    self.end_life();
+                    self.begin_life();
+                    self.act_at = None;
+                }
+            }
+        }
+        panic!("something goes on without end");
+    }
+
+    fn check_rest(&mut self) {
+        // Deadlines and holds run out; what was put off is written.
+        let until = self.now + 5_000_000;
+        while self.next_time().is_some_and(|time| time <= until) {
+            if self.advance() == Moved::Died || !self.is_idle() {
+                return self.come_to_rest();
+            }
+        }
+        for ((session, request), answered) in &self.clients.commits {
+            assert!(answered, "commit {request} of session {session} is never answered");
+        }
+        for ((session, lease), held) in &self.clients.leases {
+            let over = held.ended.is_some() || !held.open;
+            assert!(over, "lease {lease} of session {session} never ends");
+        }
+        for device in self.devices.iter().filter(|device| device.class == super::plan::Class::Truthful) {
+            let quiet = device.log.as_ref().is_some_and(undercroft_ssd_tier::Machine::is_quiet);
+            if quiet {
+                device.disk.witness(|witness| witness.at_rest());
+            }
+        }
+        // Every frame can be had again.
+        let sessions: Vec<SessionId> = self.clients.sessions.keys().copied().collect();
+        let lingering: Vec<SessionId> = self.clients.lingering.iter().copied().collect();
+        for session in sessions.into_iter().chain(lingering) {
+            self.clients.sessions.remove(&session);
+            self.clients.lingering.remove(&session);
+            self.bury(session);
+        }
+    }
+
+    /// Reads every record that there should be, past the core.
+    pub(super) fn survey(&mut self) {
+        let mut streams: HashMap<[u8; 16], (DeviceId, Extent)> = HashMap::new();
+        let mut number = OWN_JOBS;
+        let memory = Memory::new(64 << 10, 0).expect("there is memory");
+        for at in 0..self.devices.len() {
+            if self.devices[at].stage != Stage::Open {
+                continue;
+            }
+            let records: Vec<_> = self.devices[at].ledger.iter().collect();
+            for (extent, entry) in records {
+                number += 1;
+                let (job, identity) = (JobId(number), entry.identity);
+                let bytes = frame_bytes(identity.page_bytes) as usize;
+                let into = memory.span(0, bytes).expect("a page is smaller");
+                self.devices[at].submit(Op::Read { job, identity, extent, into }, self.now);
+                let verified = self.report.verified;
+                let mut moves = 0;
+                while !self.devices[at].is_idle() {
+                    moves += 1;
+                    assert!(moves < MOST_MOVES, "a read goes on without end");
+                    let _goes_on = self.advance();
+                }
+                if self.report.verified > verified {
+                    self.devices[at].check_stream(&extent, &identity, &mut streams);
+                }
+            }
+        }
+    }
+
+    fn end_life(&mut self) {
+        let end = match self.rng.u8(..6) {
+            0 | 1 => End::Kill,
+            2..5 => End::PowerCut,
+            _ => End::Close { then_cut: self.rng.bool() },
+        };
+        note!(self, "the daemon ends: {end:?}");
+        let now = self.now;
+        match end {
+            End::Kill => {
+                self.report.kills += 1;
+                self.devices.iter_mut().for_each(Device::kill);
+            }
+            End::PowerCut => {
+                self.report.cuts += 1;
+                self.devices.iter_mut().for_each(|device| device.cut_power(now));
+            }
+            End::Close { then_cut } => {
+                self.report.closes += 1;
+                self.close_all();
+                let now = self.now;
+                for device in &mut self.devices {
+                    if then_cut { device.cut_power(now) } else { device.kill() }
+                }
+            }
+        }
+    }
+
+    fn close_all(&mut self) {
+        self.devices.iter_mut().for_each(|device| device.begin_close(self.now));
+        for _ in 0..MOST_MOVES {
+            if self.devices.iter().all(Device::is_closed) {
+                return;
+            }
+            let next = self.devices.iter().enumerate().filter_map(|(at, device)| {
+                device.next_time().map(|time| (time, at))
+            });
+            let (time, at) = next.min().expect("what is not closed has something to do");
+            self.now = self.now.max(time);
+            self.devices[at].turn(self.now, &mut self.rng, &mut self.report);
+        }
+        panic!("a log that is being closed does not come to rest");
+    }
+
+    /// The operator changes the configuration now and then.
+    fn change_plan(&mut self) {
+        for (plan, config) in self.devices.iter_mut().zip(&mut self.plan.core.devices) {
+            if self.rng.u8(..8) == 0 {
+                plan.plan.capacity_bytes = plan.plan.room_bytes * self.rng.u64(1..=5);
+                config.capacity_bytes = plan.plan.capacity_bytes;
+            }
+            if self.rng.u8(..12) == 0 {
+                plan.plan.encrypted = !plan.plan.encrypted;
+            }
+        }
+    }
+}
+
+fn device_of(job: &undercroft_core::Action) -> Option<DeviceId> {
+    use undercroft_core::Action;
+    match job {
+        Action::Append { device, .. } => Some(*device),
+        Action::Read { extent, .. }
+        | Action::Relocate { extent, .. }
+        | Action::Prove { extent, .. } => Some(extent.device),
+        _ => None,
+    }
+}
+
+fn job_of(event: &Event<'_>) -> Option<JobId> {
+    match event {
+        Event::Appended { job, .. }
+        | Event::ReadDone { job, .. }
+        | Event::Relocated { job, .. }
+        | Event::Proved { job, .. } => Some(*job),
+        _ => None,
+    }
+}
