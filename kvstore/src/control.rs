@@ -6,12 +6,10 @@ use crate::copy_pool::{Copied, CopyJob, CopyPool, Direction};
 use crate::device::{Completed, Device};
 use crate::mourner::Mourner;
 use crate::recovery::Found;
-use crate::report::Walk;
 use crate::session::{FrameError, Peer, Session, Turn, each_frame};
 use crate::staging_maker::{Made, StagingMaker, Wanted};
 use crate::store;
 use rustix::fd::OwnedFd;
-use std::cell::Cell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -57,7 +55,6 @@ pub(crate) struct Control {
     pub(crate) started: Instant,
     pub(crate) protocol_errors: u64,
     pub(crate) refused: Vec<String>,
-    pub(crate) walk: Cell<Option<Walk>>,
     pool: CopyPool,
     mourner: Mourner,
     staging_maker: StagingMaker,
@@ -100,7 +97,6 @@ impl Control {
             started: Instant::now(),
             protocol_errors: 0,
             refused: parts.refused,
-            walk: Cell::new(None),
             pool: parts.pool,
             mourner: parts.mourner,
             staging_maker: parts.staging_maker,

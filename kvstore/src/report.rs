@@ -3,7 +3,6 @@
 use crate::control::Control;
 use crate::device::Device;
 use crate::process;
-use std::time::{Duration, Instant};
 use undercroft_core::{DeviceReport, DeviceState, Health, Stats, TierFill};
 use undercroft_wire::{
     ArenaStatus, DeviceCondition, HitStatus, Mode, SessionStatus, SpaceStatus, SsdDeviceStatus,
@@ -88,7 +87,7 @@ fn ssd(control: &Control, stats: &Stats) -> Option<SsdStatus> {
         corrupt_records: sum(|device| device.corrupt_records),
         corrupt_tables: sum(|device| device.corrupt_tables),
         io_errors: sum(|device| device.io_errors),
-        unreachable_pages: unreachable_pages(control),
+        unreachable_pages: control.core.unreachable_pages(),
         devices,
     })
 }
@@ -134,28 +133,6 @@ fn condition(report: &DeviceReport) -> DeviceCondition {
         (DeviceState::Ready, Health::ReadOnly) => DeviceCondition::ReadOnly,
         (DeviceState::Ready, Health::Well) => DeviceCondition::Well,
     }
-}
-
-/// The last walk over all pages.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Walk {
-    ended: Instant,
-    took: Duration,
-    unreachable: u64,
-}
-
-/// Walking all pages holds everybody up, and anybody may ask for reports at any rate: walks get
-/// one part in a hundred of the time, and an earlier figure is told in between.
-fn unreachable_pages(control: &Control) -> u64 {
-    let known = control.walk.get().filter(|walk| walk.ended.elapsed() < walk.took * 100);
-    if let Some(walk) = known {
-        return walk.unreachable;
-    }
-    let began = Instant::now();
-    let unreachable = control.core.unreachable_pages();
-    let walk = Walk { ended: Instant::now(), took: began.elapsed(), unreachable };
-    control.walk.set(Some(walk));
-    unreachable
 }
 
 fn spaces(control: &Control) -> Vec<SpaceStatus> {

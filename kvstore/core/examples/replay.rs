@@ -2,11 +2,11 @@
 //! the prefix hits: what the policy would do with this traffic.
 //!
 //! ```sh
-//! zstd -dc --long=27 trace.jsonl.zst | cargo run --release -p undercroft-core --example replay -- 5 20
+//! zstd -dc --long=27 trace.jsonl.zst | cargo run --release -p undercroft-core --example replay -- 5 15 5
 //! ```
 //!
-//! The arguments are the sizes of DRAM and of the SSD in percent of the trace's distinct
-//! blocks (0 or nothing for no SSD). Each line of the trace names its blocks in `hash_ids`.
+//! The arguments are the sizes of DRAM and of each SSD in percent of the trace's distinct blocks.
+//! Each line of the trace names its blocks in `hash_ids`.
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{BufRead, Error, ErrorKind};
@@ -27,13 +27,15 @@ const SESSION: SessionId = SessionId(1);
 
 fn main() -> Result<(), Error> {
     let mut sizes = std::env::args().skip(1).map(|size| size.parse::<u64>());
-    let usage = || Error::new(ErrorKind::InvalidInput, "usage: replay DRAM-PERCENT [SSD-PERCENT]");
+    let usage =
+        || Error::new(ErrorKind::InvalidInput, "usage: replay DRAM-PERCENT [SSD-PERCENT]...");
     let dram = sizes.next().and_then(Result::ok).ok_or_else(usage)?;
-    let ssd = sizes.next().map_or(Ok(0), |size| size.map_err(|_| usage()))?;
+    let ssds: Vec<u64> = sizes.collect::<Result<_, _>>().map_err(|_| usage())?;
     let requests = read_trace(std::io::stdin().lock())?;
     let distinct: HashSet<u64> = requests.iter().flatten().copied().collect();
     let of = |percent: u64| distinct.len() as u64 * percent / 100;
-    let mut replay = Replay::new(of(dram), of(ssd));
+    let ssds: Vec<u64> = ssds.into_iter().map(of).filter(|ssd| *ssd > 0).collect();
+    let mut replay = Replay::new(of(dram), &ssds);
     let started = std::time::Instant::now();
     for ids in &requests {
         replay.request(ids);
@@ -61,7 +63,7 @@ fn read_trace(lines: impl BufRead) -> Result<Vec<Vec<u64>>, Error> {
 struct Replay {
     core: Core,
     space: SpaceId,
-    log: Log,
+    logs: Vec<Log>,
     jobs: VecDeque<Action>,
     reply: Option<Reply>,
     pages: u64,
@@ -72,12 +74,23 @@ struct Replay {
 
 /// Segments by number of records only.
 struct Log {
+    device: DeviceId,
     records: u32,
     free: VecDeque<(u32, u64)>,
     open: (u32, u64, u32),
 }
 
 impl Log {
+    fn new(device: u8, pages: u64) -> Self {
+        let records = pages.div_ceil(u64::from(SEGMENTS) - 2).max(1) as u32;
+        Self {
+            device: DeviceId(device),
+            records,
+            free: (0..SEGMENTS).map(|segment| (segment, 1)).collect(),
+            open: (0, 0, records),
+        }
+    }
+
     fn append(&mut self) -> Option<Extent> {
         if self.open.2 == self.records {
             let (segment, segment_use) = self.free.pop_front()?;
@@ -85,34 +98,28 @@ impl Log {
         }
         let (segment, segment_use, record) = self.open;
         self.open.2 += 1;
-        let (device, segment) = (DeviceId(0), SegmentId(segment));
+        let (device, segment) = (self.device, SegmentId(segment));
         Some(Extent { device, segment, segment_use: SegmentUse(segment_use), record })
     }
 }
 
 impl Replay {
-    fn new(dram: u64, ssd: u64) -> Self {
-        let device = DeviceConfig {
-            capacity_bytes: ssd * FRAME,
+    fn new(dram: u64, ssds: &[u64]) -> Self {
+        let device = |pages: &u64| DeviceConfig {
+            capacity_bytes: pages * FRAME,
             low_water_segments: 1,
             read_bytes_per_s: 1 << 30,
             read_latency_us: 100,
         };
         let config = Config {
-            devices: (ssd > 0).then_some(device).into_iter().collect(),
+            devices: ssds.iter().map(device).collect(),
             limits: Limits { max_pages: 1 << 24, ..Limits::default() },
             ..Config::dram_only(dram * FRAME)
-        };
-        let records = ssd.div_ceil(u64::from(SEGMENTS) - 2).max(1) as u32;
-        let log = Log {
-            records,
-            free: (0..SEGMENTS).map(|segment| (segment, 1)).collect(),
-            open: (0, 0, records),
         };
         let mut replay = Self {
             core: Core::new(config).expect("the sizes are in range"),
             space: SpaceId(0),
-            log,
+            logs: (0..).zip(ssds).map(|(device, pages)| Log::new(device, *pages)).collect(),
             jobs: VecDeque::new(),
             reply: None,
             pages: 0,
@@ -120,8 +127,10 @@ impl Replay {
             dram: 0,
             number: 0,
         };
-        let (device, free_segments) = (DeviceId(0), SEGMENTS);
-        replay.step(Event::Recovered { device, records: &[], free_segments, last: true });
+        for device in (0..ssds.len()).map(|device| DeviceId(device as u8)) {
+            let free_segments = SEGMENTS;
+            replay.step(Event::Recovered { device, records: &[], free_segments, last: true });
+        }
         let process = ProcessId { pid: 1, start: 1 };
         replay.step(Event::SessionOpened { session: SESSION, process, mode: Mode::ZeroCopy });
         let (request, page_bytes, slots) = (RequestId(1), FRAME as u32, SLOTS);
@@ -160,26 +169,28 @@ impl Replay {
             Action::Read { job, .. } => {
                 self.step(Event::ReadDone { job, outcome: ReadOutcome::Ok(0) });
             }
-            Action::Append { job, .. } => {
-                let (outcome, free_segments) = self.append();
+            Action::Append { job, device, .. } => {
+                let (outcome, free_segments) = self.append(device);
                 self.step(Event::Appended { job, outcome, free_segments });
             }
-            Action::Relocate { job, .. } => {
-                let (outcome, free_segments) = self.append();
+            Action::Relocate { job, extent, .. } => {
+                let (outcome, free_segments) = self.append(extent.device);
                 self.step(Event::Relocated { job, outcome, free_segments });
             }
             Action::FreeSegment { device, segment, segment_use } => {
-                self.log.free.push_back((segment.0, segment_use.0 + 1));
-                let free_segments = self.log.free.len() as u32;
+                let log = &mut self.logs[usize::from(device.0)];
+                log.free.push_back((segment.0, segment_use.0 + 1));
+                let free_segments = log.free.len() as u32;
                 self.step(Event::SegmentFreed { device, segment, segment_use, free_segments });
             }
             Action::Reply { .. } | Action::Prove { .. } => {}
         }
     }
 
-    fn append(&mut self) -> (AppendOutcome, u32) {
-        let written = self.log.append().map(AppendOutcome::Written);
-        (written.unwrap_or(AppendOutcome::NoSpace), self.log.free.len() as u32)
+    fn append(&mut self, device: DeviceId) -> (AppendOutcome, u32) {
+        let log = &mut self.logs[usize::from(device.0)];
+        let written = log.append().map(AppendOutcome::Written);
+        (written.unwrap_or(AppendOutcome::NoSpace), log.free.len() as u32)
     }
 
     fn request(&mut self, ids: &[u64]) {

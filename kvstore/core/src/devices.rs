@@ -111,6 +111,14 @@ impl Devices {
         self.list.iter().any(|device| device.state == DeviceState::Recovering)
     }
 
+    /// Makes the segments of all devices comparable by age after one was read: which of them are
+    /// older nobody remembers, so full devices are taken to have been written side by side.
+    pub(crate) fn spread_ages(&mut self, end: u64) {
+        for device in &mut self.list {
+            device.segments.spread_ages(end);
+        }
+    }
+
     /// A lost device of which not everything is forgotten.
     pub(crate) fn next_to_forget(&self) -> Option<DeviceId> {
         let full = |device: &&Device| {

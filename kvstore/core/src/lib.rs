@@ -40,6 +40,7 @@ mod sessions;
 mod spaces;
 mod stats;
 mod timers;
+mod worth;
 
 pub use action::{Action, FramePlace};
 pub use config::{Config, ConfigError, DeviceConfig, Limits, Policy};

@@ -169,7 +169,8 @@ impl Core {
         }
     }
 
-    fn children_of(&self, id: PageId) -> impl Iterator<Item = PageId> + '_ {
+    /// The children of a page, the last one linked first.
+    pub(crate) fn children_of(&self, id: PageId) -> impl Iterator<Item = PageId> + '_ {
         let first = self.index[id].first_child;
         std::iter::successors(first, |child| self.index[*child].next_sibling)
     }

@@ -9,18 +9,30 @@ use undercroft_wire::{DeviceId, Extent, SegmentId, SegmentUse};
 const CANDIDATES: usize = 8;
 
 impl Device {
-    /// Whether to empty a segment. When a whole round has dropped nothing, because everything is
-    /// held or in DRAM, reclaim would only wear the SSD out: it waits for appends to pay.
     fn needs_room(&self) -> bool {
-        let full = self.segments.used_bytes > self.config.capacity_bytes;
-        let low = self.free_segments <= self.config.low_water_segments;
-        (full || low) && self.segments.wasted < (2 * self.segments.appended).max(1)
+        self.segments.used_bytes > self.config.capacity_bytes || self.is_low()
+    }
+
+    /// Whether segments of it go when another device needs room: it will need some itself soon.
+    pub(crate) fn is_nearly_full(&self) -> bool {
+        let used = u128::from(self.segments.used_bytes) * 16;
+        used >= u128::from(self.config.capacity_bytes) * 15 || self.is_low()
+    }
+
+    fn is_low(&self) -> bool {
+        self.free_segments <= self.config.low_water_segments
+    }
+
+    /// Whether emptying a segment may win anything. When a whole round has dropped nothing, because
+    /// everything is held or in DRAM, reclaim would only wear the SSD out: it waits for appends to
+    /// pay.
+    fn may_win_room(&self) -> bool {
+        self.segments.wasted < (2 * self.segments.appended).max(1)
     }
 }
 
-/// Reclaim, on each device by itself: the oldest segment is emptied and freed, one at a time. What
-/// was not used since it was written is dropped; what was, and the ancestors of what stays, is
-/// appended anew.
+/// Reclaim: the oldest segment of the tier is emptied and freed, one at a time. What was not used
+/// since it was written is dropped; what was, and the ancestors of what stays, is appended anew.
 impl Core {
     /// Takes reclaim as far as it goes now.
     pub(crate) fn reclaim(&mut self, actions: &mut Vec<Action>) {
@@ -29,15 +41,38 @@ impl Core {
                 self.reclaim_on(device, actions);
             }
         }
+        while let Some((device, reclaim)) = self.next_reclaim() {
+            self.devices.get_mut(device).segments.reclaiming = Some(reclaim);
+            self.reclaim_on(device, actions);
+        }
+    }
+
+    /// The segment to be emptied next, if any device needs room: the oldest of all devices that are
+    /// full or nearly so. Runs are spread over devices, and devices that kept their pages for
+    /// different times would keep parts of runs whose other parts are gone. New pages go to
+    /// where room was made.
+    fn next_reclaim(&self) -> Option<(DeviceId, Reclaim)> {
+        let usable = || self.devices.iter().filter(|device| device.takes_appends());
+        let idle = || usable().filter(|device| device.segments.reclaiming.is_none());
+        if !idle().any(Device::needs_room) {
+            return None;
+        }
+        // One at a time makes room enough, unless a device has hardly a segment left to write to.
+        let hurry = idle().any(Device::is_low);
+        if !hurry && usable().count() > idle().count() {
+            return None;
+        }
+        let full = idle().filter(|device| device.is_nearly_full() && device.may_win_room());
+        let oldest = full.filter_map(|device| {
+            let reclaim = self.oldest_reclaimable(device.id)?;
+            let born = device.segments.get(reclaim.age)?.born;
+            Some((born, (device.id, reclaim)))
+        });
+        oldest.min_by_key(|(born, _)| *born).map(|(_, next)| next)
     }
 
     fn reclaim_on(&mut self, device: DeviceId, actions: &mut Vec<Action>) {
-        let state = self.devices.get(device);
-        let reclaim = match state.segments.reclaiming {
-            Some(reclaim) => Some(reclaim),
-            None if state.needs_room() => self.oldest_reclaimable(device),
-            None => None,
-        };
+        let reclaim = self.devices.get(device).segments.reclaiming;
         let Some(mut reclaim) = reclaim.filter(|reclaim| !reclaim.freeing) else {
             return;
         };
@@ -84,32 +119,27 @@ impl Core {
         Some(Reclaim { age, budget, sorted: false, dropped: false, freeing: false })
     }
 
-    fn is_held_on_ssd(&self, id: PageId) -> bool {
-        let page = &self.index[id];
-        let proved = matches!(page.ssd, Ssd::On(_));
-        proved && page.dram != Dram::Resident && (page.keeps > 0 || page.pins > 0)
-    }
-
     /// Decides about each page of the segment that is not being read.
     fn sort_out(&mut self, device: DeviceId, reclaim: &mut Reclaim, actions: &mut Vec<Action>) {
         let mut pages: Vec<PageId> = self.segment_pages(device, reclaim.age).collect();
         // Children before parents: dropping the last child may let its parent go.
         pages.sort_unstable_by_key(|id| (std::cmp::Reverse(self.index[*id].depth), *id));
+        let outlook = self.outlook(device, reclaim.age);
         let mut stay = Vec::new();
         for id in pages {
             match self.index[id].dram {
                 Dram::Reading => {}
                 Dram::Resident => self.forget_copy(id),
-                _ if self.is_wanted_on_ssd(id) => stay.push(id),
+                _ if self.is_worth_moving(id, &outlook) => stay.push(id),
                 _ => self.drop_record(id, reclaim),
             }
         }
         // Dropping a page with children would leave them unreachable: leaves go first.
-        stay.sort_by_key(|id| self.index[*id].children > 0);
+        stay.sort_by_cached_key(|id| self.has_staying_child(*id, &outlook));
         let held = stay.iter().filter(|id| self.is_held_on_ssd(**id)).count();
         let mut excess = (stay.len() - held).saturating_sub(reclaim.budget as usize);
         for id in stay {
-            if !self.is_held_on_ssd(id) && (excess > 0 || !self.is_wanted_on_ssd(id)) {
+            if !self.is_held_on_ssd(id) && (excess > 0 || !self.is_worth_moving(id, &outlook)) {
                 excess = excess.saturating_sub(1);
                 self.drop_record(id, reclaim);
                 continue;
@@ -118,14 +148,6 @@ impl Core {
             reclaim.budget -= u32::from(paid);
             self.start_relocate(id, paid, actions);
         }
-    }
-
-    fn is_wanted_on_ssd(&self, id: PageId) -> bool {
-        let page = &self.index[id];
-        // What has not proved itself may be worth nothing, and moving it would take the proof.
-        let proved = matches!(page.ssd, Ssd::On(_));
-        let used = page.touched || page.children > 0;
-        proved && ((used && self.may_be_reached(page)) || self.is_held_on_ssd(id))
     }
 
     /// The page is in DRAM: it will be written again when it leaves that.

@@ -48,6 +48,7 @@ impl Core {
         }
         if last {
             self.change_device(device, |device| device.state = DeviceState::Ready);
+            self.devices.spread_ages(self.last_segment);
         }
     }
 

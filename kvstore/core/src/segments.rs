@@ -3,6 +3,7 @@ use crate::page::{PageId, Ssd};
 use crate::stats::DeviceState;
 use hashbrown::HashMap;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use undercroft_wire::{DeviceId, Extent, SegmentId, SegmentUse};
 
 /// Which pages lie in which segment of one device, oldest segment first.
@@ -23,7 +24,7 @@ pub(crate) struct Segments {
 }
 
 /// When a use of a segment began: of one device's segments, later uses have larger numbers,
-/// whichever is reported first. Ages of different devices cannot be compared.
+/// whichever is reported first. Numbers of different devices cannot be compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Age {
     pub(crate) segment_use: SegmentUse,
@@ -33,6 +34,9 @@ pub(crate) struct Age {
 /// One use of a segment.
 #[derive(Debug, Default)]
 pub(crate) struct Segment {
+    /// When it was first heard of, among the segments of all devices. Only tells which of two
+    /// devices' segments are older; a device's own are in the order of their [`Age`].
+    pub(crate) born: u64,
     /// The newest of its pages; each names its older neighbour.
     pub(crate) newest: Option<PageId>,
     /// Pages whose record lies here.
@@ -95,13 +99,33 @@ impl Segments {
         self.by_age.iter().map(|(age, segment)| (*age, segment))
     }
 
+    /// The newest of those at the old end that were begun before `end`.
+    pub(crate) fn newest_begun_before(&self, end: u64) -> Option<Age> {
+        let older = self.by_age.iter().take_while(|(_, segment)| segment.born < end);
+        older.last().map(|(age, _)| *age)
+    }
+
+    /// Spreads the ages of all segments over `0..end`, in their order.
+    pub(crate) fn spread_ages(&mut self, end: u64) {
+        let count = self.by_age.len() as u64;
+        for (segment, rank) in self.by_age.values_mut().zip(1..) {
+            segment.born = (u128::from(end) * rank / u128::from(count)) as u64;
+        }
+    }
+
+    /// The segment after the one that follows `age`.
+    pub(crate) fn next_but_one(&self, age: Age) -> Option<&Segment> {
+        let newer = (Bound::Excluded(age), Bound::Unbounded);
+        self.by_age.range(newer).nth(1).map(|(_, segment)| segment)
+    }
+
     pub(crate) fn newest(&self) -> Option<Age> {
         self.by_age.last_key_value().map(|(age, _)| *age)
     }
 
     /// Makes sure that the segment a record was reported in is known; false if that use of it is
     /// over.
-    fn note(&mut self, extent: Extent) -> bool {
+    fn note(&mut self, extent: Extent, born: &mut u64) -> bool {
         let age = Age::of(extent);
         match self.places.get(&extent.segment) {
             Some(place) if place.in_use => {
@@ -113,7 +137,8 @@ impl Segments {
             _ => {}
         }
         self.places.insert(age.segment, Place { segment_use: age.segment_use, in_use: true });
-        self.by_age.insert(age, Segment::default());
+        *born += 1;
+        self.by_age.insert(age, Segment { born: *born, ..Segment::default() });
         true
     }
 
@@ -150,7 +175,7 @@ impl Core {
             return false;
         };
         let segments = &mut device.segments;
-        if !segments.note(extent) {
+        if !segments.note(extent, &mut self.last_segment) {
             return false;
         }
         device.unproved += u64::from(!proved);

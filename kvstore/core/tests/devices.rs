@@ -6,7 +6,7 @@ mod world;
 
 use undercroft_core::{Action, Config, DeviceConfig, DeviceState, Health, Micros};
 use undercroft_wire::{DeviceId, FetchOutcome, Mode, Prefetch, Request, Stamp};
-use world::devices::{FIRST, SECOND, config, size};
+use world::devices::{FIRST, SECOND, Size, config, size};
 use world::{World, chain, opened};
 
 fn is_append(job: &Action) -> bool {
@@ -445,4 +445,32 @@ fn a_core_knows_64_devices_and_no_more() {
         world.step(undercroft_core::Event::DeviceLost { device });
     }
     assert_eq!(world.core.next_timer(), None::<Micros>, "numbers that nobody has change nothing");
+}
+
+#[test]
+fn runs_spread_over_devices_are_reclaimed_like_runs_on_one() {
+    let cycle = |sizes: &[Size]| {
+        let (mut world, space) = opened(World::with_devices(24, sizes), 16);
+        world.audits = false;
+        for number in 0..120 {
+            let keys = chain(number, 16);
+            let stamp = world.lookup(1, space, &keys).stamp;
+            assert_eq!(world.store(1, space, &keys, 0, stamp), 16);
+        }
+        world.core.audit();
+        let whole = |number: u64| {
+            let found = world.core.stats().prefix_pages;
+            world.lookup(1, space, &chain(number, 16));
+            world.core.stats().prefix_pages - found == 16
+        };
+        let whole = (0..120).rev().map(whole).take_while(|whole| *whole).count();
+        let stats = world.core.stats();
+        (whole, stats.relocated_pages, world.core.unreachable_pages())
+    };
+    let one = cycle(&[size(512, 132, 4)]);
+    let two = cycle(&[size(256, 67, 4), size(256, 67, 4)]);
+    let uneven = cycle(&[size(384, 100, 4), size(128, 34, 4)]);
+    assert_eq!(one, (33, 0, 0), "32 runs on SSD, one in DRAM, nothing moved, nothing lost");
+    assert_eq!(two, one);
+    assert_eq!(uneven, one);
 }

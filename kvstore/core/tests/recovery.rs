@@ -231,10 +231,7 @@ fn a_proof_that_a_stalled_device_could_not_give_is_asked_for_again() {
 #[test]
 fn of_two_records_the_one_that_is_proved_is_believed() {
     let keys = chain(1, 1);
-    let at = |record: &RecoveredRecord, segment: u32| {
-        let (segment, segment_use) = (SegmentId(segment), SegmentUse(u64::from(segment) + 1));
-        RecoveredRecord { extent: Extent { segment, segment_use, ..record.extent }, ..*record }
-    };
+    let at = |record: &RecoveredRecord, segment: u32| place(record, FIRST, segment, 0);
     let sealed = records(FIRST, &keys, |_| true)[0];
     let open = records(FIRST, &keys, |_| false)[0];
     let elsewhere = records(SECOND, &keys, |_| true)[0];
@@ -303,22 +300,76 @@ fn reclaim_drops_what_is_not_proved_and_waits_for_the_proof() {
     assert_eq!(proved, (records.len() - of_segment) as u64, "what was dropped counts for nothing");
 }
 
+/// A record moved to another place.
+fn place(record: &RecoveredRecord, device: DeviceId, segment: u32, slot: u32) -> RecoveredRecord {
+    let (segment, segment_use) = (SegmentId(segment), SegmentUse(u64::from(segment) + 1));
+    RecoveredRecord { extent: Extent { device, segment, segment_use, record: slot }, ..*record }
+}
+
+fn moves(world: &World) -> usize {
+    world.count_jobs(|job| matches!(job, Action::Relocate { .. }))
+}
+
 #[test]
 fn reclaim_moves_nothing_that_no_lookup_can_reach() {
-    let keys = chain(1, 8);
-    let moves = |with_head: bool, all_told: bool| {
+    let run = records(FIRST, &chain(1, 3), |_| true);
+    let leaf = |number| records(FIRST, &chain(number, 1), |_| true)[0];
+    // The run's head is in the oldest segment, beside pages that nobody used; its tail is not.
+    let all = [(run[0], 0, 0), (run[1], 0, 1), (leaf(2), 0, 2), (leaf(3), 0, 3), (run[2], 1, 0)];
+    let all = all.map(|(record, segment, slot)| place(&record, FIRST, segment, slot));
+    let moved = |with_head: bool, all_told: bool| {
         let sizes = [SIZE, SIZE];
         let mut settings = config(2, &sizes);
         settings.devices[0].low_water_segments = SIZE.segments;
         let mut world = World::with_logs(settings, World::with_devices(1, &sizes).logs);
         world.recover(SECOND, &[], all_told);
-        let all = records(FIRST, &keys, |_| true);
         world.recover(FIRST, &all[usize::from(!with_head)..], true);
-        world.count_jobs(|job| matches!(job, Action::Relocate { .. }))
+        moves(&world)
     };
-    assert_eq!(moves(true, true), 2, "parents of what stays are worth half a segment");
-    assert_eq!(moves(false, true), 0, "but not without their own");
-    assert_eq!(moves(false, false), 1, "unless those may still turn up elsewhere");
+    assert_eq!(moved(true, true), 2, "half of what the segment held");
+    assert_eq!(moved(false, true), 0, "nothing that hangs from a missing page");
+    assert_eq!(moved(false, false), 1, "unless that may still turn up elsewhere");
+}
+
+#[test]
+fn what_leaves_next_keeps_no_parent_on_another_device() {
+    let run = records(FIRST, &chain(1, 3), |_| true);
+    let others = records(FIRST, &chain(2, 1), |_| true);
+    let moved = |second_pages: u64| {
+        let sizes = [SIZE, Size { pages: second_pages, ..SIZE }];
+        let mut settings = config(2, &sizes);
+        settings.devices[0].low_water_segments = SIZE.segments;
+        let mut world = World::with_logs(settings, World::with_devices(1, &sizes).logs);
+        let on_second = [place(&run[1], SECOND, 0, 0), place(&others[0], SECOND, 1, 0)];
+        world.recover(SECOND, &on_second, true);
+        let on_first = [place(&run[0], FIRST, 0, 0), place(&run[2], FIRST, 0, 1)];
+        let newest = place(&records(FIRST, &chain(3, 1), |_| true)[0], FIRST, 1, 0);
+        world.recover(FIRST, &[on_first[0], on_first[1], newest], true);
+        assert_eq!(world.core.stats().ssd_dropped_pages, 2 - moves(&world) as u64);
+        moves(&world)
+    };
+    assert_eq!(moved(2), 0, "the other device is full: its oldest segment is next");
+    assert_eq!(moved(100), 1, "it is not: the child stays, and its parent with it");
+}
+
+#[test]
+fn the_oldest_segment_of_all_full_devices_goes_first() {
+    let freed = |first_pages: u64| {
+        // The second device has as many pages as it may, one more makes it too many.
+        let sizes = [Size { pages: first_pages, ..SIZE }, Size { pages: 2, ..SIZE }];
+        let mut world = World::with_logs(config(2, &sizes), World::with_devices(1, &sizes).logs);
+        let leaf = |number| records(FIRST, &chain(number, 1), |_| true)[0];
+        let on = |device, count: u32| -> Vec<_> {
+            let number = |segment| u64::from(segment) + 10 * u64::from(device == FIRST);
+            (0..count).map(|segment| place(&leaf(number(segment)), device, segment, 0)).collect()
+        };
+        // Of four segments the first is older than the first of three.
+        world.recover(FIRST, &on(FIRST, 4), true);
+        world.recover(SECOND, &on(SECOND, 3), true);
+        world.logs.iter().map(|log| log.to_free.len()).collect::<Vec<_>>()
+    };
+    assert_eq!(freed(4), [1, 0], "room is made where the oldest pages are");
+    assert_eq!(freed(100), [0, 1], "but not on a device with room");
 }
 
 #[test]
