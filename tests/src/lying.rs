@@ -11,6 +11,6 @@ mod lender;
 mod medium;
 mod witness;
 
-pub(crate) use disk::LyingDisk;
+pub(crate) use disk::{LyingDisk, Sabotage};
 pub(crate) use engine::LyingEngine;
 pub(crate) use faults::{Atlas, Fault, Place, Rates, Tally};

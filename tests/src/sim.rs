@@ -11,7 +11,9 @@ mod report;
 mod run;
 mod seeds;
 mod store;
+mod sweep;
 mod world;
 
 pub use report::Report;
 pub use seeds::{Failure, Seeds, simulate};
+pub use sweep::{Sweep, SweptFault};

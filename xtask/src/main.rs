@@ -1,5 +1,5 @@
 //! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, and the lanes
-//! `crash` and `power-cut`.
+//! `crash`, `power-cut` and `sim`.
 
 mod ci;
 mod command;
@@ -13,6 +13,7 @@ mod tree;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 /// What CI runs, and what people run before they push.
@@ -55,6 +56,15 @@ enum Task {
         /// Seed of both drivers
         #[arg(long, default_value_t = 1)]
         seed: u64,
+    },
+    /// Runs the core and page logs on devices that lie, in virtual time, seed by seed
+    ///
+    /// `cargo xtask sim --help` says what it takes.
+    #[command(disable_help_flag = true)]
+    Sim {
+        /// Passed on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
     },
     /// Kills the daemon under load again and again, and looks at every page it should still have
     ///
@@ -101,7 +111,12 @@ fn run(task: Task) -> Result<()> {
             println!("fuzz-smoke: {drivers}");
             Ok(())
         }
-        Task::PowerCut { arguments } => match lanes::run(&root, "power-cut", &arguments)? {},
-        Task::Crash { arguments } => match lanes::run(&root, "warm-restart", &arguments)? {},
+        Task::Sim { arguments } => lane(&root, "simulate", false, &arguments),
+        Task::PowerCut { arguments } => lane(&root, "power-cut", true, &arguments),
+        Task::Crash { arguments } => lane(&root, "warm-restart", true, &arguments),
     }
+}
+
+fn lane(root: &Path, program: &'static str, daemon: bool, arguments: &[OsString]) -> Result<()> {
+    match lanes::run(root, lanes::Lane { program, daemon }, arguments)? {}
 }

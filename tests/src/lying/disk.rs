@@ -52,7 +52,7 @@ pub(super) struct State {
     dies_after: Option<u32>,
     /// It was.
     died: bool,
-    /// Transfers of pages, headers and tables so far, for those who fail the n-th.
+    /// Transfers and flushes so far, for those who fail the n-th.
     pub(super) transfers: u64,
     /// Where the last read began.
     pub(super) last_read: u64,
@@ -117,8 +117,8 @@ impl LyingDisk {
     }
 
     /// Fails transfers by their number.
-    pub(crate) fn sabotage(&self, sabotage: Option<Sabotage>) {
-        self.state().sabotage = sabotage;
+    pub(crate) fn sabotage(&self, sabotage: Sabotage) {
+        self.state().sabotage = Some(sabotage);
     }
 
     /// Transfers so far.
@@ -413,18 +413,18 @@ impl State {
         Ok(())
     }
 
-    /// Whether the process that opens the store is cut off before this transfer.
-    fn is_dead(&mut self) -> bool {
+    /// Fails if the process that opens the store is cut off before this transfer.
+    fn survives(&mut self) -> io::Result<()> {
         match &mut self.dies_after {
             Some(0) => {
                 self.died = true;
-                true
+                Err(broken())
             }
             Some(left) => {
                 *left -= 1;
-                false
+                Ok(())
             }
-            None => false,
+            None => Ok(()),
         }
     }
 
@@ -435,7 +435,16 @@ impl State {
         let strikes = |sabotage: &Sabotage| {
             number == sabotage.first || (sabotage.for_good && number > sabotage.first)
         };
-        self.sabotage.filter(strikes).map(|sabotage| sabotage.fault)
+        let fault = self.sabotage.filter(strikes).map(|sabotage| sabotage.fault);
+        fault.inspect(|fault| self.tally.count(*fault))
+    }
+}
+
+fn failure(fault: Fault) -> io::Error {
+    match fault {
+        Fault::Interrupted => io::ErrorKind::Interrupted.into(),
+        Fault::NoSpace => io::ErrorKind::StorageFull.into(),
+        _ => broken(),
     }
 }
 
@@ -451,16 +460,21 @@ impl Storage for LyingDisk {
 
     fn read_at(&self, offset: u64, into: &Span) -> io::Result<usize> {
         let mut state = self.state();
-        if state.is_dead() {
-            return Err(broken());
+        state.survives()?;
+        if let Some(fault) = state.sabotaged() {
+            state.harm(offset, into.len());
+            // Short beyond measure: nothing at all.
+            return if fault == Fault::Short { Ok(0) } else { Err(failure(fault)) };
         }
         into.write(|bytes| state.read(offset, bytes))
     }
 
     fn write_at(&self, offset: u64, from: &Span) -> io::Result<usize> {
         let mut state = self.state();
-        if state.is_dead() {
-            return Err(broken());
+        state.survives()?;
+        if let Some(fault) = state.sabotaged() {
+            state.harm(offset, from.len());
+            return if fault == Fault::Short { Ok(0) } else { Err(failure(fault)) };
         }
         from.read(|bytes| {
             // The superblocks come before the length.
@@ -476,7 +490,8 @@ impl Storage for LyingDisk {
 
     fn flush(&self) -> io::Result<()> {
         let mut state = self.state();
-        if state.is_dead() {
+        state.survives()?;
+        if state.sabotaged().is_some() {
             return Err(broken());
         }
         let covers = state.medium.begin_flush();
@@ -485,10 +500,9 @@ impl Storage for LyingDisk {
 
     fn allocate(&self, bytes: u64) -> io::Result<()> {
         let mut state = self.state();
-        if state.is_dead() {
-            return Err(broken());
-        }
-        if bytes as usize > state.medium.len() && state.strikes(Fault::NoSpace, 0) {
+        state.survives()?;
+        let longer = bytes as usize > state.medium.len();
+        if longer && (state.strikes(Fault::NoSpace, 0) || state.sabotaged().is_some()) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         state.medium.resize(bytes as usize);

@@ -71,7 +71,8 @@ impl State {
             Some(fault) => self.fail(&io, fault),
             None => self.carry_out(&io, covers),
         };
-        let over = matches!((&result, &io.span), (Ok(moved), Some(span)) if io.done + moved == span.len());
+        let over =
+            matches!((&result, &io.span), (Ok(moved), Some(span)) if io.done + moved == span.len());
         self.witness.ended(sight, over);
         (io, result)
     }
@@ -89,7 +90,6 @@ impl State {
 
     /// Fails a transfer as it is wanted.
     fn fail(&mut self, io: &Io, fault: Fault) -> io::Result<usize> {
-        self.tally.count(fault);
         self.harm(io.offset, io.span.as_ref().map_or(1, undercroft_arena::Span::len));
         let Some((offset, rest)) = io.rest() else {
             return Err(broken());

@@ -19,9 +19,20 @@ const TABLE: &[u8] = b"UCROFTTB";
 pub(super) enum Sight {
     /// Nothing that is followed up.
     Other,
-    Header { segment: u32, segment_use: u64, freed: bool },
-    Table { segment: u32, segment_use: u64, listed: u32 },
-    Seal { segment: u32, segment_use: u64 },
+    Header {
+        segment: u32,
+        segment_use: u64,
+        freed: bool,
+    },
+    Table {
+        segment: u32,
+        segment_use: u64,
+        listed: u32,
+    },
+    Seal {
+        segment: u32,
+        segment_use: u64,
+    },
 }
 
 /// What is known of a use of a segment.

@@ -185,6 +185,11 @@ impl World {
         if self.rng.u32(..1000) < self.plan.partings {
             return self.part();
         }
+        // Engines give back what they have copied: frames that are leased for long are no test of
+        // those who want them.
+        for _ in self.plan.leases..self.clients.leases.len() {
+            self.release_some();
+        }
         let Some((session, client)) = self.any_session() else {
             return;
         };
@@ -201,7 +206,10 @@ impl World {
             30..36 => self.commit_some(),
             36..38 => {
                 let ttl_ms = self.rng.u32(..200);
-                self.ask(session, &Request::Prefetch(Prefetch { space, keys: keys.into(), ttl_ms }));
+                self.ask(
+                    session,
+                    &Request::Prefetch(Prefetch { space, keys: keys.into(), ttl_ms }),
+                );
             }
             38 => {
                 let kinds = [HintKind::Active, HintKind::Ended, HintKind::Demote, HintKind::Paused];
@@ -233,7 +241,10 @@ impl World {
         for (_, at) in spaces {
             for key in &keys[..reply.pages as usize] {
                 let page = self.book.identity(&self.book.spaces[*at], *key);
-                assert!(self.may_count(&page), "a lookup counts a page that has no proof: {page:?}");
+                assert!(
+                    self.may_count(&page),
+                    "a lookup counts a page that has no proof: {page:?}"
+                );
             }
         }
         self.clients.stamp = reply.stamp;
@@ -419,7 +430,8 @@ impl World {
         let Some(space) = all.iter().find(foreign).copied() else {
             return;
         };
-        let request = Request::Lookup(Lookup { spaces: vec![space], keys: keys.into(), hold_ms: 0 });
+        let request =
+            Request::Lookup(Lookup { spaces: vec![space], keys: keys.into(), hold_ms: 0 });
         let reply = self.ask(session, &request);
         assert!(matches!(reply, Some(Reply::Refused(_))), "another domain's pages: {reply:?}");
     }

@@ -54,9 +54,8 @@ impl Book {
     /// # Panics
     /// It is not.
     pub(super) fn check(&self, identity: &PageIdentity) {
-        let same = |space: &&SpaceSpec| {
-            space.domain == identity.domain && space.digest == identity.space
-        };
+        let same =
+            |space: &&SpaceSpec| space.domain == identity.domain && space.digest == identity.space;
         let space = self.spaces.iter().find(same).expect("a space that there is");
         assert_eq!(self.identity(space, identity.key), *identity, "a page names its place");
     }

@@ -83,7 +83,13 @@ pub(super) struct Device {
 }
 
 impl Device {
-    pub(super) fn new(id: DeviceId, class: Class, plan: DevicePlan, book: Rc<Book>, seed: u64) -> Self {
+    pub(super) fn new(
+        id: DeviceId,
+        class: Class,
+        plan: DevicePlan,
+        book: Rc<Book>,
+        seed: u64,
+    ) -> Self {
         let disk = LyingDisk::new(seed);
         disk.set_atlas(plan.atlas);
         disk.set_pace(plan.latency.clone(), plan.slowness.clone());

@@ -51,6 +51,8 @@ pub(super) struct Plan {
     pub(super) lives: u32,
     /// What clients do in each life.
     pub(super) actions: Range<u32>,
+    /// With more leases than these, clients release some.
+    pub(super) leases: usize,
     /// Of 1000 copies, so many fail.
     pub(super) copies_fail: u32,
     /// Of 1000 things that clients do, so many are the end of a session or process.
@@ -67,8 +69,7 @@ impl Plan {
         let book = book(rng);
         let largest = book.spaces.iter().map(|space| frame_bytes(space.page_bytes)).max();
         let largest = u64::from(largest.expect("there are spaces"));
-        let devices: Vec<_> =
-            (0..rng.usize(1..=3)).map(|_| device(rng, class, largest)).collect();
+        let devices: Vec<_> = (0..rng.usize(1..=3)).map(|_| device(rng, class, largest)).collect();
         let domains: Vec<_> = book.spaces.iter().map(|space| space.domain).collect();
         let sessions = (0..rng.u32(2..=4))
             .map(|number| {
@@ -85,9 +86,38 @@ impl Plan {
             slots: rng.u32(1..=8),
             lives: rng.u32(2..=4),
             actions: 20..rng.u32(60..200),
+            leases: rng.usize(0..=6),
             copies_fail: if rng.bool() { 0 } else { 20 },
             partings: if rng.bool() { 5 } else { 40 },
         }
+    }
+}
+
+impl Plan {
+    /// A short run on one device that does nothing wrong by itself.
+    pub(super) fn script(rng: &mut Rng, encrypted: bool) -> Self {
+        let mut plan = Self::new(rng);
+        let space = SpaceSpec { page_bytes: 8192, ..plan.book.spaces[0] };
+        let domain = space.domain;
+        let device = DevicePlan {
+            capacity_bytes: 48 << 10,
+            room_bytes: 16 << 10,
+            queue_depth: 2,
+            table_flush_ms: 1,
+            stall_ms: 100,
+            encrypted,
+            atlas: Atlas::default(),
+            latency: 20..100,
+            slowness: 20..100,
+            ..plan.devices.swap_remove(0)
+        };
+        plan.class = Class::Lying;
+        plan.core = core_config(rng, std::slice::from_ref(&device), 8192);
+        plan.core.parts = vec![4 * 8192];
+        plan.devices = vec![device];
+        plan.book = Book { spaces: vec![space], chains: 4, depth: 5, shared: 1 };
+        plan.sessions = vec![(1, Mode::ZeroCopy, domain)];
+        Self { lives: 3, actions: 60..61, leases: 1, copies_fail: 0, partings: 0, slots: 4, ..plan }
     }
 }
 

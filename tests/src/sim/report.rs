@@ -100,13 +100,12 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { seeds, truthful, steps, kills, cuts, closes, lost_devices, .. } = self;
         let seconds = self.micros / 1_000_000;
-        writeln!(f, "{seeds} seeds, {truthful} of them on truthful devices; {seconds} s of virtual time")?;
-        writeln!(f, "{steps} steps of the core, each audited")?;
         writeln!(
             f,
-            "pages: {} delivered and right, {} missed",
-            self.delivered, self.missed
+            "{seeds} seeds, {truthful} of them on truthful devices; {seconds} s of virtual time"
         )?;
+        writeln!(f, "{steps} steps of the core, each audited")?;
+        writeln!(f, "pages: {} delivered and right, {} missed", self.delivered, self.missed)?;
         writeln!(
             f,
             "records: {} written, {} read and right, {} refused, {} found at start; {} segments freed",

@@ -1,6 +1,7 @@
 //! A run from its first start to its last end.
 
 use super::device::{Device, Stage};
+use super::plan::Class;
 use super::report::Report;
 use super::store::Opened;
 use super::world::{Moved, OWN_JOBS, World, note};
@@ -21,7 +22,9 @@ enum End {
     Kill,
     PowerCut,
     /// In good order; then the power is cut, or not.
-    Close { then_cut: bool },
+    Close {
+        then_cut: bool,
+    },
 }
 
 /// Runs a seed to its end.
@@ -29,37 +32,41 @@ enum End {
 /// # Panics
 /// A promise is broken: the panic's message says which.
 pub(super) fn run(seed: u64, trace: bool) -> Report {
-    let mut world = World::new(seed, trace);
-    let lives = world.plan.lives;
-    note!(world, "{:?}", world.plan);
-    for life in 1..=lives {
-        world.live();
-        let last = life == lives;
-        if last || world.rng.u8(..3) == 0 {
-            world.come_to_rest();
-        }
-        if last {
-            world.survey();
-            break;
-        }
-        world.end_life();
-        world.change_plan();
-        world.begin_life();
-    }
-    for device in &world.devices {
-        world.report.faults.add(&device.disk.tally());
-    }
-    world.report.seeds = 1;
-    world.report.truthful = u64::from(world.plan.class == super::plan::Class::Truthful);
-    world.report.micros = world.now;
-    world.report
+    World::new(seed, trace).run()
 }
 
 impl World {
+    /// Goes through all lives of the daemon.
+    pub(super) fn run(mut self) -> Report {
+        let lives = self.plan.lives;
+        note!(self, "{:?}", self.plan);
+        for life in 1..=lives {
+            self.live();
+            let last = life == lives;
+            if last || self.rng.u8(..3) == 0 {
+                self.come_to_rest();
+            }
+            if last {
+                self.survey();
+                break;
+            }
+            self.end_life();
+            self.change_plan();
+            self.begin_life();
+        }
+        for device in &self.devices {
+            self.report.faults.add(&device.disk.tally());
+        }
+        self.report.seeds = 1;
+        self.report.truthful = u64::from(self.plan.class == Class::Truthful);
+        self.report.micros = self.now;
+        self.report
+    }
+
     /// Lets clients do what they will.
     fn live(&mut self) {
-        let loses = self.plan.class != super::plan::Class::Truthful && self.rng.u8(..16) == 0;
-        let mut moves = self.rng.u32(1..4_000);
+        let loses = self.plan.class != Class::Truthful && self.rng.u8(..16) == 0;
+        let mut moves = self.rng.u32(1..600);
         for _ in 0..MOST_MOVES {
             if self.act_at.is_none() {
                 return;
@@ -115,8 +122,12 @@ impl World {
             self.job_over(job_of(&event), &event);
             self.step(event);
         }
-        let left: Vec<JobId> =
-            self.jobs.iter().filter(|(_, job)| device_of(job) == Some(id)).map(|(j, _)| *j).collect();
+        let left: Vec<JobId> = self
+            .jobs
+            .iter()
+            .filter(|(_, job)| device_of(job) == Some(id))
+            .map(|(j, _)| *j)
+            .collect();
         self.unanswered.extend(left);
     }
 
@@ -162,7 +173,7 @@ impl World {
             let over = held.ended.is_some() || !held.open;
             assert!(over, "lease {lease} of session {session} never ends");
         }
-        for device in self.devices.iter().filter(|device| device.class == super::plan::Class::Truthful) {
+        for device in self.devices.iter().filter(|device| device.class == Class::Truthful) {
             let quiet = device.log.as_ref().is_some_and(undercroft_ssd_tier::Machine::is_quiet);
             if quiet {
                 device.disk.witness(|witness| witness.at_rest());
@@ -242,9 +253,11 @@ impl World {
             if self.devices.iter().all(Device::is_closed) {
                 return;
             }
-            let next = self.devices.iter().enumerate().filter_map(|(at, device)| {
-                device.next_time().map(|time| (time, at))
-            });
+            let next = self
+                .devices
+                .iter()
+                .enumerate()
+                .filter_map(|(at, device)| device.next_time().map(|time| (time, at)));
             let (time, at) = next.min().expect("what is not closed has something to do");
             self.now = self.now.max(time);
             self.devices[at].turn(self.now, &mut self.rng, &mut self.report);

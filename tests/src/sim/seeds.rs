@@ -63,14 +63,19 @@ fn note_panics() {
 /// # Errors
 /// It broke a promise.
 pub fn simulate(seed: u64, trace: bool) -> Result<Report, Failure> {
+    caught(|| run(seed, trace)).map_err(|message| Failure { seed, message })
+}
+
+/// Does something that panics when a promise is broken.
+///
+/// # Errors
+/// What the panic said.
+pub(super) fn caught<R>(act: impl FnOnce() -> R) -> Result<R, String> {
     note_panics();
     RUNNING.set(true);
-    let outcome = catch_unwind(AssertUnwindSafe(|| run(seed, trace)));
+    let outcome = catch_unwind(AssertUnwindSafe(act));
     RUNNING.set(false);
-    outcome.map_err(|_| {
-        let message = LAST_PANIC.with(|last| last.borrow().clone());
-        Failure { seed, message }
-    })
+    outcome.map_err(|_| LAST_PANIC.with(|last| last.borrow().clone()))
 }
 
 impl Seeds {

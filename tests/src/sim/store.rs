@@ -138,7 +138,10 @@ impl Device {
             let here = found.get(extent) == Some(identity);
             let counts = Recovery { records: Vec::new(), ..recovery.clone() };
             let cut = self.after_cut;
-            assert!(here || harmed, "a record is lost: {identity:?} at {extent:?}; cut: {cut}; {counts:?}");
+            assert!(
+                here || harmed,
+                "a record is lost: {identity:?} at {extent:?}; cut: {cut}; {counts:?}"
+            );
         }
     }
 

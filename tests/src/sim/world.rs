@@ -1,7 +1,7 @@
 //! One run: cores, devices and clients in virtual time.
 
-use super::content::{Book, checksum, content};
 use super::clients::Clients;
+use super::content::{Book, checksum, content};
 use super::device::{Device, Stage};
 use super::plan::Plan;
 use super::report::Report;
@@ -11,9 +11,7 @@ use std::rc::Rc;
 use undercroft_arena::{Memory, Span, checksum_bytes};
 use undercroft_core::{Action, CopyOutcome, Core, Event, FramePlace, Micros, ReadOutcome};
 use undercroft_ssd_tier::{Completion, Op};
-use undercroft_wire::{
-    DeviceId, JobId, PageIdentity, PagePlace, SessionId, SlotId, SpaceId,
-};
+use undercroft_wire::{DeviceId, JobId, PageIdentity, PagePlace, SessionId, SlotId, SpaceId};
 
 /// Says what happens, to whoever looks for why a run failed.
 macro_rules! note {
@@ -87,7 +85,12 @@ enum Next {
 impl World {
     pub(super) fn new(seed: u64, trace: bool) -> Self {
         let mut rng = Rng::with_seed(seed);
-        let mut plan = Plan::new(&mut rng);
+        let plan = Plan::new(&mut rng);
+        Self::with_plan(plan, rng, trace)
+    }
+
+    /// A world as planned; everything else is decided by `rng`.
+    pub(super) fn with_plan(mut plan: Plan, mut rng: Rng, trace: bool) -> Self {
         let book = Book { spaces: plan.book.spaces.clone(), ..plan.book };
         let book = Rc::new(book);
         plan.book = Book { spaces: Vec::new(), ..*book };
@@ -295,7 +298,8 @@ impl World {
         match (&action, event) {
             (Action::Append { identity, .. }, Event::Appended { outcome: Written(_), .. })
             | (Action::Relocate { identity, .. }, Event::Relocated { outcome: Written(_), .. })
-            | (Action::Prove { identity, .. }, Event::Proved { outcome: ReadOutcome::Ok(_), .. }) => {
+            | (Action::Prove { identity, .. }, Event::Proved { outcome: ReadOutcome::Ok(_), .. }) =>
+            {
                 self.believed.insert(*identity);
             }
             (

@@ -1,10 +1,13 @@
-//! `cargo xtask sim` and `cargo xtask corrupt`.
+//! `cargo xtask sim`: seeds of the simulator, and what they came to.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use clap::Parser;
 use std::process::ExitCode;
 use std::time::Instant;
 use undercroft_tests::{Seeds, simulate};
+
+/// So many seeds meet everything there is to meet.
+const SURVEY: u64 = 1000;
 
 /// Runs seeds of the simulator
 ///
@@ -62,9 +65,15 @@ fn run(arguments: &Arguments) -> Result<()> {
     let (report, failures) = seeds.run(&|_| {});
     let seconds = start.elapsed().as_secs_f64();
     println!("{report}");
-    println!("{:.1} s, {:.0} seeds/s", seconds, (arguments.seeds as f64) / seconds);
+    println!("{seconds:.1} s on {} threads", seeds.threads);
+    // A handful of seeds is no survey.
+    if failures.is_empty() && arguments.seeds >= SURVEY {
+        let gaps = report.gaps();
+        ensure!(gaps.is_empty(), "nothing of this happened: {}", gaps.join(", "));
+        println!("no gaps: everything the simulator can do has happened");
+    }
     for failure in &failures {
-        println!("\n{failure}\n  again: cargo xtask sim --from {} --seeds 1 --trace", failure.seed);
+        println!("\n{failure}\n  again: cargo xtask sim --trace --from {}", failure.seed);
     }
     if failures.is_empty() { Ok(()) } else { bail!("{} seeds failed", failures.len()) }
 }
