@@ -141,6 +141,7 @@ impl Core {
     fn audit_busy(&self) {
         let mut busy: HashMap<_, u32> = HashMap::new();
         let mut named = BTreeMap::new();
+        let mut relocating: HashMap<PageId, u8> = HashMap::new();
         for (id, job) in &self.jobs {
             let class = match job {
                 Job::CopyIn(Filling { page, .. })
@@ -149,7 +150,7 @@ impl Core {
                 | Job::Read { page, .. } => self.index[*page].class,
                 Job::StrayRead { class, .. } => *class,
                 Job::Relocate { page, .. } => {
-                    assert!(self.index[*page].relocating, "a relocation's page knows of it");
+                    *relocating.entry(*page).or_default() += 1;
                     continue;
                 }
                 Job::Prove { .. } => continue,
@@ -166,6 +167,11 @@ impl Core {
             assert_eq!(counted, class.busy, "a class counts the jobs that will free its frames");
             self.audit_waiting(class);
         }
+        for (id, page) in self.index.iter() {
+            let counted = relocating.remove(&id).unwrap_or(0);
+            assert_eq!(counted, page.relocating, "a page counts its relocations");
+        }
+        assert!(relocating.is_empty(), "a page that is being moved is known");
     }
 
     /// Checks that a job's page knows of it; names the page if nothing else may use its frame.

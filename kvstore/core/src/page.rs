@@ -47,8 +47,9 @@ pub(crate) struct Page {
     pub(crate) dram: Dram,
     /// Used since its record was appended.
     pub(crate) touched: bool,
-    /// Its record is being appended anew.
-    pub(crate) relocating: bool,
+    /// Relocations of its records under way. One may hang on a device that does not answer while
+    /// the page, stored anew, is moved on another: no more than there are devices.
+    pub(crate) relocating: u8,
     /// No SSD would take it: evicting it loses it.
     pub(crate) append_refused: bool,
     pub(crate) ssd: Ssd,
@@ -110,7 +111,7 @@ impl Page {
             pins: 0,
             keeps: 0,
             touched: false,
-            relocating: false,
+            relocating: 0,
             append_refused: false,
             ordered: false,
             read_job: JobId(0),
@@ -139,7 +140,7 @@ impl Page {
             && self.children == 0
             && self.pins == 0
             && self.keeps == 0
-            && !self.relocating
+            && self.relocating == 0
             && !self.pending
     }
 

@@ -176,7 +176,7 @@ impl Core {
         let identity = self.identity(id);
         let page = &mut self.index[id];
         let Ssd::On(extent) = page.ssd else { unreachable!("only proved records are relocated") };
-        page.relocating = true;
+        page.relocating += 1;
         page.touched = false;
         let bytes = self.frame_bytes(self.index[id].class);
         self.load(extent.device, bytes);
@@ -193,8 +193,9 @@ impl Core {
         (from, paid): (Extent, bool),
         outcome: AppendOutcome,
     ) {
-        self.index[id].relocating = false;
-        let class = self.index[id].class;
+        let page = &mut self.index[id];
+        page.relocating = page.relocating.checked_sub(1).expect("a relocation ends once");
+        let class = page.class;
         let bytes = self.frame_bytes(class);
         self.unload(from.device, bytes);
         let device = self.devices.get_mut(from.device);

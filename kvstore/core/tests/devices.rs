@@ -399,6 +399,51 @@ fn a_move_that_a_stalling_device_fails_loses_nothing() {
 }
 
 #[test]
+fn a_page_is_moved_on_one_device_while_its_move_hangs_on_another() {
+    let (mut world, space) = opened(World::with_devices(1, &[size(6, 5, 2); 2]), 1);
+    let head = chain(1, 1);
+    let moved_on = |world: &World, wanted: DeviceId| {
+        let of = |job: &Action| match job {
+            Action::Relocate { extent, identity, .. } => {
+                extent.device == wanted && identity.key == head[0]
+            }
+            _ => false,
+        };
+        world.jobs.values().any(of)
+    };
+    // Fills a device until reclaim moves the page, which is used all the time.
+    let mut number = 2;
+    let mut move_on = |world: &mut World, device: DeviceId, other: DeviceId| {
+        world.set_health(other, Health::Stalled);
+        world.store(1, space, &head, 0, Stamp(0));
+        while !moved_on(world, device) {
+            assert!(number < 200, "reclaim moves the page");
+            let end_others = |world: &mut World| {
+                while world.end_one(false, |_, job| !matches!(job, Action::Relocate { .. })) {}
+                world.free_segments();
+            };
+            let more = chain(number, 1);
+            number += 1;
+            if let Some(offer) = world.offer(1, space, None, 0, &more, Stamp(0)) {
+                world.commit(1, space, offer.offer, &offer.slots, &[]);
+            }
+            end_others(world);
+            let lease = world.next_lease();
+            world.fetch(1, lease, space, &head, Stamp(0), 1000);
+            end_others(world);
+            world.release(1, lease, u32::MAX);
+        }
+    };
+    move_on(&mut world, FIRST, SECOND);
+    world.set_health(SECOND, Health::Well);
+    move_on(&mut world, SECOND, FIRST);
+    assert!(moved_on(&world, FIRST) && moved_on(&world, SECOND), "both are under way");
+    world.set_health(FIRST, Health::Well);
+    world.finish_all_jobs();
+    assert_eq!(world.lookup(1, space, &head).pages, 1);
+}
+
+#[test]
 fn an_estimate_is_that_of_the_slowest_device() {
     let sizes = [size(100, 9, 4), size(100, 9, 4)];
     let mut settings = config(1, &sizes);
