@@ -14,6 +14,8 @@ use undercroft_wire::{DomainId, SegmentId, SegmentUse};
 
 /// What authenticates a record or a table: the tag of AES-256-GCM.
 pub(crate) const TAG_BYTES: usize = 16;
+/// Bytes of a nonce.
+pub(crate) const NONCE_BYTES: usize = NONCE_LEN;
 /// Bytes of a use's salt.
 pub(crate) const SALT_BYTES: usize = 32;
 /// The key id of segments whose keys derive from the store key.
@@ -76,7 +78,8 @@ impl Cipher {
         sealed: &mut [u8],
     ) -> [u8; TAG_BYTES] {
         let mut tag = [0; TAG_BYTES];
-        let (nonce, bound) = (nonce(position.record), Aad::from(bound));
+        let nonce = Nonce::assume_unique_for_key(nonce(position.record));
+        let bound = Aad::from(bound);
         self.record_key(domain)
             .seal_out_of_place_scatter(nonce, bound, plain, sealed, &[], &mut tag)
             .expect("a page is shorter than the cipher's limit");
@@ -91,7 +94,7 @@ impl Cipher {
         bound: &[u8],
         bytes: &mut [u8],
     ) -> [u8; TAG_BYTES] {
-        seal(&self.record_key(domain), position.record, bound, bytes)
+        seal(&self.record_key(domain), &nonce(position.record), bound, bytes)
     }
 
     /// Decrypts a record's payload where it lies. False if it is not what was sealed; then its
@@ -104,28 +107,28 @@ impl Cipher {
         tag: &[u8; TAG_BYTES],
         bytes: &mut [u8],
     ) -> bool {
-        open(&self.record_key(domain), position.record, bound, tag, bytes)
+        open(&self.record_key(domain), &nonce(position.record), bound, tag, bytes)
     }
 
-    /// Encrypts the entries of a table block, the `write`th of this use.
+    /// Encrypts the entries of a table block under its own nonce.
     pub(crate) fn seal_table(
         &self,
-        write: u32,
+        nonce: &[u8; NONCE_BYTES],
         bound: &[u8],
         entries: &mut [u8],
     ) -> [u8; TAG_BYTES] {
-        seal(&self.table_key(), write, bound, entries)
+        seal(&self.table_key(), nonce, bound, entries)
     }
 
     /// Decrypts the entries of a table block.
     pub(crate) fn open_table(
         &self,
-        write: u32,
+        nonce: &[u8; NONCE_BYTES],
         bound: &[u8],
         tag: &[u8; TAG_BYTES],
         entries: &mut [u8],
     ) -> bool {
-        open(&self.table_key(), write, bound, tag, entries)
+        open(&self.table_key(), nonce, bound, tag, entries)
     }
 }
 
@@ -158,26 +161,42 @@ impl CipherMaker {
         (self.entropy)(&mut salt);
         (Cipher::new(&self.key, store, segment, segment_use, &salt), salt)
     }
+
+    /// A nonce for a table block of a use that a former process began. It knows of no number that
+    /// is still free there; of so many random ones no two are the same.
+    pub(crate) fn late_nonce(&mut self) -> [u8; NONCE_BYTES] {
+        let mut nonce = [0; NONCE_BYTES];
+        (self.entropy)(&mut nonce);
+        nonce
+    }
 }
 
-fn nonce(number: u32) -> Nonce {
-    let mut bytes = [0; NONCE_LEN];
+/// The nonce of a number.
+fn nonce(number: u32) -> [u8; NONCE_BYTES] {
+    let mut bytes = [0; NONCE_BYTES];
     bytes[..4].copy_from_slice(&number.to_le_bytes());
-    Nonce::assume_unique_for_key(bytes)
+    bytes
 }
 
-fn seal(key: &LessSafeKey, number: u32, bound: &[u8], bytes: &mut [u8]) -> [u8; TAG_BYTES] {
-    let tag = key.seal_in_place_separate_tag(nonce(number), Aad::from(bound), bytes);
+fn seal(
+    key: &LessSafeKey,
+    nonce: &[u8; NONCE_BYTES],
+    bound: &[u8],
+    bytes: &mut [u8],
+) -> [u8; TAG_BYTES] {
+    let nonce = Nonce::assume_unique_for_key(*nonce);
+    let tag = key.seal_in_place_separate_tag(nonce, Aad::from(bound), bytes);
     let tag = tag.expect("a page is shorter than the cipher's limit");
     tag.as_ref().try_into().expect("a tag has 16 bytes")
 }
 
 fn open(
     key: &LessSafeKey,
-    number: u32,
+    nonce: &[u8; NONCE_BYTES],
     bound: &[u8],
     tag: &[u8; TAG_BYTES],
     bytes: &mut [u8],
 ) -> bool {
-    key.open_in_place_separate_tag(nonce(number), Aad::from(bound), tag, bytes).is_ok()
+    let nonce = Nonce::assume_unique_for_key(*nonce);
+    key.open_in_place_separate_tag(nonce, Aad::from(bound), tag, bytes).is_ok()
 }

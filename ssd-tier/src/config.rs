@@ -89,7 +89,7 @@ pub struct RecoveredRecord {
     pub extent: Extent,
     /// CRC-64/NVME of the page.
     pub payload_crc: u64,
-    /// Whether its segment was flushed to the medium and sealed. After a power cut, records of
+    /// Whether its segment was flushed to the medium and the seal speaks for it. After a power cut, records of
     /// other segments may prove to be lost.
     pub sealed: bool,
 }
@@ -150,6 +150,10 @@ pub struct LogCounters {
     pub queue_depth: u32,
     /// Bytes of segments zeroed ahead of their first use.
     pub zeroed_bytes: u64,
+    /// Records written again, as they were, so that a segment found open could be sealed.
+    pub mended_records: u64,
+    /// Bytes of them.
+    pub mended_bytes: u64,
     /// Segments sealed.
     pub sealed_segments: u64,
     /// Segments freed.

@@ -190,7 +190,7 @@ impl Draft {
         let (segment, segment_use, batch) = (self.segment, self.segment_use, self.batch);
         TableJob {
             index: batch + u32::from(!home),
-            table: Table { segment, segment_use, batch, write, sealed: false, entries },
+            table: Table { segment, segment_use, batch, write, sealed: false, entries, late: None },
         }
     }
 
@@ -226,6 +226,7 @@ pub(crate) fn seal(
     write: u32,
 ) -> TableJob {
     let batch = records.div_ceil(ENTRIES_PER_TABLE as u32);
-    let table = Table { segment, segment_use, batch, write, sealed: true, entries: Vec::new() };
+    let entries = Vec::new();
+    let table = Table { segment, segment_use, batch, write, sealed: true, entries, late: None };
     TableJob { index: batch, table }
 }

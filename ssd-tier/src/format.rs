@@ -4,9 +4,10 @@
 //! bytes before. Decoding believes nothing: a block is either exactly what this version writes
 //! or it is refused.
 
-use crate::cipher::{Cipher, KEY_ID_STORE, SALT_BYTES, TAG_BYTES};
+use crate::cipher::{Cipher, KEY_ID_STORE, NONCE_BYTES, SALT_BYTES, TAG_BYTES};
 use crate::layout::Layout;
 use crate::proof::{Proof, ProofKind};
+use crate::seal::{UNPROVED_BYTES, Unproved};
 use undercroft_arena::checksum_bytes;
 use undercroft_wire::{
     DomainId, MAX_PAGE_BYTES, MIN_PAGE_BYTES, PageIdentity, PageKey, SegmentId, SegmentUse,
@@ -30,11 +31,16 @@ const TABLE_MAGIC: [u8; 8] = *b"UCROFTTB";
 
 const SEGMENT_FREED: u32 = 1;
 const TABLE_SEALED: u16 = 1;
+const TABLE_LATE: u16 = 2;
 const ENTRY_HAS_PARENT: u16 = 1;
 const ENTRY_VOID: u16 = 2;
 pub(crate) const COMPRESSION_NONE: u8 = 0;
 /// Where the entries of a table block lie: what is encrypted.
 const ENTRIES: std::ops::Range<usize> = 64..64 + ENTRIES_PER_TABLE * size_of::<RawEntry>();
+/// Where the nonce lies that they are encrypted under.
+const NONCE: std::ops::Range<usize> = 48..48 + NONCE_BYTES;
+/// From this on, a process numbers the table blocks it writes into uses that others began.
+pub(crate) const FIRST_LATE_WRITE: u32 = 1 << 31;
 
 /// One block of 4 KiB.
 pub(crate) type Block = [u8; BLOCK_LEN];
@@ -86,7 +92,8 @@ struct RawTable {
     batch: U32,
     segment_use: U64,
     write: U32,
-    reserved: [u8; 12],
+    late_nonce: [u8; NONCE_BYTES - 4],
+    reserved: [u8; 4],
     entries: [RawEntry; ENTRIES_PER_TABLE],
     tag: [u8; TAG_BYTES],
     spare: [u8; 8],
@@ -118,6 +125,8 @@ const _: () = {
     assert!(size_of::<RawTable>() == BLOCK_LEN);
     assert!(size_of::<RawEntry>() == 160);
     assert!(ENTRIES.end == std::mem::offset_of!(RawTable, tag));
+    assert!(ENTRIES.end - ENTRIES.start == UNPROVED_BYTES);
+    assert!(NONCE.start == std::mem::offset_of!(RawTable, write));
 };
 
 /// What a block turned out to be.
@@ -338,6 +347,17 @@ pub(crate) struct Table {
     pub(crate) sealed: bool,
     /// At most [`ENTRIES_PER_TABLE`].
     pub(crate) entries: Vec<TableEntry>,
+    /// Of a seal without entries that another process wrote than the one that filled the segment.
+    pub(crate) late: Option<Late>,
+}
+
+/// What the seal of a segment says that was found open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Late {
+    /// What its nonce has behind the number of the write.
+    pub(crate) nonce: [u8; NONCE_BYTES - 4],
+    /// The records it does not speak for.
+    pub(crate) unproved: Unproved,
 }
 
 impl Table {
@@ -347,7 +367,8 @@ impl Table {
         let mut raw = RawTable::new_zeroed();
         raw.magic = TABLE_MAGIC;
         raw.version = FORMAT_VERSION.into();
-        raw.flags = if self.sealed { TABLE_SEALED } else { 0 }.into();
+        let late = if self.late.is_some() { TABLE_LATE } else { 0 };
+        raw.flags = (if self.sealed { TABLE_SEALED } else { 0 } | late).into();
         raw.count = (self.entries.len() as u16).into();
         raw.store = store.0;
         raw.segment = self.segment.0.into();
@@ -358,11 +379,18 @@ impl Table {
         for (slot, entry) in raw.entries.iter_mut().zip(&self.entries) {
             *slot = entry.encode(kind);
         }
+        if let Some(late) = &self.late {
+            assert!(self.sealed && self.entries.is_empty(), "only a seal comes late");
+            raw.late_nonce = late.nonce;
+        }
         let mut block: Block = zerocopy::transmute!(raw);
+        if let Some(late) = &self.late {
+            block[ENTRIES].copy_from_slice(late.unproved.bytes());
+        }
         if let Some(cipher) = cipher {
             let (head, rest) = block.split_at_mut(ENTRIES.start);
             let (entries, rest) = rest.split_at_mut(ENTRIES.len());
-            let tag = cipher.seal_table(self.write, head, entries);
+            let tag = cipher.seal_table(nonce_in(head), head, entries);
             rest[..TAG_BYTES].copy_from_slice(&tag);
         }
         seal_block(&mut block);
@@ -388,10 +416,14 @@ impl Table {
         if let Some(cipher) = cipher {
             let (bound, rest) = opened.split_at_mut(ENTRIES.start);
             let entries = &mut rest[..ENTRIES.len()];
-            if !cipher.open_table(head.write, bound, &raw.tag, entries) {
+            if !cipher.open_table(nonce_in(bound), bound, &raw.tag, entries) {
                 return Decoded::Corrupt;
             }
         }
+        let late = head.late.then(|| Late {
+            nonce: raw.late_nonce,
+            unproved: Unproved::from_bytes(opened[ENTRIES].try_into().expect("as many bytes")),
+        });
         let opened: &RawTable = zerocopy::transmute_ref!(&opened);
         let kind = ProofKind::of(cipher);
         let entries = opened.entries.iter().take(head.count);
@@ -400,11 +432,16 @@ impl Table {
         let TableHead { batch, write, sealed, .. } = head;
         match entries {
             Some(entries) => {
-                Decoded::Valid(Self { segment, segment_use, batch, write, sealed, entries })
+                Decoded::Valid(Self { segment, segment_use, batch, write, sealed, entries, late })
             }
             None => Decoded::Corrupt,
         }
     }
+}
+
+/// The nonce that a table block names in its head.
+fn nonce_in(head: &[u8]) -> &[u8; NONCE_BYTES] {
+    head[NONCE].try_into().expect("as many bytes")
 }
 
 /// What a table block says without its entries: never encrypted.
@@ -416,6 +453,8 @@ pub(crate) struct TableHead {
     pub(crate) write: u32,
     /// As in [`Table`].
     pub(crate) sealed: bool,
+    /// Whether it is a late seal.
+    pub(crate) late: bool,
     /// Number of entries.
     pub(crate) count: usize,
 }
@@ -442,11 +481,13 @@ impl TableHead {
         }
         let count = usize::from(raw.count.get());
         let flags = raw.flags.get();
-        if flags & !TABLE_SEALED != 0 || count > ENTRIES_PER_TABLE {
+        let (sealed, late) = (flags & TABLE_SEALED != 0, flags & TABLE_LATE != 0);
+        let known = flags & !(TABLE_SEALED | TABLE_LATE) == 0 && count <= ENTRIES_PER_TABLE;
+        if !known || (late && !(sealed && count == 0)) {
             return Decoded::Corrupt;
         }
         let (batch, write) = (raw.batch.get(), raw.write.get());
-        Decoded::Valid(Self { batch, write, sealed: flags & TABLE_SEALED != 0, count })
+        Decoded::Valid(Self { batch, write, sealed, late, count })
     }
 }
 

@@ -189,6 +189,8 @@ pub struct RecordFacts {
     pub inside: bool,
     /// Its write failed: it has a number and nothing else.
     pub void: bool,
+    /// The seal of its segment speaks for it; any other proves itself before a lookup finds it.
+    pub sealed: bool,
     /// CRC-64/NVME of the page.
     pub payload_crc: u64,
     /// Whether its proof is a tag of AES-256-GCM; else it is a CRC-64/NVME.
@@ -432,6 +434,7 @@ impl SegmentContents {
                     offset: head.layout.segment_at(self.facts.segment) + offset,
                     inside: place.is_inside(head.layout.segment_bytes),
                     void: entry.void,
+                    sealed: tables.speak_for(record),
                     payload_crc: entry.payload_crc,
                     encrypted: self.facts.encrypted,
                     proof: entry.proof.0,

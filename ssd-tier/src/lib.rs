@@ -27,6 +27,7 @@ mod proof;
 mod recovery;
 mod ring;
 mod scratch;
+mod seal;
 mod segment;
 mod storage;
 mod store;

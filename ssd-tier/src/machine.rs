@@ -1,6 +1,7 @@
 //! What the log does with operations: the whole logic between a queue of them and an engine.
 //! Knows no thread and no clock: time is an argument, so that tests own it.
 
+mod mending;
 mod reading;
 mod tending;
 mod writing;
@@ -15,6 +16,7 @@ use crate::storage::block_memory;
 use crate::watch::Watch;
 use crate::writer::{Chore, Writer};
 use crate::{AppendOutcome, Completion, LogConfig, LogCounters, Op, ReadOutcome, RelocateOutcome};
+use mending::{Mend, Mending};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
@@ -26,10 +28,13 @@ use zeroing::Zeroing;
 
 /// Blocks for headers and tables in flight. More chores than that wait.
 const CHORES_IN_FLIGHT: usize = 4;
-/// Transfers in flight beside those of pages: chores, a probe, and the zeroing of a segment.
-pub(crate) const OTHERS_IN_FLIGHT: usize = CHORES_IN_FLIGHT + 2;
+/// Transfers in flight beside those of pages: chores, a probe, the zeroing of a segment, and the
+/// mending of one.
+pub(crate) const OTHERS_IN_FLIGHT: usize = CHORES_IN_FLIGHT + 3;
 /// Pages being lifted out of the log, to be relocated or proved, at once.
 const LIFTS: usize = 4;
+/// And one that is being mended.
+const MENDS: usize = 1;
 /// The log's own memory has room for as many pages of this size as can be under way; larger ones
 /// take turns.
 const SCRATCH_PAGE_BYTES: u64 = 2 << 20;
@@ -68,11 +73,12 @@ enum Task {
     Chore(Chore),
     Probe(tending::Step),
     Zero(Zeroing),
+    Mend(Mend),
 }
 
 impl Task {
     fn is_page(&self) -> bool {
-        !matches!(self, Self::Chore(_) | Self::Probe(_) | Self::Zero(_))
+        !matches!(self, Self::Chore(_) | Self::Probe(_) | Self::Zero(_) | Self::Mend(_))
     }
 }
 
@@ -129,6 +135,8 @@ pub struct Machine {
     zeroing: Option<Zeroing>,
     zeros: Option<Span>,
     zeros_in_flight: bool,
+    /// The segment that is being mended.
+    mending: Option<Mending>,
     closing: bool,
     counters: LogCounters,
     answers: Vec<Completion>,
@@ -144,7 +152,7 @@ impl Machine {
         let depth = config.queue_depth as usize;
         let sealing = if config.key.is_some() { depth } else { 0 };
         let page_bytes = writer.room_bytes().min(SCRATCH_PAGE_BYTES);
-        let scratch_bytes = (sealing + LIFTS) as u64 * page_bytes;
+        let scratch_bytes = (sealing + LIFTS + MENDS) as u64 * page_bytes;
         Ok(Self {
             device: config.device,
             depth: Depth::new(depth),
@@ -167,6 +175,7 @@ impl Machine {
             zeroing: None,
             zeros: None,
             zeros_in_flight: false,
+            mending: None,
             closing: false,
             counters,
             answers: Vec::new(),
@@ -241,6 +250,7 @@ impl Machine {
         } else {
             self.writer.end_uses_unsaid(now);
         }
+        self.mend(engine, now);
         self.report_freed();
         let mut turn = TURN_BYTES;
         while self.pages_in_flight < self.depth.now() {
@@ -316,12 +326,13 @@ impl Machine {
             Kind::Read => self.watch.takes_reads(),
             Kind::Write | Kind::Flush => self.watch.takes_writes(),
         };
+        let loose = page || matches!(self.tasks.get(io.task), Some(Task::Mend(_)));
         match progress {
             Some(ok) => {
                 self.counters.io_errors += u64::from(!ok);
                 self.over(io, ok, now);
             }
-            None if page && !goes_on => self.over(io, false, now),
+            None if loose && !goes_on => self.over(io, false, now),
             None if page && io.kind == Kind::Read => self.reads.push_front(io),
             None if page => self.writes.push_front(Outgoing::Ready(io)),
             None if matches!(self.tasks.get(io.task), Some(Task::Probe(_))) => {
@@ -333,7 +344,7 @@ impl Machine {
 
     /// A transfer has succeeded or failed as a whole, or will never be started.
     fn over(&mut self, io: Io, ok: bool, now: Duration) {
-        let page = self.tasks.get(io.task).is_some_and(Task::is_page);
+        let page = self.tasks.get(io.task).is_some_and(Task::is_page) || self.is_to_mend(io.task);
         if ok && page && io.kind == Kind::Read {
             let span = io.span.expect("a page's transfer has memory");
             self.landed.push_back((io.task, span));
@@ -343,6 +354,7 @@ impl Machine {
             Task::Chore(chore) => self.chore_done(chore, io.span, ok, now),
             Task::Probe(step) => self.probe_over(step, io, ok, now),
             Task::Zero(rest) => self.zeroed(rest, &io, ok),
+            Task::Mend(mend) => self.mend_over(mend, ok, now),
             Task::Append { append, extent, sealed } => {
                 if let Some(page) = sealed {
                     self.scratch.take_back(page);
@@ -396,7 +408,8 @@ impl Machine {
         // A chore that waits for a block is started when one comes back, not by the clock.
         let chores = self.writer.next_due();
         let chores = chores.filter(|_| self.blocks.any_left() && self.watch.takes_writes());
-        waiting.into_iter().chain(chores).chain(self.watch.next_due()).min()
+        let others = [self.next_mending(), self.watch.next_due()].into_iter().flatten();
+        waiting.into_iter().chain(chores).chain(others).min()
     }
 
     /// No more segments are opened, what waits is refused, everything else is finished.
@@ -411,6 +424,7 @@ impl Machine {
         self.tasks.is_empty()
             && self.waiting.is_empty()
             && self.lifts.is_empty()
+            && self.mending.is_none()
             && self.writer.is_quiet()
     }
 }

@@ -3,8 +3,9 @@
 use crate::StoreKey;
 use crate::cipher::{Cipher, SALT_BYTES};
 use crate::format::{
-    BLOCK_LEN, Block, Decoded, ENTRIES_PER_TABLE, SegmentHeader, Superblock, Table,
+    BLOCK, BLOCK_LEN, Block, Decoded, ENTRIES_PER_TABLE, SegmentHeader, Superblock, Table,
 };
+use crate::seal::{LeftOpen, Unproved};
 use crate::segment::{Record, Segment};
 use crate::storage::{Storage, block_memory, read_padded};
 use crate::{RecoveredRecord, Recovery};
@@ -60,6 +61,7 @@ struct Found {
     untouched: bool,
     records: Vec<Record>,
     recovered: Vec<RecoveredRecord>,
+    left_open: Option<LeftOpen>,
     corrupt: u64,
     io_errors: u64,
 }
@@ -105,7 +107,8 @@ fn gather(found: BTreeMap<u32, Found>) -> Scan {
             scan.segments.push(segment);
             scan.recovery.free_segments += 1;
         } else {
-            scan.segments.push(Segment::recovered(found.segment_use, found.cipher, found.records));
+            let Found { segment_use, cipher, records, left_open, .. } = found;
+            scan.segments.push(Segment::recovered(segment_use, cipher, records, left_open));
             batches.push((found.segment_use, found.recovered));
         }
     }
@@ -222,9 +225,13 @@ fn block_of(bytes: &[u8], index: usize) -> &Block {
 pub(crate) struct Tables {
     /// By number.
     pub(crate) batches: BTreeMap<u32, Table>,
+    /// In which block each of them was found.
+    places: BTreeMap<u32, u32>,
     segment_use: SegmentUse,
     /// Whether a seal was found.
     pub(crate) sealed: bool,
+    /// What that seal does not speak for.
+    pub(crate) unproved: Option<Unproved>,
     /// Blocks that did not prove themselves.
     pub(crate) corrupt: u64,
 }
@@ -238,7 +245,10 @@ impl Tables {
                 self.sealed |= table.sealed;
                 let known = self.batches.get(&table.batch).map_or(0, |t| t.entries.len());
                 if !table.sealed && table.entries.len() > known {
+                    self.places.insert(table.batch, index);
                     self.batches.insert(table.batch, table);
+                } else if let Some(late) = table.late {
+                    self.unproved = Some(late.unproved);
                 }
                 true
             }
@@ -248,6 +258,27 @@ impl Tables {
                 true
             }
         }
+    }
+
+    /// Whether a record is believed as it is: the segment was sealed, and the seal speaks for it.
+    pub(crate) fn speak_for(&self, record: u32) -> bool {
+        let unproved = self.unproved.as_ref();
+        self.sealed && !unproved.is_some_and(|unproved| unproved.contains(record))
+    }
+
+    /// How a segment that was not sealed can be sealed; `None` where it was, or cannot be.
+    fn left_open(&self, head: &Superblock, records: &[Record]) -> Option<LeftOpen> {
+        let (last, place) = self.places.last_key_value().filter(|_| !self.sealed)?;
+        // Of the two places of the last batch it takes the one that is not read: should it be torn,
+        // nothing is lost by it.
+        let seal_at = if place == last { last + 1 } else { *last };
+        let free = self.places.values().all(|place| *place != seal_at);
+        // No store of ours has a record so far back, but a forged one may say so.
+        let start = head.layout.segment_bytes.checked_sub((u64::from(seal_at) + 1) * BLOCK)?;
+        let behind = |record: &Record| record.is_live() && !record.is_inside(start);
+        let room = seal_at < head.layout.max_tables() && !records.iter().any(behind);
+        let tables = || self.places.values().copied().collect();
+        (free && room).then(|| LeftOpen { tables: tables(), seal_at })
     }
 
     fn into_records(
@@ -279,9 +310,10 @@ impl Tables {
                     identity: entry.identity,
                     extent: Extent { device, segment, segment_use, record },
                     payload_crc: entry.payload_crc,
-                    sealed: self.sealed,
+                    sealed: self.speak_for(record),
                 });
             }
         }
+        found.left_open = self.left_open(head, &found.records);
     }
 }

@@ -1,6 +1,7 @@
 use crate::cipher::{Cipher, SALT_BYTES};
 use crate::format::BLOCK;
 use crate::proof::Proof;
+use crate::seal::{LateSeal, LeftOpen};
 use undercroft_wire::{SegmentUse, frame_bytes};
 
 /// What is kept in memory of a record: enough to read it and to check it.
@@ -41,9 +42,12 @@ pub(crate) enum Phase {
     Filling,
     /// Everything is written; waits for the next flush.
     Drained,
+    /// Found open at start: it is read and written once more, to be sealed.
+    Mending,
     /// Flushed; its seal is on its way.
     Sealing,
-    /// Nothing more is written to it: sealed, found at start, or given up after a failed write.
+    /// Nothing more is written to it: sealed, found at start and not mended yet, or given up after
+    /// a failed write.
     Closed,
     /// The header that ends its use is on its way.
     Freeing,
@@ -62,6 +66,10 @@ pub(crate) struct Segment {
     pub(crate) table_writes: u32,
     /// Its records by number.
     pub(crate) records: Vec<Record>,
+    /// Where its tables lie, if it was found open at start and was not mended yet.
+    pub(crate) left_open: Option<LeftOpen>,
+    /// The seal it gets, if another process filled it.
+    pub(crate) late: Option<LateSeal>,
     /// Nothing was ever written to it, as far as is known.
     pub(crate) untouched: bool,
     /// To be freed as soon as nothing is being written to it.
@@ -77,6 +85,8 @@ impl Segment {
             cipher: None,
             table_writes: 0,
             records: Vec::new(),
+            left_open: None,
+            late: None,
             untouched: false,
             free_requested: false,
         }
@@ -92,8 +102,9 @@ impl Segment {
         segment_use: SegmentUse,
         cipher: Option<(Cipher, [u8; SALT_BYTES])>,
         records: Vec<Record>,
+        left_open: Option<LeftOpen>,
     ) -> Self {
-        Self { phase: Phase::Closed, segment_use, cipher, records, ..Self::free() }
+        Self { phase: Phase::Closed, segment_use, cipher, records, left_open, ..Self::free() }
     }
 
     /// The keys of its present use, if it is encrypted.

@@ -1,12 +1,15 @@
 //! Where records go: opening, filling, listing, sealing and freeing segments. No I/O: it says
 //! which blocks to write, and is told when they are written.
 
+mod mending;
+
 use crate::cipher::{Cipher, CipherMaker};
 use crate::draft::{Draft, HeaderState, TableJob, seal};
 use crate::format::{BLOCK, Block, Position, SegmentHeader, StoreId, Superblock, TableEntry};
 use crate::layout::Layout;
 use crate::proof::{Proof, Subject};
 use crate::segment::{Phase, Record, Segment};
+pub(crate) use mending::Patient;
 use std::collections::VecDeque;
 use std::time::Duration;
 use undercroft_wire::{DeviceId, Extent, PageIdentity, SegmentId, SegmentUse, frame_bytes};
@@ -73,6 +76,10 @@ pub(crate) struct Writer {
     segments: Vec<Segment>,
     free: VecDeque<SegmentId>,
     zeroing: Option<SegmentId>,
+    /// Found open at start and not mended yet, by the age of their uses.
+    left_open: Vec<SegmentId>,
+    /// The one that is being mended, and whether no flush has failed since.
+    mending: Option<(SegmentId, bool)>,
     /// Those being filled or drained; the last may be open.
     drafts: Vec<Draft>,
     open: bool,
@@ -100,7 +107,10 @@ impl Writer {
         let (store, layout) = (superblock.store, superblock.layout);
         assert_eq!(segments.len(), layout.segments as usize, "every segment was scanned");
         let ids = (0..layout.segments).map(SegmentId);
-        let free = ids.filter(|id| segments[id.0 as usize].phase == Phase::Free).collect();
+        let free = ids.clone().filter(|id| segments[id.0 as usize].phase == Phase::Free).collect();
+        let state = |id: &SegmentId| &segments[id.0 as usize];
+        let mut left_open: Vec<_> = ids.filter(|id| state(id).left_open.is_some()).collect();
+        left_open.sort_by_key(|id| state(id).segment_use);
         Self {
             device,
             store,
@@ -110,6 +120,8 @@ impl Writer {
             segments,
             free,
             zeroing: None,
+            left_open,
+            mending: None,
             drafts: Vec::new(),
             open: false,
             next_use,
@@ -307,7 +319,7 @@ impl Writer {
                 self.close_draft(index);
                 self.settle(now);
             }
-            Phase::Sealing if current => segment.free_requested = true,
+            Phase::Sealing | Phase::Mending if current => segment.free_requested = true,
             Phase::Drained | Phase::Closed if current => self.end_use(id),
             // Its answer is on the way.
             Phase::Freeing if current => {}
@@ -357,12 +369,17 @@ impl Writer {
                 segment.phase = Phase::Closed;
             } else {
                 segment.phase = Phase::Drained;
-                if self.drained.is_empty() {
-                    self.drained_since = now;
-                }
-                self.drained.push(id);
+                self.drain(id, now);
             }
         }
+    }
+
+    /// Has a segment wait for the next flush, and then for its seal.
+    fn drain(&mut self, id: SegmentId, now: Duration) {
+        if self.drained.is_empty() {
+            self.drained_since = now;
+        }
+        self.drained.push(id);
     }
 
     /// The next chore that is due; the caller carries it out and says [`Writer::chore_done`].
@@ -414,6 +431,9 @@ impl Writer {
         let segment = &mut self.segments[id.0 as usize];
         assert_eq!(segment.phase, Phase::Drained, "segment {id} is sealed once");
         segment.phase = Phase::Sealing;
+        if let Some(late) = segment.late.take() {
+            return Some(self.late_seal(id, late));
+        }
         let write = segment.next_table_write();
         let job = seal(id, segment.segment_use, segment.records.len() as u32, write);
         Some(ChoreJob { chore: Chore::Seal(id), write: self.table_block(&job) })
@@ -498,6 +518,7 @@ impl Writer {
         let flushing = self.flushing.iter_mut().flat_map(std::mem::take);
         let doubted: Vec<SegmentId> = flushing.chain(self.drained.drain(..)).collect();
         doubted.into_iter().for_each(|id| self.close_segment(id));
+        self.give_up_mending();
         self.close_open();
         self.drafts.iter_mut().for_each(Draft::doubt);
         self.settle(now);

@@ -27,7 +27,7 @@ PROOF_NAMES = {CRC_PROOF: "crc-64-nvme", TAG_PROOF: "aes-256-gcm"}
 
 SUPERBLOCK = struct.Struct("<8sII16sQQQI16s")
 HEADER = struct.Struct("<8sII16sIIQ32s")
-TABLE = struct.Struct("<8sIHH16sIIQI")
+TABLE = struct.Struct("<8sIHH16sIIQ12s")
 ENTRY = struct.Struct("<16s32s32s32sIIIIHBB4xQ16s")
 PREAMBLE = struct.Struct("<8sIHBB16sIIQ16s32s32s32sIIIIQ")
 
@@ -90,13 +90,13 @@ def hkdf(salt, secret, info, length):
     return hmac.digest(extracted, info + b"\x01", hashlib.sha256)[:length]
 
 
-def open_sealed(key, number, sealed, tag, bound):
-    """What AES-256-GCM sealed under nonce `number`; Corrupt if it does not agree with its tag."""
+def open_sealed(key, nonce, sealed, tag, bound):
+    """What AES-256-GCM sealed under a nonce; Corrupt if it does not agree with its tag."""
     from cryptography.exceptions import InvalidTag
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
     try:
-        return AESGCM(key).decrypt(struct.pack("<I8x", number), sealed + tag, bound)
+        return AESGCM(key).decrypt(nonce, sealed + tag, bound)
     except InvalidTag:
         raise Corrupt("the tag does not agree") from None
 
@@ -142,12 +142,18 @@ class Use:
     key_id: int
     salt: bytes
     sealed: bool = False
+    unproved: bytes = b""
     damaged_tables: int = 0
     records: list = field(default_factory=list)
 
     @property
     def encrypted(self):
         return self.key_id != 0
+
+    def speaks_for(self, number):
+        """Whether the use is sealed and its seal speaks for that record."""
+        bits = self.unproved[number // 8] if number // 8 < len(self.unproved) else 0
+        return self.sealed and not bits >> number % 8 & 1
 
     def key(self, secret, label, *more):
         place = struct.pack("<16sIQI", self.store.name, self.segment, self.number, self.key_id)
@@ -236,25 +242,26 @@ def read_header(block, store, segment):
 
 
 def read_table(block, use, secret):
-    """A table block: its batch, its number of entries, whether it is a seal, its records.
+    """A table block: its batch, its number of entries, whether it is a seal, its records, and the
+    bits of the records that a late seal does not speak for.
 
-    Without the key of an encrypted use there are no records.
+    Without the key of an encrypted use there are neither records nor bits.
     """
     whole_block(block, b"UCROFTTB", use.store.name)
-    _, version, flags, count, _, segment, batch, number, write = TABLE.unpack_from(block)
+    _, version, flags, count, _, segment, batch, number, nonce = TABLE.unpack_from(block)
     if (segment, number) != (use.segment, use.number):
         raise Foreign()
-    if version != VERSION or flags & ~1 or count > ENTRIES:
+    if version != VERSION or flags not in (0, 1, 3) or count > ENTRIES or (flags == 3 and count):
         raise Corrupt("a table that cannot be")
     entries = block[64:4064]
     if use.encrypted:
         if secret is None:
-            return batch, count, bool(flags & 1), []
+            return batch, count, bool(flags & 1), [], b""
         key = use.key(secret, b"undercroft table key v1")
-        entries = open_sealed(key, write, entries, block[4064:4080], block[:64])
+        entries = open_sealed(key, nonce, entries, block[4064:4080], block[:64])
     first = ENTRIES * batch
     records = [read_entry(entries, i, use, first + i) for i in range(count)]
-    return batch, count, bool(flags & 1), records
+    return batch, count, bool(flags & 1), records, entries if flags == 3 else b""
 
 
 def read_entry(entries, index, use, number):
@@ -342,11 +349,12 @@ class Reader:
             at = start + self.store.segment_bytes - (index + 1) * BLOCK
             try:
                 found = read_table(self.read(at, BLOCK), use, self.secret)
-                batch, count, sealed, records = found
+                batch, count, sealed, records, unproved = found
                 strangers = 0
                 if batch not in (index, index - 1):
                     raise Corrupt("a table in another's place")
                 use.sealed |= sealed
+                use.unproved = unproved or use.unproved
                 if count > batches.get(batch, (0, []))[0]:
                     batches[batch] = (count, records)
             except Corrupt:
@@ -370,7 +378,8 @@ class Reader:
         preamble = record.preamble()
         if use.encrypted:
             key = use.key(self.secret, b"undercroft record key v1", record.domain)
-            page = open_sealed(key, record.number, page, record.proof, preamble)
+            nonce = struct.pack("<I8x", record.number)
+            page = open_sealed(key, nonce, page, record.proof, preamble)
         else:
             proof = struct.pack("<Q8x", crc64(page, crc64(preamble)))
             if proof != record.proof:
@@ -392,6 +401,7 @@ def describe(record):
         "page_bytes": record.page_bytes,
         "offset": record.offset,
         "void": record.void,
+        "sealed": record.use.speaks_for(record.number),
         "payload_crc": f"{record.payload_crc:016x}",
         "proof_kind": PROOF_NAMES[record.proof_kind],
         "proof": record.proof.hex(),

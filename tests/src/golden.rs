@@ -4,7 +4,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// A store as it was once written and is kept with the sources of `ssd-tier`: `plain`, `encrypted`,
-/// or `turned` (plain first, then encrypted). Unpacked into `directory`, with its key beside it.
+/// `turned` (plain first, then encrypted), `mended` or `mended-plain` (left open, then sealed by
+/// the next process but for a damaged record). Unpacked into `directory`, with its key beside it.
 ///
 /// # Panics
 /// If there is no such store, or the directory cannot be written.
@@ -14,7 +15,7 @@ pub fn golden_store(name: &str, directory: &Path) -> PathBuf {
     let packed = fs::read(sources.join(format!("{name}.store.zst"))).expect("a golden store");
     let log = directory.join("pages-0.log");
     fs::write(&log, zstd::decode_all(&packed[..]).expect("zstd")).expect("our folder");
-    if name != "plain" {
+    if !name.ends_with("plain") {
         let mut options = File::options();
         options.write(true).create(true).truncate(true).mode(0o600);
         let mut key = options.open(directory.join("store.key")).expect("our folder");

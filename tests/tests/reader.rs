@@ -208,6 +208,22 @@ fn the_golden_store_that_was_plain_first() {
     golden("turned");
 }
 
+/// What a later process sealed, and the one record that it did not.
+#[test]
+fn the_golden_stores_that_were_left_open() {
+    for name in ["mended", "mended-plain"] {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let log = golden_store(name, home.path());
+        let Some(subject) = Subject::new(&format!("reader_golden_{name}"), log) else { continue };
+        assert_eq!(subject.compare(), [(0, 27)]);
+        let (read, _) = subject.read();
+        let records = array(&read["records"]).iter();
+        let doubted = records.filter(|record| record["sealed"] == false).map(place);
+        assert_eq!(doubted.collect::<Vec<_>>(), [(0, 27)]);
+        assert_eq!(read["segments"][0]["state"], "sealed");
+    }
+}
+
 #[test]
 fn without_the_key_nothing_of_a_record_is_known() {
     let home = tempfile::tempdir().expect("a temporary folder");

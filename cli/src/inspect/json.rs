@@ -96,6 +96,7 @@ fn one_record(segment: &SegmentFacts, record: &RecordFacts) -> Value {
         "page_bytes": identity.page_bytes,
         "offset": record.offset,
         "void": record.void,
+        "sealed": record.sealed,
         "payload_crc": format!("{:016x}", record.payload_crc),
         "proof_kind": super::text::proof_kind(record),
         "proof": hex(&record.proof),

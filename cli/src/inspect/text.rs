@@ -139,7 +139,7 @@ fn one_record(
     out: &mut Lines,
 ) {
     let identity = &record.identity;
-    let sealed = state(segment.state);
+    let sealed = if record.sealed { "sealed" } else { "not sealed" };
     out.line(
         "record",
         format!(
@@ -170,7 +170,7 @@ fn one_record(
 fn verification(verified: &Verification, out: &mut Lines) {
     out.text.push('\n');
     for record in verified.damaged.iter().take(NAMED) {
-        let sealed = if record.sealed { "" } else { " (its segment was never sealed)" };
+        let sealed = if record.sealed { "" } else { " (no seal speaks for it)" };
         out.line(
             "damaged",
             format!(

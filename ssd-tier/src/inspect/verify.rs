@@ -28,7 +28,7 @@ pub struct DamagedRecord {
     pub segment: SegmentId,
     /// Which use of it.
     pub segment_use: SegmentUse,
-    /// Whether that use is sealed: records of one that is not may have been lost by a power cut.
+    /// Whether the seal of that use speaks for it: any other may have been lost by a power cut.
     pub sealed: bool,
     /// Its number.
     pub record: u32,
@@ -149,7 +149,7 @@ impl Inspector {
                         sum.damaged.push(DamagedRecord {
                             segment,
                             segment_use: facts.segment_use.unwrap_or_default(),
-                            sealed: facts.state == SegmentState::Sealed,
+                            sealed: record.sealed,
                             record: record.record,
                             damage,
                         });

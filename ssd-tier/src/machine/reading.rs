@@ -161,6 +161,7 @@ impl Machine {
                 self.answers.push(Completion::Read { job, into, outcome });
             }
             Task::Fetch { lift, record, page } => self.lifted(lift, record, page, ok),
+            Task::Mend(mend) => self.mend_landed(mend),
             _ => unreachable!("only reads land"),
         }
     }

@@ -69,7 +69,7 @@ fn probe(
     frame: &Span,
     seen: &mut Seen,
 ) -> BTreeSet<u64> {
-    let disk = Arc::new(Disk { bytes: bytes.into() });
+    let disk = Arc::new(Disk::holding(bytes));
     let mut log = match SimLog::open(&disk, config, 1, Faults::default()) {
         Ok(log) => log,
         // Both superblocks were hit.
@@ -181,7 +181,7 @@ fn blocks_that_changed_places_are_misses() {
             let (from, to) = (place(), place());
             damaged.copy_within(from..from + BLOCK as usize, to);
         }
-        let disk = Arc::new(Disk { bytes: damaged.into() });
+        let disk = Arc::new(Disk::holding(damaged));
         let mut log = SimLog::open(&disk, &config(), 1, Faults::default()).unwrap();
         for found in log.recovery.records.clone() {
             let (job, identity, extent) = (JobId(0), found.identity, found.extent);

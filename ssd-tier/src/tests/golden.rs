@@ -91,6 +91,7 @@ fn table() -> Table {
         write: 6,
         sealed: false,
         entries: vec![entry(false), entry(true)],
+        late: None,
     }
 }
 

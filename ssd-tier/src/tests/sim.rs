@@ -6,6 +6,7 @@ use crate::format::BLOCK_LEN;
 use crate::machine::Machine;
 use crate::storage::Storage;
 use crate::{LogConfig, OpenError, Recovery};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -30,6 +31,66 @@ pub(super) struct Faults {
 #[derive(Debug, Default)]
 pub(super) struct Disk {
     pub(super) bytes: Mutex<Vec<u8>>,
+    cache: Mutex<Cache>,
+}
+
+/// What of the bytes would outlive a power cut.
+#[derive(Debug, Default)]
+struct Cache {
+    medium: Vec<u8>,
+    writes: u64,
+    /// Blocks that were written and not flushed: by which write, and whether a flush has failed on
+    /// it. Then it will never reach the medium, and still reads well.
+    dirty: BTreeMap<usize, (u64, bool)>,
+}
+
+impl Disk {
+    /// A disk with these bytes on its medium.
+    pub(super) fn holding(bytes: Vec<u8>) -> Self {
+        let cache = Cache { medium: bytes.clone(), ..Cache::default() };
+        Self { bytes: bytes.into(), cache: cache.into() }
+    }
+
+    /// A flush that began after that many writes is over.
+    fn flushed(&self, covers: u64, ok: bool) {
+        let bytes = self.bytes.lock().unwrap();
+        let mut cache = self.cache.lock().unwrap();
+        let Cache { medium, dirty, .. } = &mut *cache;
+        medium.resize(bytes.len(), 0);
+        dirty.retain(|&block, (write, doomed)| {
+            let covered = *write <= covers;
+            *doomed |= covered && !ok;
+            if covered && !*doomed {
+                let block = block * BLOCK_LEN..(block + 1) * BLOCK_LEN;
+                medium[block.clone()].copy_from_slice(&bytes[block]);
+                return false;
+            }
+            true
+        });
+    }
+
+    fn writes(&self) -> u64 {
+        self.cache.lock().unwrap().writes
+    }
+
+    /// The power is cut: of what was not flushed, some sectors are there and some are not.
+    pub(super) fn cut(&self, numbers: &mut Numbers) {
+        let mut bytes = self.bytes.lock().unwrap();
+        let mut cache = self.cache.lock().unwrap();
+        let mut medium = std::mem::take(&mut cache.medium);
+        medium.resize(bytes.len(), 0);
+        let all = numbers.below(3);
+        for (block, (_, doomed)) in std::mem::take(&mut cache.dirty) {
+            for sector in block * 8..block * 8 + 8 {
+                if !doomed && (all == 0 || (all == 1 && numbers.below(2) == 0)) {
+                    let sector = sector * 512..(sector + 1) * 512;
+                    medium[sector.clone()].copy_from_slice(&bytes[sector]);
+                }
+            }
+        }
+        cache.medium = medium.clone();
+        *bytes = medium;
+    }
 }
 
 impl Storage for Disk {
@@ -52,10 +113,16 @@ impl Storage for Disk {
             bytes.resize(end, 0);
         }
         from.copy_to_slice(&mut bytes[start..end]);
+        let mut cache = self.cache.lock().unwrap();
+        cache.writes += 1;
+        let write = (cache.writes, false);
+        let blocks = start / BLOCK_LEN..end.div_ceil(BLOCK_LEN);
+        cache.dirty.extend(blocks.map(|block| (block, write)));
         Ok(from.len())
     }
 
     fn flush(&self) -> io::Result<()> {
+        self.flushed(self.writes(), true);
         Ok(())
     }
 
@@ -72,12 +139,16 @@ pub(super) struct SimEngine {
     pub(super) faults: Faults,
     /// The device finishes nothing.
     pub(super) stuck: bool,
-    flying: Vec<Io>,
+    /// Flushes fail.
+    pub(super) flushes_fail: bool,
+    /// Each with how many writes were over when it began.
+    flying: Vec<(Io, u64)>,
 }
 
 impl SimEngine {
     pub(super) fn new(disk: Arc<Disk>, seed: u64, faults: Faults) -> Self {
-        Self { disk, numbers: Numbers(seed), faults, stuck: false, flying: Vec::new() }
+        let (numbers, flying) = (Numbers(seed), Vec::new());
+        Self { disk, numbers, faults, stuck: false, flushes_fail: false, flying }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -88,9 +159,11 @@ impl SimEngine {
         self.numbers.below(1000) < of_1000
     }
 
-    fn carry_out(&mut self, io: &Io) -> io::Result<usize> {
+    fn carry_out(&mut self, io: &Io, covers: u64) -> io::Result<usize> {
         let Some((offset, rest)) = io.rest() else {
-            return if self.strikes(self.faults.error) { Err(broken()) } else { Ok(0) };
+            let fails = self.strikes(self.faults.error) || self.flushes_fail;
+            self.disk.flushed(covers, !fails);
+            return if fails { Err(broken()) } else { Ok(0) };
         };
         let blocks = (rest.len() / BLOCK_LEN) as u64;
         let part = self.numbers.below(blocks) as usize * BLOCK_LEN;
@@ -130,7 +203,7 @@ impl SimEngine {
 
     /// The process dies: of what is in flight, some is done, some is torn, some never happens.
     pub(super) fn die(&mut self) {
-        for io in std::mem::take(&mut self.flying) {
+        for (io, _) in std::mem::take(&mut self.flying) {
             if let Some((offset, rest)) = io.rest()
                 && io.kind == Kind::Write
             {
@@ -158,7 +231,7 @@ impl Engine for SimEngine {
     }
 
     fn start(&mut self, io: Io) {
-        self.flying.push(io);
+        self.flying.push((io, self.disk.writes()));
     }
 
     fn wait(&mut self, _timeout: Option<Duration>, done: &mut Vec<Done>) -> io::Result<()> {
@@ -168,8 +241,8 @@ impl Engine for SimEngine {
         let count = 1 + self.numbers.below(self.flying.len() as u64);
         for _ in 0..count {
             let index = self.numbers.below(self.flying.len() as u64) as usize;
-            let io = self.flying.swap_remove(index);
-            let result = self.carry_out(&io);
+            let (io, covers) = self.flying.swap_remove(index);
+            let result = self.carry_out(&io, covers);
             done.push(Done { io, result });
         }
         Ok(())

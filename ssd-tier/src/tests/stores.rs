@@ -31,9 +31,17 @@ enum Kept {
     Encrypted,
     /// Plain in its first life, encrypted in its second.
     Turned,
+    /// Plain; left open in its first life and sealed in its second, with a record that is damaged.
+    MendedPlain,
+    /// The same, encrypted.
+    Mended,
 }
 
-const ALL: [Kept; 3] = [Kept::Plain, Kept::Encrypted, Kept::Turned];
+/// Those in which everything is whole.
+const WHOLE: [Kept; 3] = [Kept::Plain, Kept::Encrypted, Kept::Turned];
+const MENDED: [Kept; 2] = [Kept::MendedPlain, Kept::Mended];
+/// The record of those that is damaged.
+const DAMAGED: u32 = 27;
 
 impl Kept {
     fn name(self) -> &'static str {
@@ -41,6 +49,8 @@ impl Kept {
             Self::Plain => "plain.store.zst",
             Self::Encrypted => "encrypted.store.zst",
             Self::Turned => "turned.store.zst",
+            Self::MendedPlain => "mended-plain.store.zst",
+            Self::Mended => "mended.store.zst",
         }
     }
 
@@ -49,14 +59,16 @@ impl Kept {
             Self::Plain => include_bytes!("golden/plain.store.zst"),
             Self::Encrypted => include_bytes!("golden/encrypted.store.zst"),
             Self::Turned => include_bytes!("golden/turned.store.zst"),
+            Self::MendedPlain => include_bytes!("golden/mended-plain.store.zst"),
+            Self::Mended => include_bytes!("golden/mended.store.zst"),
         };
         zstd::decode_all(file).unwrap()
     }
 
     fn encrypted(self, life: u32) -> bool {
         match self {
-            Self::Plain => false,
-            Self::Encrypted => true,
+            Self::Plain | Self::MendedPlain => false,
+            Self::Encrypted | Self::Mended => true,
             Self::Turned => life > 1,
         }
     }
@@ -78,6 +90,7 @@ impl Kept {
                 first.chain([(34, 512), (31, 5000), (43, 700), (44, 4096)]).collect()
             }
             Self::Turned => vec![(60, 600), (61, 4096)],
+            Self::MendedPlain | Self::Mended => (70..100).map(|n| (n, small(n))).collect(),
         }
     }
 }
@@ -274,11 +287,32 @@ fn write(kept: Kept) -> Vec<u8> {
     disk.bytes.lock().unwrap().clone()
 }
 
+/// Two batches, the last of them in the place of the seal that never came; a record is damaged, and
+/// the next life has all others prove themselves and seals them.
+fn write_mended(kept: Kept) -> Vec<u8> {
+    let disk = Arc::new(Disk::default());
+    let mut life = Life::begin(&disk, kept, 1);
+    for (number, page_bytes) in kept.pages() {
+        let stored = life.store(number, page_bytes);
+        if stored.extent.record % 3 == 2 {
+            life.pass(A_LITTLE);
+        }
+    }
+    // And here it dies. Each record has one block, behind the header's.
+    disk.bytes.lock().unwrap()[(64 << 10) + (1 + DAMAGED as usize) * 4096 + 100] ^= 0x10;
+    let mut life = Life::begin(&disk, kept, 2);
+    assert!(life.recovery.records.iter().all(|record| !record.sealed));
+    life.pass(A_LITTLE);
+    life.pass(Duration::from_secs(1));
+    assert_eq!(life.machine.counters().sealed_segments, 1);
+    disk.bytes.lock().unwrap().clone()
+}
+
 fn inspect(kept: Kept, directory: &Path, image: &[u8]) -> Inspector {
     let path = directory.join(kept.name());
     fs::write(&path, image).unwrap();
     let mut inspector = Inspector::open(&path).unwrap();
-    if kept != Kept::Plain {
+    if kept.encrypted(2) {
         let key = directory.join("store.key");
         fs::write(&key, [0x5a; 32]).unwrap();
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
@@ -290,8 +324,9 @@ fn inspect(kept: Kept, directory: &Path, image: &[u8]) -> Inspector {
 
 #[test]
 fn the_same_calls_write_the_same_bytes() {
-    for kept in ALL {
-        let (now, golden) = (write(kept), kept.image());
+    let mended = MENDED.into_iter().map(|kept| (kept, write_mended(kept)));
+    for (kept, now) in WHOLE.into_iter().map(|kept| (kept, write(kept))).chain(mended) {
+        let golden = kept.image();
         let differs = now.iter().zip(&golden).position(|(now, golden)| now != golden);
         assert!(now == golden, "{kept:?} differs, first at {differs:?}");
     }
@@ -300,17 +335,44 @@ fn the_same_calls_write_the_same_bytes() {
 #[test]
 #[ignore = "writes files into the source tree"]
 fn write_the_golden_stores() {
-    for kept in ALL {
+    let mended = MENDED.into_iter().map(|kept| (kept, write_mended(kept)));
+    for (kept, image) in WHOLE.into_iter().map(|kept| (kept, write(kept))).chain(mended) {
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/tests/golden");
-        let image = write(kept);
         let small = zstd::encode_all(&image[..], 19).unwrap();
         fs::write(directory.join(kept.name()), small).unwrap();
     }
 }
 
 #[test]
+fn a_late_seal_is_believed_but_for_the_record_that_it_does_not_speak_for() {
+    let directory = tempfile::tempdir().unwrap();
+    for kept in MENDED {
+        let disk = Arc::new(Disk::holding(kept.image()));
+        let mut life = Life::begin(&disk, kept, 3);
+        let records = life.recovery.records.clone();
+        assert_eq!(life.recovery.corrupt_tables, 0);
+        assert_eq!(records.len(), 30);
+        for (record, (number, page_bytes)) in records.iter().zip(kept.pages()) {
+            assert_eq!(record.sealed, record.extent.record != DAMAGED);
+            if record.sealed {
+                life.assert_reads(&Stored { number, page_bytes, extent: record.extent });
+            }
+        }
+        let inspector = inspect(kept, directory.path(), &kept.image());
+        let contents = inspector.segment(SegmentId(0)).unwrap();
+        assert_eq!(contents.facts.state, SegmentState::Sealed);
+        let doubted = contents.records.iter().filter(|record| !record.sealed);
+        assert_eq!(doubted.map(|record| record.record).collect::<Vec<_>>(), [DAMAGED]);
+        let verified = inspector.verify(|| {}).unwrap();
+        let [damaged] = verified.damaged[..] else { panic!("{verified:?}") };
+        assert_eq!((damaged.record, damaged.sealed), (DAMAGED, false));
+        assert_eq!((verified.records, verified.damaged_tables), (29, 0));
+    }
+}
+
+#[test]
 fn every_page_of_the_golden_stores_reads() {
-    for kept in ALL {
+    for kept in WHOLE {
         let disk = Arc::new(Disk::default());
         *disk.bytes.lock().unwrap() = kept.image();
         let mut life = Life::begin(&disk, kept, 2);
@@ -330,7 +392,7 @@ fn every_page_of_the_golden_stores_reads() {
 #[test]
 fn an_inspector_proves_every_record_of_the_golden_stores() {
     let directory = tempfile::tempdir().unwrap();
-    for kept in ALL {
+    for kept in WHOLE {
         let inspector = inspect(kept, directory.path(), &kept.image());
         let facts = inspector.facts();
         assert_eq!(facts.expected_bytes, facts.file_bytes);
