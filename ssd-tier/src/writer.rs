@@ -463,7 +463,9 @@ impl Writer {
     /// When the next chore becomes due, if nothing happens before.
     pub(crate) fn next_due(&self) -> Option<Duration> {
         let tables = self.drafts.iter().filter_map(|draft| draft.table_due(self.flush_after));
-        tables.chain(self.flush_due()).min()
+        // A use may end after the turn's chores were begun.
+        let ends = (!self.to_end.is_empty()).then_some(Duration::ZERO);
+        tables.chain(self.flush_due()).chain(ends).min()
     }
 
     /// A chore is over.

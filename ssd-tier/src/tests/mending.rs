@@ -498,6 +498,36 @@ fn a_segment_that_is_mended_can_be_freed_at_any_moment() {
     }
 }
 
+/// Whoever waits for the segment has nothing else to ask: the log wakes by itself until it is
+/// freed.
+#[test]
+fn a_segment_that_is_freed_while_it_is_mended_keeps_the_log_awake() {
+    for encrypted in BOTH {
+        let killed = Store::killed(encrypted, &[40]);
+        for steps in 0..120 {
+            let mut store = killed.fork();
+            let mut log = store.open();
+            for _ in 0..steps {
+                log.turn();
+            }
+            let Extent { segment, segment_use, .. } = store.stored[0].extent;
+            log.machine.accept(Op::FreeSegment { segment, segment_use }, log.now);
+            // After what has come back in a turn there is always another one.
+            let mut asleep = 0;
+            loop {
+                log.turn();
+                if log.machine.counters().freed_segments > 0 {
+                    break;
+                }
+                let moves = !log.engine.is_idle() || log.machine.has_work();
+                let awake = moves || log.machine.next_due().is_some();
+                asleep = if awake { 0 } else { asleep + 1 };
+                assert!(asleep < 2, "nothing wakes the log, freed after {steps} steps");
+            }
+        }
+    }
+}
+
 /// A device that always has something else to do: it takes longer, and comes to an end.
 #[test]
 fn a_busy_device_is_mended_too() {
