@@ -97,6 +97,7 @@ struct Replay {
 #[command(after_help = "Examples:
   undercroft bench limits
   undercroft bench limits --json limits.json --ssd-path /mnt/nvme0
+  undercroft bench limits --only ssd_read
 
 Exit codes: 0 done; 1 the run failed or a byte was wrong; 2 it could not start.")]
 struct Limits {
@@ -106,6 +107,9 @@ struct Limits {
     /// Where the SSD tier's file lies while the benchmark runs [default: the temporary directory].
     #[arg(long, value_name = "DIR")]
     ssd_path: Option<PathBuf>,
+    /// Measure only rows whose names begin so.
+    #[arg(long, value_name = "PREFIX")]
+    only: Option<String>,
 }
 
 /// The far end of the bare socket echo that `bench limits` measures against.
@@ -159,8 +163,12 @@ impl Replay {
 
 impl Limits {
     fn run(self) -> Result<Outcome, Failure> {
-        let options =
-            LimitsOptions { binary: this_program()?, ssd_path: self.ssd_path, json: self.json };
+        let options = LimitsOptions {
+            binary: this_program()?,
+            ssd_path: self.ssd_path,
+            json: self.json,
+            only: self.only,
+        };
         let report = limits(&options).map_err(failure)?;
         eprint!("{}", report.table());
         Ok(Outcome::Good)

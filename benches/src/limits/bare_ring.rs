@@ -6,12 +6,13 @@
 use crate::BenchError;
 use io_uring::{IoUring, opcode, types};
 use rustix::fs::{Mode, OFlags};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use undercroft_gpu_shim::{DeviceError, Memory, Span};
+use undercroft_gpu_shim::{DeviceError, Memory};
 
 /// Direct I/O needs offsets, lengths and addresses that are multiples of this.
 const ALIGN: u64 = 4096;
@@ -46,7 +47,9 @@ impl Way {
 }
 
 /// The fastest direct I/O this machine does from one thread: `depth` operations of one size in
-/// flight, registered file and buffers, nothing done with the bytes.
+/// flight, registered file and buffers, nothing done with the bytes. They go to, or come from, as
+/// much memory as the daemon's do: a device whose transfers a processor copies, as those of virtual
+/// machines are, is faster where they stay in its cache, and no store of pages can stay there.
 pub(super) struct BareRing {
     /// Before the memory: the kernel lets go of the buffers first.
     ring: IoUring,
@@ -54,14 +57,25 @@ pub(super) struct BareRing {
     registered: bool,
     /// Whether the file system does direct I/O; else it is done without, as the daemon does.
     direct: bool,
-    buffers: Vec<Span>,
+    memory: Memory,
+    /// Places in the memory that no operation uses; the one used longest ago is next.
+    places: VecDeque<u64>,
+    depth: u32,
     block: u32,
     way: Way,
     _file: File,
 }
 
 impl BareRing {
-    pub(super) fn open(path: &Path, way: Way, depth: u32, block: u32) -> Result<Self, BenchError> {
+    /// Operations of `block` bytes on the file, up to `depth` at once, all over `memory_bytes` of
+    /// memory (at most 1 GiB; at least what they need at once is taken).
+    pub(super) fn open(
+        path: &Path,
+        way: Way,
+        depth: u32,
+        block: u32,
+        memory_bytes: u64,
+    ) -> Result<Self, BenchError> {
         let failed = || BenchError::system("set up the bare io_uring loop");
         let access = match way {
             Way::Read => OFlags::RDONLY,
@@ -79,25 +93,16 @@ impl BareRing {
         let ring = ring(depth).map_err(failed())?;
         ring.submitter().register_files(&[file.as_raw_fd()]).map_err(failed())?;
         let stride = u64::from(block).next_multiple_of(ALIGN);
-        let memory = Memory::new(stride * u64::from(depth), 1).map_err(DeviceError::from)?;
-        let buffers: Vec<Span> = (0..u64::from(depth))
-            .map(|index| memory.span(index * stride, block as usize))
-            .collect::<Result<_, _>>()
-            .map_err(DeviceError::from)?;
-        for (index, buffer) in (1_u8..).zip(&buffers) {
-            // No drive is asked to store zeros: some do not.
-            buffer.write(|bytes| fastrand::Rng::with_seed(index.into()).fill(bytes));
-        }
-        let iovecs: Vec<libc::iovec> = buffers
-            .iter()
-            .map(|buffer| libc::iovec {
-                iov_base: buffer.as_mut_ptr().cast(),
-                iov_len: buffer.len(),
-            })
-            .collect();
-        // SAFETY: the spans in `buffers` keep their memory mapped, and `ring` is dropped first.
-        let registered = unsafe { ring.submitter().register_buffers(&iovecs) }.is_ok();
-        Ok(Self { ring, registered, direct, buffers, block, way, _file: file })
+        let bytes = (stride * u64::from(depth)).max(memory_bytes / stride * stride);
+        let memory = Memory::new(bytes, 1).map_err(DeviceError::from)?;
+        let all = memory.span(0, bytes as usize).map_err(DeviceError::from)?;
+        // No drive is asked to store zeros: some do not.
+        all.write(|bytes| fastrand::Rng::with_seed(1).fill(bytes));
+        let iovec = libc::iovec { iov_base: all.as_mut_ptr().cast(), iov_len: all.len() };
+        // SAFETY: `memory` keeps it mapped, and `ring` is dropped first.
+        let registered = unsafe { ring.submitter().register_buffers(&[iovec]) }.is_ok();
+        let places = (0..bytes / stride).map(|index| index * stride).collect();
+        Ok(Self { ring, registered, direct, memory, places, depth, block, way, _file: file })
     }
 
     /// In words, for the report.
@@ -123,8 +128,8 @@ impl BareRing {
     ) -> io::Result<f64> {
         let since = Instant::now();
         let mut in_flight = 0;
-        for buffer in 0..self.buffers.len() {
-            self.push(buffer, self.way.of(*next, offsets));
+        for _ in 0..self.depth {
+            self.push(self.way.of(*next, offsets));
             *next += 1;
             in_flight += 1;
         }
@@ -133,8 +138,9 @@ impl BareRing {
             self.ring.submit_and_wait(1)?;
             let done: Vec<(i32, u64)> =
                 self.ring.completion().map(|entry| (entry.result(), entry.user_data())).collect();
-            for (result, buffer) in done {
+            for (result, place) in done {
                 in_flight -= 1;
+                self.places.push_back(place);
                 if result != self.block as i32 {
                     failure = Some(io::Error::other(format!(
                         "moved {result} of {} bytes in one operation",
@@ -144,7 +150,7 @@ impl BareRing {
                 }
                 bytes += u64::from(self.block);
                 if since.elapsed() < window && failure.is_none() {
-                    self.push(buffer as usize, self.way.of(*next, offsets));
+                    self.push(self.way.of(*next, offsets));
                     *next += 1;
                     in_flight += 1;
                 }
@@ -156,24 +162,24 @@ impl BareRing {
         }
     }
 
-    fn push(&mut self, buffer: usize, (way, offset): (Way, u64)) {
-        let span = &self.buffers[buffer];
-        let (at, index, block) = (span.as_mut_ptr(), buffer as u16, self.block);
+    fn push(&mut self, (way, offset): (Way, u64)) {
+        let place = self.places.pop_front().expect("there is a place for each operation");
+        let block = self.block;
+        let span = self.memory.span(place, block as usize).expect("places lie in the memory");
+        let at = span.as_mut_ptr();
         let entry = match (way, self.registered) {
-            (Way::Read, true) => {
-                opcode::ReadFixed::new(FILE, at, block, index).offset(offset).build()
-            }
+            (Way::Read, true) => opcode::ReadFixed::new(FILE, at, block, 0).offset(offset).build(),
             (Way::Read, false) => opcode::Read::new(FILE, at, block).offset(offset).build(),
             (Way::Write, true) => {
-                opcode::WriteFixed::new(FILE, at, block, index).offset(offset).build()
+                opcode::WriteFixed::new(FILE, at, block, 0).offset(offset).build()
             }
             (Way::Write, false) => opcode::Write::new(FILE, at, block).offset(offset).build(),
             (Way::Mix, _) => unreachable!("one operation goes one way"),
         };
-        // SAFETY: the buffer stays mapped while the ring lives, only one operation at a time uses
-        // it (its number is the operation's), and its length was fixed at registration.
-        let pushed = unsafe { self.ring.submission().push(&entry.user_data(buffer as u64)) };
-        pushed.expect("the queue has room for one entry per buffer");
+        // SAFETY: the memory stays mapped while the ring lives, and only one operation at a time
+        // uses a place: it is in `places` again when its operation is over.
+        let pushed = unsafe { self.ring.submission().push(&entry.user_data(place)) };
+        pushed.expect("the queue has room for as many entries as are in flight");
     }
 }
 
@@ -209,7 +215,7 @@ mod tests {
     use std::io::Write as _;
 
     fn opened(path: &Path, way: Way, depth: u32, block: usize) -> Option<BareRing> {
-        match BareRing::open(path, way, depth, block as u32) {
+        match BareRing::open(path, way, depth, block as u32, 0) {
             Ok(ring) => Some(ring),
             Err(error) => {
                 // Past the harness, which would swallow it.
@@ -234,7 +240,8 @@ mod tests {
         }
         let written = std::fs::read(&path).unwrap();
         assert!(written.chunks(block).all(|chunk| chunk.iter().any(|byte| *byte != 0)));
-        let mut read = BareRing::open(&path, Way::Read, 4, block as u32).unwrap();
+        let mut read =
+            BareRing::open(&path, Way::Read, 4, block as u32, 16 * block as u64).unwrap();
         assert!(read.run(&offsets, &mut next, window).unwrap() > 0.0);
         let beyond = [8 * block as u64];
         let error = read.run(&beyond, &mut next, window).unwrap_err().to_string();

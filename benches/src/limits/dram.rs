@@ -23,6 +23,10 @@ pub(super) fn measure(
         1 => ("dram_load_1m", None),
         _ => ("dram_load_2m", Some("store_2m")),
     };
+    let store = store.filter(|row| setup.wants(row));
+    if !setup.wants(load) && store.is_none() {
+        return Ok(Vec::new());
+    }
     let per_run = (RUN_BYTES / u64::from(page)) as usize;
     let count = setup.working_set.div_ceil(RUN_BYTES) as usize;
     let bytes = count as u64 * RUN_BYTES;
@@ -42,7 +46,10 @@ pub(super) fn measure(
         setup.interrupt.check()?;
         rig.store(run, place(index))?;
     }
-    let mut rows = vec![load_row(load, setup, pairs, bare, &rig, &runs, &place)?];
+    let mut rows = Vec::new();
+    if setup.wants(load) {
+        rows.push(load_row(load, setup, pairs, bare, &rig, &runs, &place)?);
+    }
     if let Some(store) = store {
         rows.push(store_row(store, setup, pairs, bare, &rig, count, &place)?);
     }

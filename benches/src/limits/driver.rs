@@ -10,8 +10,21 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 const MIB: u64 = 1 << 20;
-/// Rows of a whole run, for the progress bar.
-const ROWS: u64 = 12;
+/// The rows of a whole run, in their order.
+const ROWS: [&str; 12] = [
+    "dram_load_1m",
+    "dram_load_2m",
+    "store_2m",
+    "ssd_read_2m",
+    "ssd_write_2m",
+    "ssd_read_2m_plain",
+    "ssd_write_2m_plain",
+    "ssd_read_256k",
+    "ssd_mixed_70_30",
+    "ssd_mixed_read_p99",
+    "lookup_1_us",
+    "lookup_4096_us",
+];
 /// More threads than this do not make a memory faster.
 const MAX_THREADS: u32 = 8;
 /// Copy workers a daemon has at most unless configured.
@@ -26,6 +39,8 @@ pub struct LimitsOptions {
     pub ssd_path: Option<PathBuf>,
     /// Where to write the report; `-` for standard output.
     pub json: Option<PathBuf>,
+    /// Only rows whose names begin so; `None`: all.
+    pub only: Option<String>,
 }
 
 /// What all rows share.
@@ -42,15 +57,25 @@ pub(super) struct Setup<'a> {
     pub(super) store_threads: usize,
 }
 
+impl Setup<'_> {
+    /// Whether a row was asked for.
+    pub(super) fn wants(&self, row: &str) -> bool {
+        self.options.only.as_ref().is_none_or(|only| row.starts_with(only.as_str()))
+    }
+
+    fn wants_any(&self, of: &str) -> bool {
+        ROWS.iter().any(|row| row.starts_with(of) && self.wants(row))
+    }
+}
+
 /// Measures what the daemon reaches beside what this machine could do at best.
 ///
 /// # Errors
-/// A daemon that does not start, no room for its files, Ctrl-C.
+/// A daemon that does not start, no room for its files, no such row, Ctrl-C.
 pub fn limits(options: &LimitsOptions) -> Result<LimitsReport, BenchError> {
     let since = Instant::now();
     let output = options.json.as_deref().map(Output::open).transpose()?;
     let folder = options.ssd_path.clone().unwrap_or_else(std::env::temp_dir);
-    check_room(&folder)?;
     let interrupt = Interrupt::watch()?;
     let mut machine = Machine::facts(&folder);
     let working_set = working_set(&mut machine);
@@ -65,21 +90,32 @@ pub fn limits(options: &LimitsOptions) -> Result<LimitsReport, BenchError> {
         threads: threads as usize,
         store_threads: store_threads as usize,
     };
-    let bar = progress::bar(ROWS * u64::from(PAIRS), "pairs");
+    let wanted = ROWS.iter().filter(|row| setup.wants(row)).count() as u64;
+    if wanted == 0 {
+        let problem = format!("no row's name begins so; there are {}", ROWS.join(", "));
+        return Err(BenchError::Option { option: "--only", problem });
+    }
+    let ssd = setup.wants_any("ssd_");
+    if ssd {
+        check_room(&setup.folder)?;
+    }
+    let bar = progress::bar(wanted * u64::from(PAIRS), "pairs");
     let pairs = Pairs { interrupt: &interrupt, bar: &bar };
     let mut rows = Vec::new();
-    {
+    if setup.wants_any("dram_") || setup.wants("store_2m") {
         let mut bare = BareCopy::new(working_set, 2 * MIB)?;
         rows.extend(dram::measure(&setup, &pairs, &mut bare, 1 << 20)?);
         rows.extend(dram::measure(&setup, &pairs, &mut bare, 2 << 20)?);
     }
-    if bare_ring::is_allowed() {
+    if ssd && bare_ring::is_allowed() {
         rows.extend(ssd::measure(&setup, &pairs)?);
-    } else {
+    } else if ssd {
         let note = "io_uring is refused here: without it the SSD has no limit to compare with";
         machine.notes.push(note.to_owned());
     }
-    rows.extend(lookup::measure(&setup, &pairs)?);
+    if setup.wants_any("lookup_") {
+        rows.extend(lookup::measure(&setup, &pairs)?);
+    }
     bar.finish_and_clear();
     let report = LimitsReport { schema: 1, machine, rows, wall_s: since.elapsed().as_secs_f64() };
     if let Some(output) = output {

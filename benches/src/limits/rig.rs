@@ -6,8 +6,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use undercroft_client::{
-    Client, ConnectOptions, FetchFrom, FetchReport, LookupOptions, SpaceHandle, StoreOptions,
-    StoreRun, Wait,
+    Client, ConnectOptions, Fetch, FetchFrom, FetchReport, LookupOptions, SpaceHandle,
+    StoreOptions, StoreRun, Wait,
 };
 use undercroft_gpu_shim::{BlockId, HostDevice, HostOptions};
 use undercroft_wire::{
@@ -132,7 +132,18 @@ impl Rig {
         if run.is_empty() {
             return Ok(0);
         }
-        let report = self.fetch_some(run);
+        self.end_fetch(run, self.begin_fetch(run))
+    }
+
+    /// Asks for a run.
+    pub(super) fn begin_fetch(&self, run: &[PageKey]) -> Fetch {
+        let found = self.space.lookup(run, lookup());
+        self.space.fetch(FetchFrom::Keys(run), found.stamp, DEADLINE)
+    }
+
+    /// Takes all of a run that was asked for. Returns how many pages were read from SSD.
+    pub(super) fn end_fetch(&self, run: &[PageKey], fetch: Fetch) -> Result<u32, BenchError> {
+        let report = drain(fetch);
         if report.pages as usize == run.len() {
             return Ok(report.ssd_pages);
         }
@@ -141,12 +152,7 @@ impl Rig {
 
     /// Fetches as much of a run as the daemon has, without copying it anywhere.
     pub(super) fn fetch_some(&self, run: &[PageKey]) -> FetchReport {
-        let found = self.space.lookup(run, lookup());
-        let mut fetch = self.space.fetch(FetchFrom::Keys(run), found.stamp, DEADLINE);
-        while let Some(ready) = fetch.next_ready() {
-            fetch.release_upto(ready.first + ready.pages.len() as u32);
-        }
-        fetch.report()
+        drain(self.begin_fetch(run))
     }
 
     /// Tells the daemon that nobody will come back for the end of this run.
@@ -167,6 +173,13 @@ impl Rig {
     pub(super) fn problem(&self, problem: String) -> BenchError {
         BenchError::Measure { row: self.row, problem }
     }
+}
+
+fn drain(mut fetch: Fetch) -> FetchReport {
+    while let Some(ready) = fetch.next_ready() {
+        fetch.release_upto(ready.first + ready.pages.len() as u32);
+    }
+    fetch.report()
 }
 
 pub(super) fn lookup() -> LookupOptions {

@@ -2,7 +2,7 @@
 
 use super::Tier;
 use crate::BenchError;
-use crate::limits::bare_ring::{BareRing, Way};
+use crate::limits::bare_ring::Way;
 use crate::limits::rig::Rig;
 use std::fs::File;
 use std::io;
@@ -70,7 +70,7 @@ impl Twin {
             .map_err(BenchError::file("reserve room for", &path))?;
         let page = u64::from(tier.page);
         let offsets: Vec<u64> = (0..TWIN_BYTES / page).map(|index| index * page).collect();
-        let mut ring = BareRing::open(&path, Way::Write, tier.depth, tier.page)?;
+        let mut ring = tier.bare(&path, Way::Write)?;
         let mut next = 0;
         while next < offsets.len() {
             let window = Duration::from_millis(100);

@@ -4,7 +4,7 @@ use super::extents::Twin;
 use super::fill::{go_round, settle, written};
 use super::{ARENA_BYTES, SETTLE_PAUSE, Tier};
 use crate::BenchError;
-use crate::limits::bare_ring::{BareRing, Way};
+use crate::limits::bare_ring::Way;
 use crate::limits::driver::Setup;
 use crate::limits::pairs::{Pairs, Unit};
 use crate::limits::report::Row;
@@ -43,14 +43,22 @@ pub(super) fn measure(
     setup: &Setup<'_>,
     pairs: &Pairs<'_>,
 ) -> Result<Vec<Row>, BenchError> {
-    let name = "ssd_mixed_70_30";
+    let (name, read_p99) = ("ssd_mixed_70_30", "ssd_mixed_read_p99");
+    let mut rows = Vec::new();
+    if !setup.wants(name) && !setup.wants(read_p99) {
+        return Ok(rows);
+    }
     let rig = tier.start(name, setup)?;
     go_round(tier, setup, &rig)?;
     let mut load = Load::start(tier, setup, &rig)?;
-    let speed = speed_row(name, tier, twin, pairs, &mut load)?;
-    let latency = latency_row("ssd_mixed_read_p99", pairs, &mut load)?;
+    if setup.wants(name) {
+        rows.push(speed_row(name, tier, twin, pairs, &mut load)?);
+    }
+    if setup.wants(read_p99) {
+        rows.push(latency_row(read_p99, pairs, &mut load)?);
+    }
     tier.confirm(&rig)?;
-    Ok(vec![speed, latency])
+    Ok(rows)
 }
 
 fn speed_row(
@@ -60,7 +68,7 @@ fn speed_row(
     pairs: &Pairs<'_>,
     load: &mut Load<'_>,
 ) -> Result<Row, BenchError> {
-    let mut bare = BareRing::open(twin.path(), Way::Mix, tier.depth, tier.page)?;
+    let mut bare = tier.bare(twin.path(), Way::Mix)?;
     let mut cost = DaemonCost::default();
     let mut moved = load.lead_in(Writes::Paced)?;
     let mut ours = |window: Duration| {
