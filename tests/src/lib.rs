@@ -4,6 +4,7 @@
 //! of what is left.
 
 mod binary;
+mod corrupt;
 mod daemon;
 mod engine;
 mod gate;
@@ -20,6 +21,7 @@ mod traffic;
 mod warm_restart;
 
 pub use binary::{program, run, run_as_ordinary_user};
+pub use corrupt::{CorruptionReport, CorruptionTally, Corruptions};
 pub use daemon::{DaemonOptions, TestDaemon};
 pub use engine::{Engine, EngineOptions, Inspected, PAGE_BYTES};
 pub use gate::{Gate, Way};

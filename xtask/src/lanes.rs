@@ -1,4 +1,5 @@
-//! Test lanes that take longer than a test may: `cargo xtask crash`, `power-cut` and `sim`.
+//! Test lanes that take longer than a test may: `cargo xtask corrupt`, `crash`, `power-cut` and
+//! `sim`.
 
 use crate::command::{cargo, check, shown, target_directory};
 use anyhow::{Context, Result};

@@ -1,5 +1,5 @@
 //! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, and the lanes
-//! `crash`, `power-cut` and `sim`.
+//! `corrupt`, `crash`, `power-cut` and `sim`.
 
 mod ci;
 mod command;
@@ -66,6 +66,15 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Damages page logs in every way there is, and reads what is left
+    ///
+    /// `cargo xtask corrupt --help` says what it takes.
+    #[command(disable_help_flag = true)]
+    Corrupt {
+        /// Passed on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Kills the daemon under load again and again, and looks at every page it should still have
     ///
     /// `cargo xtask crash --help` says what it takes.
@@ -112,6 +121,7 @@ fn run(task: Task) -> Result<()> {
             Ok(())
         }
         Task::Sim { arguments } => lane(&root, "simulate", false, &arguments),
+        Task::Corrupt { arguments } => lane(&root, "corrupt", false, &arguments),
         Task::PowerCut { arguments } => lane(&root, "power-cut", true, &arguments),
         Task::Crash { arguments } => lane(&root, "warm-restart", true, &arguments),
     }
