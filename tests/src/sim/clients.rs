@@ -1,6 +1,7 @@
 //! Clients of the daemon: what they have, and what they do next.
 
 use super::plan::Plan;
+use super::report::Count;
 use super::world::{Frame, World};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use undercroft_core::{Event, ProcessId};
@@ -248,6 +249,7 @@ impl World {
             }
         }
         self.clients.stamp = reply.stamp;
+        self.report.more(Count::FoundOnSsd, u64::from(reply.ssd > 0));
         if let Some(hold) = reply.hold {
             let keys = keys[..reply.pages as usize].to_vec();
             let space = spaces[self.rng.usize(..spaces.len())];

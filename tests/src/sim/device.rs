@@ -4,7 +4,7 @@
 use super::content::{Book, checksum, holds};
 use super::ledger::Ledger;
 use super::plan::{Class, DevicePlan};
-use super::report::Report;
+use super::report::{Count, Report};
 use crate::lying::{LyingDisk, LyingEngine};
 use fastrand::Rng;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -253,18 +253,20 @@ impl Device {
                     RelocateOutcome::Failed => {
                         let excused = self.faltered || self.class != Class::Truthful;
                         assert!(excused, "a relocation failed on a device that does not fail");
-                        report.refused += 1;
+                        report.count(Count::Refused);
                     }
                 }
             }
             Completion::SegmentFreed { segment, segment_use, .. } => {
-                report.freed += 1;
+                report.count(Count::Freed);
                 let asked = self.freeing.remove(&(*segment, *segment_use));
                 assert!(asked, "a segment is freed because it was asked for, and once");
             }
             Completion::Health { health, .. } => {
-                if *health != Health::Well {
-                    report.falters += 1;
+                if *health == Health::Well {
+                    report.count(Count::Recoveries);
+                } else {
+                    report.count(Count::Falters);
                     self.faltered = true;
                     let excused = self.class != Class::Truthful;
                     assert!(excused, "a device that does nothing wrong is called {health:?}");
@@ -284,7 +286,7 @@ impl Device {
     }
 
     fn wrote(&mut self, extent: Extent, identity: PageIdentity, report: &mut Report) {
-        report.written += 1;
+        report.count(Count::Written);
         assert_eq!(extent.device, self.id, "a record lies on the device that wrote it");
         // Freed while it was being written: nobody will ask for it.
         let kept = !self.freeing.contains(&(extent.segment, extent.segment_use));
@@ -301,7 +303,7 @@ impl Device {
         if !matches!(outcome, ReadOutcome::Verified { .. }) {
             return self.refused(extent, report);
         }
-        report.verified += 1;
+        report.count(Count::Verified);
         let written = self.ledger.was_written(extent, identity);
         assert!(written, "a record was verified that nobody wrote: {identity:?} at {extent:?}");
         if let Some(entry) = self.ledger.get_mut(extent) {
@@ -310,7 +312,7 @@ impl Device {
     }
 
     fn refused(&mut self, extent: &Extent, report: &mut Report) {
-        report.refused += 1;
+        report.count(Count::Refused);
         let whole = self.ledger.get(extent).is_some_and(|entry| entry.whole);
         let excused = self.is_excused(extent);
         assert!(!whole || excused, "a record that must be there is refused: {extent:?}");
@@ -357,6 +359,18 @@ impl Device {
             }
             Completion::DeviceLost { device } => Event::DeviceLost { device },
         }
+    }
+
+    /// What it has not done yet, for people.
+    pub(super) fn waits_for(&self) -> String {
+        let Self { id, stage, waiting, asked, freeing, inbox, .. } = self;
+        let unread = self.unread.len();
+        let asked = asked.keys();
+        format!(
+            "device {id}, {stage:?}: waiting {waiting:?}, asked {asked:?}, freeing {freeing:?}, \
+             {} answers on their way, {unread} records unread",
+            inbox.len()
+        )
     }
 
     /// Whether nothing is under way.

@@ -15,6 +15,8 @@ pub(super) struct Entry {
     pub(super) encrypted: bool,
     /// Whether it has outlived a power cut, and so is on the medium.
     pub(super) durable: bool,
+    /// Whether its segment was sealed when it was found.
+    pub(super) sealed: bool,
 }
 
 /// The records of one store.
@@ -40,7 +42,14 @@ impl Ledger {
     ) {
         self.written.entry(extent).or_default().push(identity);
         if kept {
-            let entry = Entry { identity, whole: true, found: false, encrypted, durable: false };
+            let entry = Entry {
+                identity,
+                whole: true,
+                found: false,
+                encrypted,
+                durable: false,
+                sealed: false,
+            };
             let before = self.records.insert(extent, entry);
             assert_eq!(before, None, "two records have one place: {extent:?}");
         }

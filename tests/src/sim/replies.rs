@@ -1,5 +1,6 @@
 //! What the daemon says to clients, held against what it may say.
 
+use super::report::Count;
 use super::world::World;
 use undercroft_wire::{
     FetchEnd, FetchOutcome, FetchReady, Mode, PagePlace, Reply, RequestId, SessionId, SlotId,
@@ -40,9 +41,10 @@ impl World {
                     let expected = super::content::content(&page);
                     assert!(*bytes == expected, "wrong bytes for {page:?} in slot {slot}");
                     self.clients.check_unused_slot(session, lease.space, place.offset);
+                    self.report.count(Count::DeliveredCopied);
                 }
             }
-            self.report.delivered += 1;
+            self.report.count(Count::Delivered);
             let lease = self.clients.leases.get_mut(&key).expect("found above");
             lease.places.push(*place);
         }
@@ -66,7 +68,8 @@ impl World {
             outcome != FetchOutcome::Deadline || self.now >= lease.deadline,
             "a deadline is not over before its time"
         );
-        self.report.missed += (lease.pages.len() - lease.places.len()) as u64;
+        let missed = (lease.pages.len() - lease.places.len()) as u64;
+        self.report.more(Count::Missed, missed);
         lease.ended = Some(*end);
         if lease.released == lease.places.len() {
             self.clients.leases.remove(&key);

@@ -2,7 +2,7 @@
 
 use super::device::{Device, Stage};
 use super::plan::Class;
-use super::report::Report;
+use super::report::{Count, Report};
 use super::store::Opened;
 use super::world::{Moved, OWN_JOBS, World, note};
 use std::collections::HashMap;
@@ -48,18 +48,21 @@ impl World {
             }
             if last {
                 self.survey();
-                break;
             }
             self.end_life();
+            if last {
+                break;
+            }
             self.change_plan();
             self.begin_life();
         }
         for device in &self.devices {
-            self.report.faults.add(&device.disk.tally());
+            self.report.faults(&device.disk.tally());
         }
-        self.report.seeds = 1;
-        self.report.truthful = u64::from(self.plan.class == Class::Truthful);
-        self.report.micros = self.now;
+        self.report.count(Count::Seeds);
+        self.report.more(Count::Truthful, u64::from(self.plan.class == Class::Truthful));
+        self.report.more(Count::SeveralDevices, u64::from(self.devices.len() > 1));
+        self.report.more(Count::Micros, self.now);
         self.report
     }
 
@@ -112,13 +115,13 @@ impl World {
         if self.devices[at].stage != Stage::Open {
             return;
         }
-        self.report.lost_devices += 1;
+        self.report.count(Count::LostDevices);
         let id = self.devices[at].id;
         // Answers that were given before it broke arrive before.
         while let Some((_, answer)) = self.devices[at].inbox.pop_front() {
             self.answered(answer);
         }
-        for event in self.devices[at].lose() {
+        for event in self.devices[at].lose(&mut self.report) {
             self.job_over(job_of(&event), &event);
             self.step(event);
         }
@@ -144,10 +147,13 @@ impl World {
                 return self.check_rest();
             }
             let waited = self.now - began;
-            assert!(waited < LONGEST_WAIT, "something is waited for without end: {:?}", self.jobs);
+            let endless = waited >= LONGEST_WAIT;
+            assert!(!endless, "this is waited for without end: {}", self.waited_for());
             match self.advance() {
                 Moved::On => {}
-                Moved::Nothing => panic!("nothing moves, and something is not answered"),
+                Moved::Nothing => {
+                    panic!("nothing moves, and this is waited for: {}", self.waited_for())
+                }
                 Moved::Died => {
                     self.end_life();
                     self.begin_life();
@@ -156,6 +162,13 @@ impl World {
             }
         }
         panic!("something goes on without end");
+    }
+
+    /// What keeps the world from being at rest.
+    fn waited_for(&self) -> String {
+        let devices = self.devices.iter().filter(|device| !device.is_idle() || !device.is_closed());
+        let devices: Vec<_> = devices.map(Device::waits_for).collect();
+        format!("{:?} and {} copies; {}", self.jobs.values(), self.copies(), devices.join("; "))
     }
 
     fn check_rest(&mut self) {
@@ -205,14 +218,14 @@ impl World {
                 let bytes = frame_bytes(identity.page_bytes) as usize;
                 let into = memory.span(0, bytes).expect("a page is smaller");
                 self.devices[at].submit(Op::Read { job, identity, extent, into }, self.now);
-                let verified = self.report.verified;
+                let verified = self.report.of(Count::Verified);
                 let mut moves = 0;
                 while !self.devices[at].is_idle() {
                     moves += 1;
                     assert!(moves < MOST_MOVES, "a read goes on without end");
                     let _goes_on = self.advance();
                 }
-                if self.report.verified > verified {
+                if self.report.of(Count::Verified) > verified {
                     self.devices[at].check_stream(&extent, &identity, &mut streams);
                 }
             }
@@ -226,22 +239,25 @@ impl World {
             _ => End::Close { then_cut: self.rng.bool() },
         };
         note!(self, "the daemon ends: {end:?}");
+        self.report.core(self.core.stats());
         let now = self.now;
+        let Self { devices, report, .. } = self;
         match end {
             End::Kill => {
-                self.report.kills += 1;
-                self.devices.iter_mut().for_each(Device::kill);
+                report.count(Count::Kills);
+                devices.iter_mut().for_each(|device| device.kill(report));
             }
             End::PowerCut => {
-                self.report.cuts += 1;
-                self.devices.iter_mut().for_each(|device| device.cut_power(now));
+                report.count(Count::Cuts);
+                devices.iter_mut().for_each(|device| device.cut_power(now, report));
             }
             End::Close { then_cut } => {
-                self.report.closes += 1;
+                self.report.count(Count::Closes);
                 self.close_all();
                 let now = self.now;
                 for device in &mut self.devices {
-                    if then_cut { device.cut_power(now) } else { device.kill() }
+                    let report = &mut self.report;
+                    if then_cut { device.cut_power(now, report) } else { device.kill(report) }
                 }
             }
         }
@@ -258,7 +274,9 @@ impl World {
                 .iter()
                 .enumerate()
                 .filter_map(|(at, device)| device.next_time().map(|time| (time, at)));
-            let (time, at) = next.min().expect("what is not closed has something to do");
+            let Some((time, at)) = next.min() else {
+                panic!("a log that is being closed waits for nothing: {}", self.waited_for());
+            };
             self.now = self.now.max(time);
             self.devices[at].turn(self.now, &mut self.rng, &mut self.report);
         }
@@ -269,6 +287,7 @@ impl World {
     fn change_plan(&mut self) {
         for (plan, config) in self.devices.iter_mut().zip(&mut self.plan.core.devices) {
             if self.rng.u8(..8) == 0 {
+                self.report.count(Count::Resized);
                 plan.plan.capacity_bytes = plan.plan.room_bytes * self.rng.u64(1..=5);
                 config.capacity_bytes = plan.plan.capacity_bytes;
             }

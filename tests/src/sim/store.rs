@@ -4,7 +4,7 @@ use super::content::{checksum, content};
 use super::device::{AskedKind, Device, Stage};
 use super::ledger::Entry;
 use super::plan::Class;
-use super::report::Report;
+use super::report::{Count, Report};
 use fastrand::Rng;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
@@ -50,6 +50,7 @@ impl Device {
         let entropy = Box::new(move |bytes: &mut [u8]| entropy.fill(bytes));
         let opened = Machine::open(&self.disk, &self.config(), entropy);
         if self.disk.stop_dying() {
+            report.count(Count::CutOff);
             return Opened::Died;
         }
         match opened {
@@ -64,7 +65,7 @@ impl Device {
                 Opened::Well
             }
             Err(error) => {
-                report.unopened += 1;
+                report.count(Count::Unopened);
                 self.refused_to_open(&error);
                 Opened::Refused
             }
@@ -113,7 +114,7 @@ impl Device {
         expected: &BTreeMap<Extent, PageIdentity>,
         report: &mut Report,
     ) {
-        report.found += recovery.records.len() as u64;
+        report.more(Count::Found, recovery.records.len() as u64);
         let mut found = BTreeMap::new();
         let mut last = None;
         for record in &recovery.records {
@@ -145,20 +146,29 @@ impl Device {
         }
     }
 
+    /// Whether a record that is found again must prove itself.
+    fn is_whole(&self, before: &Entry, sealed: bool) -> bool {
+        // A cut takes what was not flushed, and that is all it takes; a kill takes nothing.
+        let kept = sealed || !self.after_cut || before.durable;
+        // A seal speaks for its records as of the moment in which it is written. A segment that was
+        // freed and used again comes back with its old seal if a cut takes the headers of both and
+        // not the new records: nobody promises that the old ones are there.
+        let newly = sealed && !before.sealed;
+        newly || (before.whole && kept)
+    }
+
     /// Begins a life with what was found.
     fn take_over(&mut self, recovery: Recovery, now: u64, rng: &mut Rng) {
         let mut found = BTreeMap::new();
         for record in &recovery.records {
             let before = self.ledger.get(&record.extent);
-            let known = before.is_some_and(|entry| entry.whole);
-            // A cut takes what was not flushed, and that is all it takes; a kill takes nothing.
-            let kept = !self.after_cut || before.is_some_and(|entry| entry.durable);
             let entry = Entry {
                 identity: record.identity,
-                whole: before.is_some() && (record.sealed || (known && kept)),
+                whole: before.is_some_and(|entry| self.is_whole(&entry, record.sealed)),
                 found: true,
                 encrypted: self.plan.encrypted,
                 durable: self.after_cut || before.is_some_and(|entry| entry.durable),
+                sealed: record.sealed,
             };
             found.insert(record.extent, entry);
         }
@@ -196,8 +206,10 @@ impl Device {
     }
 
     /// The process ends, however it does. Nobody waits for anything any more.
-    fn forget_life(&mut self) {
-        self.log = None;
+    fn forget_life(&mut self, report: &mut Report) {
+        if let Some(log) = self.log.take() {
+            report.log(&log.counters());
+        }
         self.engine = self.disk.engine();
         self.waiting.clear();
         self.asked.clear();
@@ -209,16 +221,16 @@ impl Device {
     }
 
     /// The process is killed. Its transfers land later or never.
-    pub(super) fn kill(&mut self) {
+    pub(super) fn kill(&mut self, report: &mut Report) {
         let free_at = self.disk.kill();
-        self.forget_life();
+        self.forget_life(report);
         self.stage = Stage::Locked(free_at);
     }
 
     /// The power is cut.
-    pub(super) fn cut_power(&mut self, now: u64) {
+    pub(super) fn cut_power(&mut self, now: u64, report: &mut Report) {
         self.disk.cut_power();
-        self.forget_life();
+        self.forget_life(report);
         self.after_cut = true;
         self.stage = Stage::Locked(now);
     }
@@ -239,7 +251,7 @@ impl Device {
     }
 
     /// The engine breaks for good: what the daemon tells the core, as its glue does.
-    pub(super) fn lose(&mut self) -> Vec<Event<'static>> {
+    pub(super) fn lose(&mut self, report: &mut Report) -> Vec<Event<'static>> {
         let device = self.id;
         let mut events = vec![Event::DeviceLost { device }];
         let waiting: Vec<JobId> = self.waiting.iter().filter_map(job_of).collect();
@@ -262,7 +274,7 @@ impl Device {
             }
         }
         self.disk.abandon();
-        self.forget_life();
+        self.forget_life(report);
         self.stage = Stage::Lost;
         events
     }

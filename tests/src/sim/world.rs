@@ -4,7 +4,7 @@ use super::clients::Clients;
 use super::content::{Book, checksum, content};
 use super::device::{Device, Stage};
 use super::plan::Plan;
-use super::report::Report;
+use super::report::{Count, Report};
 use fastrand::Rng;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
@@ -150,7 +150,7 @@ impl World {
         let mut actions = Vec::new();
         self.core.step(Micros(self.now), event, &mut actions);
         self.core.audit();
-        self.report.steps += 1;
+        self.report.count(Count::Steps);
         for action in actions {
             note!(self, "  {action:?}");
             self.perform(action);
@@ -391,6 +391,11 @@ impl World {
             Next::Act => self.act(),
         }
         Moved::On
+    }
+
+    /// Copies on their way.
+    pub(super) fn copies(&self) -> usize {
+        self.copies.len()
     }
 
     /// Whether nothing is under way but time.
