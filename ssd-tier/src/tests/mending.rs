@@ -6,8 +6,8 @@ use crate::format::{BLOCK_LEN, FIRST_LATE_WRITE};
 use crate::layout::DATA_START;
 use crate::storage::Storage;
 use crate::{
-    AppendOutcome, Completion, EngineChoice, Health, LogConfig, LogCounters, Op, OpenError,
-    ReadOutcome, RelocateOutcome,
+    AppendOutcome, Completion, EngineChoice, Health, LogConfig, LogCounters, Machine, Op,
+    OpenError, ReadOutcome, RelocateOutcome,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -197,6 +197,17 @@ fn pass(log: &mut SimLog, time: Duration) {
     }
 }
 
+/// Turns until that is so.
+fn until(log: &mut SimLog, so: impl Fn(&Machine) -> bool) {
+    for _ in 0..100_000 {
+        if so(&log.machine) {
+            return;
+        }
+        log.turn();
+    }
+    panic!("it never comes to that: {:?}", log.machine.counters());
+}
+
 const BOTH: [bool; 2] = [false, true];
 /// Segments that are left open: with one batch in either of its places, with several batches, with
 /// a full one at the end; and a full segment that waits for its seal besides.
@@ -283,6 +294,7 @@ fn it_may_end_at_any_moment() {
                 break;
             }
             steps += 1;
+            assert!(steps < 2000, "it is never sealed");
         }
         assert!(steps > 10, "{steps} steps are too few to be all");
     }
@@ -299,9 +311,7 @@ fn what_a_failed_flush_gave_up_is_written_again_before_it_is_sealed() {
         // One segment is complete and waits for its flush, another is being filled.
         assert!(store.append(&mut log, 70));
         log.engine.faults.error = 1000;
-        while log.machine.counters().io_errors == 0 {
-            log.turn();
-        }
+        until(&mut log, |log| log.counters().io_errors > 0);
         log.engine.die();
         assert_eq!(store.doubted().len(), 70);
         store.rest();
@@ -317,14 +327,10 @@ fn a_failed_flush_seals_nothing() {
         let mut store = Store::killed(encrypted, &[30, 5]);
         let mut log = store.open();
         // Everything was written again, and the flush is what comes next.
-        while log.machine.counters().mended_records < 35 {
-            log.turn();
-        }
+        until(&mut log, |log| log.counters().mended_records >= 35);
         pass(&mut log, Duration::from_millis(500));
         log.engine.faults.error = 1000;
-        while log.machine.counters().io_errors == 0 {
-            log.turn();
-        }
+        until(&mut log, |log| log.counters().io_errors > 0);
         log.engine.faults.error = 0;
         pass(&mut log, A_WHILE);
         assert_eq!(log.machine.counters().sealed_segments, 0);
@@ -346,18 +352,12 @@ fn a_flush_that_fails_in_between_seals_nothing() {
     for mended in [1, 15, 29] {
         let mut store = killed.fork();
         let mut log = store.open();
-        while log.machine.counters().mended_records < mended {
-            log.turn();
-        }
+        until(&mut log, |log| log.counters().mended_records >= mended);
         // The device stalls, and the flush of the probe that follows fails.
         log.engine.stuck = true;
-        while log.machine.health() == Health::Well {
-            log.turn();
-        }
+        until(&mut log, |log| log.health() != Health::Well);
         (log.engine.stuck, log.engine.flushes_fail) = (false, true);
-        while log.machine.counters().io_errors == 0 {
-            log.turn();
-        }
+        until(&mut log, |log| log.counters().io_errors > 0);
         log.engine.flushes_fail = false;
         pass(&mut log, A_WHILE);
         assert_eq!(log.machine.health(), Health::Well);
@@ -417,9 +417,7 @@ fn damaged_tables_cost_what_they_named_and_no_seal() {
 fn a_table_that_rots_meanwhile_seals_nothing() {
     let mut store = Store::killed(true, &[45]);
     let mut log = store.open();
-    while log.machine.counters().mended_records < 3 {
-        log.turn();
-    }
+    until(&mut log, |log| log.counters().mended_records >= 3);
     let extent = store.stored[0].extent;
     for table in 1..3 {
         store.flip(&extent, |segment| segment.end - (table + 1) * BLOCK_LEN + 100);
@@ -433,14 +431,10 @@ fn a_device_that_fails_meanwhile_seals_nothing_and_loses_nothing() {
     for seed in 0..20 {
         let mut store = Store::killed(true, &[30]);
         let mut log = store.open();
-        while log.machine.counters().mended_records < seed {
-            log.turn();
-        }
+        until(&mut log, |log| log.counters().mended_records >= seed);
         // One transfer fails, whichever it is.
         log.engine.faults.error = 1000;
-        while log.machine.counters().io_errors == 0 {
-            log.turn();
-        }
+        until(&mut log, |log| log.counters().io_errors > 0);
         log.engine.faults.error = 0;
         pass(&mut log, A_WHILE);
         assert_eq!(log.machine.counters().sealed_segments, 0);
