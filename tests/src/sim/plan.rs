@@ -144,7 +144,7 @@ fn book(rng: &mut Rng) -> Book {
         spaces.push(space(domains[1], 1, one));
     }
     let depth = rng.u32(3..=8);
-    Book { spaces, chains: rng.u64(2..=6), depth, shared: rng.u32(..depth) }
+    Book { spaces, chains: rng.u64(3..=12), depth, shared: rng.u32(..depth) }
 }
 
 fn device(rng: &mut Rng, class: Class, largest: u64) -> DevicePlan {
@@ -152,7 +152,7 @@ fn device(rng: &mut Rng, class: Class, largest: u64) -> DevicePlan {
     let room_bytes = ROOMS[rng.usize(..ROOMS.len())].max(2 * largest);
     let stall_ms = rng.u64(50..500);
     DevicePlan {
-        capacity_bytes: room_bytes * rng.u64(1..=5),
+        capacity_bytes: room_bytes * rng.u64(1..=10),
         room_bytes,
         queue_depth: rng.u32(1..=8),
         table_flush_ms: [0, 1, 20][rng.usize(..3)],
@@ -203,7 +203,7 @@ fn atlas(rng: &mut Rng, class: Class) -> Atlas {
 }
 
 fn core_config(rng: &mut Rng, devices: &[DevicePlan], largest: u64) -> Config {
-    let parts = (0..rng.u32(1..=2)).map(|_| largest * rng.u64(3..=8)).collect();
+    let parts = (0..rng.u32(1..=2)).map(|_| largest * rng.u64(2..=5)).collect();
     let device = |plan: &DevicePlan| DeviceConfig {
         capacity_bytes: plan.capacity_bytes,
         low_water_segments: 3,
