@@ -5,6 +5,7 @@ mod ci;
 mod command;
 mod fuzz;
 mod lanes;
+mod mutants;
 mod steps;
 mod suite;
 mod tidy;
@@ -66,6 +67,13 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Plants bugs in a copy of the sources and sees whether the simulator finds them
+    ///
+    /// They are listed in `tests/mutants.toml`. Takes some minutes.
+    Mutants {
+        #[command(flatten)]
+        wish: mutants::Wish,
+    },
     /// Damages page logs in every way there is, and reads what is left
     ///
     /// `cargo xtask corrupt --help` says what it takes.
@@ -120,6 +128,7 @@ fn run(task: Task) -> Result<()> {
             println!("fuzz-smoke: {drivers}");
             Ok(())
         }
+        Task::Mutants { wish } => mutants::run(&root, &wish),
         Task::Sim { arguments } => lane(&root, "simulate", false, &arguments),
         Task::Corrupt { arguments } => lane(&root, "corrupt", false, &arguments),
         Task::PowerCut { arguments } => lane(&root, "power-cut", true, &arguments),
