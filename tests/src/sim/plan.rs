@@ -117,7 +117,7 @@ impl Plan {
         plan.devices = vec![device];
         plan.book = Book { spaces: vec![space], chains: 4, depth: 5, shared: 1 };
         plan.sessions = vec![(1, Mode::ZeroCopy, domain)];
-        Self { lives: 3, actions: 60..61, leases: 1, copies_fail: 0, partings: 0, slots: 4, ..plan }
+        Self { lives: 2, actions: 40..41, leases: 1, copies_fail: 0, partings: 0, slots: 4, ..plan }
     }
 }
 
@@ -176,7 +176,6 @@ fn atlas(rng: &mut Rng, class: Class) -> Atlas {
         Fault::Stale,
         Fault::FlippedOnRead,
         Fault::Rotten,
-        Fault::FlushIgnored,
     ];
     // Each run has its own kinds of trouble: all of them at once would hide one behind another.
     let mut pick = |faults: &[Fault], most: u16| {
@@ -191,10 +190,11 @@ fn atlas(rng: &mut Rng, class: Class) -> Atlas {
         Class::Failing => {
             pick(&failing, 400);
             pick(&[Fault::FlushError], 5_000);
-            pick(&[Fault::NoSpace], 2_000);
+            pick(&[Fault::NoSpace], 6_000);
         }
         Class::Lying => {
             pick(&lying, 300);
+            pick(&[Fault::FlushIgnored], 1_000);
             pick(&[Fault::ReadError, Fault::Slow], 100);
         }
     }
