@@ -127,9 +127,9 @@ impl Devices {
         self.list.iter().find(full).map(|device| device.id)
     }
 
-    /// The device that the next page is written to, none of `refused`: the one that will be done
-    /// soonest with what it was given, in steps; of equal ones the emptiest for its size, so that
-    /// pages last as long on a small device as on a large one.
+    /// The device that the next page is written to, none of `refused`: one with segments left; of
+    /// those the one that will be done soonest with what it was given, in steps; of equal ones the
+    /// emptiest for its size, so that pages last as long on a small device as on a large one.
     pub(crate) fn to_append_to(&self, refused: DeviceSet) -> Option<DeviceId> {
         let takes = |device: &&Device| device.takes_appends() && !refused.contains(device.id);
         let best = self.list.iter().filter(takes).min_by(|a, b| a.compare_to_append(b));
@@ -170,8 +170,15 @@ impl Device {
             let used = u128::from(device.segments.used_bytes) + u128::from(device.load_bytes);
             used * u128::from(by.config.capacity_bytes.max(1))
         };
-        let by_load = self.load_steps().cmp(&other.load_steps());
-        by_load.then_with(|| fill(self, other).cmp(&fill(other, self)))
+        let by_room = self.is_used_up().cmp(&other.is_used_up());
+        let by_load = || self.load_steps().cmp(&other.load_steps());
+        by_room.then_with(by_load).then_with(|| fill(self, other).cmp(&fill(other, self)))
+    }
+
+    /// Whether appends may have to wait for a segment to be freed, however few bytes of pages there
+    /// are: the page log keeps its last free one for relocations.
+    fn is_used_up(&self) -> bool {
+        self.free_segments <= 1
     }
 
     /// How long it will take for what is under way, coarsely: devices that do little are alike.

@@ -47,13 +47,24 @@ impl Core {
         }
     }
 
-    /// The segment to be emptied next, if any device needs room: the oldest of all devices that are
+    /// The segment to be emptied next. What is empty already costs nothing and goes at once; all
+    /// else only if any device needs room: the oldest of all devices that are
     /// full or nearly so. Runs are spread over devices, and devices that kept their pages for
     /// different times would keep parts of runs whose other parts are gone. New pages go to
     /// where room was made.
     fn next_reclaim(&self) -> Option<(DeviceId, Reclaim)> {
         let usable = || self.devices.iter().filter(|device| device.takes_appends());
         let idle = || usable().filter(|device| device.segments.reclaiming.is_none());
+        let empty = |device: &Device| {
+            let age = device.segments.next_empty()?;
+            Some((
+                device.id,
+                Reclaim { age, budget: 0, sorted: true, dropped: true, freeing: false },
+            ))
+        };
+        if let Some(next) = idle().find_map(empty) {
+            return Some(next);
+        }
         if !idle().any(Device::needs_room) {
             return None;
         }
@@ -122,6 +133,9 @@ impl Core {
     /// Decides about each page of the segment that is not being read.
     fn sort_out(&mut self, device: DeviceId, reclaim: &mut Reclaim, actions: &mut Vec<Action>) {
         let mut pages: Vec<PageId> = self.segment_pages(device, reclaim.age).collect();
+        if pages.is_empty() {
+            return;
+        }
         // Children before parents: dropping the last child may let its parent go.
         pages.sort_unstable_by_key(|id| (std::cmp::Reverse(self.index[*id].depth), *id));
         let outlook = self.outlook(device, reclaim.age);

@@ -47,7 +47,11 @@ impl Core {
             }
         }
         if last {
-            self.change_device(device, |device| device.state = DeviceState::Ready);
+            self.change_device(device, |device| {
+                device.state = DeviceState::Ready;
+                device.segments.total =
+                    Some(device.segments.count() + u64::from(device.free_segments));
+            });
             self.devices.spread_ages(self.last_segment);
         }
     }
@@ -60,6 +64,11 @@ impl Core {
     ) -> Recovered {
         let RecoveredRecord { identity, extent, sealed, .. } = record;
         if extent.device != device {
+            return Recovered::Ignored;
+        }
+        // The log keeps the segment even if none of its records is of use. Somebody has to free it.
+        let segments = &mut self.devices.get_mut(device).segments;
+        if !segments.note_found(*extent, &mut self.last_segment) {
             return Recovered::Ignored;
         }
         let (domain, digest, page_bytes) = (identity.domain, identity.space, identity.page_bytes);

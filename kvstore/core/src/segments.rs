@@ -2,7 +2,7 @@ use crate::Core;
 use crate::page::{PageId, Ssd};
 use crate::stats::DeviceState;
 use hashbrown::HashMap;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use undercroft_wire::{DeviceId, Extent, SegmentId, SegmentUse};
 
@@ -14,6 +14,12 @@ pub(crate) struct Segments {
     pub(crate) pages: u64,
     by_age: BTreeMap<Age, Segment>,
     places: HashMap<SegmentId, Place>,
+    /// Those found at start without any page's record in them, to be freed at once: the page log
+    /// never appends to what it found, and keeps it until it is told.
+    empty: BTreeSet<Age>,
+    /// How many there are, the free ones included, once all records were told. The page log may
+    /// use some that nobody has heard of yet.
+    pub(crate) total: Option<u64>,
     /// The segment being emptied.
     pub(crate) reclaiming: Option<Reclaim>,
     /// Records ever reported in the segments that are in use.
@@ -43,6 +49,8 @@ pub(crate) struct Segment {
     pub(crate) records: u32,
     /// Records ever reported here.
     pub(crate) appended: u32,
+    /// Whether it was found at start.
+    pub(crate) found: bool,
     /// Reads and proofs under way.
     pub(crate) reads: u32,
     /// Relocations under way.
@@ -123,6 +131,35 @@ impl Segments {
         self.by_age.last_key_value().map(|(age, _)| *age)
     }
 
+    /// How many are known.
+    pub(crate) fn count(&self) -> u64 {
+        self.by_age.len() as u64
+    }
+
+    /// One that can be freed as it is.
+    pub(crate) fn next_empty(&self) -> Option<Age> {
+        let at_rest = |age: &&Age| self.get(**age).is_some_and(|segment| !segment.is_busy());
+        self.empty.iter().find(at_rest).copied()
+    }
+
+    /// Whether the segment is known as one that can be freed as it is.
+    pub(crate) fn is_empty(&self, age: Age) -> bool {
+        self.empty.contains(&age)
+    }
+
+    /// Makes sure that the segment a record was found in at start is known, whatever becomes of
+    /// the record; false if the record cannot be there.
+    pub(crate) fn note_found(&mut self, extent: Extent, born: &mut u64) -> bool {
+        let age = Age::of(extent);
+        let known = self.by_age.contains_key(&age);
+        let noted = self.note(extent, born);
+        if noted && !known {
+            self.by_age.get_mut(&age).expect("just noted").found = true;
+            self.empty.insert(age);
+        }
+        noted
+    }
+
     /// Makes sure that the segment a record was reported in is known; false if that use of it is
     /// over.
     fn note(&mut self, extent: Extent, born: &mut u64) -> bool {
@@ -152,6 +189,7 @@ impl Segments {
         let appended = u64::from(segment.appended);
         self.wasted = if reclaim.dropped { 0 } else { self.wasted + 2 * appended };
         self.appended -= appended;
+        self.empty.remove(&age);
         self.places.insert(age.segment, Place { segment_use: age.segment_use, in_use: false });
         true
     }
@@ -159,9 +197,10 @@ impl Segments {
     /// Forgets the oldest segment, which must be empty, because its device is lost.
     pub(crate) fn forget_oldest(&mut self) {
         let forgotten = self.by_age.pop_first();
-        let (_, segment) = forgotten.expect("there is a segment to forget");
+        let (age, segment) = forgotten.expect("there is a segment to forget");
         assert_eq!(segment.records, 0, "a segment's pages are forgotten before it");
         self.appended -= u64::from(segment.appended);
+        self.empty.remove(&age);
     }
 }
 
@@ -183,6 +222,7 @@ impl Core {
         segments.used_bytes += bytes;
         segments.pages += 1;
         segments.appended += 1;
+        segments.empty.remove(&Age::of(extent));
         let segment = segments.get_mut(Age::of(extent)).expect("just noted");
         segment.records += 1;
         segment.appended += 1;
@@ -224,6 +264,9 @@ impl Core {
         segment.records -= 1;
         if newer.is_none() {
             segment.newest = older;
+        }
+        if segment.found && segment.records == 0 {
+            segments.empty.insert(Age::of(extent));
         }
         self.note_presence(id);
     }

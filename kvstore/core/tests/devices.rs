@@ -309,8 +309,9 @@ fn a_busy_device_is_given_less() {
 
 #[test]
 fn what_one_device_refuses_another_takes() {
-    // With one segment only, the log keeps it for relocations.
-    let sizes = [size(100, 1, 4), size(100, 9, 4)];
+    // With one segment only, the log keeps it for relocations. The other has one left, too, once it
+    // has opened its first, so that neither is preferred for that.
+    let sizes = [size(100, 1, 4), size(100, 2, 40)];
     let (mut world, space) = opened(World::with_devices(2, &sizes), 2);
     let keys = chain(1, 12);
     world.store(1, space, &keys, 0, Stamp(0));

@@ -300,6 +300,79 @@ fn reclaim_drops_what_is_not_proved_and_waits_for_the_proof() {
     assert_eq!(proved, (records.len() - of_segment) as u64, "what was dropped counts for nothing");
 }
 
+#[test]
+fn segments_of_which_nothing_is_of_use_are_freed_at_once() {
+    let keys = chain(1, 8);
+    let sealed = records(FIRST, &keys, |_| true);
+    let again = |seal: bool, device, segment: u32| -> Vec<_> {
+        let copies = records(device, &keys[..4], |_| seal);
+        copies.iter().zip(0..).map(|(copy, slot)| place(copy, device, segment, slot)).collect()
+    };
+    let freed = |limits: Limits, told: &[Vec<RecoveredRecord>], damaged: bool| {
+        let sizes = [SIZE, SIZE];
+        let settings = Config { limits, ..config(2, &sizes) };
+        let mut world = World::with_logs(settings, World::with_devices(1, &sizes).logs);
+        for records in told {
+            world.log_mut(records[0].extent.device).believe(records);
+        }
+        for log in &mut world.logs {
+            let device = log.device;
+            let unproved = told.iter().flatten().filter(|record| !record.sealed);
+            log.doubt(unproved.map(|record| record.extent).filter(|e| e.device == device));
+        }
+        for record in told.iter().flatten().filter(|record| damaged && !record.sealed) {
+            world.log_mut(record.extent.device).damage(record.extent);
+        }
+        for device in [FIRST, SECOND] {
+            let records: Vec<_> = told.iter().flatten().copied().collect();
+            let mine: Vec<_> = records.into_iter().filter(|r| r.extent.device == device).collect();
+            world.recover(device, &mine, true);
+        }
+        world.finish_jobs();
+        assert_eq!(world.core.stats().ssd_dropped_pages, 0, "what is of use stays");
+        [FIRST, SECOND].map(|device| {
+            let report = world.report(device);
+            (report.fill.pages, report.stats.freed_segments, report.free_segments)
+        })
+    };
+    let (plain, told) = (Limits::default(), vec![sealed.clone()]);
+    assert_eq!(freed(plain, &told, false), [(8, 0, 7), (0, 0, 9)]);
+    let told = vec![sealed.clone(), records(SECOND, &keys, |_| true)];
+    assert_eq!(freed(plain, &told, false), [(8, 0, 7), (0, 2, 9)], "two stores of the same pages");
+    let few = Limits { max_pages: 4, ..plain };
+    assert_eq!(freed(few, &told[..1], false), [(4, 1, 8), (0, 0, 9)], "no room for what it says");
+    let told = vec![sealed.clone(), again(false, FIRST, 2)];
+    assert_eq!(freed(plain, &told, false), [(8, 1, 7), (0, 0, 9)], "the newest has copies only");
+    let told = vec![sealed[..4].to_vec(), again(true, FIRST, 1)];
+    assert_eq!(freed(plain, &told, false), [(4, 1, 8), (0, 0, 9)], "the oldest was superseded");
+    let told = vec![records(FIRST, &keys, |depth| depth < 4)];
+    assert_eq!(freed(plain, &told, true), [(4, 1, 8), (0, 0, 9)], "none has proved itself");
+}
+
+#[test]
+fn a_device_that_has_run_out_of_segments_is_not_preferred_for_its_few_bytes() {
+    let sizes = [Size { segments: 3, ..SIZE }, SIZE];
+    let mut world = World::with_logs(config(4, &sizes), World::with_devices(1, &sizes).logs);
+    let leaf = |number| records(FIRST, &chain(number, 1), |_| true)[0];
+    let scattered = [0, 1].map(|at| place(&leaf(10 + u64::from(at)), FIRST, at, 0));
+    let many = records(SECOND, &chain(1, 8), |_| true);
+    for (device, records) in [(FIRST, &scattered[..]), (SECOND, &many)] {
+        world.log_mut(device).believe(records);
+        world.recover(device, records, true);
+    }
+    assert_eq!(world.report(FIRST).free_segments, 1);
+    let (mut world, space) = opened(world, 4);
+    for number in 2..=3 {
+        let offer = world.offer(1, space, None, 0, &chain(number, 4), Stamp(0)).unwrap();
+        world.commit(1, space, offer.offer, &offer.slots, &[]);
+        world.finish_copies();
+    }
+    let to = |wanted| {
+        world.count_jobs(|job| matches!(job, Action::Append { device, .. } if *device == wanted))
+    };
+    assert_eq!([to(FIRST), to(SECOND)], [0, 4]);
+}
+
 /// A record moved to another place.
 fn place(record: &RecoveredRecord, device: DeviceId, segment: u32, slot: u32) -> RecoveredRecord {
     let (segment, segment_use) = (SegmentId(segment), SegmentUse(u64::from(segment) + 1));

@@ -25,7 +25,15 @@ impl Core {
 
     fn audit_segments(&self, device: &Device, listed: &mut BTreeSet<PageId>) {
         let (mut pages, mut bytes, mut appended) = (0, 0, 0);
+        let freeing = device.segments.reclaiming.is_some_and(|reclaim| reclaim.freeing);
+        let known = device.segments.count() - u64::from(freeing);
+        if let Some(total) = device.segments.total.filter(|_| device.state == DeviceState::Ready) {
+            let free = u64::from(device.free_segments);
+            assert!(known + free <= total, "no segment is both free and in use");
+        }
         for (age, segment) in device.segments.iter() {
+            let empty = segment.found && segment.records == 0;
+            assert_eq!(empty, device.segments.is_empty(age), "what can be freed at once is known");
             let mut records = 0;
             let mut newer = None;
             for id in self.segment_pages(device.id, age) {

@@ -113,6 +113,11 @@ impl Log {
         self.unproved.extend(&self.order);
     }
 
+    /// These were never sealed.
+    pub(crate) fn doubt(&mut self, extents: impl Iterator<Item = Extent>) {
+        self.unproved.extend(extents);
+    }
+
     /// Takes records for written that nobody wrote.
     pub(crate) fn believe(&mut self, records: &[RecoveredRecord]) {
         for record in records {
