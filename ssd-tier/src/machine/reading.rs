@@ -36,8 +36,10 @@ impl Machine {
     }
 
     /// Reads pages into the log's own memory as long as there is room and not too many are there.
+    /// Appends that wait for room get the next, or a long row of lifts would hold them up.
     pub(super) fn start_lifts(&mut self) {
         while self.lifted < LIFTS
+            && (self.lifted == 0 || !self.waits_for_room())
             && let Some(lift) = self.lifts.pop_front()
         {
             let Some(record) = self.lookup(&lift.identity, &lift.extent) else {

@@ -136,6 +136,14 @@ impl Machine {
         self.pages_in_flight < self.depth.now() && self.scratch.has_room(self.page_bytes_of(*task))
     }
 
+    /// Whether the next write waits for room to be encrypted.
+    pub(super) fn waits_for_room(&self) -> bool {
+        let Some(Outgoing::ToSeal { task, .. }) = self.writes.front() else {
+            return false;
+        };
+        !self.scratch.has_room(self.page_bytes_of(*task))
+    }
+
     fn page_bytes_of(&self, task: usize) -> u32 {
         match self.tasks.get(task) {
             Some(Task::Append { append, .. }) => append.identity.page_bytes,
@@ -201,7 +209,8 @@ impl Machine {
         }
         let frame = page.frame.clone();
         let task = self.tasks.insert(Task::Restore { lift, extent, page });
-        self.writes.push_back(Outgoing::Ready(page_io(task, Kind::Write, offset, frame)));
+        // Before anything that waits for room to be encrypted: this one gives room back.
+        self.writes.push_front(Outgoing::Ready(page_io(task, Kind::Write, offset, frame)));
     }
 }
 

@@ -8,6 +8,7 @@ mod golden;
 mod mending;
 mod opening;
 mod rig;
+mod room;
 mod sim;
 mod simulated;
 mod stores;
