@@ -29,6 +29,9 @@ pub(crate) struct Watch {
     health: Health,
     /// When what is in flight must be over, and its task.
     flights: BTreeSet<(Duration, usize)>,
+    /// Tasks of transfers that were late when a probe found the device well: they are waited for,
+    /// and say nothing about it any more.
+    forgotten: BTreeSet<usize>,
     /// When transfers failed, and whether they were to write.
     errors: VecDeque<(Duration, bool)>,
     backoff: Duration,
@@ -44,6 +47,7 @@ impl Watch {
             stall,
             health: Health::Well,
             flights: BTreeSet::new(),
+            forgotten: BTreeSet::new(),
             errors: VecDeque::new(),
             backoff: FIRST_PROBE,
             well_since: Duration::ZERO,
@@ -86,7 +90,9 @@ impl Watch {
 
     /// A transfer came back, well or not.
     pub(crate) fn ended(&mut self, io: &Io, failed: bool, now: Duration) {
-        self.flights.remove(&self.flight(io));
+        if !self.flights.remove(&self.flight(io)) {
+            self.forgotten.remove(&io.task);
+        }
         if failed {
             self.errors.push_back((now, io.kind != Kind::Read));
             // More than that many are too many in any case.
@@ -96,8 +102,15 @@ impl Watch {
         }
     }
 
-    /// Looks at the device; its health if that has changed for the worse.
-    pub(crate) fn check(&mut self, now: Duration) -> Option<Health> {
+    /// Tasks of transfers that are late, or were when they were forgotten.
+    pub(crate) fn late(&self, now: Duration) -> impl Iterator<Item = usize> + '_ {
+        let late = self.flights.iter().take_while(move |(due, _)| *due <= now);
+        late.map(|(_, task)| *task).chain(self.forgotten.iter().copied())
+    }
+
+    /// Looks at the device; its health if that has changed for the worse. A device that is
+    /// `clogged` has as many late transfers as it may have in flight: it can be asked nothing.
+    pub(crate) fn check(&mut self, clogged: bool, now: Duration) -> Option<Health> {
         let oldest = now.saturating_sub(ERROR_WINDOW);
         while self.errors.front().is_some_and(|(at, _)| *at < oldest) {
             self.errors.pop_front();
@@ -108,7 +121,7 @@ impl Watch {
             Health::Out => return None,
             _ if self.errors.len() >= ERRORS => Health::Out,
             Health::Stalled => return None,
-            _ if late => Health::Stalled,
+            _ if late || clogged => Health::Stalled,
             _ if writes >= WRITE_ERRORS => Health::ReadOnly,
             _ => return None,
         };
@@ -148,8 +161,9 @@ impl Watch {
             self.probe_at = now + self.backoff;
             return false;
         }
-        // What is late still is lost to the device; it is waited for, but says nothing any more.
-        self.flights.retain(|(due, _)| *due > now);
+        while self.flights.first().is_some_and(|(due, _)| *due <= now) {
+            self.forgotten.extend(self.flights.pop_first().map(|(_, task)| task));
+        }
         self.errors.clear();
         self.health = Health::Well;
         self.well_since = now;
@@ -182,9 +196,9 @@ mod tests {
         watch.began(&io(1, Kind::Read, ms(0)));
         watch.began(&io(2, Kind::Write, ms(0)));
         assert_eq!(watch.next_due(), Some(STALL));
-        assert_eq!(watch.check(ms(499)), None);
-        assert_eq!(watch.check(ms(500)), Some(Health::Stalled));
-        assert_eq!(watch.check(ms(501)), None);
+        assert_eq!(watch.check(false, ms(499)), None);
+        assert_eq!(watch.check(false, ms(500)), Some(Health::Stalled));
+        assert_eq!(watch.check(false, ms(501)), None);
         assert!(!watch.takes_reads() && !watch.takes_writes());
         assert!(!watch.begin_probe(ms(599)));
         assert!(watch.begin_probe(ms(600)) && !watch.begin_probe(ms(600)));
@@ -193,10 +207,12 @@ mod tests {
         assert!(watch.begin_probe(ms(1400)));
         assert!(watch.probed(true, ms(1401)));
         // The read that is late still does not stall it again; the write may yet.
-        assert_eq!(watch.check(ms(1402)), None);
+        assert_eq!(watch.check(false, ms(1402)), None);
         assert_eq!(watch.next_due(), Some(ms(2000)));
+        assert_eq!(watch.late(ms(1402)).collect::<Vec<_>>(), [1]);
         watch.ended(&io(1, Kind::Read, ms(0)), false, ms(1500));
-        assert_eq!(watch.check(ms(2000)), Some(Health::Stalled));
+        assert_eq!(watch.late(ms(1500)).count(), 0);
+        assert_eq!(watch.check(false, ms(2000)), Some(Health::Stalled));
     }
 
     #[test]
@@ -208,7 +224,7 @@ mod tests {
         for n in 0..100 {
             watch.ended(&io(n, Kind::Read, ms(0)), false, ms(400));
         }
-        assert_eq!((watch.check(ms(5000)), watch.next_due()), (None, None));
+        assert_eq!((watch.check(false, ms(5000)), watch.next_due()), (None, None));
     }
 
     #[test]
@@ -218,16 +234,16 @@ mod tests {
         for n in 0..7 {
             fail(&mut watch, Kind::Write, ms(n));
         }
-        assert_eq!(watch.check(ms(10)), None);
+        assert_eq!(watch.check(false, ms(10)), None);
         fail(&mut watch, Kind::Flush, ms(10));
-        assert_eq!(watch.check(ms(10)), Some(Health::ReadOnly));
+        assert_eq!(watch.check(false, ms(10)), Some(Health::ReadOnly));
         assert!(watch.takes_reads() && !watch.takes_writes());
         for n in 0..15 {
             fail(&mut watch, Kind::Read, ms(20 + n));
-            assert_eq!(watch.check(ms(40)), None);
+            assert_eq!(watch.check(false, ms(40)), None);
         }
         fail(&mut watch, Kind::Read, ms(41));
-        assert_eq!(watch.check(ms(41)), Some(Health::Out));
+        assert_eq!(watch.check(false, ms(41)), Some(Health::Out));
         assert!(!watch.takes_reads());
     }
 
@@ -237,13 +253,13 @@ mod tests {
         for n in 0..200 {
             let at = Duration::from_secs(10 * n);
             watch.ended(&io(1, Kind::Write, at), true, at);
-            assert_eq!(watch.check(at), None, "six in a minute are borne");
+            assert_eq!(watch.check(false, at), None, "six in a minute are borne");
         }
         let mut now = Duration::from_secs(3000);
         for _ in 0..ERRORS {
             watch.ended(&io(1, Kind::Read, now), true, now);
         }
-        assert_eq!(watch.check(now), Some(Health::Out));
+        assert_eq!(watch.check(false, now), Some(Health::Out));
         let mut waits = Vec::new();
         for _ in 0..12 {
             let at = watch.next_due().expect("a probe is due some time");

@@ -29,7 +29,7 @@ impl Machine {
 
     /// Looks after the device.
     pub(super) fn tend(&mut self, engine: &mut dyn Engine, now: Duration) {
-        if let Some(health) = self.watch.check(now) {
+        if let Some(health) = self.watch.check(self.is_clogged(now), now) {
             self.counters.stalls += u64::from(health == Health::Stalled);
             self.report_health();
             self.shed(now);
@@ -49,6 +49,14 @@ impl Machine {
         if let Some(io) = self.next_step.take() {
             self.launch(io, engine, now);
         }
+    }
+
+    /// Whether transfers of pages that are late take all there may be: no other is started before
+    /// one of them comes back. A probe says nothing of that: only a part of the device may hang.
+    fn is_clogged(&self, now: Duration) -> bool {
+        let page = |task: &usize| self.tasks.get(*task).is_some_and(Task::is_page);
+        let late = self.watch.late(now).filter(page).count();
+        late > 0 && late >= self.depth.now()
     }
 
     fn report_health(&mut self) {
@@ -126,6 +134,7 @@ impl Machine {
         if let Some(block) = io.span {
             self.probe = Some(block);
         }
+        let well = well && !self.is_clogged(now);
         if self.watch.probed(well, now) {
             self.report_health();
         }

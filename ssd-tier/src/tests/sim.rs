@@ -139,6 +139,8 @@ pub(super) struct SimEngine {
     pub(super) faults: Faults,
     /// The device finishes nothing.
     pub(super) stuck: bool,
+    /// Reads of this part of the file are not finished.
+    pub(super) hung: std::ops::Range<u64>,
     /// Flushes fail.
     pub(super) flushes_fail: bool,
     /// Each with how many writes were over when it began.
@@ -148,11 +150,13 @@ pub(super) struct SimEngine {
 impl SimEngine {
     pub(super) fn new(disk: Arc<Disk>, seed: u64, faults: Faults) -> Self {
         let (numbers, flying) = (Numbers(seed), Vec::new());
-        Self { disk, numbers, faults, stuck: false, flushes_fail: false, flying }
+        let hung = 0..0;
+        Self { disk, numbers, faults, stuck: false, hung, flushes_fail: false, flying }
     }
 
+    /// Whether only time can bring something.
     pub(super) fn is_idle(&self) -> bool {
-        self.flying.is_empty()
+        self.flying.iter().all(|(io, _)| io.kind == Kind::Read && self.hung.contains(&io.offset))
     }
 
     fn strikes(&mut self, of_1000: u64) -> bool {
@@ -235,16 +239,21 @@ impl Engine for SimEngine {
     }
 
     fn wait(&mut self, _timeout: Option<Duration>, done: &mut Vec<Done>) -> io::Result<()> {
-        if self.flying.is_empty() || self.stuck {
+        let hangs = |io: &Io| io.kind == Kind::Read && self.hung.contains(&io.offset);
+        let (mut moving, hung): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.flying).into_iter().partition(|(io, _)| !hangs(io));
+        if moving.is_empty() || self.stuck {
+            self.flying = moving.into_iter().chain(hung).collect();
             return Ok(());
         }
-        let count = 1 + self.numbers.below(self.flying.len() as u64);
+        let count = 1 + self.numbers.below(moving.len() as u64);
         for _ in 0..count {
-            let index = self.numbers.below(self.flying.len() as u64) as usize;
-            let (io, covers) = self.flying.swap_remove(index);
+            let index = self.numbers.below(moving.len() as u64) as usize;
+            let (io, covers) = moving.swap_remove(index);
             let result = self.carry_out(&io, covers);
             done.push(Done { io, result });
         }
+        self.flying = moving.into_iter().chain(hung).collect();
         Ok(())
     }
 }

@@ -231,3 +231,31 @@ fn a_failed_flush_leaves_unsealed_what_was_being_filled_too() {
     assert_eq!(sealed(&filling), Some(false));
     assert_eq!(sealed(&later), Some(true));
 }
+
+#[test]
+fn a_part_that_hangs_never_takes_the_whole_device_with_it_in_silence() {
+    let mut patient = Patient::new();
+    let stored: Vec<Stored> = (0..8).map(|number| patient.store(number)).collect();
+    // Two pages to a segment: those of the first two segments hang.
+    patient.log.engine.hung = (64 << 10)..(64 << 10) + 2 * (28 << 10);
+    let (bad, good) = stored.split_at(3);
+    assert!(bad.iter().all(|stored| stored.extent.segment.0 < 2), "{bad:?}");
+    assert!(good[2..].iter().all(|stored| stored.extent.segment.0 > 1), "{good:?}");
+    patient.read(bad[0]);
+    assert_eq!(patient.health(), Health::Stalled);
+    assert_eq!(patient.health(), Health::Well, "the probe lies elsewhere");
+    patient.assert_reads(good[2]);
+    // One more, and as many hang as this log has transfers at once.
+    patient.read(bad[1]);
+    assert_eq!(patient.health(), Health::Stalled);
+    for _ in 0..3 {
+        let since = patient.log.now;
+        assert_eq!(patient.outcome(good[3]), ReadOutcome::Failed);
+        let took = patient.log.now - since;
+        assert!(took < Duration::from_millis(510), "{took:?}");
+        (0..10_000).for_each(|_| patient.log.turn());
+    }
+    patient.log.engine.hung = 0..0;
+    assert_eq!(patient.health(), Health::Well);
+    stored.iter().for_each(|stored| patient.assert_reads(*stored));
+}
