@@ -148,7 +148,8 @@ impl Writer {
     /// A segment that is to be zeroed before it is opened: where it lies in the file. The caller
     /// says [`Writer::end_zeroing`].
     pub(crate) fn begin_zeroing(&mut self) -> Option<std::ops::Range<u64>> {
-        if self.zeroing.is_some() || self.closing {
+        // Of the last one a relocation may be in need.
+        if self.zeroing.is_some() || self.closing || self.free.len() < 2 {
             return None;
         }
         let untouched = |id: &SegmentId| self.segments[id.0 as usize].untouched;
