@@ -25,6 +25,10 @@ pub(crate) const FORMAT_VERSION: u32 = 1;
 /// Records one table block names.
 pub(crate) const ENTRIES_PER_TABLE: usize = 25;
 
+/// Generations of superblocks, and of the openings that uses of segments are numbered by, are
+/// smaller: they have half a word.
+const LAST_GENERATION: u64 = u32::MAX as u64;
+
 const SUPERBLOCK_MAGIC: [u8; 8] = *b"UCROFTSB";
 const SEGMENT_MAGIC: [u8; 8] = *b"UCROFTSG";
 const TABLE_MAGIC: [u8; 8] = *b"UCROFTTB";
@@ -199,7 +203,9 @@ impl Superblock {
             room_bytes: raw.room_bytes.get(),
             segments: raw.segments.get(),
         };
-        if raw.flags != 0 || !layout.is_sane() {
+        // The next opening counts on, and numbers its uses by it in half a word.
+        let countable = raw.generation.get() < LAST_GENERATION;
+        if raw.flags != 0 || !layout.is_sane() || !countable {
             return Decoded::Corrupt;
         }
         let (store, generation) = (StoreId(raw.store), raw.generation.get());
@@ -258,7 +264,8 @@ impl SegmentHeader {
             KEY_ID_STORE => Some(raw.salt),
             _ => return Decoded::Corrupt,
         };
-        if raw.flags.get() & !SEGMENT_FREED != 0 {
+        let countable = raw.segment_use.get() >> 32 < LAST_GENERATION;
+        if raw.flags.get() & !SEGMENT_FREED != 0 || !countable {
             return Decoded::Corrupt;
         }
         let segment_use = SegmentUse(raw.segment_use.get());
@@ -361,6 +368,11 @@ pub(crate) struct Late {
 }
 
 impl Table {
+    /// Whether its batch may lie in that block: its own place or, while it is not full, the next.
+    pub(crate) fn may_lie_at(&self, index: u32) -> bool {
+        [Some(index), index.checked_sub(1)].contains(&Some(self.batch))
+    }
+
     /// Encodes the block, encrypted where the use of its segment has a cipher.
     pub(crate) fn encode(&self, store: StoreId, cipher: Option<&Cipher>) -> Block {
         assert!(self.entries.len() <= ENTRIES_PER_TABLE, "a table block holds 25 entries");

@@ -5,14 +5,12 @@ mod medium;
 mod verify;
 
 use crate::cipher::{Cipher, TAG_BYTES};
-use crate::format::{
-    BLOCK, BLOCK_LEN, Block, Decoded, FORMAT_VERSION, SegmentHeader, Superblock, TableHead,
-};
+use crate::format::{BLOCK, Block, Decoded, FORMAT_VERSION, SegmentHeader, Superblock, TableHead};
 use crate::layout::DATA_START;
 use crate::recovery::{CHUNK_BLOCKS, Scanner, Tables};
 use crate::segment::Record;
 use crate::storage::{Storage, block_memory, read_padded};
-use crate::store::is_blank;
+use crate::store::{is_blank, read_copies};
 use crate::{KeyError, StoreKey};
 use medium::Medium;
 use std::collections::BTreeMap;
@@ -230,14 +228,15 @@ impl Inspector {
         let medium = Medium::open(path)?;
         let io = |what| move |source| InspectError::Io { what, path: path.into(), source };
         let file_bytes = medium.bytes().map_err(io("read the length"))?;
+        let (copies, unread) = read_copies(&medium)?;
+        let valid = copies.iter().any(|copy| matches!(copy, Decoded::Valid(_)));
+        if let Some(source) = unread.filter(|_| !valid) {
+            return Err(io("read the superblocks")(source));
+        }
         let area = block_memory(DATA_START / BLOCK)?;
-        read_padded(&medium, 0, &area).map_err(io("read the superblocks"))?;
-        let copies: [_; 2] = area.read(|bytes| {
-            [0, BLOCK_LEN].map(|at| {
-                let block = bytes[at..at + BLOCK_LEN].try_into().expect("a block is 4096 bytes");
-                Superblock::decode(block)
-            })
-        });
+        if !valid {
+            read_padded(&medium, 0, &area).map_err(io("read the superblocks"))?;
+        }
         let head = newest(path, &copies, is_blank(file_bytes, &area))?;
         let superblocks = copies.map(|copy| match copy {
             Decoded::Valid(copy) => SuperblockCopy::Valid { generation: copy.generation },

@@ -81,6 +81,7 @@ impl Layout {
         let blocks = |bytes: u64| bytes.is_multiple_of(BLOCK) && bytes <= 2 * *ROOM.end();
         blocks(self.segment_bytes)
             && blocks(self.room_bytes)
+            && self.room_bytes >= *ROOM.start()
             && self.segment_bytes >= self.room_bytes + 3 * BLOCK
             && u64::from(self.segments) <= MAX_SEGMENTS
             && self.segments > 0

@@ -241,7 +241,7 @@ impl Tables {
     fn take(&mut self, index: u32, decoded: Decoded<Table>) -> bool {
         match decoded {
             // A batch lies at its own place or, while it was not full, at the next one.
-            Decoded::Valid(table) if index == table.batch || index == table.batch + 1 => {
+            Decoded::Valid(table) if table.may_lie_at(index) => {
                 self.sealed |= table.sealed;
                 let known = self.batches.get(&table.batch).map_or(0, |t| t.entries.len());
                 if !table.sealed && table.entries.len() > known {

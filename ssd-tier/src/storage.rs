@@ -125,8 +125,11 @@ impl LockedFile {
         let file = Self::options(OFlags::DIRECT).open(path)?;
         // Some file systems take the flag and refuse the transfer.
         let block = block_memory(1).map_err(io::Error::other)?;
-        block.write(|bytes| file.read_at(bytes, 0))?;
-        Ok(file)
+        match block.write(|bytes| file.read_at(bytes, 0)) {
+            Err(e) if e.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => Err(e),
+            // Whether this block can be read is for those to judge who need it.
+            _ => Ok(file),
+        }
     }
 
     fn lock(file: &File, path: &Path) -> Result<(), OpenError> {

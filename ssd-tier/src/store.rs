@@ -12,7 +12,7 @@ use crate::{LogConfig, LogCounters, OpenError, Recovery};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use undercroft_arena::Span;
+use undercroft_arena::{ArenaError, Span};
 use undercroft_wire::SegmentUse;
 
 /// A store whose head is in order.
@@ -147,9 +147,7 @@ pub(crate) fn open_head(
     let path = config.path.as_path();
     let io = |what| move |source| OpenError::Io { what, path: path.into(), source };
     let bytes = storage.bytes().map_err(io("read the length"))?;
-    let area = block_memory(DATA_START / BLOCK)?;
-    read_padded(storage, 0, &area).map_err(io("read the superblocks"))?;
-    let copies = [copy_at(&area, 0), copy_at(&area, 1)];
+    let (copies, unread) = read_copies(storage)?;
     let found = copies.iter().enumerate().filter_map(|(index, copy)| match copy {
         Decoded::Valid(superblock) => Some((index, *superblock)),
         _ => None,
@@ -162,6 +160,11 @@ pub(crate) fn open_head(
         return Err(OpenError::Version { path: path.into(), found, supported });
     }
     let Some((index, newest)) = newest else {
+        if let Some(source) = unread {
+            return Err(io("read the superblocks")(source));
+        }
+        let area = block_memory(DATA_START / BLOCK)?;
+        read_padded(storage, 0, &area).map_err(io("read the superblocks"))?;
         if !is_blank(bytes, &area) {
             return Err(unreadable(path, &copies));
         }
@@ -201,12 +204,24 @@ fn check_key(config: &LogConfig, newest: &Superblock) -> Result<[u8; 16], OpenEr
     Ok(check)
 }
 
-fn copy_at(area: &Span, index: usize) -> Decoded<Superblock> {
-    area.read(|bytes| {
-        let at = index * BLOCK_LEN;
-        let block: &Block = bytes[at..at + BLOCK_LEN].try_into().expect("a block is 4096 bytes");
-        Superblock::decode(block)
-    })
+/// Both superblocks, and why one could not be read. Each is read by itself: a place that cannot be
+/// read takes one of them with it, not both, and is as good as damaged.
+pub(crate) fn read_copies(
+    storage: &dyn Storage,
+) -> Result<([Decoded<Superblock>; 2], Option<io::Error>), ArenaError> {
+    let block = block_memory(1)?;
+    let mut unread = None;
+    let copies = [0, BLOCK].map(|at| match read_padded(storage, at, &block) {
+        Ok(()) => block.read(|bytes| {
+            let block: &Block = bytes.try_into().expect("a block is 4096 bytes");
+            Superblock::decode(block)
+        }),
+        Err(error) => {
+            unread = Some(error);
+            Decoded::Corrupt
+        }
+    });
+    Ok((copies, unread))
 }
 
 /// Whether nothing was ever stored: the file is empty, or the power was cut while its very first

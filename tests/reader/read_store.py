@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 BLOCK = 4096
 DATA_START = 65536
 VERSION = 1
+LAST_GENERATION = (1 << 32) - 1
 MAX_SEGMENT_BYTES = 8 << 30
 ENTRIES = 25
 ENTRY_BYTES = 160
@@ -226,7 +227,8 @@ def read_superblock(block):
     sizes = (segment_bytes, room_bytes)
     shape = all(size % BLOCK == 0 and size <= MAX_SEGMENT_BYTES for size in sizes)
     shape = shape and segment_bytes >= room_bytes + 12288 and 1 <= segments <= 1 << 22
-    if flags != 0 or not shape:
+    shape = shape and room_bytes >= 16384
+    if flags != 0 or not shape or generation >= LAST_GENERATION:
         raise Corrupt("a superblock that cannot be")
     return Store(name, generation, segment_bytes, segments, check)
 
@@ -236,7 +238,7 @@ def read_header(block, store, segment):
     _, version, flags, _, number, key_id, use, salt = HEADER.unpack_from(block)
     if number != segment:
         raise Foreign()
-    if version != VERSION or flags & ~1 or key_id not in (0, KEY_ID_STORE):
+    if version != VERSION or flags & ~1 or key_id not in (0, KEY_ID_STORE) or use >> 32 >= LAST_GENERATION:
         raise Corrupt("a header that cannot be")
     return Use(store, segment, use, bool(flags & 1), key_id, salt)
 

@@ -5,6 +5,7 @@ mod damage;
 mod encryption;
 mod faults;
 mod golden;
+mod hostile;
 mod mending;
 mod opening;
 mod rig;

@@ -76,12 +76,12 @@ impl Writer {
         let (segment, segment_use) = (patient.segment, patient.segment_use);
         let decoded = Table::decode(block, self.store, segment, segment_use, self.cipher(segment));
         let Decoded::Valid(table) = decoded else { return None };
-        let first = table.batch * crate::format::ENTRIES_PER_TABLE as u32;
         let state = &self.segments[segment.0 as usize];
         let place = state.left_open.as_ref()?.tables.get(batch)?;
-        if table.sealed || ![table.batch, table.batch + 1].contains(place) {
+        if table.sealed || !table.may_lie_at(*place) {
             return None;
         }
+        let first = table.batch * crate::format::ENTRIES_PER_TABLE as u32;
         let mut live = Vec::new();
         for (record, entry) in (first..).zip(table.entries) {
             let known = *state.records.get(record as usize)?;
