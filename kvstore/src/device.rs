@@ -1,7 +1,8 @@
 //! One SSD as the control thread drives it: what is under way, what waits for the page log's
 //! queue, and what each completion means to the core.
 
-use std::collections::{HashMap, VecDeque};
+use crate::waiting::Waiting;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use undercroft_core::{AppendOutcome, Event, Health, ReadOutcome};
@@ -21,8 +22,8 @@ pub(crate) struct Device {
     directory: PathBuf,
     /// `None` until its records are being told, and for good if it cannot be opened.
     log: Option<PageLog>,
-    /// Work that found the log's queue full. Bounded by the frames the core reserved for it.
-    waiting: VecDeque<Op>,
+    /// Work that is not in the log's queue yet.
+    waiting: Waiting,
     /// Jobs not yet answered, but reads. If the log is lost they failed; the kernel only reads
     /// their frames. A read not yet answered then keeps its frame for good: the kernel may still
     /// write to it.
@@ -53,7 +54,7 @@ impl Device {
             id,
             directory,
             log: None,
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
             unanswered: HashMap::new(),
             search: None,
             proofs: Proofs::default(),
@@ -137,7 +138,7 @@ impl Device {
             Op::Read { .. } | Op::FreeSegment { .. } => None,
         };
         self.unanswered.extend(unanswered);
-        self.waiting.push_back(op);
+        self.waiting.push(op);
         self.push_waiting();
     }
 
@@ -146,15 +147,15 @@ impl Device {
         !self.waiting.is_empty()
     }
 
-    /// Hands waiting operations over as far as the log's queue takes them, in order.
+    /// Hands waiting operations over as far as the log's queue takes them, reads first. Appends only
+    /// as far as it goes on taking others with them: it stops at twice its depth.
     pub(crate) fn push_waiting(&mut self) {
         let Some(log) = &self.log else { return };
-        while let Some(op) = self.waiting.pop_front() {
-            if let Err(op) = log.submit(op) {
-                self.waiting.push_front(op);
-                return;
-            }
+        if self.waiting.is_empty() {
+            return;
         }
+        let appends = 2 * log.counters().queue_depth as usize;
+        self.waiting.hand_over(appends, Instant::now(), |op| log.submit(op).err());
     }
 
     /// What a completion means to the core.
@@ -162,6 +163,7 @@ impl Device {
         match completion {
             Completion::Appended { job, outcome, free_segments, .. } => {
                 self.unanswered.remove(&job);
+                self.waiting.appended(Instant::now());
                 vec![Event::Appended { job, outcome: append_outcome(outcome), free_segments }]
             }
             Completion::Read { job, outcome, .. } => {
@@ -211,7 +213,7 @@ impl Device {
     fn lost(&mut self) -> Vec<Event<'static>> {
         let mut events = vec![Event::DeviceLost { device: self.id }];
         // What never reached the log has touched nothing: it can be answered whatever it is.
-        let untouched = self.waiting.drain(..).filter_map(|op| match op {
+        let untouched = self.waiting.drain().filter_map(|op| match op {
             Op::Read { job, .. } => Some(Event::ReadDone { job, outcome: ReadOutcome::Failed }),
             _ => None,
         });

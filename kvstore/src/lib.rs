@@ -26,6 +26,7 @@ mod report;
 mod session;
 mod staging_maker;
 mod store;
+mod waiting;
 mod web;
 
 pub use config::{Config, ConfigError, KEYS, Key, reference};

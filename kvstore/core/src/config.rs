@@ -51,6 +51,8 @@ pub struct Limits {
     pub max_prefetches: u32,
     /// Proofs of records under way on one device.
     pub max_proofs_per_device: u32,
+    /// Relocations under way on one device: they are many at a time, and reads wait behind them.
+    pub max_relocations_per_device: u32,
 }
 
 impl Default for Limits {
@@ -66,6 +68,7 @@ impl Default for Limits {
             max_hold_ms: 60_000,
             max_prefetches: 64,
             max_proofs_per_device: 4,
+            max_relocations_per_device: 8,
         }
     }
 }
@@ -143,6 +146,7 @@ impl Config {
         range(window > 0, "fetch_window", 0, "1 or more")?;
         let limits = &self.limits;
         range(limits.max_proofs_per_device > 0, "max_proofs_per_device", 0, "1 or more")?;
+        range(limits.max_relocations_per_device > 0, "max_relocations_per_device", 0, "1 or more")?;
         for (field, found) in [
             ("max_pages", limits.max_pages),
             ("max_spaces", limits.max_spaces),

@@ -28,6 +28,7 @@ impl Core {
         self.change_device(device, |device| {
             device.state = DeviceState::Lost;
             device.segments.reclaiming = None;
+            device.segments.to_move.clear();
             device.to_prove.clear();
         });
     }

@@ -1,7 +1,7 @@
 use crate::devices::Device;
 use crate::jobs::Job;
 use crate::page::{Dram, PageId, Ssd};
-use crate::segments::{Age, Reclaim, Segment};
+use crate::segments::{Age, Move, Reclaim, Segment};
 use crate::{Action, AppendOutcome, Core};
 use undercroft_wire::{DeviceId, Extent, SegmentId, SegmentUse};
 
@@ -88,12 +88,14 @@ impl Core {
             return;
         };
         if !std::mem::replace(&mut reclaim.sorted, true) {
-            self.sort_out(device, &mut reclaim, actions);
+            self.sort_out(device, &mut reclaim);
         }
-        // Pages that were being read when they were looked at, and those that a device in trouble
-        // has not moved, are looked at again afterwards.
+        self.move_on(device, &mut reclaim, actions);
+        // Pages that were being read when they were looked at or when their turn came, and those
+        // that a device in trouble has not moved, are looked at again afterwards.
         if !self.is_busy(device, reclaim.age) {
-            self.sort_out(device, &mut reclaim, actions);
+            self.sort_out(device, &mut reclaim);
+            self.move_on(device, &mut reclaim, actions);
         }
         if !self.is_busy(device, reclaim.age) {
             let records = self.segment(device, reclaim.age).map(|segment| segment.records);
@@ -131,7 +133,7 @@ impl Core {
     }
 
     /// Decides about each page of the segment that is not being read.
-    fn sort_out(&mut self, device: DeviceId, reclaim: &mut Reclaim, actions: &mut Vec<Action>) {
+    fn sort_out(&mut self, device: DeviceId, reclaim: &mut Reclaim) {
         let mut pages: Vec<PageId> = self.segment_pages(device, reclaim.age).collect();
         if pages.is_empty() {
             return;
@@ -160,7 +162,33 @@ impl Core {
             }
             let paid = !self.is_held_on_ssd(id);
             reclaim.budget -= u32::from(paid);
-            self.start_relocate(id, paid, actions);
+            let extent = self.index[id].record().expect("a page in a segment has a record");
+            let to_move = &mut self.devices.get_mut(device).segments.to_move;
+            to_move.push_back(Move { page: id, extent, paid });
+        }
+    }
+
+    /// Starts as many of the relocations that were decided on as may be under way at once.
+    fn move_on(&mut self, device: DeviceId, reclaim: &mut Reclaim, actions: &mut Vec<Action>) {
+        let limit = self.config.limits.max_relocations_per_device;
+        while self.segment(device, reclaim.age).is_some_and(|segment| segment.relocating < limit) {
+            let Some(next) = self.devices.get_mut(device).segments.to_move.pop_front() else {
+                return;
+            };
+            // No two records have one extent, so a page that has taken a forgotten one's place is
+            // told apart.
+            let page = self.index.get(next.page).filter(|page| page.ssd == Ssd::On(next.extent));
+            match page.map(|page| page.dram) {
+                Some(Dram::None | Dram::Offered | Dram::Filling) => {
+                    self.start_relocate(next.page, next.paid, actions);
+                    continue;
+                }
+                Some(Dram::Resident) => self.forget_copy(next.page),
+                // Somebody has wanted it since it was decided on.
+                Some(Dram::Reading) => self.index[next.page].touched = true,
+                None => {}
+            }
+            reclaim.budget += u32::from(next.paid);
         }
     }
 

@@ -2,7 +2,7 @@ use crate::Core;
 use crate::page::{PageId, Ssd};
 use crate::stats::DeviceState;
 use hashbrown::HashMap;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Bound;
 use undercroft_wire::{DeviceId, Extent, SegmentId, SegmentUse};
 
@@ -22,6 +22,8 @@ pub(crate) struct Segments {
     pub(crate) total: Option<u64>,
     /// The segment being emptied.
     pub(crate) reclaiming: Option<Reclaim>,
+    /// Its pages that are to be relocated, as soon as fewer relocations are under way.
+    pub(crate) to_move: VecDeque<Move>,
     /// Records ever reported in the segments that are in use.
     pub(crate) appended: u64,
     /// What reclaim has spent without dropping anything, twice the records of the segments it
@@ -69,6 +71,15 @@ pub(crate) struct Reclaim {
     pub(crate) dropped: bool,
     /// Whether the page log was asked to free it.
     pub(crate) freeing: bool,
+}
+
+/// A page to be appended anew. It may be gone, or have lost this record, when its turn comes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Move {
+    pub(crate) page: PageId,
+    pub(crate) extent: Extent,
+    /// Whether reclaim's budget paid for it.
+    pub(crate) paid: bool,
 }
 
 /// The latest use of a segment's position.

@@ -379,6 +379,43 @@ fn place(record: &RecoveredRecord, device: DeviceId, segment: u32, slot: u32) ->
     RecoveredRecord { extent: Extent { device, segment, segment_use, record: slot }, ..*record }
 }
 
+#[test]
+fn a_segment_is_moved_a_few_records_at_a_time() {
+    let size = Size { pages: 200, segments: 9, records: 40 };
+    // Ten heads whose tails lie in the next segment, and as many pages that nobody needs.
+    let run = |number| records(FIRST, &chain(number, 2), |_| true);
+    let head = |at: u32| place(&run(u64::from(at))[0], FIRST, 0, at);
+    let tail = |at: u32| place(&run(u64::from(at))[1], FIRST, 1, at);
+    let all: Vec<_> = (0..20).map(head).chain((0..10).map(tail)).collect();
+    let keys = chain(9, 1);
+    let mut settings = config(2, &[size]);
+    settings.devices[0].low_water_segments = size.segments;
+    settings.limits.max_relocations_per_device = 3;
+    let mut world = World::with_logs(settings, World::with_devices(1, &[size]).logs);
+    world.log_mut(FIRST).believe(&all);
+    world.recover(FIRST, &all, false);
+    let (mut world, space) = opened(world, 2);
+    world.recover(FIRST, &[], true);
+    let mut moved = 0;
+    while moves(&world) > 0 {
+        assert!(moves(&world) <= 3, "reads would wait behind more");
+        assert!(world.log(FIRST).to_free.is_empty(), "some have yet to be moved");
+        if moved == 3 {
+            // One is read before its turn comes: it is looked at again afterwards.
+            world.fetch(1, 1, space, &keys, Stamp(0), 1000);
+        }
+        world.end_one(false, |_, job| matches!(job, Action::Relocate { .. }));
+        moved += 1;
+    }
+    assert_eq!(moved, 9);
+    assert!(world.log(FIRST).to_free.is_empty(), "one is being read");
+    world.finish_jobs();
+    assert_eq!(world.lease(1, 1).places.len(), 1);
+    assert!(world.core.stats().freed_segments > 0);
+    let limits = Limits { max_relocations_per_device: 0, ..Limits::default() };
+    assert!(Config { limits, ..config(4, &[SIZE]) }.validate().is_err());
+}
+
 fn moves(world: &World) -> usize {
     world.count_jobs(|job| matches!(job, Action::Relocate { .. }))
 }

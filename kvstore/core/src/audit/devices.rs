@@ -2,7 +2,7 @@ use crate::Core;
 use crate::devices::Device;
 use crate::jobs::Job;
 use crate::page::{PageId, Ssd};
-use crate::segments::Age;
+use crate::segments::{Age, Move};
 use crate::stats::DeviceState;
 use std::collections::BTreeSet;
 use undercroft_wire::Extent;
@@ -15,6 +15,7 @@ impl Core {
             assert_eq!(answers, device.answers(), "which devices answer is known");
             self.audit_segments(device, &mut listed);
             self.audit_load(device);
+            self.audit_moves(device);
             self.audit_proofs(device);
         }
         let with_record = self.index.iter().filter(|(_, page)| page.record().is_some());
@@ -64,6 +65,22 @@ impl Core {
         let counted = (device.segments.pages, device.segments.used_bytes);
         assert_eq!((pages, bytes), counted, "a device's fill is counted");
         assert_eq!(appended, device.segments.appended, "what was appended is counted");
+    }
+
+    fn audit_moves(&self, device: &Device) {
+        let limit = self.config.limits.max_relocations_per_device;
+        let Some(reclaim) = device.segments.reclaiming else {
+            assert!(device.segments.to_move.is_empty(), "only pages that are reclaimed are moved");
+            return;
+        };
+        let waiting = &device.segments.to_move;
+        let here = |next: &Move| Age::of(next.extent) == reclaim.age;
+        assert!(waiting.iter().all(here), "only pages that are reclaimed are moved");
+        assert!(!reclaim.freeing || waiting.is_empty(), "what is freed was moved");
+        let moving = device.segments.get(reclaim.age).map_or(0, |segment| segment.relocating);
+        assert!(moving <= limit, "relocations are bounded");
+        let idle = device.takes_appends() && moving < limit;
+        assert!(!idle || waiting.is_empty(), "relocations are not put off");
     }
 
     fn audit_load(&self, device: &Device) {
