@@ -36,6 +36,10 @@ pub(super) enum Count {
     Evicted,
     /// Pages that left DRAM and were nowhere else.
     LostPages,
+    /// Pages in tiers when a truthful run has come to rest.
+    AtRest,
+    /// Of these, pages that no lookup can reach, because one before them is in no tier.
+    Unreachable,
     /// Records written.
     Written,
     /// Records written by reclaim.
@@ -92,6 +96,8 @@ const NAMES: [(Count, &str); COUNTS] = [
     (Count::Stored, "stored"),
     (Count::Evicted, "evicted"),
     (Count::LostPages, "evicted and nowhere else"),
+    (Count::AtRest, "in tiers at rest"),
+    (Count::Unreachable, "of them unreachable"),
     (Count::Written, "records written"),
     (Count::Relocated, "by reclaim"),
     (Count::Dropped, "dropped by reclaim"),
@@ -112,7 +118,7 @@ const NAMES: [(Count, &str); COUNTS] = [
     (Count::Unopened, "stores not opened"),
     (Count::Resized, "stores resized"),
 ];
-const COUNTS: usize = 33;
+const COUNTS: usize = 35;
 
 /// Lines of a report, each with the first count of it.
 const LINES: [Count; 6] =

@@ -192,6 +192,11 @@ impl World {
                 device.disk.witness(|witness| witness.at_rest());
             }
         }
+        if self.plan.class == Class::Truthful {
+            let on_ssd = self.core.ssd().map_or(0, |fill| fill.pages);
+            self.report.more(Count::AtRest, self.core.dram().pages + on_ssd);
+            self.report.more(Count::Unreachable, self.core.unreachable_pages());
+        }
         // Every frame can be had again.
         let sessions: Vec<SessionId> = self.clients.sessions.keys().copied().collect();
         let lingering: Vec<SessionId> = self.clients.lingering.iter().copied().collect();
