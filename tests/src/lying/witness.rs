@@ -57,8 +57,8 @@ type Place = (u32, u64, Option<[u8; 32]>);
 struct Payloads {
     /// The use, once its header was seen: payloads may come first.
     of: Option<u64>,
-    /// By offset: a sum of the bytes.
-    sums: BTreeMap<u64, u64>,
+    /// By offset: where it ends, and a sum of the bytes.
+    sums: BTreeMap<u64, (u64, u64)>,
     /// The use that owned these places before, if no header was seen since.
     displaced: Option<u64>,
     /// The salt of the last header.
@@ -197,17 +197,18 @@ impl Witness {
         let sum = sum(bytes);
         if !fresh {
             let first = payloads.sums.get(&within);
-            assert!(first.is_none_or(|first| *first == sum), "a write goes on as it began");
+            assert!(first.is_none_or(|first| first.1 == sum), "a write goes on as it began");
             return;
         }
-        let last = payloads.sums.last_key_value().map_or(0, |(offset, _)| *offset);
-        if within <= last {
-            // Records of one use are written front to back: this must be another use, whose
+        let end = within + bytes.len() as u64;
+        let before = payloads.sums.range(..end).next_back();
+        if before.is_some_and(|(_, (until, _))| *until > within) {
+            // Each place is written once in a use, in any order: this must be another use, whose
             // header is still to come.
             payloads.displaced = payloads.of.take().or(payloads.displaced);
             payloads.sums.clear();
         }
-        payloads.sums.insert(within, sum);
+        payloads.sums.insert(within, (end, sum));
     }
 
     /// A write is over, as the log is told.
