@@ -150,6 +150,35 @@ fn the_loss_of_what_is_on_one_leaves_the_other() {
 }
 
 #[test]
+fn one_that_holds_nothing_but_copies_is_free_again_after_a_restart() {
+    let more = format!("segment = {}", 16 * PAGE_BYTES);
+    let mut daemon = TestDaemon::start(DaemonOptions { more, directories: 2, ..options() });
+    let total = devices(&daemon)[0].free_segments;
+    let (client, mut own) = engine(&daemon);
+    store_single_pages(&mut own, 0..200);
+    settle();
+    drop((client, own));
+    assert!(daemon.stop().expect("it ran").success());
+    let [first, second] = [0, 1].map(|at| daemon.stores()[at].join("pages-0.log"));
+    std::fs::copy(first, second).expect("a copy of the page log");
+    daemon.restart();
+    let after = devices(&daemon);
+    assert!(after[0].tier.pages >= 40 && after[1].recovered_records >= 40, "{after:?}");
+    let since = Instant::now();
+    loop {
+        let after = devices(&daemon);
+        // Which of the two was believed depends on who was first.
+        if after.iter().map(|device| device.free_segments).max() == Some(total) {
+            break;
+        }
+        assert!(since.elapsed() < PATIENCE, "segments are in use for nothing: {after:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let (_client, mut own) = engine(&daemon);
+    assert!(served(&mut own, 0..200) >= 40, "{:?}", devices(&daemon));
+}
+
+#[test]
 fn one_that_fails_to_read_is_given_up_and_taken_back() {
     let test = "one_that_fails_to_read_is_given_up_and_taken_back";
     let mut daemon = TestDaemon::start(options());
