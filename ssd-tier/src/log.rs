@@ -75,7 +75,7 @@ impl PreparedLog {
         wrap: impl FnOnce(Box<dyn Engine>) -> Box<dyn Engine> + Send + 'static,
     ) -> Result<(PageLog, Recovery), OpenError> {
         let Self { config, file, head } = self;
-        let refused = file.refused().to_vec();
+        let refused = file.refused();
         let layout = head.superblock.layout;
         let set_aside = head.set_aside.clone();
         let entropy = entropy::system().map_err(|source| OpenError::Entropy { source })?;

@@ -4,7 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -76,7 +77,11 @@ pub(crate) fn write_whole(storage: &dyn Storage, offset: u64, from: &Span) -> io
 #[derive(Debug)]
 pub(crate) struct LockedFile {
     file: File,
+    path: PathBuf,
+    /// What the file system refused at first.
     refused: Vec<String>,
+    /// Whether the file's space could not be reserved.
+    unreserved: AtomicBool,
 }
 
 impl LockedFile {
@@ -111,7 +116,7 @@ impl LockedFile {
             return Err(OpenError::Owner { path: path.into(), owner: facts.uid() });
         }
         Self::lock(&file, path)?;
-        Ok(Self { file, refused })
+        Ok(Self { file, path: path.into(), refused, unreserved: AtomicBool::new(false) })
     }
 
     fn options(flags: OFlags) -> OpenOptions {
@@ -152,8 +157,12 @@ impl LockedFile {
     }
 
     /// What the file system refused so far.
-    pub(crate) fn refused(&self) -> &[String] {
-        &self.refused
+    pub(crate) fn refused(&self) -> Vec<String> {
+        let unreserved = self.unreserved.load(Ordering::Relaxed).then(|| {
+            let path = self.path.display();
+            format!("space: the file system of {path} reserves none, a full disk fails appends")
+        });
+        self.refused.iter().cloned().chain(unreserved).collect()
     }
 
     /// The descriptor the lock belongs to.
@@ -199,8 +208,10 @@ impl Storage for LockedFile {
         loop {
             match rustix::fs::fallocate(&self.file, FallocateFlags::empty(), 0, bytes) {
                 Err(Errno::INTR) => {}
-                // Without reservation a full disk shows later, as failed appends.
-                Err(Errno::OPNOTSUPP) => return self.file.set_len(bytes),
+                Err(Errno::OPNOTSUPP) => {
+                    self.unreserved.store(true, Ordering::Relaxed);
+                    return self.file.set_len(bytes);
+                }
                 result => return Ok(result?),
             }
         }
