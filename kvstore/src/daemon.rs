@@ -12,7 +12,7 @@ use crate::process;
 use crate::recovery::{self, Found};
 use crate::session;
 use crate::staging_maker::{Made, StagingMaker};
-use crate::store::{self, Prepared};
+use crate::store::{self, Opening, Prepared};
 use crate::web::{Question, Web};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::cell::RefCell;
@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
 use undercroft_arena::{HugePages, Part, PartOptions};
 use undercroft_core::{Core, Event, Limits, Policy};
+use undercroft_ssd_tier::{OpenError, PreparedLog};
 use undercroft_wire::{Epoch, PartId, SessionId};
 
 /// Words that copy workers and device threads may have waiting for the control thread.
@@ -207,13 +208,22 @@ fn start_recovery(
     let (done, completed) = bell(BELL_ROOM);
     let (tell, found) = bell(recovery::ROOM);
     for Prepared { device, log, .. } in prepared {
-        match log {
-            Ok(log) => recovery::start(device, log, memory.to_vec(), done.clone(), tell.clone())
-                .map_err(|source| StartError::Thread { what: "a search for records", source })?,
-            Err(error) => control.found(Found::Failed { device, reason: error.to_string() }),
-        }
+        let log: recovery::Coming = match log {
+            Opening::Open(log) => Box::new(move || Ok(*log)),
+            Opening::Late(late) => Box::new(move || late.recv().unwrap_or_else(|_| broke_off())),
+            Opening::Failed(reason) => {
+                control.found(Found::Failed { device, reason });
+                continue;
+            }
+        };
+        recovery::start(device, log, memory.to_vec(), done.clone(), tell.clone())
+            .map_err(|source| StartError::Thread { what: "a search for records", source })?;
     }
     Ok((completed, found))
+}
+
+fn broke_off() -> Result<PreparedLog, OpenError> {
+    Err(OpenError::Thread { source: std::io::Error::other("it broke off: this is a bug") })
 }
 
 fn make_core(config: &Config, parts: Vec<u64>) -> Core {

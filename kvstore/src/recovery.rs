@@ -16,6 +16,9 @@ pub(crate) const PIECE_RECORDS: usize = 256;
 /// Words that may wait for the control thread.
 pub(crate) const ROOM: usize = 16;
 
+/// Waits for a page log to be open, for as long as its disk takes.
+pub(crate) type Coming = Box<dyn FnOnce() -> Result<PreparedLog, ssd::OpenError> + Send>;
+
 /// What such a thread has to say.
 pub(crate) enum Found {
     /// The page log works, and this is what its tables came to, without the records.
@@ -30,7 +33,7 @@ pub(crate) enum Found {
 /// the daemon runs.
 pub(crate) fn start(
     device: DeviceId,
-    log: PreparedLog,
+    log: Coming,
     memory: Vec<Arc<Part>>,
     done: Bell<Completed>,
     found: Bell<Found>,
@@ -51,11 +54,12 @@ pub(crate) fn start(
 
 fn recover(
     device: DeviceId,
-    log: PreparedLog,
+    log: Coming,
     memory: Vec<Arc<Part>>,
     done: Bell<Completed>,
     found: &Bell<Found>,
 ) -> Result<(), ssd::OpenError> {
+    let log = log()?;
     let began = Instant::now();
     let sink = Box::new(move |completion| done.ring(Completed { device, completion }));
     let (log, mut recovery) = log.start(memory, sink)?;

@@ -4,13 +4,15 @@
 use crate::config::{KeyFile, SsdConfig, SsdDirectory};
 use crate::error::StartError;
 use crate::paths::{Stranger, stranger};
+use crossbeam_channel::Receiver;
+use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::DirBuilderExt;
-use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::thread::{self, ScopedJoinHandle};
+use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 use undercroft_ssd_tier::{KeyError, LogConfig, OpenError, PageLog, PreparedLog, StoreKey};
 use undercroft_wire::DeviceId;
@@ -22,43 +24,173 @@ pub(crate) const KEY_NAME: &str = "store.key";
 /// How long page logs may take to close. A device that does not answer must not keep the daemon
 /// from ending.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long after a page log was found locked it is tried again.
+const LOCK_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long it may take until the page logs are open. A disk that takes longer is not waited for: the
+/// others are served. Long enough for a large file to be reserved.
+const OPEN_PATIENCE: Duration = Duration::from_secs(10);
+const SILENT: &str = "it does not answer";
+const NO_KEY: &str = "the store key may lie on a disk that fails or does not answer";
 
 /// A device as it was found.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) device: DeviceId,
     pub(crate) directory: PathBuf,
-    /// Its page log, locked and with its space reserved; or what the device failed with.
-    pub(crate) log: Result<PreparedLog, OpenError>,
+    pub(crate) log: Opening,
+}
+
+/// A page log.
+#[derive(Debug)]
+pub(crate) enum Opening {
+    /// Locked and with its space reserved.
+    Open(Box<PreparedLog>),
+    /// Not open yet. What becomes of it is heard here, if ever.
+    Late(Receiver<Result<PreparedLog, OpenError>>),
+    /// The device fails, and this is how.
+    Failed(String),
+}
+
+type MakeDirectory = dyn Fn(&Path) -> Result<(), StartError> + Send + Sync;
+type OpenLog = dyn Fn(LogConfig) -> Result<PreparedLog, OpenError> + Send + Sync;
+
+/// What may fail, or never end, on a sick disk.
+#[derive(Clone)]
+struct Disks {
+    make: Arc<MakeDirectory>,
+    open: Arc<OpenLog>,
 }
 
 /// Makes the directories, gets the key, and opens all page logs at the same time.
 ///
-/// A device that fails by itself is not a reason to refuse: the others can be served.
+/// A device that fails by itself or does not answer is not a reason to refuse: the others can be
+/// served.
 pub(crate) fn prepare(config: &SsdConfig) -> Result<Vec<Prepared>, StartError> {
-    for directory in &config.directories {
-        make_directory(&directory.path)?;
-    }
-    let key = config.key_file.as_ref().map(|file| store_key(file, &config.directories));
-    let key = key.transpose()?;
-    let numbered = (0..).map(DeviceId).zip(&config.directories);
-    thread::scope(|scope| {
-        let prepare = |(device, directory)| {
-            let log = log_config(config, device, directory, key.clone());
-            let thread = thread::Builder::new().name("ucft-prepare".to_owned());
-            (device, directory, thread.spawn_scoped(scope, || PageLog::prepare(log)))
-        };
-        let threads: Vec<_> = numbered.map(prepare).collect();
-        let prepared = |(device, directory, thread): (_, &SsdDirectory, io::Result<_>)| {
-            let thread: ScopedJoinHandle<'_, _> = thread.map_err(no_thread)?;
-            let log = thread.join().unwrap_or_else(|panic| resume_unwind(panic));
-            match log {
-                Err(error) if !is_fault_of_device(&error) => Err(error.into()),
-                log => Ok(Prepared { device, directory: directory.path.clone(), log }),
+    let disks = Disks { make: Arc::new(make_directory), open: Arc::new(PageLog::prepare) };
+    prepare_on(&disks, config, OPEN_PATIENCE)
+}
+
+fn prepare_on(
+    disks: &Disks,
+    config: &SsdConfig,
+    patience: Duration,
+) -> Result<Vec<Prepared>, StartError> {
+    let until = Instant::now() + patience;
+    let sick = make_directories(disks, config, until)?;
+    let well = sick.iter().zip(&config.directories).filter(|(sick, _)| sick.is_none());
+    let well: Vec<_> = well.map(|(_, directory)| directory.path.clone()).collect();
+    let key = match &config.key_file {
+        None => Some(None),
+        Some(KeyFile::Named(path)) => Some(Some(named_key(path)?)),
+        Some(KeyFile::InStore) => {
+            let all = well.len() == sick.len();
+            match on_thread(move || key_in_store(&well, all))?.recv_deadline(until) {
+                Ok(key) => key?.map(Some),
+                Err(_) => None,
+            }
+        }
+    };
+    let start = |(device, (directory, sick)): (_, (&SsdDirectory, Option<String>))| {
+        let log = match (sick, &key) {
+            (Some(reason), _) => Err(reason),
+            (None, None) => Err(NO_KEY.to_owned()),
+            (None, Some(key)) => {
+                let log = log_config(config, device, directory, key.clone());
+                let (open, its) = (Arc::clone(&disks.open), log.clone());
+                Ok((log, on_thread(move || open(its))?))
             }
         };
-        threads.into_iter().map(prepared).collect()
-    })
+        Ok((device, directory.path.clone(), log))
+    };
+    let numbered = (0..).map(DeviceId).zip(config.directories.iter().zip(sick));
+    let started = numbered.map(start).collect::<Result<Vec<_>, StartError>>()?;
+    let mut prepared = Vec::new();
+    let mut locked = Vec::new();
+    for (device, directory, log) in started {
+        let log = match log {
+            Err(reason) => Opening::Failed(reason),
+            Ok((config, opened)) => match opened.recv_deadline(until) {
+                Ok(Ok(log)) => Opening::Open(Box::new(log)),
+                Ok(Err(error @ OpenError::Locked { .. })) => {
+                    locked.push((prepared.len(), config, error));
+                    Opening::Failed(String::new())
+                }
+                Ok(Err(error)) if is_fault_of_device(&error) => Opening::Failed(error.to_string()),
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_) => {
+                    let path = directory.display();
+                    tracing::error!(%path, "an SSD does not answer: it is left out until it does");
+                    Opening::Late(opened)
+                }
+            },
+        };
+        prepared.push(Prepared { device, directory, log });
+    }
+    wait_for_locks(disks, &mut prepared, locked)?;
+    Ok(prepared)
+}
+
+/// Page logs that others hold. A store of which nothing can be had is most likely another daemon's.
+/// One of several most likely belongs to a killed daemon whose last transfers hang: it is taken as
+/// soon as they end.
+fn wait_for_locks(
+    disks: &Disks,
+    prepared: &mut [Prepared],
+    locked: Vec<(usize, LogConfig, OpenError)>,
+) -> Result<(), StartError> {
+    let any_open = prepared.iter().any(|one| matches!(one.log, Opening::Open(_)));
+    for (at, config, error) in locked {
+        if !any_open {
+            return Err(error.into());
+        }
+        tracing::error!(%error, "an SSD is left out until its page log is let go of");
+        let open = Arc::clone(&disks.open);
+        let again = move || loop {
+            match open(config.clone()) {
+                Err(OpenError::Locked { .. }) => thread::sleep(LOCK_PAUSE),
+                result => return result,
+            }
+        };
+        prepared[at].log = Opening::Late(on_thread(again)?);
+    }
+    Ok(())
+}
+
+/// Makes the directories; for each whose disk fails or does not answer says so.
+fn make_directories(
+    disks: &Disks,
+    config: &SsdConfig,
+    until: Instant,
+) -> Result<Vec<Option<String>>, StartError> {
+    let start = |directory: &SsdDirectory| {
+        let (make, path) = (Arc::clone(&disks.make), directory.path.clone());
+        on_thread(move || make(&path))
+    };
+    let started: Vec<_> = config.directories.iter().map(start).collect::<Result<_, _>>()?;
+    let made = |made: Receiver<Result<(), StartError>>| match made.recv_deadline(until) {
+        Ok(Ok(())) => Ok(None),
+        Ok(Err(StartError::StateDirectory { source, path, doing }))
+            // Where a directory cannot be made because nothing can, none was ever used.
+            if is_fault(&source) && source.kind() != ErrorKind::ReadOnlyFilesystem =>
+        {
+            Ok(Some(StartError::StateDirectory { source, path, doing }.to_string()))
+        }
+        Ok(Err(error)) => Err(error),
+        Err(_) => Ok(Some(SILENT.to_owned())),
+    };
+    started.into_iter().map(made).collect()
+}
+
+/// Has `work` done on a thread that nobody waits for: on a disk that hangs it may never end.
+fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<Receiver<T>, StartError> {
+    let (sender, receiver) = crossbeam_channel::bounded(1);
+    // What comes too late for anybody to listen is dropped, and with it a lock.
+    let body = move || drop(sender.send(work()));
+    let thread = thread::Builder::new().name("ucft-prepare".to_owned()).spawn(body);
+    thread.map(|_| receiver).map_err(no_thread)
 }
 
 fn no_thread(source: io::Error) -> StartError {
@@ -88,8 +220,28 @@ fn is_fault_of_device(error: &OpenError) -> bool {
     let (OpenError::Open { source, .. } | OpenError::Io { source, .. }) = error else {
         return false;
     };
-    let faults = [rustix::io::Errno::IO, rustix::io::Errno::NXIO, rustix::io::Errno::NODEV];
-    faults.iter().any(|fault| source.raw_os_error() == Some(fault.raw_os_error()))
+    is_fault(source)
+}
+
+/// What the kernel says of block devices that fail (`blk_errors` in its `block/blk-core.c`), of file
+/// systems that have given up on theirs, and of file servers that are gone.
+fn is_fault(error: &io::Error) -> bool {
+    const FAULTS: [Errno; 13] = [
+        Errno::IO,
+        Errno::NXIO,
+        Errno::NODEV,
+        Errno::NODATA,
+        Errno::TIMEDOUT,
+        Errno::REMOTEIO,
+        Errno::NOLINK,
+        Errno::ILSEQ,
+        Errno::UCLEAN,
+        Errno::ROFS,
+        Errno::NOTCONN,
+        Errno::STALE,
+        Errno::SHUTDOWN,
+    ];
+    FAULTS.iter().any(|fault| error.raw_os_error() == Some(fault.raw_os_error()))
 }
 
 /// Pages are prompts, and without encryption a record proves that it is whole, not who wrote it:
@@ -110,22 +262,38 @@ fn make_directory(directory: &Path) -> Result<(), StartError> {
     Err(StartError::StoreForeign { path: directory.to_owned(), who })
 }
 
-/// The key of all stores. Without a key file a new key is made, in the first directory; a
-/// directory that was put before the one with the key must not be given another.
-fn store_key(file: &KeyFile, directories: &[SsdDirectory]) -> Result<StoreKey, StartError> {
-    match file {
-        KeyFile::Named(path) => StoreKey::load(path).map_err(|source| match source {
-            KeyError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
-                StartError::KeyMissing { path: path.clone() }
-            }
-            source => source.into(),
-        }),
-        KeyFile::InStore => {
-            let paths: Vec<_> = directories.iter().map(|d| d.path.join(KEY_NAME)).collect();
-            let there = paths.iter().find(|path| path.symlink_metadata().is_ok());
-            let path = there.or(paths.first()).expect("a checked configuration has a directory");
-            Ok(StoreKey::load_or_create(path)?)
+/// The key of all stores from a file that was named.
+fn named_key(path: &Path) -> Result<StoreKey, StartError> {
+    StoreKey::load(path).map_err(|source| match source {
+        KeyError::Io { source, .. } if source.kind() == ErrorKind::NotFound => {
+            StartError::KeyMissing { path: path.to_owned() }
         }
+        source => source.into(),
+    })
+}
+
+/// The key of all stores from one of the directories that can be used. If none is there a new one is
+/// made, in the first; a directory that was put before the one with the key must not be given
+/// another. `None` if the key may lie where nobody can look: then `all` is false, or its disk fails.
+fn key_in_store(directories: &[PathBuf], all: bool) -> Result<Option<StoreKey>, StartError> {
+    let paths: Vec<_> = directories.iter().map(|directory| directory.join(KEY_NAME)).collect();
+    let mut there = None;
+    for path in &paths {
+        match path.symlink_metadata() {
+            Ok(_) => {
+                there = Some(path);
+                break;
+            }
+            Err(error) if is_fault(&error) => return Ok(None),
+            Err(_) => {}
+        }
+    }
+    let Some(path) = there.or(paths.first().filter(|_| all)) else {
+        return Ok(None);
+    };
+    match StoreKey::load_or_create(path) {
+        Err(KeyError::Io { source, .. }) if is_fault(&source) => Ok(None),
+        key => Ok(Some(key?)),
     }
 }
 
@@ -167,98 +335,4 @@ pub(crate) fn close(logs: impl IntoIterator<Item = (PathBuf, PageLog)>) {
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
-
-    use super::*;
-    use std::os::unix::fs::PermissionsExt;
-    use undercroft_ssd_tier::EngineChoice;
-
-    fn config(directories: &[&Path]) -> SsdConfig {
-        let directory = |path: &&Path| SsdDirectory { path: path.to_path_buf(), bytes: 1 << 20 };
-        SsdConfig {
-            directories: directories.iter().map(directory).collect(),
-            key_file: Some(KeyFile::InStore),
-            segment_bytes: None,
-            engine: EngineChoice::Threads,
-            queue_depth: 1,
-            stall: Duration::from_millis(500),
-            table_flush_ms: 20,
-        }
-    }
-
-    fn refusal(config: &SsdConfig) -> String {
-        prepare(config).unwrap_err().to_string()
-    }
-
-    #[test]
-    fn a_store_that_everybody_may_write_to_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let line = refusal(&config(&[directory.path()]));
-        assert!(line.contains("every user") && line.contains("ssd.path"), "{line}");
-        assert_eq!(directory.path().read_dir().unwrap().count(), 0, "nothing was made there");
-    }
-
-    #[test]
-    fn a_store_or_log_of_another_user_is_refused() {
-        if !rustix::process::geteuid().is_root() {
-            use std::io::Write;
-            let line = "SKIPPED a_store_or_log_of_another_user_is_refused: only root can give files away\n";
-            return std::io::stdout().write_all(line.as_bytes()).unwrap();
-        }
-        let directory = tempfile::tempdir().unwrap();
-        let log = directory.path().join(LOG_NAME);
-        fs::write(&log, b"").unwrap();
-        std::os::unix::fs::chown(&log, Some(65_534), None).unwrap();
-        let line = refusal(&config(&[directory.path()]));
-        assert!(line.contains(LOG_NAME) && line.contains("65534"), "{line}");
-        std::os::unix::fs::chown(directory.path(), Some(65_534), None).unwrap();
-        let line = refusal(&config(&[directory.path()]));
-        assert!(!line.contains(LOG_NAME) && line.contains("65534"), "{line}");
-    }
-
-    #[test]
-    fn one_key_serves_all_directories_whatever_their_order() {
-        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        assert_eq!(prepare(&config(&[one.path(), two.path()])).unwrap().len(), 2);
-        let key = fs::read(one.path().join(KEY_NAME)).unwrap();
-        let mode = fs::metadata(one.path().join(KEY_NAME)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o7777, 0o600);
-        assert!(!two.path().join(KEY_NAME).exists());
-        let prepared = prepare(&config(&[two.path(), one.path()])).unwrap();
-        assert!(prepared.iter().all(|p| p.log.is_ok()));
-        assert!(!two.path().join(KEY_NAME).exists());
-        assert_eq!(fs::read(one.path().join(KEY_NAME)).unwrap(), key);
-    }
-
-    #[test]
-    fn a_named_key_is_never_made() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("a.key");
-        let named = SsdConfig {
-            key_file: Some(KeyFile::Named(path.clone())),
-            ..config(&[directory.path()])
-        };
-        let line = refusal(&named);
-        assert!(line.contains("a.key") && line.contains("ssd.key_file"), "{line}");
-        assert!(!path.exists() && !line.contains('\n'));
-        fs::write(&path, [7; 32]).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
-        let line = refusal(&named);
-        assert!(line.contains("a.key") && line.contains("ssd.key_file"), "{line}");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        assert!(prepare(&named).unwrap()[0].log.is_ok());
-    }
-
-    #[test]
-    fn a_disk_that_fails_is_told_from_what_cannot_be() {
-        let open = |errno: rustix::io::Errno| OpenError::Open {
-            path: PathBuf::from("x"),
-            source: errno.into(),
-        };
-        assert!(is_fault_of_device(&open(rustix::io::Errno::IO)));
-        assert!(!is_fault_of_device(&open(rustix::io::Errno::ACCESS)));
-        assert!(!is_fault_of_device(&OpenError::Locked { path: PathBuf::from("x") }));
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@ use crate::recovery::PIECE_RECORDS;
 use crate::report::report;
 use std::path::{Path, PathBuf};
 use undercroft_arena::Memory;
-use undercroft_ssd_tier::{AppendOutcome, Completion, LogConfig, Op, OpenError, PageLog};
+use undercroft_ssd_tier::{AppendOutcome, Completion, LogConfig, Op, PageLog};
 use undercroft_wire::{
     DeviceCondition, DeviceId, DomainId, JobId, PageIdentity, PageKey, SpaceDigest, SsdDeviceStatus,
 };
@@ -104,8 +104,7 @@ fn a_disk_that_fails_at_the_start_costs_only_its_own_pages() {
     let home = tempfile::tempdir().unwrap();
     let config = config(home.path(), 2);
     let mut prepared = store::prepare(config.ssd.as_ref().unwrap()).unwrap();
-    let source = std::io::Error::from(rustix::io::Errno::IO);
-    prepared[0].log = Err(OpenError::Open { path: PathBuf::from("x"), source });
+    prepared[0].log = Opening::Failed("it is a test".to_owned());
     let (mut control, doors) = assemble(config, prepared).unwrap();
     while devices(&control)[1].recovery_ms.is_none() {
         control.found(next(&doors));
