@@ -113,11 +113,15 @@ impl Subject<'_> {
         proof
     }
 
-    /// Encrypts the page from `plain` into `sealed`.
-    pub(crate) fn seal(&self, cipher: &Cipher, plain: &[u8], sealed: &mut [u8]) -> Proof {
+    /// Encrypts the page from `plain` into `sealed`; `None` if it is not the page any more: a bit
+    /// that flipped in memory is as wrong as one that flips on disk, and no tag would tell.
+    pub(crate) fn seal(&self, cipher: &Cipher, plain: &[u8], sealed: &mut [u8]) -> Option<Proof> {
+        if checksum_bytes(plain) != self.payload_crc {
+            return None;
+        }
         let bound = self.preamble(ProofKind::Aes256Gcm);
         let domain = &self.identity.domain;
-        Proof(cipher.seal_record(domain, &self.position, &bound, plain, sealed))
+        Some(Proof(cipher.seal_record(domain, &self.position, &bound, plain, sealed)))
     }
 
     /// Encrypts the page where it lies.
@@ -127,18 +131,16 @@ impl Subject<'_> {
         Proof(cipher.seal_record_in_place(domain, &self.position, &bound, bytes))
     }
 
-    /// Whether stored bytes are the page; if so, they are the plain page afterwards. The CRC is
-    /// compared in any case: a bit that flipped in memory before the page was encrypted is as
-    /// wrong as one that flipped on disk.
+    /// Whether stored bytes are the page; if so, they are the plain page afterwards. A tag says
+    /// that they are what was encrypted, and nothing is encrypted whose CRC was not compared.
     pub(crate) fn open(&self, cipher: Option<&Cipher>, proof: &Proof, bytes: &mut [u8]) -> bool {
-        let authentic = match cipher {
-            None => self.crc_proof() == *proof,
+        match cipher {
+            None => self.crc_proof() == *proof && checksum_bytes(bytes) == self.payload_crc,
             Some(cipher) => {
                 let bound = self.preamble(ProofKind::Aes256Gcm);
                 let domain = &self.identity.domain;
                 cipher.open_record(domain, &self.position, &bound, &proof.0, bytes)
             }
-        };
-        authentic && checksum_bytes(bytes) == self.payload_crc
+        }
     }
 }

@@ -152,7 +152,7 @@ impl Machine {
     }
 
     /// Encrypts an append's page into the log's own memory; `None` if the system has none left
-    /// for a page this large.
+    /// for a page this large, or if the page is not what it was.
     fn seal(&mut self, task: usize) -> Option<Span> {
         let Some(Task::Append { append, extent, sealed }) = self.tasks.get_mut(task) else {
             unreachable!("only appends are encrypted on their way out")
@@ -172,6 +172,11 @@ impl Machine {
             })
         });
         let frame = page.frame.clone();
+        let Some(proof) = proof else {
+            self.scratch.take_back(page);
+            self.counters.corrupt_records += 1;
+            return None;
+        };
         *sealed = Some(page);
         let extent = *extent;
         self.writer.prove(&extent, proof);

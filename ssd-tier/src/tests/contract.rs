@@ -42,6 +42,7 @@ contract!(
     an_open_segment_is_freed_too,
     invalid_operations_fail_alone,
     memory_outside_the_arena_works,
+    a_page_that_rots_in_memory_is_never_served,
 );
 
 /// Whether the kernel gives no rings; asked without the ring of ours, whose faults must show.
@@ -318,5 +319,29 @@ fn memory_outside_the_arena_works(setting: Setting) {
     let Completion::Appended { outcome, .. } = rig.answer() else { panic!() };
     let AppendOutcome::Written(extent) = outcome else { panic!("{outcome:?}") };
     rig.assert_reads(&Stored { number: 5, page_bytes: 4096, extent });
+    rig.log.close();
+}
+
+fn a_page_that_rots_in_memory_is_never_served(setting: Setting) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open(tiny(&dir.path().join("log"), setting));
+    let payload = rig.frame(1, 4096);
+    let payload_crc = super::rig::fill(&payload, 1, 4096);
+    payload.write(|bytes| bytes[77] ^= 4);
+    let (job, rotten) = (rig.job(), identity(1, 4096));
+    rig.submit(Op::Append { job, identity: rotten, payload, payload_crc });
+    let Completion::Appended { outcome, .. } = rig.answer() else { panic!() };
+    match outcome {
+        // A tag would vouch for it, so it gets none.
+        AppendOutcome::Failed => assert!(setting.encrypted),
+        AppendOutcome::Written(extent) => {
+            assert!(!setting.encrypted);
+            assert_eq!(rig.read_as(rotten, extent).0, ReadOutcome::Corrupt);
+        }
+        AppendOutcome::NoSpace => panic!("there is room"),
+    }
+    assert_eq!(rig.log.counters().corrupt_records, 1);
+    let stored = rig.store(2, 4096);
+    rig.assert_reads(&stored);
     rig.log.close();
 }
