@@ -116,12 +116,11 @@ impl Subject<'_> {
     /// Encrypts the page from `plain` into `sealed`; `None` if it is not the page any more: a bit
     /// that flipped in memory is as wrong as one that flips on disk, and no tag would tell.
     pub(crate) fn seal(&self, cipher: &Cipher, plain: &[u8], sealed: &mut [u8]) -> Option<Proof> {
-        if checksum_bytes(plain) != self.payload_crc {
-            return None;
-        }
         let bound = self.preamble(ProofKind::Aes256Gcm);
         let domain = &self.identity.domain;
-        Some(Proof(cipher.seal_record(domain, &self.position, &bound, plain, sealed)))
+        let tag = cipher.seal_record(domain, &self.position, &bound, plain, sealed);
+        // Now that it is in the cache.
+        (checksum_bytes(plain) == self.payload_crc).then_some(Proof(tag))
     }
 
     /// Encrypts the page where it lies.
