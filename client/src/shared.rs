@@ -244,11 +244,12 @@ mod tests {
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let lost = Connection::new(ours.into(), 1, Arc::clone(&shared.bell));
         lost.greeted(undercroft_wire::Welcome {
-            version: 1,
+            version: 2,
             session: undercroft_wire::SessionId(5),
             epoch: Epoch(9),
             mode: undercroft_wire::Mode::ZeroCopy,
             parts: 0,
+            domain: "default".into(),
         });
         lost.close(Lost::Ended);
         let session = undercroft_wire::SessionId(5);

@@ -6,8 +6,8 @@ use undercroft_wire::{
     split_frame,
 };
 
-/// Every message of version 1, as the wire's own golden test holds it.
-const GOLDEN: &str = include_str!("../../wire/tests/golden/protocol-v1.hex");
+/// Every message of version 2, as the wire's own golden test holds it.
+const GOLDEN: &str = include_str!("../../wire/tests/golden/protocol-v2.hex");
 
 /// A stream of requests, and the same bytes as the body of one request.
 pub fn wire_request(input: &[u8]) {
@@ -17,7 +17,7 @@ pub fn wire_request(input: &[u8]) {
         Ok(())
     };
     stream(input, decode);
-    one_body(input, 1, 12, decode);
+    one_body(input, 1, 17, decode);
 }
 
 /// A stream of replies, and the same bytes as the body of one reply.
@@ -28,7 +28,7 @@ pub fn wire_reply(input: &[u8]) {
         Ok(())
     };
     stream(input, decode);
-    one_body(input, 101, 112, decode);
+    one_body(input, 101, 118, decode);
 }
 
 /// Decodes whole frames until one is refused, as a session does.
@@ -109,11 +109,11 @@ fn check_reply(request: RequestId, message: &Reply) {
 }
 
 pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
-    seeds(1, 1..=12)
+    seeds(1, 1..=17)
 }
 
 pub(crate) fn reply_seeds() -> Vec<Vec<u8>> {
-    seeds(101, 101..=112)
+    seeds(101, 101..=118)
 }
 
 /// Golden frames of these kinds, one by one, all in one stream, and each as a body alone.

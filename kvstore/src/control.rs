@@ -20,14 +20,16 @@ use undercroft_core::{Action, CopyOutcome, Core, Event, FramePlace, Micros, Proc
 use undercroft_ssd_tier::Op;
 use undercroft_wire::{
     DeviceId, DomainId, Epoch, Hello, Mode, OpenSpace, PartAdded, PartId, Refused, RefusedReason,
-    Reply, Request, RequestId, SessionId, SlotId, SpaceDigest, SpaceId, Welcome, decode_request,
-    frame_bytes, negotiate,
+    Reply, Request, RequestId, SessionId, SlotId, SpaceDigest, SpaceId, StartStatus, Welcome,
+    decode_request, frame_bytes, negotiate,
 };
 
 /// The most slots a staging area is cut into.
 const MAX_SLOTS: u64 = 4096;
 /// What `status` keeps of a client's name, bytes.
 const MAX_NAME_BYTES: usize = 64;
+/// The domain every connection belongs to until there are rules for more.
+pub(crate) const DEFAULT_DOMAIN: &str = "default";
 /// How long one session's requests are handled before it is somebody else's turn.
 const TURN: Duration = Duration::from_millis(1);
 /// Answers are sent at the end of a turn, or as soon as so many bytes wait.
@@ -52,6 +54,7 @@ pub(crate) struct Control {
     pub(crate) devices: Vec<Device>,
     pub(crate) config: Config,
     pub(crate) epoch: Epoch,
+    pub(crate) start: StartStatus,
     pub(crate) started: Instant,
     pub(crate) protocol_errors: u64,
     pub(crate) refused: Vec<String>,
@@ -61,7 +64,6 @@ pub(crate) struct Control {
     /// Areas being made, and what they will take.
     staging_wanted: HashSet<(SessionId, SpaceDigest)>,
     staging_wanted_bytes: u64,
-    /// The domain every connection belongs to until there are rules for more.
     domain: DomainId,
     actions: Vec<Action>,
     /// Copies whose staging is gone already; answered as soon as the step is performed.
@@ -94,6 +96,7 @@ impl Control {
             devices: parts.devices,
             config: parts.config,
             epoch: parts.epoch,
+            start: StartStatus::default(),
             started: Instant::now(),
             protocol_errors: 0,
             refused: parts.refused,
@@ -102,7 +105,7 @@ impl Control {
             staging_maker: parts.staging_maker,
             staging_wanted: HashSet::new(),
             staging_wanted_bytes: 0,
-            domain: DomainId::named("default"),
+            domain: DomainId::named(DEFAULT_DOMAIN),
             actions: Vec::new(),
             failed_copies: VecDeque::new(),
             unflushed: Vec::new(),
@@ -401,6 +404,9 @@ impl Control {
                 self.reply(id, request, &Reply::Status(report));
             }
             Request::Ping => self.reply(id, request, &Reply::Done),
+            Request::PartLetGo(_) | Request::Purge(_) | Request::TakeOver => {
+                self.refuse(id, request, RefusedReason::Invalid, "not known to this build");
+            }
             body => self.feed(Event::Request { session: id, request, body }),
         }
         if let Request::Release(release) = message {
@@ -459,14 +465,21 @@ impl Control {
         tracing::info!(session = %id, pid = process.pid, name = %session.name, ?mode, "session");
         self.feed(Event::SessionOpened { session: id, process, mode });
         let shared: &[ArenaPart] = if copies { &[] } else { &self.arena };
-        let welcome =
-            Welcome { version, session: id, epoch: self.epoch, mode, parts: shared.len() as u32 };
+        let welcome = Welcome {
+            version,
+            session: id,
+            epoch: self.epoch,
+            mode,
+            parts: shared.len() as u32,
+            domain: DEFAULT_DOMAIN.to_owned(),
+        };
         let Some(session) = self.sessions.get_mut(&id) else {
             return;
         };
         session.reply(request, &Reply::Welcome(welcome));
         for (index, part) in shared.iter().enumerate() {
-            let added = PartAdded { part: PartId(index as u32), bytes: part.part.len() as u64 };
+            let (part_id, bytes) = (PartId(index as u32), part.part.len() as u64);
+            let added = PartAdded { part: part_id, bytes, board_offset: 0 };
             session.reply_with(request, &Reply::PartAdded(added), Arc::clone(&part.read_only));
         }
         self.unflushed.push(id);

@@ -134,7 +134,8 @@ mod tests {
         outbox.push(RequestId(1), &Reply::Done);
         for part in 0..2 {
             let fd = Arc::new(OwnedFd::from(ours.try_clone().unwrap()));
-            let reply = Reply::PartAdded(PartAdded { part: PartId(part), bytes: 4096 });
+            let reply =
+                Reply::PartAdded(PartAdded { part: PartId(part), bytes: 4096, board_offset: 0 });
             outbox.push_with(RequestId(2), &reply, fd);
         }
         outbox.push(RequestId(3), &Reply::Done);
@@ -179,7 +180,8 @@ mod tests {
             }
             if round % 100 == 0 {
                 let fd = Arc::new(OwnedFd::from(ours.try_clone().unwrap()));
-                let reply = Reply::PartAdded(PartAdded { part: PartId(0), bytes: 4096 });
+                let reply =
+                    Reply::PartAdded(PartAdded { part: PartId(0), bytes: 4096, board_offset: 0 });
                 outbox.push_with(RequestId(2), &reply, fd);
                 sent += 1;
             }

@@ -26,6 +26,15 @@ pub(crate) fn cpu_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
+/// Resident memory of this process that it shares with nobody, bytes: its heap and stacks, without
+/// the arena, staging areas and the state file. 0 where the system does not tell.
+pub(crate) fn heap_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kib.unwrap_or(0) << 10
+}
+
 /// Raises the soft limit of open files to the hard one: each session takes a few, and the usual
 /// soft limit of 1024 would turn engines away long before `server.max_sessions` does.
 pub(crate) fn raise_file_limit() {
@@ -52,6 +61,10 @@ mod tests {
         assert!(start_time(pid) > 0);
         assert_eq!(start_time(pid), start_time(pid));
         assert!(cpu_seconds() > 0.0);
+        let before = heap_bytes();
+        let touched = vec![1_u8; 64 << 20];
+        let grown = heap_bytes().saturating_sub(before);
+        assert!(before > 0 && grown >= 60 << 20, "{before} bytes, {grown} more: {}", touched[1]);
     }
 
     #[test]

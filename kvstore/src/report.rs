@@ -1,6 +1,6 @@
 //! The status report, gathered from the core, the page log and the sessions.
 
-use crate::control::Control;
+use crate::control::{Control, DEFAULT_DOMAIN};
 use crate::device::Device;
 use crate::process;
 use undercroft_core::{DeviceReport, DeviceState, Health, Stats, TierFill};
@@ -23,6 +23,9 @@ pub(crate) fn report(control: &Control) -> StatusReport {
         epoch: control.epoch.0,
         cpu_s: process::cpu_seconds(),
         socket: control.config.socket.display().to_string(),
+        start: control.start.clone(),
+        heap_bytes: process::heap_bytes(),
+        known_pages: control.core.known_pages(),
         arena: arena(control),
         dram: tier(control.core.dram(), stats.evicted_pages),
         ssd: ssd(control, stats),
@@ -41,6 +44,7 @@ pub(crate) fn report(control: &Control) -> StatusReport {
             declined: stats.declined_credit + stats.declined_parent + stats.declined_full,
             failed: stats.copy_failures,
         },
+        domains: Vec::new(),
         spaces: spaces(control),
         sessions: sessions(control),
         refused: refused(control),
@@ -137,6 +141,7 @@ fn condition(report: &DeviceReport) -> DeviceCondition {
 
 fn spaces(control: &Control) -> Vec<SpaceStatus> {
     let one = |space: undercroft_core::SpaceInfo| SpaceStatus {
+        domain: DEFAULT_DOMAIN.to_owned(),
         digest: space.digest.to_string(),
         page_bytes: space.page_bytes,
         pages: space.pages,
@@ -151,6 +156,7 @@ fn sessions(control: &Control) -> Vec<SessionStatus> {
             let held = control.core.session_leases(*id);
             SessionStatus {
                 session: id.0,
+                domain: DEFAULT_DOMAIN.to_owned(),
                 name: session.name.clone(),
                 pid: session.peer.pid,
                 uid: session.peer.uid,

@@ -1,9 +1,10 @@
 use crate::message::{
-    Commit, CommitReply, DropHold, Fetch, FetchEnd, FetchReady, Hello, Hint, Lookup, LookupReply,
-    Offer, OfferReply, OpenSpace, PartAdded, Prefetch, PrefetchReply, Refused, Release, Reply,
-    Request, SpaceOpened, Welcome,
+    BoardAdded, Commit, CommitReply, DropHold, Fetch, FetchEnd, FetchReady, Give, Given, Heirloom,
+    Hello, Hint, Lookup, LookupReply, Offer, OfferReply, OpenSpace, PartAdded, PartLetGo,
+    PartRetired, Prefetch, PrefetchReply, Purge, Purged, Refused, Release, Reply, Request,
+    SpaceOpened, Take, TakenHold, Welcome,
 };
-use crate::{DecodeError, MAX_SPACES_PER_LOOKUP, RequestId, StatusReport};
+use crate::{DecodeError, MAX_SPACES_PER_LOOKUP, MAX_TEXT_BYTES, RequestId, StatusReport};
 use serde::{Deserialize, Serialize};
 
 /// First four bytes of every frame.
@@ -13,9 +14,9 @@ pub const HEADER_BYTES: usize = 16;
 /// The longest body, bytes: 65,536 keys and room for the fields around them.
 pub const MAX_BODY_BYTES: u32 = (2 << 20) + (64 << 10);
 /// Oldest protocol version this build speaks.
-pub const PROTOCOL_MIN: u16 = 1;
+pub const PROTOCOL_MIN: u16 = 2;
 /// Newest protocol version this build speaks.
-pub const PROTOCOL_MAX: u16 = 1;
+pub const PROTOCOL_MAX: u16 = 2;
 
 /// The fixed header of a frame. All numbers little-endian: magic (4 bytes), version (2), kind
 /// (2), body length (4), request (4).
@@ -125,6 +126,11 @@ pub fn encode_request(out: &mut Vec<u8>, request: RequestId, message: &Request<'
         Request::Hint(body) => put(out, 10, request, body),
         Request::Status => put(out, 11, request, &()),
         Request::Ping => put(out, 12, request, &()),
+        Request::Give(body) => put(out, 13, request, body),
+        Request::Take(body) => put(out, 14, request, body),
+        Request::PartLetGo(body) => put(out, 15, request, body),
+        Request::Purge(body) => put(out, 16, request, body),
+        Request::TakeOver => put(out, 17, request, &()),
     }
 }
 
@@ -149,6 +155,11 @@ pub fn decode_request<'a>(
         10 => Request::Hint(take::<Hint<'a>>(header, body)?),
         11 => take::<()>(header, body).map(|()| Request::Status)?,
         12 => take::<()>(header, body).map(|()| Request::Ping)?,
+        13 => Request::Give(take::<Give>(header, body)?),
+        14 => Request::Take(take::<Take>(header, body)?),
+        15 => Request::PartLetGo(take::<PartLetGo>(header, body)?),
+        16 => Request::Purge(check_purge(take::<Purge>(header, body)?)?),
+        17 => take::<()>(header, body).map(|()| Request::TakeOver)?,
         found => return Err(DecodeError::Kind { found }),
     };
     Ok((header.request, message))
@@ -164,6 +175,15 @@ fn check_lookup(lookup: Lookup<'_>) -> Result<Lookup<'_>, DecodeError> {
         });
     }
     Ok(lookup)
+}
+
+fn check_purge(purge: Purge) -> Result<Purge, DecodeError> {
+    let found = purge.domain.len();
+    if found > MAX_TEXT_BYTES {
+        let (field, allowed) = ("purge.domain", "at most 256 bytes");
+        return Err(DecodeError::Field { field, found: found as u64, allowed });
+    }
+    Ok(purge)
 }
 
 fn check_offer(offer: Offer<'_>) -> Result<Offer<'_>, DecodeError> {
@@ -200,6 +220,12 @@ pub fn encode_reply(out: &mut Vec<u8>, request: RequestId, message: &Reply) {
         Reply::Status(body) => put(out, 110, request, body),
         Reply::Refused(body) => put(out, 111, request, body),
         Reply::Done => put(out, 112, request, &()),
+        Reply::BoardAdded(body) => put(out, 113, request, body),
+        Reply::PartRetired(body) => put(out, 114, request, body),
+        Reply::Given(body) => put(out, 115, request, body),
+        Reply::TakenHold(body) => put(out, 116, request, body),
+        Reply::Purged(body) => put(out, 117, request, body),
+        Reply::Heirloom(body) => put(out, 118, request, body),
     }
 }
 
@@ -221,6 +247,12 @@ pub fn decode_reply(header: &Header, body: &[u8]) -> Result<Decoded<Reply>, Deco
         110 => Reply::Status(Box::new(take::<StatusReport>(header, body)?)),
         111 => Reply::Refused(take::<Refused>(header, body)?),
         112 => take::<()>(header, body).map(|()| Reply::Done)?,
+        113 => Reply::BoardAdded(take::<BoardAdded>(header, body)?),
+        114 => Reply::PartRetired(take::<PartRetired>(header, body)?),
+        115 => Reply::Given(take::<Given>(header, body)?),
+        116 => Reply::TakenHold(take::<TakenHold>(header, body)?),
+        117 => Reply::Purged(take::<Purged>(header, body)?),
+        118 => Reply::Heirloom(take::<Heirloom>(header, body)?),
         found => return Err(DecodeError::Kind { found }),
     };
     Ok((header.request, message))

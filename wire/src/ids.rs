@@ -80,6 +80,19 @@ id!(
     /// request carry the same stamp. Zero means "now".
     Stamp(u64)
 );
+/// What makes a hold or a lease another session's: drawn at random, good for one use inside one
+/// domain.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Token(pub [u8; 16]);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Whoever knows it may use it: not for logs.
+        f.write_str("Token(..)")
+    }
+}
+
 /// A security boundary (tenant): the first 16 bytes of a keyed BLAKE3 of its name. Derived from
 /// the authenticated connection, never from a request's field.
 #[derive(

@@ -28,13 +28,14 @@ pub use geometry::{
 };
 pub use ids::{
     DeviceId, DomainId, Epoch, FrameId, HoldId, JobId, LeaseId, OfferId, PartId, RequestId,
-    SegmentId, SegmentUse, SessionId, SlotId, SpaceId, Stamp,
+    SegmentId, SegmentUse, SessionId, SlotId, SpaceId, Stamp, Token,
 };
 pub use key::{Chain, PageKey};
 pub use message::{
-    Commit, CommitReply, DropHold, Fetch, FetchEnd, FetchReady, FetchSource, Hello, Hint, HintKind,
-    Lookup, LookupReply, Mode, Offer, OfferReply, OpenSpace, PartAdded, Prefetch, PrefetchReply,
-    Refused, RefusedReason, Release, Reply, Request, SpaceOpened, Welcome,
+    BoardAdded, Commit, CommitReply, DropHold, Fetch, FetchEnd, FetchReady, FetchSource, Gift,
+    Give, Given, Heirloom, Hello, Hint, HintKind, Lookup, LookupReply, Mode, Offer, OfferReply,
+    OpenSpace, PartAdded, PartLetGo, PartRetired, Prefetch, PrefetchReply, Purge, PurgeScope,
+    Purged, Refused, RefusedReason, Release, Reply, Request, SpaceOpened, Take, TakenHold, Welcome,
 };
 pub use page::{CommitOutcome, Extent, FetchOutcome, OfferOutcome, PageIdentity, PagePlace, Tier};
 pub use run::{KeyRun, MAX_KEYS};
@@ -43,6 +44,6 @@ pub use space::{
     SpaceError,
 };
 pub use status::{
-    ArenaStatus, DeviceCondition, HitStatus, SessionStatus, SpaceStatus, SsdDeviceStatus,
-    SsdStatus, StatusReport, StoreStatus, TierStatus,
+    ArenaStatus, DeviceCondition, DomainStatus, HitStatus, SessionStatus, SpaceStatus,
+    SsdDeviceStatus, SsdStatus, StartKind, StartStatus, StatusReport, StoreStatus, TierStatus,
 };

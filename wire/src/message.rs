@@ -1,6 +1,6 @@
 use crate::{
     Epoch, HoldId, KeyRun, LeaseId, OfferId, PageKey, PagePlace, PartId, SessionId, SlotId, Space,
-    SpaceId, Stamp, StatusReport,
+    SpaceDigest, SpaceId, Stamp, StatusReport, Token,
 };
 use serde::{Deserialize, Serialize};
 
@@ -170,6 +170,59 @@ pub struct Hint<'a> {
     pub kind: HintKind,
 }
 
+/// What is handed to another session of the same domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Gift {
+    /// A hold.
+    Hold(HoldId),
+    /// A lease of this session, all of whose pages are delivered.
+    Lease(LeaseId),
+}
+
+/// Asks for a token that makes a hold or a lease another session's. Until somebody takes it, it
+/// stays this session's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Give {
+    /// What to hand over.
+    pub what: Gift,
+}
+
+/// Takes what a token stands for: it is this session's from here on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Take {
+    /// What the giver was given for it.
+    pub token: Token,
+    /// If it is a lease: its number in this session, never used before.
+    pub lease: LeaseId,
+}
+
+/// The client has let go of a part's mapping, as [`PartRetired`] asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartLetGo {
+    /// Which part.
+    pub part: PartId,
+}
+
+/// Which pages of a domain are purged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum PurgeScope {
+    /// All.
+    Domain,
+    /// Those of one space.
+    Space(SpaceDigest),
+    /// Those stored by processes of this user.
+    Writer(u32),
+}
+
+/// Forgets pages for good, in every tier. For the daemon's own user and root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Purge {
+    /// The domain's name, as configured.
+    pub domain: String,
+    /// Which of its pages.
+    pub scope: PurgeScope,
+}
+
 /// Everything a client may say.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each variant is the message of that name")]
@@ -186,9 +239,17 @@ pub enum Request<'a> {
     Hint(Hint<'a>),
     Status,
     Ping,
+    Give(Give),
+    Take(Take),
+    PartLetGo(PartLetGo),
+    Purge(Purge),
+    /// Hands everything that outlives a daemon to the one that asks, and stops. For the daemon's
+    /// own user.
+    TakeOver,
 }
 
-/// Answer to a hello. The arena's parts follow as [`PartAdded`].
+/// Answer to a hello. The domain's board follows as [`BoardAdded`], then the arena's parts as
+/// [`PartAdded`]; copy mode has no parts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
     /// The version both sides use from here on.
@@ -201,15 +262,35 @@ pub struct Welcome {
     pub mode: Mode,
     /// How many parts follow before anything else.
     pub parts: u32,
+    /// The domain the connection was found to belong to.
+    pub domain: String,
 }
 
-/// A part of the arena; its read-only descriptor travels with the message.
+/// The domain's board: generations of frames and the daemon's heartbeat. Its read-only descriptor
+/// travels with the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoardAdded {
+    /// Its length, bytes.
+    pub bytes: u64,
+}
+
+/// A part of the arena, at the start or later; its read-only descriptor travels with the message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartAdded {
     /// Which part.
     pub part: PartId,
     /// Its length, bytes.
     pub bytes: u64,
+    /// Where the generations of its frames begin on the board, bytes.
+    pub board_offset: u64,
+}
+
+/// A part is going away: nothing new is delivered from it. The client unmaps it once no fetch has
+/// pages in it, and says [`PartLetGo`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PartRetired {
+    /// Which part.
+    pub part: PartId,
 }
 
 /// A space is open. The staging area's descriptor travels with the message.
@@ -293,6 +374,37 @@ pub struct PrefetchReply {
     pub started: u32,
 }
 
+/// The token that was asked for. It is good for one [`Take`], for as long as a hold may last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Given {
+    /// To be told to the taker.
+    pub token: Token,
+}
+
+/// A hold has changed hands. A lease is answered by its pages: [`FetchReady`] and [`FetchEnd`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenHold {
+    /// The hold, by its number.
+    pub hold: HoldId,
+    /// How many pages it holds in each of its spaces.
+    pub pages: u32,
+}
+
+/// What a purge has removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Purged {
+    /// Pages that no lookup will find again, in whatever tier they were.
+    pub pages: u64,
+}
+
+/// Something that outlives a daemon; its descriptor travels with the message. `Done` follows the
+/// last one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heirloom {
+    /// What it is: the name it has in a descriptor store, too.
+    pub name: String,
+}
+
 /// Why a request was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum RefusedReason {
@@ -306,6 +418,8 @@ pub enum RefusedReason {
     Version,
     /// A field is out of range.
     Invalid,
+    /// The peer may not ask for this, or belongs to no domain.
+    Denied,
 }
 
 /// A request was not carried out.
@@ -333,4 +447,10 @@ pub enum Reply {
     Status(Box<StatusReport>),
     Refused(Refused),
     Done,
+    BoardAdded(BoardAdded),
+    PartRetired(PartRetired),
+    Given(Given),
+    TakenHold(TakenHold),
+    Purged(Purged),
+    Heirloom(Heirloom),
 }

@@ -18,7 +18,13 @@ pub struct StatusReport {
     pub cpu_s: f64,
     /// The socket served.
     pub socket: String,
-    /// The arena.
+    /// How this daemon came by its arena.
+    pub start: StartStatus,
+    /// Bytes of the daemon's own memory: resident, without the arena, staging and the state file.
+    pub heap_bytes: u64,
+    /// Pages known in any tier.
+    pub known_pages: u64,
+    /// All arenas together.
     pub arena: ArenaStatus,
     /// DRAM tier.
     pub dram: TierStatus,
@@ -28,6 +34,8 @@ pub struct StatusReport {
     pub hits: HitStatus,
     /// Stores.
     pub stores: StoreStatus,
+    /// Domains, in the order of the configuration.
+    pub domains: Vec<DomainStatus>,
     /// Spaces known.
     pub spaces: Vec<SpaceStatus>,
     /// Sessions connected.
@@ -36,6 +44,53 @@ pub struct StatusReport {
     pub refused: Vec<String>,
     /// Sessions closed because of a malformed or out-of-order message.
     pub protocol_errors: u64,
+}
+
+/// How a daemon came by its arena.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StartKind {
+    /// It made a new one.
+    #[default]
+    Cold,
+    /// The service manager had kept it.
+    Warm,
+    /// The daemon before it handed it over.
+    Takeover,
+}
+
+/// A daemon's start.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct StartStatus {
+    /// How it came by its arena.
+    pub kind: StartKind,
+    /// How often the arena has changed hands.
+    pub restarts: u32,
+    /// Time until clients could connect, milliseconds.
+    pub ready_ms: u64,
+    /// Pages in DRAM that were taken over.
+    pub restored_pages: u64,
+    /// Bytes of frames that may still be written to by what the last daemon had begun.
+    pub quarantined_bytes: u64,
+    /// Why a kept arena was not used.
+    pub dropped: Option<String>,
+}
+
+/// A security boundary (tenant).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DomainStatus {
+    /// Its name, as configured.
+    pub name: String,
+    /// Its arena.
+    pub arena: ArenaStatus,
+    /// How full its arena is.
+    pub dram: TierStatus,
+    /// Bytes of its records on SSD.
+    pub ssd_bytes: u64,
+    /// Connected sessions.
+    pub sessions: u32,
+    /// Frames pinned by its leases.
+    pub leased_pages: u64,
 }
 
 /// The arena's memory.
@@ -215,6 +270,8 @@ pub struct StoreStatus {
 /// One space.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct SpaceStatus {
+    /// The domain it belongs to.
+    pub domain: String,
     /// First 16 hex digits of its digest.
     pub digest: String,
     /// Page size, bytes.
@@ -228,6 +285,8 @@ pub struct SpaceStatus {
 pub struct SessionStatus {
     /// Its number.
     pub session: u64,
+    /// The domain it belongs to.
+    pub domain: String,
     /// What the client calls itself.
     pub name: String,
     /// Process id, user and group of the peer.

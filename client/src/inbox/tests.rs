@@ -36,11 +36,12 @@ fn replies() -> Vec<Reply> {
     let places = vec![PagePlace { part: PagePlace::STAGING, offset: 0 }];
     vec![
         Reply::Welcome(Welcome {
-            version: 1,
+            version: 2,
             session: SessionId(1),
             epoch: Epoch(1),
             mode: Mode::Copy,
             parts: 0,
+            domain: "default".into(),
         }),
         found(Some(HoldId(3))),
         Reply::FetchReady(FetchReady { lease, first: 0, places }),
@@ -156,6 +157,6 @@ fn a_second_welcome_and_a_part_without_its_descriptor_break_the_rules() {
     let welcome = frame(1, &replies()[0]);
     sort(&mut inbox, &welcome).unwrap();
     assert!(sort(&mut inbox, &welcome).is_err());
-    let added = PartAdded { part: PartId(0), bytes: 4096 };
+    let added = PartAdded { part: PartId(0), bytes: 4096, board_offset: 0 };
     assert!(sort(&mut inbox, &frame(0, &Reply::PartAdded(added))).is_err());
 }

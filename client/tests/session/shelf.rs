@@ -110,6 +110,11 @@ impl Shelf {
                 Reply::Status(Box::new(StatusReport { pid: 4711, ..StatusReport::default() }))
             }
             Request::Hint(_) | Request::Ping => Reply::Done,
+            Request::Give(_)
+            | Request::Take(_)
+            | Request::PartLetGo(_)
+            | Request::Purge(_)
+            | Request::TakeOver => panic!("not asked of a shelf: {request:?}"),
         };
         peer.reply(id, &reply);
     }
@@ -120,17 +125,18 @@ impl Shelf {
         peer.reply(
             id,
             &Reply::Welcome(Welcome {
-                version: 1,
+                version: 2,
                 session: SessionId(self.sessions),
                 epoch: self.epoch,
                 mode: self.mode,
                 parts,
+                domain: "default".to_owned(),
             }),
         );
         if parts == 1 {
             let bytes = FRAMES * u64::from(FRAME_BYTES);
             let fd = self.part.read_only_fd().unwrap();
-            let added = Reply::PartAdded(PartAdded { part: PartId(3), bytes });
+            let added = Reply::PartAdded(PartAdded { part: PartId(3), bytes, board_offset: 0 });
             peer.reply_with(id, &added, fd.as_fd());
         }
     }

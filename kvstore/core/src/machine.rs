@@ -149,7 +149,15 @@ impl Core {
             Request::Commit(body) => self.commit(session, request, body, actions),
             Request::Prefetch(body) => self.prefetch(session, request, body, actions),
             Request::Hint(body) => self.hint(session, request, body, actions),
-            Request::Hello(_) | Request::OpenSpace(_) | Request::Status | Request::Ping => {
+            Request::Give(_)
+            | Request::Take(_)
+            | Request::Hello(_)
+            | Request::OpenSpace(_)
+            | Request::Status
+            | Request::Ping
+            | Request::PartLetGo(_)
+            | Request::Purge(_)
+            | Request::TakeOver => {
                 let detail = "not a question for the core";
                 self.refuse(session, request, RefusedReason::Invalid, detail, actions);
             }
@@ -263,6 +271,12 @@ impl Core {
             used_bytes: used.sum(),
             pages: self.resident,
         }
+    }
+
+    /// Pages known in any tier, missing ancestors of known pages included.
+    #[must_use]
+    pub fn known_pages(&self) -> u64 {
+        self.index.len() as u64
     }
 
     /// All spaces known.

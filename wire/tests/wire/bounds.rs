@@ -115,12 +115,12 @@ fn an_offer_has_a_parent_exactly_when_it_does_not_start_the_chain() {
 #[test]
 fn versions_are_negotiated_down_to_what_both_speak() {
     for (min, max, agreed) in [
-        (1, 1, Some(1)),
-        (1, 9, Some(1)),
-        (0, 1, Some(1)),
-        (2, 9, None),
-        (0, 0, None),
-        (9, 1, None),
+        (2, 2, Some(2)),
+        (1, 9, Some(2)),
+        (0, 2, Some(2)),
+        (3, 9, None),
+        (0, 1, None),
+        (9, 2, None),
         (u16::MAX, u16::MAX, None),
     ] {
         assert_eq!(negotiate(min, max), agreed, "{min}..={max}");

@@ -1,10 +1,10 @@
-//! Protocol version 1, byte by byte: a change that breaks these bytes needs a new version.
+//! Protocol version 2, byte by byte: a change that breaks these bytes needs a new version.
 
 use crate::{reply_frame, reply_of, request_frame, request_of, samples};
 use std::collections::BTreeMap;
 use undercroft_wire::{DomainId, PageKey, RequestId};
 
-const FILE: &str = include_str!("../golden/protocol-v1.hex");
+const FILE: &str = include_str!("../golden/protocol-v2.hex");
 /// The request number of every sample: four different bytes, so that byte order shows.
 const REQUEST: RequestId = RequestId(0x0403_0201);
 
@@ -27,7 +27,7 @@ fn golden() -> BTreeMap<&'static str, Vec<u8>> {
 }
 
 #[test]
-fn every_message_has_the_bytes_of_protocol_version_1() {
+fn every_message_has_the_bytes_of_protocol_version_2() {
     let mut encoded = BTreeMap::new();
     for (name, message) in samples::requests() {
         encoded.insert(name, request_frame(REQUEST, &message));
@@ -60,7 +60,7 @@ fn the_golden_bytes_decode_and_encode_to_themselves() {
 #[test]
 fn the_header_is_laid_out_as_documented() {
     let bytes = &golden()["ping"];
-    assert_eq!(hex(bytes), "5543465401000c000000000001020304");
+    assert_eq!(hex(bytes), "5543465402000c000000000001020304");
     assert_eq!(&bytes[0..4], b"UCFT");
 }
 
@@ -70,7 +70,7 @@ fn every_kind_has_a_golden_message() {
     let mut kinds: Vec<u16> = golden().values().map(|bytes| kind(bytes)).collect();
     kinds.sort_unstable();
     kinds.dedup();
-    assert_eq!(kinds, (1..=12).chain(101..=112).collect::<Vec<u16>>());
+    assert_eq!(kinds, (1..=17).chain(101..=118).collect::<Vec<u16>>());
 }
 
 /// Digests and keys name pages on disk and between nodes: they never change.

@@ -3,7 +3,8 @@
 use crate::{reply_frame, request_frame, samples, strategies};
 use proptest::prelude::*;
 use undercroft_wire::{
-    DecodeError, HEADER_BYTES, Header, MAGIC, RequestId, decode_reply, decode_request, split_frame,
+    DecodeError, HEADER_BYTES, Header, MAGIC, PROTOCOL_MAX, RequestId, decode_reply,
+    decode_request, split_frame,
 };
 
 const REQUEST: RequestId = RequestId(7);
@@ -61,10 +62,10 @@ fn bytes_after_a_body_are_refused() {
 
 #[test]
 fn a_kind_nobody_knows_is_refused_on_both_sides() {
-    let known = |kind: u16| (1..=12).contains(&kind);
-    let answers = |kind: u16| (101..=112).contains(&kind);
+    let known = |kind: u16| (1..=17).contains(&kind);
+    let answers = |kind: u16| (101..=118).contains(&kind);
     for kind in 0..=u16::MAX {
-        let header = Header { version: 1, kind, length: 0, request: REQUEST };
+        let header = Header { version: PROTOCOL_MAX, kind, length: 0, request: REQUEST };
         let unknown = Err(DecodeError::Kind { found: kind });
         assert_eq!(decode_request(&header, &[]).map(drop) == unknown, !known(kind), "{kind}");
         assert_eq!(decode_reply(&header, &[]).map(drop) == unknown, !answers(kind), "{kind}");
@@ -80,11 +81,11 @@ fn another_magic_and_another_version_are_refused_by_the_header_alone() {
         let error = split_frame(&bytes).unwrap_err();
         assert!(matches!(error, DecodeError::Magic { .. }), "{error}");
     }
-    for version in [0_u16, 2, 0x0100, u16::MAX] {
+    for version in [0_u16, 1, 3, 0x0100, u16::MAX] {
         let mut bytes = good.clone();
         bytes[4..6].copy_from_slice(&version.to_le_bytes());
         let error = split_frame(&bytes).unwrap_err();
-        assert_eq!(error, DecodeError::Version { found: version, min: 1, max: 1 });
+        assert_eq!(error, DecodeError::Version { found: version, min: 2, max: 2 });
     }
 }
 
@@ -93,7 +94,7 @@ fn another_magic_and_another_version_are_refused_by_the_header_alone() {
 const PROMISE: [u8; 9] = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
 
 fn header(kind: u16) -> Header {
-    Header { version: 1, kind, length: 0, request: REQUEST }
+    Header { version: PROTOCOL_MAX, kind, length: 0, request: REQUEST }
 }
 
 #[test]
@@ -124,7 +125,7 @@ fn a_list_that_promises_too_much_is_refused() {
 
 #[test]
 fn a_promise_anywhere_in_a_body_allocates_nothing() {
-    for kind in (1..=12).chain(101..=112) {
+    for kind in (1..=17).chain(101..=118) {
         for fill in [0x00, 0x01, 0x7f] {
             for before in 0..120 {
                 let mut body = vec![fill; before];
@@ -141,7 +142,7 @@ proptest! {
     fn noise_never_panics(
         kind in 0_u16..130, body in prop::collection::vec(any::<u8>(), 0..400),
     ) {
-        let header = Header { version: 1, kind, length: body.len() as u32, request: REQUEST };
+        let header = Header { version: PROTOCOL_MAX, kind, length: body.len() as u32, request: REQUEST };
         let _ = decode_request(&header, &body);
         let _ = decode_reply(&header, &body);
         let _ = split_frame(&body);

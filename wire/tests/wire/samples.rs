@@ -78,17 +78,35 @@ pub(crate) fn requests() -> Vec<(&'static str, Request<'static>)> {
         ("hint", Request::Hint(hint)),
         ("status", Request::Status),
         ("ping", Request::Ping),
+        ("give-hold", Request::Give(Give { what: Gift::Hold(HoldId(9)) })),
+        ("give-lease", Request::Give(Give { what: Gift::Lease(LeaseId(WIDE)) })),
+        ("take", Request::Take(Take { token: token(), lease: LeaseId(WIDE) })),
+        ("part-let-go", Request::PartLetGo(PartLetGo { part: PartId(1) })),
+        ("purge", Request::Purge(purge(PurgeScope::Domain))),
+        ("purge-space", Request::Purge(purge(PurgeScope::Space(SpaceDigest(key(3).0))))),
+        ("purge-writer", Request::Purge(purge(PurgeScope::Writer(1_000)))),
+        ("take-over", Request::TakeOver),
     ]
+}
+
+fn token() -> Token {
+    Token(std::array::from_fn(|index| 0xa0 + index as u8))
+}
+
+fn purge(scope: PurgeScope) -> Purge {
+    Purge { domain: "tenant-a".to_owned(), scope }
 }
 
 pub(crate) fn replies() -> Vec<(&'static str, Reply)> {
     let welcome = Welcome {
-        version: 1,
+        version: 2,
         session: SessionId(6),
         epoch: Epoch(WIDE),
         mode: Mode::Copy,
         parts: 2,
+        domain: "tenant-a".to_owned(),
     };
+    let part = PartAdded { part: PartId(1), bytes: 1 << 30, board_offset: 4_096 };
     let lookup = LookupReply {
         pages: 12,
         dram: 8,
@@ -115,7 +133,7 @@ pub(crate) fn replies() -> Vec<(&'static str, Reply)> {
     let opened = SpaceOpened { space: SpaceId(5), slots: 16, slot_bytes: 2_097_152 };
     vec![
         ("welcome", Reply::Welcome(welcome)),
-        ("part-added", Reply::PartAdded(PartAdded { part: PartId(1), bytes: 1 << 30 })),
+        ("part-added", Reply::PartAdded(part)),
         ("space-opened", Reply::SpaceOpened(opened)),
         ("lookup-reply", Reply::Lookup(lookup)),
         ("fetch-ready", Reply::FetchReady(FetchReady { lease: LeaseId(WIDE), first: 4, places })),
@@ -129,6 +147,12 @@ pub(crate) fn replies() -> Vec<(&'static str, Reply)> {
         ("status-reply", Reply::Status(Box::new(status()))),
         ("refused", Reply::Refused(refused)),
         ("done", Reply::Done),
+        ("board-added", Reply::BoardAdded(BoardAdded { bytes: 1 << 20 })),
+        ("part-retired", Reply::PartRetired(PartRetired { part: PartId(1) })),
+        ("given", Reply::Given(Given { token: token() })),
+        ("taken-hold", Reply::TakenHold(TakenHold { hold: HoldId(9), pages: 12 })),
+        ("purged", Reply::Purged(Purged { pages: 77 })),
+        ("heirloom", Reply::Heirloom(Heirloom { name: "undercroft-state".to_owned() })),
     ]
 }
 
@@ -149,8 +173,25 @@ fn status() -> StatusReport {
         unreachable_pages: 109,
         devices: vec![SsdDeviceStatus::default(), ssd_device(dram.clone())],
     };
+    let domain = DomainStatus {
+        name: "tenant-a".to_owned(),
+        arena: ArenaStatus { parts: 1, bytes: 1 << 29, pages: "4k".to_owned(), locked: false },
+        dram: dram.clone(),
+        ssd_bytes: 501,
+        sessions: 502,
+        leased_pages: 503,
+    };
+    let start = StartStatus {
+        kind: StartKind::Warm,
+        restarts: 601,
+        ready_ms: 602,
+        restored_pages: 603,
+        quarantined_bytes: 604,
+        dropped: Some("another layout".to_owned()),
+    };
     let session = SessionStatus {
         session: 6,
+        domain: "tenant-a".to_owned(),
         name: "engine-0".to_owned(),
         pid: 4_242,
         uid: 1_000,
@@ -168,6 +209,9 @@ fn status() -> StatusReport {
         epoch: WIDE,
         cpu_s: 1.5,
         socket: "undercroft.sock".to_owned(),
+        start,
+        heap_bytes: 701,
+        known_pages: 702,
         arena: ArenaStatus { parts: 2, bytes: 1 << 30, pages: "hugetlb".to_owned(), locked: true },
         dram,
         ssd: Some(ssd),
@@ -180,7 +224,9 @@ fn status() -> StatusReport {
             incomplete_fetches: 206,
         },
         stores: StoreStatus { offered: 301, stored: 302, held: 303, declined: 304, failed: 305 },
+        domains: vec![domain],
         spaces: vec![SpaceStatus {
+            domain: "tenant-a".to_owned(),
             digest: "0011223344556677".to_owned(),
             page_bytes: 2_097_152,
             pages: 256,

@@ -164,6 +164,33 @@ pub(crate) fn request() -> impl Strategy<Value = Request<'static>> {
         hint().prop_map(Request::Hint),
         Just(Request::Status),
         Just(Request::Ping),
+        between_sessions(),
+        Just(Request::TakeOver),
+    ]
+}
+
+fn token() -> impl Strategy<Value = Token> {
+    any::<[u8; 16]>().prop_map(Token)
+}
+
+fn between_sessions() -> impl Strategy<Value = Request<'static>> {
+    let gift = prop_oneof![
+        any::<u64>().prop_map(|hold| Gift::Hold(HoldId(hold))),
+        any::<u64>().prop_map(|lease| Gift::Lease(LeaseId(lease))),
+    ];
+    let take =
+        (token(), any::<u64>()).prop_map(|(token, lease)| Take { token, lease: LeaseId(lease) });
+    let scope = prop_oneof![
+        Just(PurgeScope::Domain),
+        any::<[u8; 32]>().prop_map(|digest| PurgeScope::Space(SpaceDigest(digest))),
+        any::<u32>().prop_map(PurgeScope::Writer),
+    ];
+    let purge = (text(), scope).prop_map(|(domain, scope)| Purge { domain, scope });
+    prop_oneof![
+        gift.prop_map(|what| Request::Give(Give { what })),
+        take.prop_map(Request::Take),
+        any::<u32>().prop_map(|part| Request::PartLetGo(PartLetGo { part: PartId(part) })),
+        purge.prop_map(Request::Purge),
     ]
 }
 
@@ -236,17 +263,20 @@ fn ssd_device() -> impl Strategy<Value = SsdDeviceStatus> {
 }
 
 fn session() -> impl Strategy<Value = SessionStatus> {
-    (any::<[u32; 4]>(), any::<[u64; 2]>(), text(), mode(), any::<bool>()).prop_map(
-        |([pid, uid, gid, leases], [session, leased_pages], name, mode, lingering)| SessionStatus {
-            session,
-            name,
-            pid,
-            uid,
-            gid,
-            mode,
-            leases,
-            leased_pages,
-            lingering,
+    (any::<[u32; 4]>(), any::<[u64; 2]>(), [text(), text()], mode(), any::<bool>()).prop_map(
+        |([pid, uid, gid, leases], [session, leased_pages], texts, mode, lingering)| {
+            SessionStatus {
+                session,
+                domain: texts[0].clone(),
+                name: texts[1].clone(),
+                pid,
+                uid,
+                gid,
+                mode,
+                leases,
+                leased_pages,
+                lingering,
+            }
         },
     )
 }
@@ -260,8 +290,36 @@ fn arena() -> impl Strategy<Value = ArenaStatus> {
     })
 }
 
+fn start() -> impl Strategy<Value = StartStatus> {
+    let kinds = vec![StartKind::Cold, StartKind::Warm, StartKind::Takeover];
+    let counts = any::<(u32, [u64; 3])>();
+    (prop::sample::select(kinds), counts, prop::option::of(text())).prop_map(
+        |(kind, (restarts, counts), dropped)| StartStatus {
+            kind,
+            restarts,
+            ready_ms: counts[0],
+            restored_pages: counts[1],
+            quarantined_bytes: counts[2],
+            dropped,
+        },
+    )
+}
+
+fn domain() -> impl Strategy<Value = DomainStatus> {
+    (text(), arena(), tier(), any::<(u32, [u64; 2])>()).prop_map(
+        |(name, arena, dram, (sessions, counts))| DomainStatus {
+            name,
+            arena,
+            dram,
+            ssd_bytes: counts[0],
+            sessions,
+            leased_pages: counts[1],
+        },
+    )
+}
+
 fn status() -> impl Strategy<Value = StatusReport> {
-    let numbers = (any::<[u32; 2]>(), any::<[u64; 3]>(), -1e12_f64..1e12);
+    let numbers = (any::<[u32; 2]>(), any::<[u64; 5]>(), -1e12_f64..1e12);
     let hits = any::<[u64; 6]>().prop_map(|counts| HitStatus {
         lookups: counts[0],
         keys: counts[1],
@@ -273,14 +331,16 @@ fn status() -> impl Strategy<Value = StatusReport> {
     let stores = any::<[u64; 5]>().prop_map(|[offered, stored, held, declined, failed]| {
         StoreStatus { offered, stored, held, declined, failed }
     });
-    let space = (text(), any::<(u32, u64)>())
-        .prop_map(|(digest, (page_bytes, pages))| SpaceStatus { digest, page_bytes, pages });
-    let tiers = (arena(), tier(), prop::option::of(ssd()));
-    let lists = (vec(space, 0..3), vec(session(), 0..3), vec(text(), 0..3));
+    let space = ([text(), text()], any::<(u32, u64)>()).prop_map(
+        |([domain, digest], (page_bytes, pages))| SpaceStatus { domain, digest, page_bytes, pages },
+    );
+    let tiers = (start(), arena(), tier(), prop::option::of(ssd()));
+    let lists = (vec(domain(), 0..3), vec(space, 0..3), vec(session(), 0..3), vec(text(), 0..3));
     (numbers, (text(), text()), tiers, (hits, stores), lists).prop_map(
-        |(numbers, (version, socket), (arena, dram, ssd), (hits, stores), lists)| {
-            let ([schema, pid], [uptime_ms, epoch, protocol_errors], cpu_s) = numbers;
-            let (spaces, sessions, refused) = lists;
+        |(numbers, (version, socket), (start, arena, dram, ssd), (hits, stores), lists)| {
+            let ([schema, pid], counts, cpu_s) = numbers;
+            let [uptime_ms, epoch, protocol_errors, heap_bytes, known_pages] = counts;
+            let (domains, spaces, sessions, refused) = lists;
             StatusReport {
                 schema,
                 version,
@@ -289,11 +349,15 @@ fn status() -> impl Strategy<Value = StatusReport> {
                 epoch,
                 cpu_s,
                 socket,
+                start,
+                heap_bytes,
+                known_pages,
                 arena,
                 dram,
                 ssd,
                 hits,
                 stores,
+                domains,
                 spaces,
                 sessions,
                 refused,
@@ -333,22 +397,27 @@ fn refused() -> impl Strategy<Value = Refused> {
         RefusedReason::Stopping,
         RefusedReason::Version,
         RefusedReason::Invalid,
+        RefusedReason::Denied,
     ];
     (prop::sample::select(reasons), text()).prop_map(|(reason, detail)| Refused { reason, detail })
 }
 
 pub(crate) fn reply() -> impl Strategy<Value = Reply> {
-    let welcome = (any::<(u16, u64, u64, u32)>(), mode()).prop_map(
-        |((version, session, epoch, parts), mode)| Welcome {
+    let welcome = (any::<(u16, u64, u64, u32)>(), mode(), text()).prop_map(
+        |((version, session, epoch, parts), mode, domain)| Welcome {
             version,
             session: SessionId(session),
             epoch: Epoch(epoch),
             mode,
             parts,
+            domain,
         },
     );
-    let part =
-        any::<(u32, u64)>().prop_map(|(part, bytes)| PartAdded { part: PartId(part), bytes });
+    let part = any::<(u32, u64, u64)>().prop_map(|(part, bytes, board_offset)| PartAdded {
+        part: PartId(part),
+        bytes,
+        board_offset,
+    });
     let opened = any::<[u32; 3]>().prop_map(|[space, slots, slot_bytes]| SpaceOpened {
         space: SpaceId(space),
         slots,
@@ -380,5 +449,18 @@ pub(crate) fn reply() -> impl Strategy<Value = Reply> {
         status().prop_map(|status| Reply::Status(Box::new(status))),
         refused().prop_map(Reply::Refused),
         Just(Reply::Done),
+        outliving(),
+    ]
+}
+
+fn outliving() -> impl Strategy<Value = Reply> {
+    prop_oneof![
+        any::<u64>().prop_map(|bytes| Reply::BoardAdded(BoardAdded { bytes })),
+        any::<u32>().prop_map(|part| Reply::PartRetired(PartRetired { part: PartId(part) })),
+        token().prop_map(|token| Reply::Given(Given { token })),
+        any::<(u64, u32)>()
+            .prop_map(|(hold, pages)| Reply::TakenHold(TakenHold { hold: HoldId(hold), pages })),
+        any::<u64>().prop_map(|pages| Reply::Purged(Purged { pages })),
+        text().prop_map(|name| Reply::Heirloom(Heirloom { name })),
     ]
 }
