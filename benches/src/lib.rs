@@ -24,7 +24,10 @@ pub use error::BenchError;
 pub use exact_lru::ExactLru;
 pub use generate::{GeneratorOptions, generate};
 pub use interrupt::Interrupt;
-pub use limits::{EchoOptions, LimitsOptions, LimitsReport, Machine, Row, echo_peer, limits};
+pub use limits::{
+    CallerOptions, EchoOptions, LimitsOptions, LimitsReport, Machine, Row, caller, echo_peer,
+    limits,
+};
 pub use replay::{HitPages, LookupTimes, Policy, PolicyError, ReplayOptions, ReplayReport, replay};
 pub use size::{ByteSize, SizeError, TierSize};
 pub use trace::{MAX_REQUEST_PAGES, RawRequest, Trace, TraceReader, TraceRequest, TraceStats};

@@ -1,17 +1,22 @@
 mod bare_copy;
-mod bare_echo;
 mod bare_ring;
+mod caller;
+mod control;
 mod dram;
 mod driver;
-mod lookup;
+mod echo;
+mod far_end;
+mod latencies;
 mod machine;
 mod pairs;
+mod parallel;
 mod report;
 mod rig;
 mod ssd;
 
-pub use bare_echo::{EchoOptions, echo_peer};
+pub use caller::{CallerOptions, caller};
 pub use driver::{LimitsOptions, limits};
+pub use far_end::{EchoOptions, echo_peer};
 pub use machine::Machine;
 pub(crate) use machine::available_memory;
 pub use report::{LimitsReport, Row};

@@ -4,8 +4,8 @@ use crate::outcome::{Failure, Outcome};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 use undercroft_benches::{
-    BenchError, ByteSize, EchoOptions, LimitsOptions, Policy, ReplayOptions, TierSize, echo_peer,
-    limits, replay, replay_defaults,
+    BenchError, ByteSize, CallerOptions, EchoOptions, LimitsOptions, Policy, ReplayOptions,
+    TierSize, caller, echo_peer, limits, replay, replay_defaults,
 };
 
 /// Measure: replay traffic, or compare with the machine's own limits.
@@ -21,6 +21,8 @@ enum What {
     Limits(Limits),
     #[command(hide = true)]
     Echo(Echo),
+    #[command(hide = true)]
+    Caller(Caller),
 }
 
 /// Replay LLM requests through a daemon and verify every byte that comes back.
@@ -92,12 +94,13 @@ struct Replay {
 ///
 /// Each row is the median of interleaved pairs (ours, the limit) with its spread; a ratio above
 /// 1.05 would mean that the limit was measured wrong. SSD rows are encrypted, as a daemon is by
-/// default, but for those that say plain. Takes about two and a half minutes.
+/// default, but for those that say plain. Takes about three minutes.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   undercroft bench limits
   undercroft bench limits --json limits.json --ssd-path /mnt/nvme0
   undercroft bench limits --only ssd_read
+  undercroft bench limits --only lookup
 
 Exit codes: 0 done; 1 the run failed or a byte was wrong; 2 it could not start.")]
 struct Limits {
@@ -112,7 +115,7 @@ struct Limits {
     only: Option<String>,
 }
 
-/// The far end of the bare socket echo that `bench limits` measures against.
+/// The far end of the socket echoes that `bench limits` measures against.
 #[derive(Debug, Args)]
 struct Echo {
     #[arg(long)]
@@ -123,6 +126,17 @@ struct Echo {
     reply_bytes: usize,
     #[arg(long, default_value_t = 0)]
     probes: usize,
+    #[arg(long)]
+    tokio: bool,
+}
+
+/// One of the processes that look up at once for `bench limits`.
+#[derive(Debug, Args)]
+struct Caller {
+    #[arg(long)]
+    socket: PathBuf,
+    #[arg(long)]
+    echo: PathBuf,
 }
 
 impl Bench {
@@ -131,6 +145,7 @@ impl Bench {
             What::Replay(replay) => replay.run(),
             What::Limits(limits) => limits.run(),
             What::Echo(echo) => echo.run(),
+            What::Caller(caller) => caller.run(),
         }
     }
 }
@@ -177,9 +192,17 @@ impl Limits {
 
 impl Echo {
     fn run(self) -> Result<Outcome, Failure> {
-        let Self { socket, request_bytes, reply_bytes, probes } = self;
-        let options = EchoOptions { socket, request_bytes, reply_bytes, probes };
+        let Self { socket, request_bytes, reply_bytes, probes, tokio } = self;
+        let options = EchoOptions { socket, request_bytes, reply_bytes, probes, tokio };
         echo_peer(&options).map_err(failure)?;
+        Ok(Outcome::Good)
+    }
+}
+
+impl Caller {
+    fn run(self) -> Result<Outcome, Failure> {
+        let Self { socket, echo } = self;
+        caller(&CallerOptions { socket, echo }).map_err(failure)?;
         Ok(Outcome::Good)
     }
 }

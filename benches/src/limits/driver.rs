@@ -2,7 +2,7 @@ use super::bare_copy::BareCopy;
 use super::machine::{Machine, available_memory, cores};
 use super::pairs::{PAIRS, Pairs};
 use super::report::LimitsReport;
-use super::{bare_ring, dram, lookup, ssd};
+use super::{bare_ring, control, dram, ssd};
 use crate::interrupt::Interrupt;
 use crate::replay::{Output, json_text};
 use crate::{BenchError, progress};
@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 const MIB: u64 = 1 << 20;
-/// The rows of a whole run, in their order.
-const ROWS: [&str; 12] = [
+/// The rows of a whole run before those of the control path, in their order.
+const MOVING_ROWS: [&str; 10] = [
     "dram_load_1m",
     "dram_load_2m",
     "store_2m",
@@ -22,8 +22,6 @@ const ROWS: [&str; 12] = [
     "ssd_read_256k",
     "ssd_mixed_70_30",
     "ssd_mixed_read_p99",
-    "lookup_1_us",
-    "lookup_4096_us",
 ];
 /// More threads than this do not make a memory faster.
 const MAX_THREADS: u32 = 8;
@@ -64,8 +62,12 @@ impl Setup<'_> {
     }
 
     fn wants_any(&self, of: &str) -> bool {
-        ROWS.iter().any(|row| row.starts_with(of) && self.wants(row))
+        rows().any(|row| row.starts_with(of) && self.wants(row))
     }
+}
+
+fn rows() -> impl Iterator<Item = &'static str> {
+    MOVING_ROWS.into_iter().chain(control::ROWS)
 }
 
 /// Measures what the daemon reaches beside what this machine could do at best.
@@ -90,9 +92,10 @@ pub fn limits(options: &LimitsOptions) -> Result<LimitsReport, BenchError> {
         threads: threads as usize,
         store_threads: store_threads as usize,
     };
-    let wanted = ROWS.iter().filter(|row| setup.wants(row)).count() as u64;
+    let wanted = rows().filter(|row| setup.wants(row)).count() as u64;
     if wanted == 0 {
-        let problem = format!("no row's name begins so; there are {}", ROWS.join(", "));
+        let problem =
+            format!("no row's name begins so; there are {}", rows().collect::<Vec<_>>().join(", "));
         return Err(BenchError::Option { option: "--only", problem });
     }
     let ssd = setup.wants_any("ssd_");
@@ -113,8 +116,8 @@ pub fn limits(options: &LimitsOptions) -> Result<LimitsReport, BenchError> {
         let note = "io_uring is refused here: without it the SSD has no limit to compare with";
         machine.notes.push(note.to_owned());
     }
-    if setup.wants_any("lookup_") {
-        rows.extend(lookup::measure(&setup, &pairs)?);
+    if control::ROWS.iter().any(|row| setup.wants(row)) {
+        rows.extend(control::measure(&setup, &pairs)?);
     }
     bar.finish_and_clear();
     let report = LimitsReport { schema: 1, machine, rows, wall_s: since.elapsed().as_secs_f64() };

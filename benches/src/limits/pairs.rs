@@ -15,12 +15,28 @@ const WARM_UP: Duration = Duration::from_millis(150);
 pub(super) enum Unit {
     /// The more the better.
     BytesPerSecond,
+    /// The more the better.
+    PerSecond,
     /// The less the better.
     Microseconds,
 }
 
+/// What one side of a pair came to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Figure {
+    pub(super) value: f64,
+    /// Where the value is the median of calls, their 99th percentile.
+    pub(super) p99: Option<f64>,
+}
+
+impl From<f64> for Figure {
+    fn from(value: f64) -> Self {
+        Self { value, p99: None }
+    }
+}
+
 /// Measures for about as long as it is told and returns the figure.
-pub(super) type Side<'a> = &'a mut dyn FnMut(Duration) -> Result<f64, BenchError>;
+pub(super) type Side<'a, T> = &'a mut dyn FnMut(Duration) -> Result<T, BenchError>;
 
 /// Runs both sides in turn, the first side of a pair alternating so that drift hits both.
 pub(super) struct Pairs<'a> {
@@ -29,13 +45,25 @@ pub(super) struct Pairs<'a> {
 }
 
 impl Pairs<'_> {
-    pub(super) fn measure(
+    pub(super) fn measure<T: Into<Figure>>(
         &self,
         name: &'static str,
         unit: Unit,
-        ours: Side<'_>,
-        limit: Side<'_>,
+        ours: Side<'_, T>,
+        limit: Side<'_, T>,
     ) -> Result<Row, BenchError> {
+        let pairs = self.collect(name, ours, limit)?;
+        let pairs: Vec<_> = pairs.into_iter().map(|(o, l)| (o.into(), l.into())).collect();
+        Ok(row(name, unit, &pairs))
+    }
+
+    /// What both sides of each pair came to.
+    pub(super) fn collect<T>(
+        &self,
+        name: &'static str,
+        ours: Side<'_, T>,
+        limit: Side<'_, T>,
+    ) -> Result<Vec<(T, T)>, BenchError> {
         self.bar.set_message(name);
         ours(WARM_UP)?;
         limit(WARM_UP)?;
@@ -52,24 +80,30 @@ impl Pairs<'_> {
             pairs.push(figures);
             self.bar.inc(1);
         }
-        Ok(row(name, unit, &pairs))
+        Ok(pairs)
     }
 }
 
-fn row(name: &'static str, unit: Unit, pairs: &[(f64, f64)]) -> Row {
+/// The row that such pairs make.
+pub(super) fn row(name: &'static str, unit: Unit, pairs: &[(Figure, Figure)]) -> Row {
     let ratios = pairs.iter().map(|(ours, limit)| match unit {
-        Unit::BytesPerSecond => ours / limit,
-        Unit::Microseconds => limit / ours,
+        Unit::BytesPerSecond | Unit::PerSecond => ours.value / limit.value,
+        Unit::Microseconds => limit.value / ours.value,
     });
     let ratios = sorted(ratios);
+    let of = |side: fn(&(Figure, Figure)) -> Figure| pairs.iter().map(side);
+    let p99 = |side| of(side).map(|figure| figure.p99).collect::<Option<Vec<f64>>>();
     Row {
         name,
-        ours: median(&sorted(pairs.iter().map(|pair| pair.0))),
-        limit: median(&sorted(pairs.iter().map(|pair| pair.1))),
+        ours: median(&sorted(of(|pair| pair.0).map(|figure| figure.value))),
+        limit: median(&sorted(of(|pair| pair.1).map(|figure| figure.value))),
+        ours_p99: p99(|pair| pair.0).map(|all| median(&sorted(all.into_iter()))),
+        limit_p99: p99(|pair| pair.1).map(|all| median(&sorted(all.into_iter()))),
         ratio: median(&ratios),
         spread: [ratios[0], ratios[ratios.len() - 1]],
         unit: match unit {
             Unit::BytesPerSecond => "B/s",
+            Unit::PerSecond => "1/s",
             Unit::Microseconds => "us",
         },
         pairs: pairs.len() as u32,
@@ -98,17 +132,27 @@ fn median(sorted: &[f64]) -> f64 {
 mod tests {
     use super::*;
 
+    fn of(unit: Unit, pairs: &[(f64, f64)]) -> Row {
+        let pairs: Vec<_> = pairs.iter().map(|(o, l)| ((*o).into(), (*l).into())).collect();
+        row("r", unit, &pairs)
+    }
+
     #[test]
     fn a_row_is_the_median_of_its_pairs() {
-        let row = row("r", Unit::BytesPerSecond, &[(8.0, 10.0), (9.0, 10.0), (6.0, 12.0)]);
+        let row = of(Unit::BytesPerSecond, &[(8.0, 10.0), (9.0, 10.0), (6.0, 12.0)]);
         assert_eq!((row.ours, row.limit, row.ratio), (8.0, 10.0, 0.8));
+        assert_eq!(row.ours_p99, None);
         assert_eq!((row.spread, row.unit), ([0.5, 0.9], "B/s"));
     }
 
     #[test]
     fn for_times_less_is_better() {
-        let row = row("r", Unit::Microseconds, &[(20.0, 10.0), (40.0, 10.0)]);
+        let row = of(Unit::Microseconds, &[(20.0, 10.0), (40.0, 10.0)]);
         assert_eq!((row.ours, row.ratio, row.unit), (30.0, 0.375, "us"));
+        let figure = |value, p99| Figure { value, p99: Some(p99) };
+        let pairs = [(figure(2.0, 9.0), figure(1.0, 3.0)), (figure(2.0, 7.0), figure(1.0, 5.0))];
+        let row = super::row("r", Unit::Microseconds, &pairs);
+        assert_eq!((row.ours_p99, row.limit_p99), (Some(8.0), Some(4.0)));
     }
 
     #[test]

@@ -23,11 +23,17 @@ pub struct Row {
     pub ours: f64,
     /// What the bare loop reaches: the median over all pairs.
     pub limit: f64,
+    /// Where these are medians of calls, their 99th percentiles: the medians over all pairs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ours_p99: Option<f64>,
+    /// See [`Row::ours_p99`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit_p99: Option<f64>,
     /// Median over the pairs of ours / limit; for times, of limit / ours. 1 is the limit.
     pub ratio: f64,
     /// The lowest and the highest of the pairs' ratios.
     pub spread: [f64; 2],
-    /// `B/s` or `us`.
+    /// `B/s`, `1/s` or `us`.
     pub unit: &'static str,
     /// How many pairs.
     pub pairs: u32,
@@ -49,7 +55,7 @@ impl LimitsReport {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         let mut text = format!(
             "{}, {} cores, LLC {:.0} MiB, {:.1} GiB memory\n{}, {}\n\n\
-             {:<18} {:>12} {:>12} {:>6}  {:<13} {:>14}\n",
+             {:<22} {:>12} {:>12} {:>6}  {:<13} {:>10} {:>10} {:>13}\n",
             machine.cpu,
             machine.cores,
             gib(machine.llc_bytes) * 1024.0,
@@ -61,19 +67,25 @@ impl LimitsReport {
             "limit",
             "ratio",
             "spread",
+            "p99 ours",
+            "p99 limit",
             "daemon s/GiB",
         );
         for row in &self.rows {
             let cpu =
                 row.daemon_cpu_s_per_gib.map_or_else(|| "-".to_owned(), |s| format!("{s:.3}"));
+            let p99 =
+                |figure: Option<f64>| figure.map_or_else(|| "-".to_owned(), |us| row.shown(us));
             text.push_str(&format!(
-                "{:<18} {:>12} {:>12} {:>6.2}  {:.2} .. {:.2}  {:>14}\n",
+                "{:<22} {:>12} {:>12} {:>6.2}  {:.2} .. {:.2}  {:>10} {:>10} {:>13}\n",
                 row.name,
                 row.shown(row.ours),
                 row.shown(row.limit),
                 row.ratio,
                 row.spread[0],
                 row.spread[1],
+                p99(row.ours_p99),
+                p99(row.limit_p99),
                 cpu,
             ));
         }
@@ -91,6 +103,7 @@ impl Row {
     fn shown(&self, value: f64) -> String {
         match self.unit {
             "B/s" => format!("{:.2} GB/s", value / 1e9),
+            "1/s" => format!("{value:.0} 1/s"),
             unit => format!("{value:.1} {unit}"),
         }
     }

@@ -14,9 +14,9 @@ use undercroft_wire::{
     DomainId, Dtype, Family, FamilyDigest, HintKind, PageKey, Rank, Space, StatusReport,
 };
 
-const GREETING: Duration = Duration::from_secs(5);
+pub(super) const GREETING: Duration = Duration::from_secs(5);
 /// No call of a measurement takes nearly so long.
-const DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// A daemon of our own, a session with it, and a device whose blocks all hold something.
 pub(super) struct Rig {
@@ -43,21 +43,9 @@ impl Rig {
         copy_threads: usize,
         interrupt: &Interrupt,
     ) -> Result<Self, BenchError> {
-        let geometry = geometry(page_bytes)
-            .map_err(|e| BenchError::Measure { row, problem: e.to_string() })?;
-        let family = Family {
-            model: *blake3::hash(row.as_bytes()).as_bytes(),
-            adapter: [0; 32],
-            dtype: Dtype::Bf16,
-            quantization: "none".to_owned(),
-            attention: "bench limits".to_owned(),
-            layout: "bench limits".to_owned(),
-            layers: geometry.layers(),
-            kv_heads: 8,
-            page_tokens: 16,
-        };
-        let family_digest = family.digest();
-        let space = Space { family, rank: Rank::Shared, group: 0, geometry };
+        let problem = |problem| BenchError::Measure { row, problem };
+        let space = space(row, page_bytes).map_err(problem)?;
+        let (geometry, family) = (space.geometry, space.family.digest());
         // With one thread the caller copies: a hand-over would only add to it.
         let copy_threads = if copy_threads > 1 { copy_threads } else { 0 };
         let options = HostOptions { copy_threads, ..HostOptions::default() };
@@ -75,16 +63,13 @@ impl Rig {
         options.wait = Wait::Now(GREETING);
         let client = Client::connect(options)?;
         let space = client.open_space(&space, GREETING)?;
-        let family = family_digest;
         Ok(Self { row, client, space, device, blocks, family, made: AtomicU64::new(0), daemon })
     }
 
     /// Keys nobody has seen before.
     pub(super) fn fresh(&self, pages: usize) -> Run {
         let first = self.made.fetch_add(pages as u64, Ordering::Relaxed);
-        (first..first + pages as u64)
-            .map(|number| PageKey::from_engine_hash(&self.family, &number.to_le_bytes()))
-            .collect()
+        (first..first + pages as u64).map(|number| key(&self.family, number)).collect()
     }
 
     /// Stores a run out of these blocks; all of it must be taken.
@@ -173,6 +158,28 @@ impl Rig {
     pub(super) fn problem(&self, problem: String) -> BenchError {
         BenchError::Measure { row: self.row, problem }
     }
+}
+
+/// The space of a row's pages.
+pub(super) fn space(row: &str, page_bytes: u32) -> Result<Space, String> {
+    let geometry = geometry(page_bytes).map_err(|e| e.to_string())?;
+    let family = Family {
+        model: *blake3::hash(row.as_bytes()).as_bytes(),
+        adapter: [0; 32],
+        dtype: Dtype::Bf16,
+        quantization: "none".to_owned(),
+        attention: "bench limits".to_owned(),
+        layout: "bench limits".to_owned(),
+        layers: geometry.layers(),
+        kv_heads: 8,
+        page_tokens: 16,
+    };
+    Ok(Space { family, rank: Rank::Shared, group: 0, geometry })
+}
+
+/// The key that a rig gives out as its number `number`.
+pub(super) fn key(family: &FamilyDigest, number: u64) -> PageKey {
+    PageKey::from_engine_hash(family, &number.to_le_bytes())
 }
 
 fn drain(mut fetch: Fetch) -> FetchReport {
