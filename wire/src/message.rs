@@ -192,8 +192,12 @@ pub struct Give {
 pub struct Take {
     /// What the giver was given for it.
     pub token: Token,
-    /// If it is a lease: its number in this session, never used before.
+    /// For a lease, its number in this session, never used before; means nothing for a hold.
     pub lease: LeaseId,
+    /// For a lease, the space its pages must be of, opened in this session; for a hold `None`. A
+    /// token of the other kind or of another space is refused and stays good: whose pages they
+    /// are is not left to the two sessions' word.
+    pub space: Option<SpaceId>,
 }
 
 /// The client has let go of a part's mapping, as [`PartRetired`] asked.

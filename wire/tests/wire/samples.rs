@@ -80,7 +80,11 @@ pub(crate) fn requests() -> Vec<(&'static str, Request<'static>)> {
         ("ping", Request::Ping),
         ("give-hold", Request::Give(Give { what: Gift::Hold(HoldId(9)) })),
         ("give-lease", Request::Give(Give { what: Gift::Lease(LeaseId(WIDE)) })),
-        ("take", Request::Take(Take { token: token(), lease: LeaseId(WIDE) })),
+        (
+            "take",
+            Request::Take(Take { token: token(), lease: LeaseId(WIDE), space: Some(SpaceId(300)) }),
+        ),
+        ("take-hold", Request::Take(Take { token: token(), lease: LeaseId(0), space: None })),
         ("part-let-go", Request::PartLetGo(PartLetGo { part: PartId(1) })),
         ("purge", Request::Purge(purge(PurgeScope::Domain))),
         ("purge-space", Request::Purge(purge(PurgeScope::Space(SpaceDigest(key(3).0))))),

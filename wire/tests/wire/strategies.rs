@@ -178,8 +178,9 @@ fn between_sessions() -> impl Strategy<Value = Request<'static>> {
         any::<u64>().prop_map(|hold| Gift::Hold(HoldId(hold))),
         any::<u64>().prop_map(|lease| Gift::Lease(LeaseId(lease))),
     ];
-    let take =
-        (token(), any::<u64>()).prop_map(|(token, lease)| Take { token, lease: LeaseId(lease) });
+    let space = proptest::option::of(any::<u32>().prop_map(SpaceId));
+    let take = (token(), any::<u64>().prop_map(LeaseId), space)
+        .prop_map(|(token, lease, space)| Take { token, lease, space });
     let scope = prop_oneof![
         Just(PurgeScope::Domain),
         any::<[u8; 32]>().prop_map(|digest| PurgeScope::Space(SpaceDigest(digest))),
