@@ -5,7 +5,7 @@ use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
 use undercroft_client::wire::{
-    DeviceCondition, Mode, SsdDeviceStatus, SsdStatus, StatusReport, TierStatus,
+    DeviceCondition, DomainStatus, Mode, SsdDeviceStatus, SsdStatus, StatusReport, TierStatus,
 };
 use undercroft_client::{Client, ConnectOptions, Wait};
 
@@ -64,7 +64,8 @@ fn render(report: &StatusReport) -> String {
         format!("undercroft {}, pid {}, up {}", report.version, report.pid, age(report.uptime_ms)),
     );
     out.line("socket", report.socket.clone());
-    out.line("cpu", format!("{:.2} s", report.cpu_s));
+    let heap = format!("{} for {} known pages", bytes(report.heap_bytes), report.known_pages);
+    out.line("cpu", format!("{:.2} s; heap {heap}", report.cpu_s));
     let arena = &report.arena;
     let locked = if arena.locked { "locked" } else { "not locked" };
     out.line(
@@ -77,12 +78,29 @@ fn render(report: &StatusReport) -> String {
         ),
     );
     out.line("dram", tier(&report.dram));
+    if report.domains.len() > 1 {
+        report.domains.iter().for_each(|domain| render_domain(domain, &mut out));
+    }
     match &report.ssd {
         None => out.line("ssd", "none".to_owned()),
         Some(ssd) => render_ssd(ssd, &mut out),
     }
     render_traffic(report, &mut out);
     out.text
+}
+
+fn render_domain(domain: &DomainStatus, out: &mut Lines) {
+    out.line("domain", format!("{}: {}", domain.name, tier(&domain.dram)));
+    out.line(
+        "",
+        format!(
+            "{} in {} part(s); {} sessions, {} pages leased",
+            bytes(domain.arena.bytes),
+            domain.arena.parts,
+            domain.sessions,
+            domain.leased_pages
+        ),
+    );
 }
 
 fn render_ssd(ssd: &SsdStatus, out: &mut Lines) {

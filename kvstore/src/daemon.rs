@@ -1,8 +1,9 @@
 //! Putting the parts together, serving, and stopping.
 
+use crate::arena::Arena;
 use crate::bell::{Door, bell};
 use crate::config::{Config, SsdConfig};
-use crate::control::{ArenaPart, Control, ControlParts};
+use crate::control::{Control, ControlParts};
 use crate::copy_pool::{Copied, CopyPool};
 use crate::device::{Completed, Device};
 use crate::error::StartError;
@@ -25,10 +26,10 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
-use undercroft_arena::{HugePages, Part, PartOptions};
+use undercroft_arena::Part;
 use undercroft_core::{Core, Event, Limits, Policy};
 use undercroft_ssd_tier::{OpenError, PreparedLog};
-use undercroft_wire::{Epoch, PartId, SessionId};
+use undercroft_wire::{Epoch, SessionId};
 
 /// Words that copy workers and device threads may have waiting for the control thread.
 const BELL_ROOM: usize = 4096;
@@ -123,8 +124,8 @@ impl Daemon {
 
 /// Makes the arena and everything that works on it, and has the records on SSD looked for.
 fn assemble(config: Config, prepared: Vec<Prepared>) -> Result<(Control, Doors), StartError> {
-    let (arena, refused) = make_arena(&config)?;
-    let parts: Vec<_> = arena.iter().map(|p| Arc::clone(&p.part)).collect();
+    let arena = Arena::make(&config)?;
+    let parts = arena.memory();
     let (copy_bell, copied) = bell(BELL_ROOM);
     let pool = CopyPool::start(config.copy_workers, COPY_ROOM, &copy_bell)
         .map_err(|source| StartError::Thread { what: "copy workers", source })?;
@@ -134,7 +135,7 @@ fn assemble(config: Config, prepared: Vec<Prepared>) -> Result<(Control, Doors),
     let (made_bell, made) = bell(BELL_ROOM);
     let staging_maker = StagingMaker::start(made_bell)
         .map_err(|source| StartError::Thread { what: "the staging maker", source })?;
-    let usable: Vec<u64> = arena.iter().map(|p| p.usable_bytes).collect();
+    let usable: Vec<u64> = arena.iter().map(|(_, part)| part.usable_bytes).collect();
     let core = make_core(&config, usable);
     let device = |prepared: &Prepared| Device::new(prepared.device, prepared.directory.clone());
     let mut control = Control::new(ControlParts {
@@ -146,7 +147,6 @@ fn assemble(config: Config, prepared: Vec<Prepared>) -> Result<(Control, Doors),
         pool,
         mourner,
         staging_maker,
-        refused,
     });
     let (completed, found) = start_recovery(prepared, &parts, &mut control)?;
     let doors = Doors { copied, completed, found, gone, made };
@@ -170,33 +170,6 @@ fn random() -> u64 {
     let got = getrandom(&mut bytes, GetRandomFlags::empty());
     assert!(got.is_ok_and(|n| n == 8), "the system has randomness to give");
     u64::from_le_bytes(bytes)
-}
-
-fn make_arena(config: &Config) -> Result<(Vec<ArenaPart>, Vec<String>), StartError> {
-    let failed = |source| StartError::Arena { bytes: config.arena_bytes, source };
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let options = PartOptions {
-        huge: if config.huge_pages { HugePages::Auto } else { HugePages::Off },
-        lock: config.lock,
-        prefault_threads: threads.min(8),
-    };
-    let mut arena = Vec::new();
-    let mut refused: Vec<String> = Vec::new();
-    let mut left = config.arena_bytes;
-    while left > 0 {
-        let usable_bytes = left.min(config.part_bytes);
-        let id = PartId(arena.len() as u32);
-        let (part, facts) = Part::create(id, usable_bytes, &options).map_err(failed)?;
-        let read_only = Arc::new(part.read_only_fd().map_err(failed)?);
-        for line in &facts.refused {
-            if !refused.contains(line) {
-                refused.push(line.clone());
-            }
-        }
-        arena.push(ArenaPart { part: Arc::new(part), facts, read_only, usable_bytes });
-        left -= usable_bytes;
-    }
-    Ok((arena, refused))
 }
 
 /// Has the records of all devices looked for, from now on.
@@ -228,7 +201,7 @@ fn broke_off() -> Result<PreparedLog, OpenError> {
 
 fn make_core(config: &Config, parts: Vec<u64>) -> Core {
     let ssd_bytes = config.ssd.as_ref().map_or(0, SsdConfig::bytes);
-    let total = config.arena_bytes.saturating_add(ssd_bytes);
+    let total = config.arena_bytes().saturating_add(ssd_bytes);
     // Enough for pages of 16 KiB; smaller pages meet the bound before they fill the tiers.
     let max_pages = (total / (16 << 10)).clamp(1 << 16, 1 << 26) as u32;
     let directories = config.ssd.iter().flat_map(|ssd| &ssd.directories);

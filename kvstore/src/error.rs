@@ -89,8 +89,12 @@ pub enum StartError {
         path: PathBuf,
     },
     /// The arena cannot be had.
-    #[error("arena of {bytes} bytes: {source}; set arena.size lower")]
+    #[error(
+        "arena of {bytes} bytes for domain {domain}: {source}; set arena.size or the domain's dram lower"
+    )]
     Arena {
+        /// Whose.
+        domain: String,
         /// Bytes asked for.
         bytes: u64,
         /// What failed.

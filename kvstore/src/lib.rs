@@ -7,12 +7,14 @@
 //! It never decides what to keep or evict (that is `core`), never touches device memory, and links
 //! neither the client nor any GPU library.
 
+mod arena;
 mod bell;
 mod config;
 mod control;
 mod copy_pool;
 mod daemon;
 mod device;
+mod domains;
 mod error;
 pub mod inspect;
 mod listener;
@@ -20,6 +22,7 @@ mod metrics;
 mod mourner;
 mod outbox;
 mod paths;
+mod peer;
 mod process;
 mod recovery;
 mod report;

@@ -1,5 +1,6 @@
 //! Facts about processes: a peer's life, our own processor time.
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Resource, getrlimit, pidfd_open, setrlimit};
 use std::fs;
@@ -11,8 +12,28 @@ pub(crate) fn watch(pid: u32) -> Option<OwnedFd> {
     pidfd_open(pid, PidfdFlags::NONBLOCK).ok()
 }
 
-/// When the process started, clock ticks since boot: with the pid it names a process for ever.
-pub(crate) fn start_time(pid: u32) -> u64 {
+/// Whether the process behind a descriptor is gone.
+pub(crate) fn is_gone(process: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(process, PollFlags::IN)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    // What cannot be asked is not known to be gone: its frames stay.
+    matches!(poll(&mut fds, Some(&at_once)), Ok(ready) if ready > 0)
+}
+
+/// What names the process for ever together with its pid: the number of its pidfd, which is never
+/// used twice (Linux 6.9), else the time it started. 0 where neither can be had.
+pub(crate) fn identity(pid: u32, process: Option<&OwnedFd>) -> u64 {
+    /// The type of a file system whose inodes are processes.
+    const PID_FS_MAGIC: u64 = 0x5049_4446;
+    let is_pidfs = |fd: &&OwnedFd| {
+        rustix::fs::fstatfs(fd).is_ok_and(|facts| facts.f_type as u64 == PID_FS_MAGIC)
+    };
+    let inode = process.filter(is_pidfs).and_then(|fd| rustix::fs::fstat(fd).ok());
+    inode.map_or_else(|| start_time(pid), |facts| facts.st_ino)
+}
+
+/// When the process started, clock ticks since boot.
+fn start_time(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The command name may hold spaces and parentheses: fields are counted after the last one.
     let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
@@ -77,10 +98,11 @@ mod tests {
     #[test]
     fn a_dead_process_is_noticed() {
         let mut child = std::process::Command::new("true").spawn().unwrap();
+        assert!(!is_gone(&watch(std::process::id()).unwrap()));
         let fd = watch(child.id()).unwrap();
+        let identity = identity(child.id(), Some(&fd));
+        assert!(identity > 0 && identity != super::identity(std::process::id(), None));
         child.wait().unwrap();
-        let mut fds = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
-        let soon = rustix::time::Timespec { tv_sec: 5, tv_nsec: 0 };
-        assert_eq!(rustix::event::poll(&mut fds, Some(&soon)).unwrap(), 1);
+        assert!(is_gone(&fd));
     }
 }

@@ -1,12 +1,15 @@
 //! The status report, gathered from the core, the page log and the sessions.
 
-use crate::control::{Control, DEFAULT_DOMAIN};
+use crate::arena;
+use crate::config::DomainConfig;
+use crate::control::Control;
 use crate::device::Device;
 use crate::process;
+use std::sync::Arc;
 use undercroft_core::{DeviceReport, DeviceState, Health, Stats, TierFill};
 use undercroft_wire::{
-    ArenaStatus, DeviceCondition, HitStatus, Mode, SessionStatus, SpaceStatus, SsdDeviceStatus,
-    SsdStatus, StatusReport, StoreStatus, TierStatus,
+    DeviceCondition, DomainStatus, HitStatus, Mode, SessionId, SessionStatus, SpaceStatus,
+    SsdDeviceStatus, SsdStatus, StatusReport, StoreStatus, TierStatus,
 };
 
 /// The version of the report's layout.
@@ -26,7 +29,7 @@ pub(crate) fn report(control: &Control) -> StatusReport {
         start: control.start.clone(),
         heap_bytes: process::heap_bytes(),
         known_pages: control.core.known_pages(),
-        arena: arena(control),
+        arena: arena::status(control.arena.iter()),
         dram: tier(control.core.dram(), stats.evicted_pages),
         ssd: ssd(control, stats),
         hits: HitStatus {
@@ -44,7 +47,7 @@ pub(crate) fn report(control: &Control) -> StatusReport {
             declined: stats.declined_credit + stats.declined_parent + stats.declined_full,
             failed: stats.copy_failures,
         },
-        domains: Vec::new(),
+        domains: domains(control),
         spaces: spaces(control),
         sessions: sessions(control),
         refused: refused(control),
@@ -52,14 +55,48 @@ pub(crate) fn report(control: &Control) -> StatusReport {
     }
 }
 
-fn arena(control: &Control) -> ArenaStatus {
-    let facts = control.arena.first().map(|p| &p.facts);
-    ArenaStatus {
-        parts: control.arena.len() as u32,
-        bytes: control.arena.iter().map(|p| p.usable_bytes).sum(),
-        pages: facts.map_or_else(String::new, |f| f.pages.to_string()),
-        locked: control.arena.iter().all(|p| p.facts.locked),
+/// What `undercroft status` shows to this session: everything to an operator, and to a tenant among
+/// others what is its own.
+pub(crate) fn report_for(control: &Control, id: SessionId) -> StatusReport {
+    let all = report(control);
+    let Some(session) = control.sessions.get(&id) else { return StatusReport::default() };
+    if session.peer.is_operator() || control.domains.iter().count() == 1 {
+        return all;
     }
+    let name = session.domain_name();
+    let domains: Vec<_> = all.domains.into_iter().filter(|domain| domain.name == name).collect();
+    let own = domains.first().cloned().unwrap_or_default();
+    StatusReport {
+        arena: own.arena,
+        dram: own.dram,
+        spaces: all.spaces.into_iter().filter(|space| space.domain == name).collect(),
+        sessions: all.sessions.into_iter().filter(|session| session.domain == name).collect(),
+        domains,
+        schema: all.schema,
+        version: all.version,
+        pid: all.pid,
+        uptime_ms: all.uptime_ms,
+        epoch: all.epoch,
+        socket: all.socket,
+        ..StatusReport::default()
+    }
+}
+
+fn domains(control: &Control) -> Vec<DomainStatus> {
+    let one = |domain: &Arc<DomainConfig>| {
+        let own = control.sessions.iter().filter(|(_, session)| session.is_of(domain));
+        let leased_pages = own.clone().map(|(id, _)| control.core.session_leases(*id).pages).sum();
+        let sessions = own.filter(|(_, session)| session.is_open()).count() as u32;
+        DomainStatus {
+            name: domain.name.clone(),
+            arena: arena::status(control.arena.of(domain.id)),
+            dram: tier(control.core.dram(), control.core.stats().evicted_pages),
+            ssd_bytes: 0,
+            sessions,
+            leased_pages,
+        }
+    };
+    control.domains.iter().map(one).collect()
 }
 
 fn tier(fill: TierFill, evicted_pages: u64) -> TierStatus {
@@ -141,7 +178,7 @@ fn condition(report: &DeviceReport) -> DeviceCondition {
 
 fn spaces(control: &Control) -> Vec<SpaceStatus> {
     let one = |space: undercroft_core::SpaceInfo| SpaceStatus {
-        domain: DEFAULT_DOMAIN.to_owned(),
+        domain: control.domains.name(space.domain).unwrap_or("unknown").to_owned(),
         digest: space.digest.to_string(),
         page_bytes: space.page_bytes,
         pages: space.pages,
@@ -156,7 +193,7 @@ fn sessions(control: &Control) -> Vec<SessionStatus> {
             let held = control.core.session_leases(*id);
             SessionStatus {
                 session: id.0,
-                domain: DEFAULT_DOMAIN.to_owned(),
+                domain: session.domain_name().to_owned(),
                 name: session.name.clone(),
                 pid: session.peer.pid,
                 uid: session.peer.uid,
@@ -173,7 +210,7 @@ fn sessions(control: &Control) -> Vec<SessionStatus> {
 }
 
 fn refused(control: &Control) -> Vec<String> {
-    let mut lines = control.refused.clone();
+    let mut lines = control.arena.refused();
     for line in control.devices.iter().filter_map(Device::facts).flat_map(|facts| &facts.refused) {
         // All devices of a machine are mostly refused the same.
         if !lines.contains(line) {

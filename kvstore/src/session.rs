@@ -1,7 +1,9 @@
 //! One connected process: its socket, what waits to be sent to it, its staging areas.
 
+use crate::config::DomainConfig;
 use crate::control::Control;
 use crate::outbox::{MAX_OUTBOX_BYTES, Outbox};
+use crate::peer::Peer;
 use rustix::net::{Shutdown, shutdown};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -27,27 +29,18 @@ const READ_BYTES: usize = 256 << 10;
 /// The inbox never grows beyond one whole frame and one read.
 const MAX_INBOX_BYTES: usize = HEADER_BYTES + MAX_BODY_BYTES as usize + READ_BYTES;
 
-/// Who is at the other end, as the kernel says.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Peer {
-    pub(crate) pid: u32,
-    pub(crate) uid: u32,
-    pub(crate) gid: u32,
-    /// With the pid it names the process for ever.
-    pub(crate) start_time: u64,
-}
-
 /// A session as the control thread keeps it.
 #[derive(Debug)]
 pub(crate) struct Session {
+    /// Who is at the other end. Its process is `None` when the system cannot tell of its end: it
+    /// reads no frames, or nobody would know when they are free.
     pub(crate) peer: Peer,
+    /// `None` for a peer that no domain is for.
+    pub(crate) domain: Option<Arc<DomainConfig>>,
     pub(crate) name: String,
     /// `None` until the hello.
     pub(crate) mode: Option<Mode>,
     pub(crate) staging: HashMap<SpaceId, Arc<Staging>>,
-    /// Tells of the process's end. `None` when the system cannot say: such a process reads no
-    /// frames, or nobody would know when they are free.
-    pub(crate) process: Option<OwnedFd>,
     /// `None` once the connection is over; leases may still be open.
     link: Option<Link>,
 }
@@ -71,6 +64,16 @@ impl Session {
     /// Whether requests of this session are still to be taken.
     pub(crate) fn is_open(&self) -> bool {
         self.link.as_ref().is_some_and(|link| !link.closed)
+    }
+
+    /// Whether it belongs to this domain.
+    pub(crate) fn is_of(&self, domain: &DomainConfig) -> bool {
+        self.domain.as_ref().is_some_and(|own| own.id == domain.id)
+    }
+
+    /// What people call its domain.
+    pub(crate) fn domain_name(&self) -> &str {
+        self.domain.as_ref().map_or("none", |domain| &domain.name)
     }
 
     /// Queues a reply; [`Session::flush`] sends it.
@@ -151,7 +154,9 @@ pub(crate) fn admit(
     id: SessionId,
     control: Rc<RefCell<Control>>,
 ) -> std::io::Result<impl Future<Output = ()>> {
-    let peer = peer_of(&stream)?;
+    let peer = Peer::of(&stream)?;
+    let domain = control.borrow().domains.of(&peer);
+    let pid = peer.pid;
     let (reader, writer) = stream.into_split();
     let socket = Rc::new(writer);
     let blocked = Rc::new(Notify::new());
@@ -163,10 +168,10 @@ pub(crate) fn admit(
     };
     let session = Session {
         peer,
+        domain,
         name: String::new(),
         mode: None,
         staging: HashMap::new(),
-        process: crate::process::watch(peer.pid),
         link: Some(link),
     };
     control.borrow_mut().admit(id, session);
@@ -175,16 +180,9 @@ pub(crate) fn admit(
             ended = read_all(reader, id, &control) => ended,
             error = write_rest(id, socket, blocked, &control) => Ended::Io(error),
         };
-        report_end(id, &peer, &ended, &control);
+        report_end(id, pid, &ended, &control);
         control.borrow_mut().disconnect(id);
     })
-}
-
-fn peer_of(stream: &UnixStream) -> std::io::Result<Peer> {
-    let credentials = stream.peer_cred()?;
-    let pid = credentials.pid().unwrap_or(0) as u32;
-    let start_time = crate::process::start_time(pid);
-    Ok(Peer { pid, uid: credentials.uid(), gid: credentials.gid(), start_time })
 }
 
 /// How a connection ended.
@@ -315,8 +313,7 @@ async fn write_rest(
     }
 }
 
-fn report_end(id: SessionId, peer: &Peer, ended: &Ended, control: &Rc<RefCell<Control>>) {
-    let pid = peer.pid;
+fn report_end(id: SessionId, pid: u32, ended: &Ended, control: &Rc<RefCell<Control>>) {
     match ended {
         Ended::Closed => tracing::debug!(session = %id, pid, "session closed by its client"),
         Ended::Io(error) => tracing::info!(session = %id, pid, %error, "session lost"),

@@ -40,7 +40,7 @@ pub(crate) fn load(root: &Path) -> Result<Vec<File>> {
                 if !SKIPPED_DIRECTORIES.iter().any(|skipped| name == *skipped) {
                     pending.push(path);
                 }
-            } else if kind.is_file() {
+            } else if kind.is_file() && entry.file_name() != ".git" {
                 files.extend(read(root, &path)?);
             }
         }

@@ -39,7 +39,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "arena.size",
         default: "1 GiB, or a quarter of free memory where that is less",
-        allowed: "64KiB..=7TiB",
+        allowed: "64KiB..=7TiB; left out where there are `[[domain]]` tables",
         what: "Bytes of host memory for pages. Taken and touched before the daemon is ready.",
     },
     Key {
@@ -168,6 +168,48 @@ pub const KEYS: &[Key] = &[
         allowed: "1..=3600000",
         what: "Longest hold a lookup may ask for.",
     },
+    Key {
+        name: "domain.name",
+        default: "none: it must be given",
+        allowed: "1..=64 letters, digits, `-`, `_` or `.`, different for each domain",
+        what: "What the domain is called in `status`, metrics and `purge`. Its pages on SSD belong to the name: another name does not find them.",
+    },
+    Key {
+        name: "domain.uid",
+        default: "every user",
+        allowed: "a list of 1..=256 user numbers",
+        what: "Users whose processes belong to the domain. Where several of `uid`, `gid` and `cgroup` are given, all must fit.",
+    },
+    Key {
+        name: "domain.gid",
+        default: "every group",
+        allowed: "a list of 1..=256 group numbers",
+        what: "Primary groups whose processes belong to the domain.",
+    },
+    Key {
+        name: "domain.cgroup",
+        default: "every cgroup",
+        allowed: "a list of 1..=256 paths such as `\"/kubepods.slice/tenant-a\"`",
+        what: "Control groups (version 2, or the `name=systemd` hierarchy) whose processes, and those of groups below them, belong to the domain. The daemon must be able to read `/proc/PID/cgroup`: not under `ProtectProc=invisible`.",
+    },
+    Key {
+        name: "domain.dram",
+        default: "none: it must be given",
+        allowed: "64KiB..=7TiB, and 7TiB for all domains together",
+        what: "Bytes of the domain's own arena. No other domain takes any of it.",
+    },
+    Key {
+        name: "domain.max_sessions",
+        default: "`server.max_sessions`",
+        allowed: "1..=`server.max_sessions`",
+        what: "Connections of the domain beyond this are refused.",
+    },
+    Key {
+        name: "domain.mode",
+        default: "`copy.mode`",
+        allowed: "\"auto\" or \"copy\"",
+        what: "As `copy.mode`, for this domain.",
+    },
 ];
 
 /// The text of `docs/config.md`.
@@ -184,7 +226,7 @@ pub fn reference() -> String {
         let (section, name) = key.name.split_once('.').unwrap_or(("", key.name));
         if section != table {
             table = section;
-            text.push_str(&format!("\n## `[{section}]`\n"));
+            text.push_str(&heading(section));
         }
         text.push_str(&format!(
             "\n### `{name}`\n\n{}\n\n- default: {}\n- allowed: {}\n",
@@ -192,4 +234,16 @@ pub fn reference() -> String {
         ));
     }
     text
+}
+
+/// The heading of a table, and what is to be said of it as a whole.
+fn heading(section: &str) -> String {
+    match section {
+        "domain" => "\n## `[[domain]]`\n\n\
+             Any number of tables, one for each security boundary (tenant). A connection belongs to the\n\
+             first domain whose rules fit the process at its other end, as the kernel names it; one that\n\
+             fits none is turned away. Without any table everybody belongs to the domain `default`.\n"
+            .to_owned(),
+        _ => format!("\n## `[{section}]`\n"),
+    }
 }

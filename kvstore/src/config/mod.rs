@@ -1,6 +1,7 @@
 //! Configuration in two steps: the raw file ([`raw`]), then the checked values ([`Config`]), held
 //! against the machine before anything is opened. Defaults < file.
 
+mod domains;
 mod keys;
 mod raw;
 mod ssd;
@@ -15,6 +16,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
+pub(crate) use domains::{DomainConfig, Rule};
 pub(crate) use ssd::{KeyFile, SsdConfig, SsdDirectory};
 
 const KIB: u64 = 1 << 10;
@@ -60,7 +62,8 @@ pub struct Config {
     pub(crate) socket: PathBuf,
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) max_sessions: u32,
-    pub(crate) arena_bytes: u64,
+    /// At least one; the first that fits a peer is its own.
+    pub(crate) domains: Vec<DomainConfig>,
     pub(crate) part_bytes: u64,
     pub(crate) slab_bytes: u64,
     pub(crate) huge_pages: bool,
@@ -69,7 +72,6 @@ pub struct Config {
     pub(crate) staging_total_bytes: u64,
     pub(crate) ssd: Option<SsdConfig>,
     pub(crate) copy_workers: usize,
-    pub(crate) copy_mode: bool,
     pub(crate) demote_ahead: u32,
     pub(crate) fetch_window: u32,
     pub(crate) max_hold_ms: u32,
@@ -120,25 +122,48 @@ impl Config {
             self.metrics.map_or_else(|| "off".to_owned(), |a| format!("http://{a}/metrics"));
         vec![
             ("socket", self.socket.display().to_string()),
-            ("dram", human(self.arena_bytes)),
+            ("dram", self.dram_summary()),
             ("ssd", ssd),
             ("metrics", metrics),
         ]
     }
 
+    /// Bytes of all arenas together.
+    pub(crate) fn arena_bytes(&self) -> u64 {
+        self.domains.iter().map(|domain| domain.dram_bytes).sum()
+    }
+
+    fn dram_summary(&self) -> String {
+        let all = human(self.arena_bytes());
+        match self.domains.as_slice() {
+            [only] if only.rule.is_open() => all,
+            several => {
+                let each = several.iter().map(|d| format!("{} {}", d.name, human(d.dram_bytes)));
+                format!("{all} ({})", each.collect::<Vec<_>>().join(", "))
+            }
+        }
+    }
+
     fn check(raw: RawConfig) -> Result<Self, ConfigError> {
-        let RawConfig { server, arena, ssd, copy, policy } = raw;
+        let RawConfig { server, arena, ssd, copy, policy, domain } = raw;
         let mut config = check_arena(&arena)?;
         check_server(&mut config, server)?;
         config.ssd = ssd::check(&ssd)?;
-        check_copy(&mut config, &copy)?;
+        let copy_mode = check_copy(&mut config, &copy)?;
         check_policy(&mut config, &policy)?;
+        let key = "arena.size";
+        let defaults = domains::Defaults {
+            arena_bytes: size(key, arena.size.as_ref(), default_dram(), 64 * KIB, MAX_DRAM)?,
+            arena_is_given: arena.size.is_some(),
+            max_sessions: config.max_sessions,
+            copy_mode,
+        };
+        config.domains = domains::check(&domain, defaults)?;
         Ok(config)
     }
 }
 
 fn check_arena(raw: &RawArena) -> Result<Config, ConfigError> {
-    let arena_bytes = size("arena.size", raw.size.as_ref(), default_dram(), 64 * KIB, MAX_DRAM)?;
     // A registered buffer of io_uring ends at 1 GiB, and a part is one registered buffer.
     let part_bytes = size("arena.part", raw.part.as_ref(), GIB, 64 * KIB, GIB)?;
     let slab_bytes = size("arena.slab", raw.slab.as_ref(), 64 * MIB, 4 * KIB, GIB)?;
@@ -152,7 +177,7 @@ fn check_arena(raw: &RawArena) -> Result<Config, ConfigError> {
         socket: PathBuf::new(),
         metrics: None,
         max_sessions: 0,
-        arena_bytes,
+        domains: Vec::new(),
         part_bytes,
         slab_bytes,
         huge_pages: huge_pages == 0,
@@ -161,7 +186,6 @@ fn check_arena(raw: &RawArena) -> Result<Config, ConfigError> {
         staging_total_bytes,
         ssd: None,
         copy_workers: 0,
-        copy_mode: false,
         demote_ahead: 0,
         fetch_window: 0,
         max_hold_ms: 0,
@@ -204,11 +228,11 @@ fn check_metrics(text: &str) -> Result<Option<SocketAddr>, ConfigError> {
     if loopback { Ok(Some(address)) } else { Err(refused()) }
 }
 
-fn check_copy(config: &mut Config, raw: &RawCopy) -> Result<(), ConfigError> {
+/// Says whether copy mode is for everybody.
+fn check_copy(config: &mut Config, raw: &RawCopy) -> Result<bool, ConfigError> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
     config.copy_workers = number("copy.workers", raw.workers, cores.clamp(1, 4), 1, 64)? as usize;
-    config.copy_mode = choice("copy.mode", raw.mode.as_deref(), "auto", &["auto", "copy"])? == 1;
-    Ok(())
+    Ok(choice("copy.mode", raw.mode.as_deref(), "auto", &["auto", "copy"])? == 1)
 }
 
 fn check_policy(config: &mut Config, raw: &RawPolicy) -> Result<(), ConfigError> {

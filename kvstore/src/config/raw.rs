@@ -11,6 +11,7 @@ pub(crate) struct RawConfig {
     pub(crate) ssd: RawSsd,
     pub(crate) copy: RawCopy,
     pub(crate) policy: RawPolicy,
+    pub(crate) domain: Vec<RawDomain>,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -61,6 +62,18 @@ pub(crate) struct RawPolicy {
     pub(crate) demote_ahead: Option<u64>,
     pub(crate) fetch_window: Option<u64>,
     pub(crate) max_hold_ms: Option<u64>,
+}
+
+#[derive(Debug, Default, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RawDomain {
+    pub(crate) name: Option<String>,
+    pub(crate) uid: Option<Vec<u32>>,
+    pub(crate) gid: Option<Vec<u32>>,
+    pub(crate) cgroup: Option<Vec<String>>,
+    pub(crate) dram: Option<Quantity>,
+    pub(crate) max_sessions: Option<u64>,
+    pub(crate) mode: Option<String>,
 }
 
 /// One value or a list of them.

@@ -10,7 +10,7 @@ fn parse(text: &str) -> Result<Config, ConfigError> {
 #[test]
 fn an_empty_file_is_the_embedded_default() {
     let config = parse("").unwrap();
-    assert!(config.arena_bytes <= 1 << 30);
+    assert!(config.arena_bytes() <= 1 << 30);
     assert_eq!(config.part_bytes, 1 << 30);
     assert!(config.metrics.unwrap().ip().is_loopback());
 }
@@ -18,7 +18,7 @@ fn an_empty_file_is_the_embedded_default() {
 #[test]
 fn sizes_are_bytes_or_text() {
     let config = parse("[arena]\nsize = \"64MiB\"\nstaging = 8192\n[ssd]\nsize = 0\n").unwrap();
-    assert_eq!(config.arena_bytes, 64 << 20);
+    assert_eq!(config.arena_bytes(), 64 << 20);
     assert_eq!(config.staging_bytes, 8192);
     assert!(config.ssd.is_none());
 }
@@ -108,7 +108,8 @@ fn every_key_of_the_reference_is_accepted_by_the_parser() {
     for key in KEYS {
         let (table, name) = key.name.split_once('.').unwrap();
         // A value of a type no key has: the error must be about the type, not about the name.
-        let error = parse(&format!("[{table}]\n{name} = [[1]]\n")).unwrap_err().to_string();
+        let head = if table == "domain" { "[[domain]]" } else { &format!("[{table}]") };
+        let error = parse(&format!("{head}\n{name} = [[1]]\n")).unwrap_err().to_string();
         assert!(!error.contains("unknown field"), "{}: {error}", key.name);
     }
 }
@@ -129,4 +130,40 @@ fn sizes_for_people() {
     assert_eq!(human(512), "512 B");
     assert_eq!(human(1 << 30), "1 GiB");
     assert_eq!(human(3 << 19), "1.5 MiB");
+}
+
+#[test]
+fn domains_have_rules_and_arenas_of_their_own() {
+    let text = "[[domain]]\nname = \"a\"\nuid = [7, 5]\ndram = \"1MiB\"\nmode = \"copy\"\n\
+                [[domain]]\nname = \"b\"\ncgroup = [\"/k/b\"]\ndram = \"2MiB\"\nmax_sessions = 3\n\
+                [[domain]]\nname = \"rest\"\ndram = \"4MiB\"\n";
+    let config = parse(text).unwrap();
+    assert_eq!(config.arena_bytes(), 7 << 20);
+    let [a, b, rest] = config.domains.as_slice() else { panic!("{:?}", config.domains) };
+    assert_eq!(a.rule.uids.as_deref(), Some(&[5, 7][..]));
+    assert!(a.copy_mode && !b.copy_mode && rest.rule.is_open());
+    assert_eq!((b.max_sessions, rest.max_sessions), (3, 64));
+    assert_ne!(a.id, b.id);
+}
+
+#[test]
+fn domains_that_make_no_sense_are_refused_by_name() {
+    let a = "[[domain]]\nname = \"a\"\ndram = \"1MiB\"\n";
+    let b = "[[domain]]\nname = \"b\"\nuid = [1]\ndram = \"1MiB\"\n";
+    for (text, key) in [
+        (format!("{a}{b}"), "domain.uid, gid, cgroup"),
+        (format!("{b}{b}"), "domain.name"),
+        (format!("[arena]\nsize = \"1MiB\"\n{a}"), "arena.size"),
+        ("[[domain]]\nname = \"a b\"\ndram = \"1MiB\"".to_owned(), "domain.name"),
+        ("[[domain]]\ndram = \"1MiB\"".to_owned(), "domain.name"),
+        ("[[domain]]\nname = \"a\"".to_owned(), "domain.dram"),
+        (format!("{a}uid = []"), "domain.uid"),
+        (format!("{a}gid = [1, 1]"), "domain.gid"),
+        (format!("{a}cgroup = [\"relative\"]"), "domain.cgroup"),
+        (format!("{a}mode = \"zero\""), "domain.mode"),
+        (format!("{a}max_sessions = 65"), "domain.max_sessions"),
+    ] {
+        let error = parse(&text).unwrap_err().to_string();
+        assert!(error.contains(key) && error.contains("allowed"), "{text}: {error}");
+    }
 }

@@ -1,0 +1,189 @@
+//! The beginning and the end of sessions.
+
+use super::Control;
+use crate::peer::Peer;
+use crate::session::Session;
+use std::sync::Arc;
+use undercroft_core::{Event, ProcessId};
+use undercroft_wire::{
+    Hello, Mode, PROTOCOL_MAX, PROTOCOL_MIN, PartAdded, RefusedReason, Reply, RequestId, SessionId,
+    Welcome, negotiate,
+};
+
+/// What `status` keeps of a client's name, bytes.
+const MAX_NAME_BYTES: usize = 64;
+
+impl Control {
+    /// A connection was accepted.
+    pub(crate) fn admit(&mut self, id: SessionId, session: Session) {
+        self.sessions.insert(id, session);
+    }
+
+    /// Whether there is room for one more connection. Sessions that only hold leases are bounded
+    /// by the core: a process that has reconnected must not shut others out.
+    pub(crate) fn has_room(&self) -> bool {
+        let connected = self.sessions.values().filter(|s| !s.is_lingering()).count();
+        connected < self.config.max_sessions as usize && self.core.has_session_room()
+    }
+
+    /// Whether the session has said hello.
+    pub(crate) fn greeted(&self, id: SessionId) -> bool {
+        self.sessions.get(&id).is_some_and(|s| s.mode.is_some())
+    }
+
+    pub(crate) fn count_protocol_error(&mut self) {
+        self.protocol_errors += 1;
+    }
+
+    /// The socket is closed. Leases stay until the process is gone: its GPU may still be reading.
+    pub(crate) fn disconnect(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else {
+            return;
+        };
+        let process = session.peer.process.take();
+        let greeted = session.mode.is_some();
+        session.hang_up();
+        if greeted {
+            self.feed(Event::SessionClosed { session: id });
+            self.flush_all();
+        }
+        let leased = self.core.session_leases(id).leases > 0;
+        match process.filter(|_| leased).map(|process| self.mourner.watch(id, process)) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                // The leases stay for good rather than being given up under a reader.
+                tracing::error!(session = %id, %error, "cannot watch a process: its leases stay");
+            }
+            None => self.bury(id),
+        }
+    }
+
+    /// The session is over: its process is gone, or it held nothing.
+    pub(crate) fn bury(&mut self, id: SessionId) {
+        let greeted = self.greeted(id);
+        self.sessions.remove(&id);
+        if greeted {
+            self.feed(Event::ProcessGone { session: id });
+            self.flush_all();
+        }
+    }
+
+    /// A session whose connection is over is done with once its last lease was released by
+    /// another of its process, which may live for long.
+    pub(super) fn bury_if_done(&mut self, id: SessionId) {
+        let lingering = self.sessions.get(&id).is_some_and(Session::is_lingering);
+        if lingering && self.core.session_leases(id).leases == 0 {
+            self.mourner.forget(id);
+            self.bury(id);
+        }
+    }
+
+    pub(super) fn hello(&mut self, id: SessionId, request: RequestId, hello: &Hello) {
+        let welcomed = self.welcome(id, hello);
+        let welcome = match welcomed {
+            Ok(welcome) => welcome,
+            Err((reason, detail)) => return self.refuse(id, request, reason, &detail),
+        };
+        let parts = welcome.parts;
+        self.reply(id, request, &Reply::Welcome(welcome));
+        if parts > 0 {
+            self.share_arena(id, request);
+        }
+    }
+
+    /// Makes a session of a connection, or says why not.
+    fn welcome(
+        &mut self,
+        id: SessionId,
+        hello: &Hello,
+    ) -> Result<Welcome, (RefusedReason, String)> {
+        let Some(version) = negotiate(hello.min, hello.max) else {
+            let (theirs, ours) = ((hello.min, hello.max), (PROTOCOL_MIN, PROTOCOL_MAX));
+            let detail = format!(
+                "the client speaks {}..={}, this daemon {}..={}",
+                theirs.0, theirs.1, ours.0, ours.1
+            );
+            return Err((RefusedReason::Version, detail));
+        };
+        let session = self.sessions.get(&id).expect("it has just said hello");
+        let Some(domain) = session.domain.clone() else {
+            let Peer { uid, gid, .. } = session.peer;
+            if session.peer.is_operator() {
+                return Ok(self.welcome_operator(id, hello, version));
+            }
+            let detail = format!("no domain is for user {uid} and group {gid} (config [[domain]])");
+            return Err((RefusedReason::Denied, detail));
+        };
+        if !self.core.has_session_room() {
+            let detail = "as many sessions hold leases as may be (server.max_sessions)";
+            return Err((RefusedReason::Busy, detail.to_owned()));
+        }
+        let of_domain = |s: &&Session| s.is_open() && s.mode.is_some() && s.is_of(&domain);
+        if self.sessions.values().filter(of_domain).count() >= domain.max_sessions as usize {
+            let name = &domain.name;
+            let detail = format!("domain {name} has as many sessions as it may (max_sessions)");
+            return Err((RefusedReason::Busy, detail));
+        }
+        let mode = self.begin(id, hello, domain.copy_mode);
+        let parts = match mode {
+            Mode::ZeroCopy => self.arena.of(domain.id).count() as u32,
+            Mode::Copy => 0,
+        };
+        let domain = domain.name.clone();
+        Ok(Welcome { version, session: id, epoch: self.epoch, mode, parts, domain })
+    }
+
+    /// An operator whom no domain is for may ask how the daemon is, and nothing about pages: the
+    /// core never hears of the session.
+    fn welcome_operator(&mut self, id: SessionId, hello: &Hello, version: u16) -> Welcome {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.mode = Some(Mode::Copy);
+            session.name = short_name(&hello.name);
+        }
+        let (epoch, mode, domain) = (self.epoch, Mode::Copy, String::new());
+        Welcome { version, session: id, epoch, mode, parts: 0, domain }
+    }
+
+    fn begin(&mut self, id: SessionId, hello: &Hello, copy_mode: bool) -> Mode {
+        let session = self.sessions.get_mut(&id).expect("it has just said hello");
+        // A root client of an unprivileged daemon could re-open the arena for writing.
+        let own = rustix::process::geteuid().as_raw();
+        let could_write = session.peer.uid == 0 && own != 0;
+        // Without word of its end, nobody would know when the frames it reads are free.
+        let unwatched = session.peer.process.is_none();
+        let copies = copy_mode || hello.copy_mode || could_write || unwatched;
+        let mode = if copies { Mode::Copy } else { Mode::ZeroCopy };
+        session.mode = Some(mode);
+        session.name = short_name(&hello.name);
+        let Peer { pid, start, .. } = session.peer;
+        // Processes of other pid namespaces have no number here, and none is the same as another.
+        let process = ProcessId { pid, start: if pid == 0 && start == 0 { id.0 } else { start } };
+        let (name, domain) = (&session.name, session.domain_name());
+        tracing::info!(session = %id, pid, %name, %domain, ?mode, "session");
+        self.feed(Event::SessionOpened { session: id, process, mode });
+        mode
+    }
+
+    /// Sends the parts of its domain's arena to a session that reads them in place.
+    fn share_arena(&mut self, id: SessionId, request: RequestId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(domain) = session.domain.as_ref().map(|domain| domain.id) else { return };
+        for (part_id, part) in self.arena.of(domain) {
+            let bytes = part.part.len() as u64;
+            let added = PartAdded { part: part_id, bytes, board_offset: 0 };
+            session.reply_with(request, &Reply::PartAdded(added), Arc::clone(&part.read_only));
+        }
+    }
+}
+
+fn short_name(name: &str) -> String {
+    let printable = name.chars().filter(|c| !c.is_control());
+    let mut short = String::new();
+    for c in printable {
+        if short.len() + c.len_utf8() > MAX_NAME_BYTES {
+            break;
+        }
+        short.push(c);
+    }
+    short
+}

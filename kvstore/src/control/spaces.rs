@@ -1,0 +1,101 @@
+//! Opening spaces: each gets a number and, for every session, a staging area.
+
+use super::Control;
+use crate::config::human;
+use crate::session::Session;
+use crate::staging_maker::{Made, Wanted};
+use std::sync::Arc;
+use undercroft_core::Event;
+use undercroft_wire::{DomainId, OpenSpace, RefusedReason, RequestId, SessionId, frame_bytes};
+
+/// The most slots a staging area is cut into.
+const MAX_SLOTS: u64 = 4096;
+
+impl Control {
+    fn domain_of(&self, id: SessionId) -> Option<DomainId> {
+        self.sessions.get(&id)?.domain.as_ref().map(|domain| domain.id)
+    }
+
+    pub(super) fn open_space(&mut self, id: SessionId, request: RequestId, open: &OpenSpace) {
+        if let Err(error) = open.space.validate() {
+            return self.refuse(id, request, RefusedReason::Invalid, &error.to_string());
+        }
+        let (digest, page_bytes) = (open.space.digest(), open.space.geometry.page_bytes());
+        let Some(domain) = self.domain_of(id) else { return };
+        let space = match self.core.intern_space(domain, digest, page_bytes) {
+            Ok(space) => space,
+            Err(refused) => return self.refuse(id, request, refused.reason, &refused.detail),
+        };
+        let Some(session) = self.sessions.get(&id) else { return };
+        if let Some(staging) = session.staging.get(&space) {
+            let slots = staging.slots();
+            return self.space_opened(&Wanted { session: id, request, digest, page_bytes, slots });
+        }
+        let slot_bytes = u64::from(frame_bytes(page_bytes));
+        let slots = (self.config.staging_bytes / slot_bytes).clamp(1, MAX_SLOTS) as u32;
+        let wanted = Wanted { session: id, request, digest, page_bytes, slots };
+        if let Err(detail) = self.want_staging(wanted) {
+            self.refuse(id, request, RefusedReason::Busy, &detail);
+        }
+    }
+
+    /// Has a staging area made; [`Control::staging_made`] goes on with it.
+    fn want_staging(&mut self, wanted: Wanted) -> Result<(), String> {
+        if self.staging_wanted.contains(&(wanted.session, wanted.digest)) {
+            return Err("the space is being opened already".to_owned());
+        }
+        let made: u64 = self.sessions.values().map(Session::staging_bytes).sum();
+        let in_use = made + self.staging_wanted_bytes;
+        let limit = self.config.staging_total_bytes;
+        if in_use.saturating_add(wanted.bytes()) > limit {
+            let open = human(in_use);
+            return Err(format!(
+                "staging areas take {open} of {limit} bytes (arena.staging_total)"
+            ));
+        }
+        if !self.staging_maker.submit(wanted) {
+            return Err("too many spaces are being opened".to_owned());
+        }
+        self.staging_wanted.insert((wanted.session, wanted.digest));
+        self.staging_wanted_bytes += wanted.bytes();
+        Ok(())
+    }
+
+    /// A staging area was made, or could not be.
+    pub(crate) fn staging_made(&mut self, made: Made) {
+        let Made { wanted, staging } = made;
+        let Wanted { session: id, request, digest, page_bytes, .. } = wanted;
+        self.staging_wanted.remove(&(id, digest));
+        self.staging_wanted_bytes -= wanted.bytes();
+        if !self.sessions.get(&id).is_some_and(Session::is_open) {
+            return;
+        }
+        let staging = match staging {
+            Ok(staging) => Arc::new(staging),
+            Err(detail) => return self.refuse(id, request, RefusedReason::Busy, &detail),
+        };
+        let Some(domain) = self.domain_of(id) else { return };
+        // Named again: a space that nobody has open may have lost its number meanwhile.
+        match self.core.intern_space(domain, digest, page_bytes) {
+            Ok(space) => {
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.staging.insert(space, staging);
+                }
+                self.space_opened(&wanted);
+            }
+            Err(refused) => self.refuse(id, request, refused.reason, &refused.detail),
+        }
+    }
+
+    fn space_opened(&mut self, opened: &Wanted) {
+        let Some(domain) = self.domain_of(opened.session) else { return };
+        self.feed(Event::SpaceOpened {
+            session: opened.session,
+            request: opened.request,
+            domain,
+            digest: opened.digest,
+            page_bytes: opened.page_bytes,
+            slots: opened.slots,
+        });
+    }
+}

@@ -1,0 +1,107 @@
+//! Who is at the other end of a connection, as the kernel says.
+#![expect(unsafe_code, reason = "SO_PEERPIDFD is in no safe interface yet")]
+
+use crate::process;
+use rustix::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::fs;
+use std::os::fd::AsFd;
+use tokio::net::UnixStream;
+
+/// `SO_PEERPIDFD` (Linux 6.5), where the system's headers do not have it yet.
+const SO_PEERPIDFD: libc::c_int = 77;
+
+/// The process that connected.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) pid: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// With the pid it names the process for ever; 0 where the system does not tell.
+    pub(crate) start: u64,
+    /// Tells of the process's end. `None` when the system cannot say.
+    pub(crate) process: Option<OwnedFd>,
+}
+
+impl Peer {
+    /// The process that connected `stream`.
+    pub(crate) fn of(stream: &UnixStream) -> std::io::Result<Self> {
+        let credentials = stream.peer_cred()?;
+        let pid = credentials.pid().unwrap_or(0) as u32;
+        // The number alone may be another process's by the time it is opened.
+        let process = peer_pidfd(stream.as_fd()).or_else(|| process::watch(pid));
+        let start = process::identity(pid, process.as_ref());
+        Ok(Self { pid, uid: credentials.uid(), gid: credentials.gid(), start, process })
+    }
+
+    /// Whether it may look after the daemon: root, and the daemon's own user.
+    pub(crate) fn is_operator(&self) -> bool {
+        self.uid == 0 || self.uid == rustix::process::geteuid().as_raw()
+    }
+
+    /// Paths of the control groups it is in, one for each hierarchy; none where `/proc` does not
+    /// tell or the process is gone.
+    pub(crate) fn cgroups(&self) -> Vec<String> {
+        let text = fs::read_to_string(format!("/proc/{}/cgroup", self.pid)).unwrap_or_default();
+        // Read by number: if the process was gone by now, it may have been another's.
+        let alive = self.process.as_ref().is_some_and(|process| !process::is_gone(process));
+        if alive {
+            text.lines().filter_map(cgroup_path).map(str::to_owned).collect()
+        } else {
+            vec![]
+        }
+    }
+}
+
+/// The path in a line of `/proc/PID/cgroup`, for the hierarchies in which a process's place is an
+/// administrator's choice: version 2 and systemd's own.
+fn cgroup_path(line: &str) -> Option<&str> {
+    let mut fields = line.splitn(3, ':');
+    let (hierarchy, name, path) = (fields.next()?, fields.next()?, fields.next()?);
+    let chosen = (hierarchy == "0" && name.is_empty()) || name == "name=systemd";
+    chosen.then_some(path)
+}
+
+/// The descriptor of the very process that connected; `None` before Linux 6.5.
+fn peer_pidfd(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
+    let mut fd: libc::c_int = -1;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: `fd` and `length` are of the type and size the option asks for, and live for the
+    // call.
+    let answer = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEERPIDFD,
+            (&raw mut fd).cast(),
+            &raw mut length,
+        )
+    };
+    // SAFETY: the kernel has just made the descriptor for us; nobody else knows it.
+    (answer == 0 && fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn our_own_other_end_is_ourselves() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let peer = Peer::of(&ours).unwrap();
+        assert_eq!(peer.pid, std::process::id());
+        assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
+        assert!(peer.start > 0 && !process::is_gone(peer.process.as_ref().unwrap()));
+        assert_eq!(Peer::of(&ours).unwrap().start, peer.start);
+    }
+
+    #[test]
+    fn a_cgroup_is_read_from_the_hierarchies_that_count() {
+        assert_eq!(cgroup_path("0::/kubepods/a"), Some("/kubepods/a"));
+        assert_eq!(cgroup_path("1:name=systemd:/user.slice"), Some("/user.slice"));
+        assert_eq!(cgroup_path("4:memory:/somewhere"), None);
+        assert_eq!(cgroup_path("0::/with:colon"), Some("/with:colon"));
+        assert_eq!(cgroup_path("nonsense"), None);
+    }
+}
