@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use undercroft_arena::Span;
+use undercroft_arena::{Part, Span};
 
 /// What a transfer does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +68,8 @@ pub trait Engine {
     fn registered_buffers(&self) -> bool {
         false
     }
+    /// The arena has these parts now. Spans from elsewhere work too.
+    fn set_memory(&mut self, _parts: &[Arc<Part>]) {}
     /// Starts a transfer. The caller keeps to the number the engine was made for.
     fn start(&mut self, io: Io);
     /// Waits until a transfer is over, the doorbell rings or the time has passed, and reports

@@ -40,6 +40,7 @@ pub struct PageLog {
     state: Arc<AtomicU8>,
     counters: Arc<Mutex<LogCounters>>,
     facts: LogFacts,
+    memory: Arc<NewMemory>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -84,6 +85,7 @@ impl PreparedLog {
         let (ops, queue) = bounded(4 * depth);
         let state = Arc::new(AtomicU8::new(RUNNING));
         let counters = Arc::new(Mutex::new(machine.counters()));
+        let new_memory = Arc::new(NewMemory::default());
         let setup = Setup {
             choice: config.engine,
             file: Arc::new(file),
@@ -99,6 +101,7 @@ impl PreparedLog {
             device: config.device,
             state: Arc::clone(&state),
             counters: Arc::clone(&counters),
+            memory: Arc::clone(&new_memory),
         };
         let (thread, started) = start_thread(config.device, setup, worker, wrap)?;
         let Ready { engine, registered_buffers, refused, bell } = started;
@@ -111,7 +114,9 @@ impl PreparedLog {
             segment_bytes: layout.segment_bytes,
             segments: layout.segments,
         };
-        Ok((PageLog { ops, bell, state, counters, facts, thread: Some(thread) }, recovery))
+        let thread = Some(thread);
+        let log = PageLog { ops, bell, state, counters, facts, memory: new_memory, thread };
+        Ok((log, recovery))
     }
 }
 
@@ -159,6 +164,13 @@ impl PageLog {
             }
             Err(TrySendError::Full(op) | TrySendError::Disconnected(op)) => Err(op),
         }
+    }
+
+    /// The arena has these parts now: they are registered with the ring where that is allowed, and
+    /// others no longer, so that their memory can be given back. Never waits.
+    pub fn set_memory(&self, parts: Vec<Arc<Part>>) {
+        self.memory.put(parts);
+        self.bell.ring();
     }
 
     /// What the machine granted and what the file looks like.
@@ -285,6 +297,10 @@ impl Engine for FileRing {
         self.ring.registered_buffers()
     }
 
+    fn set_memory(&mut self, parts: &[Arc<Part>]) {
+        self.ring.set_memory(parts);
+    }
+
     fn start(&mut self, io: crate::engine::Io) {
         self.ring.start(io);
     }
@@ -302,6 +318,21 @@ struct Worker {
     device: DeviceId,
     state: Arc<AtomicU8>,
     counters: Arc<Mutex<LogCounters>>,
+    memory: Arc<NewMemory>,
+}
+
+/// The parts the arena has now, until the log's thread has seen them.
+#[derive(Debug, Default)]
+struct NewMemory(Mutex<Option<Vec<Arc<Part>>>>);
+
+impl NewMemory {
+    fn put(&self, parts: Vec<Arc<Part>>) {
+        *self.0.lock().expect("no holder of the list panics") = Some(parts);
+    }
+
+    fn take(&self) -> Option<Vec<Arc<Part>>> {
+        self.0.lock().expect("no holder of the list panics").take()
+    }
 }
 
 impl Worker {
@@ -320,6 +351,9 @@ impl Worker {
         let mut closing = false;
         loop {
             let now = start.elapsed();
+            if let Some(parts) = self.memory.take() {
+                engine.set_memory(&parts);
+            }
             self.take_ops(now);
             let state = self.state.load(Ordering::SeqCst);
             if state == ABANDONED {

@@ -4,7 +4,10 @@
     reason = "the kernel is handed addresses, and the ring must keep them alive"
 )]
 
+mod buffers;
+
 use crate::engine::{Done, Doorbell, Engine, Io, Kind};
+use buffers::Buffers;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
@@ -15,10 +18,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use undercroft_arena::{Part, Span};
 
-/// The kernel takes registered buffers of at most 1 GiB.
-const MAX_BUFFER_BYTES: usize = 1 << 30;
-/// The kernel's limit on their number.
-const MAX_BUFFERS: usize = 16_384;
 /// Marks the read of the doorbell among completions.
 const BELL: u64 = u64::MAX;
 /// How long a ring waits at its end for transfers that the device does not finish.
@@ -26,33 +25,24 @@ const DRAIN_WAIT: Duration = Duration::from_secs(3);
 /// The log's file among the registered ones.
 const FILE: types::Fixed = types::Fixed(0);
 
-/// A piece of memory the kernel has pinned for the ring.
-#[derive(Debug, Clone, Copy)]
-struct Buffer {
-    start: usize,
-    len: usize,
-}
-
 /// io_uring.
 pub(crate) struct Ring {
     ring: IoUring,
     /// Transfers the kernel has, by their number in the ring.
     flying: Slab<Io>,
-    /// Registered pieces of the arena, sorted by address.
-    buffers: Vec<Buffer>,
+    buffers: Buffers,
     bell: Arc<OwnedFd>,
     /// Where the kernel puts the doorbell's count.
     bell_count: Box<u64>,
     bell_armed: bool,
     broken: bool,
-    /// Keeps the registered memory mapped as long as the kernel may use it.
-    _memory: (Vec<Arc<Part>>, Span),
 }
 
 impl Ring {
     /// A ring for up to `capacity` transfers at once on the file `fd`, and the bell that wakes
-    /// its owner. The arena's parts and the log's own memory are registered with it. What was refused but can be done without is added to `refused`. To be called on
-    /// the thread that will use it.
+    /// its owner. The arena's parts and the log's own memory are registered with it. What was
+    /// refused but can be done without is added to `refused`. To be called on the thread that will
+    /// use it.
     pub(crate) fn new(
         fd: RawFd,
         capacity: usize,
@@ -61,7 +51,7 @@ impl Ring {
     ) -> io::Result<(Self, Arc<Doorbell>)> {
         let ring = build(capacity as u32 + 1)?;
         ring.submitter().register_files(&[fd])?;
-        let buffers = register(&ring, &memory, refused);
+        let buffers = Buffers::register(&ring, memory, refused);
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let sender = Arc::clone(&bell);
         let doorbell = Doorbell::new(move || {
@@ -76,7 +66,6 @@ impl Ring {
             bell_count: Box::new(0),
             bell_armed: false,
             broken: false,
-            _memory: memory,
         };
         Ok((ring, doorbell))
     }
@@ -86,7 +75,7 @@ impl Ring {
             return opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build();
         };
         let len = rest.len() as u32;
-        match (io.kind, self.buffer_of(&rest)) {
+        match (io.kind, self.buffers.of(&rest)) {
             (Kind::Read, Some(buffer)) => {
                 opcode::ReadFixed::new(FILE, rest.as_mut_ptr(), len, buffer).offset(offset).build()
             }
@@ -98,15 +87,6 @@ impl Ring {
             }
             (_, None) => opcode::Write::new(FILE, rest.as_ptr(), len).offset(offset).build(),
         }
-    }
-
-    /// The registered buffer a span lies in, whole.
-    fn buffer_of(&self, span: &Span) -> Option<u16> {
-        let start = span.as_ptr().addr();
-        let after = self.buffers.partition_point(|buffer| buffer.start <= start);
-        let index = after.checked_sub(1)?;
-        let buffer = self.buffers[index];
-        (start + span.len() <= buffer.start + buffer.len).then_some(index as u16)
     }
 
     fn push(&mut self, entry: &squeue::Entry) {
@@ -201,51 +181,17 @@ pub(crate) fn probe() -> io::Result<()> {
     build(1).map(drop)
 }
 
-fn register(
-    ring: &IoUring,
-    (parts, scratch): &(Vec<Arc<Part>>, Span),
-    refused: &mut Vec<String>,
-) -> Vec<Buffer> {
-    let mut buffers = Vec::new();
-    let regions = parts.iter().map(|part| (part.base_ptr().addr(), part.len()));
-    for (start, bytes) in regions.chain([(scratch.as_ptr().expose_provenance(), scratch.len())]) {
-        let pieces = (0..bytes).step_by(MAX_BUFFER_BYTES);
-        buffers.extend(
-            pieces.map(|at| Buffer { start: start + at, len: MAX_BUFFER_BYTES.min(bytes - at) }),
-        );
-    }
-    buffers.sort_by_key(|buffer| buffer.start);
-    if buffers.is_empty() {
-        return buffers;
-    }
-    let iovecs: Vec<libc::iovec> = buffers
-        .iter()
-        .map(|buffer| libc::iovec {
-            iov_base: std::ptr::with_exposed_provenance_mut(buffer.start),
-            iov_len: buffer.len,
-        })
-        .collect();
-    if buffers.len() > MAX_BUFFERS {
-        refused.push(format!("registered buffers: the arena needs {} of them", buffers.len()));
-        return Vec::new();
-    }
-    // SAFETY: the pieces lie in parts that the ring owns a share of until it is dropped.
-    match unsafe { ring.submitter().register_buffers(&iovecs) } {
-        Ok(()) => buffers,
-        Err(e) => {
-            refused.push(format!("registered buffers: {e} (memlock limit)"));
-            Vec::new()
-        }
-    }
-}
-
 impl Engine for Ring {
     fn name(&self) -> &'static str {
         "io_uring"
     }
 
     fn registered_buffers(&self) -> bool {
-        !self.buffers.is_empty()
+        self.buffers.are_registered()
+    }
+
+    fn set_memory(&mut self, parts: &[Arc<Part>]) {
+        self.buffers.set_parts(&self.ring, parts);
     }
 
     fn start(&mut self, io: Io) {
@@ -270,7 +216,7 @@ impl Drop for Ring {
             // The kernel may still write into this memory, so it must never be used again.
             std::mem::forget(std::mem::take(&mut self.flying));
             std::mem::forget(std::mem::take(&mut self.bell_count));
-            std::mem::forget(self._memory.clone());
+            self.buffers.leak();
         }
         // The kernel takes a ring apart some time after it is closed; the file's lock should not
         // wait for that. Where it is refused, the next opener waits a little.
