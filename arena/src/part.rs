@@ -267,6 +267,12 @@ impl PartView {
         self.region.bytes == 0
     }
 
+    /// How many spans and other views of this mapping there are.
+    #[must_use]
+    pub fn users(&self) -> usize {
+        Arc::strong_count(&self.region) - 1
+    }
+
     /// Where it is mapped, for registration with a device.
     #[must_use]
     pub fn base_ptr(&self) -> *const u8 {

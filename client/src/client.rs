@@ -6,7 +6,7 @@ use crate::keeper;
 use crate::options::{ConnectOptions, Wait};
 use crate::shared::Shared;
 use crate::space::{SpaceHandle, SpaceState, open};
-use crate::{ConnectError, MissReason, OpenError};
+use crate::{ConnectError, MissReason, OpenError, PartWatcher};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -169,6 +169,14 @@ impl Client {
                 }
                 None => ClientState::Connecting { failure: None },
             },
+        }
+    }
+
+    /// Has `watcher` hear of the arena's parts, those that are mapped already and those to come.
+    /// It is kept until the client ends, and hears then that all of them leave.
+    pub fn watch_parts(&self, watcher: Arc<dyn PartWatcher>) {
+        if !self.inner.is_foreign() {
+            self.inner.arena.watch(watcher);
         }
     }
 

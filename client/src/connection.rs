@@ -2,6 +2,7 @@ use crate::MissReason;
 use crate::bell::{Bell, time_left};
 use crate::inbox::{Chore, Expects, Inbox};
 use crate::outbox::{NotSent, Outbox, Sent};
+use crate::parts::Arena;
 use crate::reader::Reader;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -11,9 +12,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
-use undercroft_arena::PartView;
 use undercroft_wire::{
-    Commit, DecodeError, DropHold, LeaseId, Reply, Request, RequestId, Welcome, encode_request,
+    Commit, DecodeError, DropHold, Epoch, LeaseId, PartId, Reply, Request, RequestId, Welcome,
+    encode_request,
 };
 
 /// Why a connection ended.
@@ -68,6 +69,7 @@ pub(crate) struct Connection {
     closed: AtomicBool,
     welcome: OnceLock<Welcome>,
     next_lease: AtomicU64,
+    arena: Arc<Arena>,
     /// Wakes the keeper: something waits for the socket, or the connection ended.
     bell: Arc<Bell>,
 }
@@ -118,16 +120,22 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(socket: OwnedFd, generation: u64, bell: Arc<Bell>) -> Self {
+    pub(crate) fn new(
+        socket: OwnedFd,
+        generation: u64,
+        arena: Arc<Arena>,
+        bell: Arc<Bell>,
+    ) -> Self {
         Self {
             generation,
             pid: getpid(),
             socket,
             outbox: Outbox::default(),
-            inbox: Mutex::new(Inbox::new(Reader::new())),
+            inbox: Mutex::new(Inbox::new(Reader::new(), Arc::clone(&arena))),
             closed: AtomicBool::new(false),
             welcome: OnceLock::new(),
             next_lease: AtomicU64::new(1),
+            arena,
             bell,
         }
     }
@@ -313,11 +321,19 @@ impl Connection {
         self.wait_until(RequestId(0), Instant::now(), |_| None::<()>)
     }
 
+    /// Whether callers have been at it since `seen`: they hear what the daemon says unasked.
+    pub(crate) fn is_in_use(&self, seen: &mut u32) -> bool {
+        let inbox = locked(&self.inbox);
+        let before = std::mem::replace(seen, inbox.last_request);
+        before != inbox.last_request || inbox.reader.is_none()
+    }
+
     /// Waits, as the keeper, until something must be done: the bell rang, the connection ended,
-    /// or `until` has come. Sends on what waits meanwhile. Idle, it costs nothing.
-    pub(crate) fn watch(&self, until: Instant) {
-        // No read events: hang-up is reported all the same, and replies are their callers' own.
-        let mut events = PollFlags::empty();
+    /// or `until` has come. Sends on what waits meanwhile. Idle, it costs nothing. If nobody else
+    /// does, it can `listen`.
+    pub(crate) fn watch(&self, until: Instant, listen: bool) {
+        // Hang-up is reported in any case, and replies are their callers' own.
+        let mut events = if listen { PollFlags::IN } else { PollFlags::empty() };
         if self.outbox.is_waiting() {
             events |= PollFlags::OUT;
         }
@@ -333,8 +349,13 @@ impl Connection {
         }
         if socket.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
             self.read_to_the_end();
-        } else if socket.contains(PollFlags::OUT) {
+            return;
+        }
+        if socket.contains(PollFlags::OUT) {
             self.flush();
+        }
+        if socket.contains(PollFlags::IN) {
+            let _nothing = self.drain();
         }
     }
 
@@ -381,9 +402,19 @@ impl Connection {
         self.bell.ring();
     }
 
-    /// The arena's parts as mapped here.
-    pub(crate) fn mapped_parts(&self) -> Vec<PartView> {
-        locked(&self.inbox).mapped()
+    /// Goes on in the arena of this epoch: its parts are mapped as they come.
+    pub(crate) fn enter(&self, epoch: Epoch) -> Result<(), MissReason> {
+        self.arena.enter(epoch);
+        let entered = locked(&self.inbox).enter();
+        entered.map_err(|lost| {
+            self.close(lost);
+            MissReason::Disconnected
+        })
+    }
+
+    /// Retired parts of which no page will be delivered again, and whether more are to come.
+    pub(crate) fn vacated_parts(&self) -> (Vec<PartId>, bool) {
+        locked(&self.inbox).vacated()
     }
 
     /// What ended the connection, for people.

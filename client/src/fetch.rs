@@ -1,13 +1,13 @@
 use crate::bell::{from_now, whole_ms};
 use crate::client::Inner;
 use crate::connection::{Connection, Ticket};
-use crate::inbox::{Expects, Heard};
+use crate::inbox::{Expects, Heard, Placed};
 use crate::space::{Opened, SpaceHandle, SpaceState};
 use crate::{Hold, MissReason};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use undercroft_arena::{PartView, Span, StagingView};
+use undercroft_arena::{Span, StagingView};
 use undercroft_wire::{
     FetchEnd, FetchOutcome, FetchReady, FetchSource, KeyRun, LeaseId, MAX_KEYS, PageKey, PagePlace,
     PartId, Release, Request, SlotId, Stamp,
@@ -274,7 +274,7 @@ impl Delivery {
     pub(crate) fn add(
         &mut self,
         ready: &FetchReady,
-        parts: &HashMap<PartId, PartView>,
+        parts: &HashMap<PartId, Placed>,
     ) -> Result<(), String> {
         let count = ready.places.len() as u64;
         let in_order = ready.first == self.delivered && self.end.is_none();
@@ -291,11 +291,12 @@ impl Delivery {
         Ok(())
     }
 
-    fn span(&self, place: PagePlace, parts: &HashMap<PartId, PartView>) -> Result<Span, String> {
+    fn span(&self, place: PagePlace, parts: &HashMap<PartId, Placed>) -> Result<Span, String> {
         let PagePlace { part, offset } = place;
         if part != PagePlace::STAGING {
-            let view = parts.get(&part).ok_or_else(|| format!("a page in unknown part {part}"))?;
-            return view.span(offset, self.page_bytes).map_err(|e| e.to_string());
+            let placed =
+                parts.get(&part).ok_or_else(|| format!("a page in unknown part {part}"))?;
+            return placed.part.view.span(offset, self.page_bytes).map_err(|e| e.to_string());
         }
         let slot_bytes = u64::from(self.staging.slot_bytes());
         let slot = u32::try_from(offset / slot_bytes).map_err(|e| e.to_string())?;

@@ -1,10 +1,11 @@
 use crate::bell::from_now;
 use crate::connection::{Connection, Lost};
-use crate::inbox::Expects;
+use crate::inbox::{Expects, Inbox};
 use crate::shared::Shared;
 use crate::{ConnectError, MissReason};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use std::collections::HashSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,8 +26,8 @@ pub(crate) fn shake_hands(
     let until = from_now(patience);
     let path = &shared.options.socket;
     let socket = connect(path, until, patience)?;
-    let connection = Connection::new(socket, shared.next_generation(), Arc::clone(&shared.bell));
-    let connection = Arc::new(connection);
+    let (arena, bell) = (Arc::clone(&shared.arena), Arc::clone(&shared.bell));
+    let connection = Arc::new(Connection::new(socket, shared.next_generation(), arena, bell));
     match greet(&connection, shared, until) {
         Ok(()) => Ok(connection),
         Err(Unwelcome::Refused(error)) => {
@@ -78,8 +79,17 @@ fn greet(connection: &Arc<Connection>, shared: &Shared, until: Instant) -> Resul
     if !(PROTOCOL_MIN..=PROTOCOL_MAX).contains(&welcome.version) {
         return Err(connection.violated("a version was chosen that nobody offered").into());
     }
-    let parts = connection.greeted(welcome).parts as usize;
-    connection.wait_until(RequestId(0), until, |inbox| (inbox.parts() >= parts).then_some(()))?;
+    let &Welcome { epoch, parts, .. } = connection.greeted(welcome);
+    connection.enter(epoch)?;
+    let all = |inbox: &mut Inbox| {
+        let named = &inbox.parts;
+        (named.len() >= parts as usize).then(|| named.keys().copied().collect::<HashSet<_>>())
+    };
+    let named = connection.wait_until(RequestId(0), until, all)?;
+    // A daemon that names none may be about to: nothing follows from that.
+    if !named.is_empty() {
+        shared.arena.keep_only(|part| named.contains(&part));
+    }
     Ok(())
 }
 

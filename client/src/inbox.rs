@@ -1,21 +1,20 @@
 use crate::MissReason;
 use crate::connection::Lost;
 use crate::fetch::{Delivery, ReadyRun};
+use crate::parts::{Arena, MAX_PARTS, Mapped};
 use crate::reader::Reader;
 use crate::space::{Opened, SpaceState};
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar};
-use undercroft_arena::{PartView, StagingView};
+use undercroft_arena::StagingView;
 use undercroft_wire::{
-    FetchEnd, FetchReady, HoldId, LeaseId, OfferId, PartAdded, PartId, Reply, RequestId, SlotId,
-    SpaceId, SpaceOpened, Welcome, decode_reply,
+    FetchEnd, FetchReady, HoldId, LeaseId, OfferId, PartAdded, PartId, PartRetired, Reply,
+    RequestId, SlotId, SpaceId, SpaceOpened, Welcome, decode_reply,
 };
 
 /// The most requests that may wait for an answer, given-up ones included.
 const MAX_MAILBOXES: usize = 65_536;
-/// The most parts an arena may have.
-const MAX_PARTS: usize = 65_536;
 
 /// What came in and who waits for it. Guarded by the connection's lock.
 #[derive(Debug)]
@@ -26,11 +25,24 @@ pub(crate) struct Inbox {
     pub(crate) closed: Option<Lost>,
     mailboxes: HashMap<RequestId, Mailbox>,
     leases: HashMap<LeaseId, RequestId>,
-    last_request: u32,
+    pub(crate) last_request: u32,
+    last_lease: LeaseId,
     /// How many threads sleep, so that nobody is looked for where nobody is.
     parked: usize,
     welcome: Option<Welcome>,
-    parts: HashMap<PartId, PartView>,
+    arena: Arc<Arena>,
+    /// Parts that came before the arena was entered, and whether they retire already.
+    early: Vec<(PartAdded, OwnedFd, bool)>,
+    entered: bool,
+    pub(crate) parts: HashMap<PartId, Placed>,
+}
+
+/// A part that this connection delivers pages of.
+#[derive(Debug)]
+pub(crate) struct Placed {
+    pub(crate) part: Arc<Mapped>,
+    /// It retires; fetches up to this one may still be given pages of it.
+    retired: Option<LeaseId>,
 }
 
 /// What answers a request, besides its one reply.
@@ -105,15 +117,19 @@ fn violation(what: &str) -> Lost {
 }
 
 impl Inbox {
-    pub(crate) fn new(reader: Reader) -> Self {
+    pub(crate) fn new(reader: Reader, arena: Arc<Arena>) -> Self {
         Self {
             reader: Some(reader),
             closed: None,
             mailboxes: HashMap::new(),
             leases: HashMap::new(),
             last_request: 0,
+            last_lease: LeaseId(0),
             parked: 0,
             welcome: None,
+            arena,
+            early: Vec::new(),
+            entered: false,
             parts: HashMap::new(),
         }
     }
@@ -135,6 +151,7 @@ impl Inbox {
         };
         if let Expects::Pages(lease, _) = &expects {
             self.leases.insert(*lease, request);
+            self.last_lease = self.last_lease.max(*lease);
         }
         let mailbox = Mailbox { expects, reply: None, parked: None, given_up: false };
         self.mailboxes.insert(request, mailbox);
@@ -218,21 +235,42 @@ impl Inbox {
         next.into_iter().for_each(Mailbox::wake);
     }
 
-    /// How many parts of the arena are mapped.
-    pub(crate) fn parts(&self) -> usize {
-        self.parts.len()
+    /// Maps the parts that came with the greeting, and from here on each as it comes.
+    pub(crate) fn enter(&mut self) -> Result<(), Lost> {
+        self.entered = true;
+        std::mem::take(&mut self.early).into_iter().try_for_each(|(added, fd, retires)| {
+            self.map(added, &fd)?;
+            if retires {
+                self.retire(added.part);
+            }
+            Ok(())
+        })
     }
 
-    /// The arena's parts as mapped here.
-    pub(crate) fn mapped(&self) -> Vec<PartView> {
-        self.parts.values().cloned().collect()
+    /// Parts that retired and of which nothing is used or will be delivered any more; they are
+    /// not delivered from again. Also says whether others are still waited for.
+    pub(crate) fn vacated(&mut self) -> (Vec<PartId>, bool) {
+        let oldest = self.running().min();
+        let gone = |placed: &Placed| {
+            let over = |last| oldest.is_none_or(|oldest| oldest > last);
+            placed.retired.is_some_and(over) && placed.part.view.users() == 0
+        };
+        let gone: Vec<PartId> = self.parts.extract_if(|_, p| gone(p)).map(|(id, _)| id).collect();
+        (gone, self.parts.values().any(|placed| placed.retired.is_some()))
     }
 
-    /// Ends it all. Pages that were delivered stay deliverable; the mappings are let go, each as
-    /// soon as nobody uses a page of it.
+    /// Fetches that may still be given pages.
+    fn running(&self) -> impl Iterator<Item = LeaseId> {
+        let ended = |m: &Mailbox| matches!(&m.expects, Expects::Pages(_, d) if d.end.is_some());
+        let runs = move |request| self.mailboxes.get(request).is_some_and(|m| !ended(m));
+        self.leases.iter().filter(move |(_, request)| runs(request)).map(|(lease, _)| *lease)
+    }
+
+    /// Ends it all. Pages that were delivered stay deliverable, and the mappings stay the client's.
     pub(crate) fn close(&mut self, lost: Lost) {
         self.closed.get_or_insert(lost);
         self.parts.clear();
+        self.early.clear();
         self.mailboxes.values().for_each(Mailbox::wake);
     }
 
@@ -249,6 +287,7 @@ impl Inbox {
             match reply {
                 Reply::Welcome(welcome) => self.greeted(request, welcome)?,
                 Reply::PartAdded(added) => self.add_part(added, fds)?,
+                Reply::PartRetired(PartRetired { part }) => self.retire(part),
                 Reply::SpaceOpened(opened) => self.opened(generation, request, opened, fds)?,
                 Reply::FetchReady(ready) => self.deliver(&ready)?,
                 Reply::FetchEnd(end) => self.end_fetch(end),
@@ -287,13 +326,33 @@ impl Inbox {
         if self.welcome.is_none() {
             return Err(violation("a part before the welcome"));
         }
-        if self.parts.len() >= MAX_PARTS || self.parts.contains_key(&added.part) {
-            return Err(violation("a part twice, or too many"));
+        if self.parts.len() + self.early.len() >= MAX_PARTS {
+            return Err(violation("too many parts"));
         }
-        let view = PartView::map(fd, added.part, added.bytes)
-            .map_err(|e| Lost::Protocol(format!("part {}: {e}", added.part)))?;
-        self.parts.insert(added.part, view);
+        if self.entered {
+            return self.map(added, &fd);
+        }
+        self.early.push((added, fd, false));
         Ok(())
+    }
+
+    fn map(&mut self, added: PartAdded, fd: &OwnedFd) -> Result<(), Lost> {
+        let placed = Placed { part: self.arena.add(added, fd)?, retired: None };
+        match self.parts.insert(added.part, placed) {
+            None => Ok(()),
+            Some(_) => Err(violation("a part twice")),
+        }
+    }
+
+    fn retire(&mut self, part: PartId) {
+        if let Some(placed) = self.parts.get_mut(&part) {
+            placed.retired = Some(self.last_lease);
+            self.arena.stir();
+        }
+        let mut early = self.early.iter_mut();
+        if let Some((_, _, retires)) = early.find(|(added, ..)| added.part == part) {
+            *retires = true;
+        }
     }
 
     fn opened(

@@ -18,6 +18,13 @@ const GREETING: Duration = Duration::from_secs(10);
 const OPENING: Duration = Duration::from_secs(5);
 /// A connection that lived this long was a good one: the next attempt comes soon.
 const GOOD_LIFE: Duration = Duration::from_secs(1);
+/// Without a call for this long, the keeper hears what the daemon says unasked. Before, it would
+/// be woken by every reply.
+const QUIET: Duration = Duration::from_secs(1);
+/// The pause before it is looked again whether a part is still in use, and the longest one: each
+/// is twice the last.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
 /// How often refused spaces are tried again.
 const RETRY_SPACES: Duration = Duration::from_secs(1);
 
@@ -48,21 +55,36 @@ impl Keeper {
                 None => connection = self.reconnect(),
             }
         }
+        self.shared.arena.end();
     }
 
     fn watch(&mut self, connection: &Arc<Connection>) {
         let began = Instant::now();
-        prefault(connection);
+        let mut retry_at = None;
+        let mut look = FIRST_LOOK;
+        let mut requests = 0;
         while !connection.is_closed() && !self.shared.is_stopped() {
             let refused = self.shared.refused_spaces(connection.generation);
             if refused.is_empty() {
-                connection.watch(from_now(Duration::MAX));
+                retry_at = None;
+            } else if *retry_at.get_or_insert_with(|| from_now(RETRY_SPACES)) <= Instant::now() {
+                for space in refused {
+                    let _still_refused = open(connection, &space, from_now(OPENING));
+                }
+                retry_at = None;
                 continue;
             }
-            connection.watch(from_now(RETRY_SPACES));
-            for space in refused {
-                let _still_refused = open(connection, &space, from_now(OPENING));
-            }
+            let look_at = if self.shared.arena.tend(Some(connection)) {
+                look = (look * 2).min(LONGEST_LOOK);
+                Some(from_now(look))
+            } else {
+                look = FIRST_LOOK;
+                None
+            };
+            let in_use = connection.is_in_use(&mut requests);
+            let quiet_at = in_use.then(|| from_now(QUIET));
+            let next = [retry_at, look_at, quiet_at].into_iter().flatten().min();
+            connection.watch(next.unwrap_or_else(|| from_now(Duration::MAX)), !in_use);
         }
         self.shared.lost(connection);
         if began.elapsed() >= GOOD_LIFE {
@@ -74,7 +96,11 @@ impl Keeper {
         let pause = jittered(self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         let until = from_now(pause);
-        while self.shared.bell.wait(until) {
+        loop {
+            let _seen_to_again_soon = self.shared.arena.tend(None);
+            if !self.shared.bell.wait(until) {
+                break;
+            }
             if self.shared.is_stopped() {
                 return None;
             }
@@ -114,20 +140,6 @@ pub(crate) fn publish(shared: &Shared, connection: &Arc<Connection>) -> Result<(
         }
     }
     Ok(())
-}
-
-/// Fills the page tables of the arena's view beside everything else, so that loads do not fault.
-fn prefault(connection: &Connection) {
-    let parts = connection.mapped_parts();
-    if parts.is_empty() {
-        return;
-    }
-    // Without it, or where the kernel refuses, loads fault page by page and work all the same.
-    let _thread = std::thread::Builder::new().name("undercroft-prefault".into()).spawn(move || {
-        for part in parts {
-            let _refused = part.prefault(1);
-        }
-    });
 }
 
 /// A random time around `pause`, so that many engines do not all come at once.

@@ -22,10 +22,12 @@ mod lookup;
 mod miss;
 mod options;
 mod outbox;
+mod parts;
 mod reader;
 mod shared;
 mod space;
 mod store;
+mod watch;
 
 pub use client::{Client, ClientState};
 pub use error::{ConnectError, OpenError};
@@ -36,6 +38,10 @@ pub use miss::MissReason;
 pub use options::{ConnectOptions, MAX_SOCKET_PATH_BYTES, Wait};
 pub use space::{Prefetched, SpaceHandle};
 pub use store::{Declined, StoreOptions, StoreRun, Stored};
+pub use watch::PartWatcher;
+
+/// What a [`PartWatcher`] is shown.
+pub use undercroft_arena::PartView;
 
 /// The vocabulary of requests and replies, so that an engine links this crate alone.
 pub use undercroft_wire as wire;

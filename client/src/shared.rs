@@ -2,6 +2,7 @@ use crate::MissReason;
 use crate::bell::Bell;
 use crate::connection::{Connection, Lost, locked};
 use crate::options::ConnectOptions;
+use crate::parts::Arena;
 use crate::space::SpaceState;
 use rustix::process::{Pid, getpid};
 use std::collections::{HashMap, VecDeque};
@@ -22,6 +23,7 @@ pub(crate) struct Shared {
     pub(crate) options: ConnectOptions,
     pid: Pid,
     pub(crate) bell: Arc<Bell>,
+    pub(crate) arena: Arc<Arena>,
     link: Mutex<Link>,
     /// Signalled when a connection is there.
     linked: Condvar,
@@ -48,6 +50,7 @@ impl Shared {
         Self {
             options,
             pid: getpid(),
+            arena: Arc::new(Arena::new(Arc::clone(&bell))),
             bell,
             link: Mutex::default(),
             linked: Condvar::new(),
@@ -242,7 +245,8 @@ mod tests {
     fn orphans_are_bounded_and_wait_for_their_own_arena() {
         let shared = Shared::new(ConnectOptions::new("/nowhere"), inherited().bell);
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let lost = Connection::new(ours.into(), 1, Arc::clone(&shared.bell));
+        let (arena, bell) = (Arc::clone(&shared.arena), Arc::clone(&shared.bell));
+        let lost = Connection::new(ours.into(), 1, arena, bell);
         lost.greeted(undercroft_wire::Welcome {
             version: 2,
             session: undercroft_wire::SessionId(5),

@@ -11,8 +11,12 @@ use undercroft_wire::{
 
 const SPACE: SpaceId = SpaceId(5);
 
+fn arena() -> Arc<Arena> {
+    Arc::new(Arena::new(Arc::new(crate::bell::Bell::new().unwrap())))
+}
+
 fn inbox() -> Inbox {
-    let mut inbox = Inbox::new(Reader::new());
+    let mut inbox = Inbox::new(Reader::new(), arena());
     for _ in 0..3 {
         inbox.expect(Expects::Reply).unwrap();
     }
@@ -140,7 +144,7 @@ fn a_mailbox_goes_with_the_reply_taken_from_it() {
 
 #[test]
 fn mailboxes_are_bounded_and_their_numbers_never_meet() {
-    let mut inbox = Inbox::new(Reader::new());
+    let mut inbox = Inbox::new(Reader::new(), arena());
     inbox.last_request = u32::MAX - 10;
     for _ in 0..MAX_MAILBOXES {
         assert_ne!(inbox.expect(Expects::Reply).unwrap(), RequestId(0));

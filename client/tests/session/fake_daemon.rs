@@ -60,15 +60,7 @@ impl Peer {
     }
 
     pub(crate) fn reply_with(&mut self, request: RequestId, reply: &Reply, fd: BorrowedFd<'_>) {
-        let bytes = encoded(request, reply);
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = [fd];
-        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
-        let parts = [IoSlice::new(&bytes)];
-        let sent = sendmsg(self.stream.as_fd(), &parts, &mut control, SendFlags::NOSIGNAL);
-        // A client that is gone is no matter of the daemon's.
-        let _gone = sent;
+        send_with(&self.stream, request, reply, fd);
     }
 
     pub(crate) fn raw(&mut self, bytes: &[u8]) {
@@ -80,6 +72,17 @@ pub(crate) fn encoded(request: RequestId, reply: &Reply) -> Vec<u8> {
     let mut bytes = Vec::new();
     encode_reply(&mut bytes, request, reply);
     bytes
+}
+
+fn send_with(stream: &UnixStream, request: RequestId, reply: &Reply, fd: BorrowedFd<'_>) {
+    let bytes = encoded(request, reply);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    let parts = [IoSlice::new(&bytes)];
+    // A client that is gone is no matter of the daemon's.
+    let _gone = sendmsg(stream.as_fd(), &parts, &mut control, SendFlags::NOSIGNAL);
 }
 
 /// A listening daemon. Dropping it is its death: every connection is cut.
@@ -114,6 +117,18 @@ impl FakeDaemon {
         });
         let path = path.to_owned();
         Self { path, stopped, connections, streams, acceptor: Some(acceptor) }
+    }
+
+    /// Says something unasked on every connection.
+    pub(crate) fn say(&self, reply: &Reply, fd: Option<BorrowedFd<'_>>) {
+        for mut stream in self.streams.lock().unwrap().iter() {
+            match fd {
+                Some(fd) => send_with(stream, RequestId(0), reply, fd),
+                None => {
+                    let _gone = stream.write_all(&encoded(RequestId(0), reply));
+                }
+            }
+        }
     }
 
     /// Cuts every connection, but goes on listening.

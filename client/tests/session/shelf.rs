@@ -1,10 +1,10 @@
 //! What a fake daemon remembers: a map from keys to frames, and what it was told.
 
 use crate::fake_daemon::Peer;
-use std::collections::HashMap;
-use std::os::fd::AsFd;
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
-use undercroft_arena::{HugePages, Part, PartOptions, Staging, copy_checked};
+use undercroft_arena::{HugePages, Part, PartOptions, Span, Staging, copy_checked};
 use undercroft_wire::{
     Commit, CommitOutcome, CommitReply, Epoch, Fetch, FetchEnd, FetchOutcome, FetchReady,
     FetchSource, HoldId, KeyRun, LookupReply, Mode, Offer, OfferId, OfferOutcome, OfferReply,
@@ -31,8 +31,10 @@ pub(crate) struct Shelf {
     pub(crate) epoch: Epoch,
     pub(crate) mode: Mode,
     pub(crate) slots: u32,
-    part: Part,
-    pages: HashMap<PageKey, u64>,
+    parts: BTreeMap<PartId, Part>,
+    /// Frames used of each part.
+    used: HashMap<PartId, u64>,
+    pages: HashMap<PageKey, PagePlace>,
     staging: HashMap<SpaceId, Staging>,
     spaces: u32,
     free: Vec<SlotId>,
@@ -45,20 +47,19 @@ pub(crate) struct Shelf {
     pub(crate) returned: Vec<SlotId>,
     pub(crate) commits: Vec<usize>,
     pub(crate) dropped: Vec<HoldId>,
+    pub(crate) let_go: Vec<PartId>,
 }
 
 pub(crate) type Shared = Arc<Mutex<Shelf>>;
 
 impl Shelf {
     pub(crate) fn new(epoch: u64, mode: Mode, slots: u32) -> Shared {
-        let options = PartOptions { huge: HugePages::Off, ..PartOptions::default() };
-        let bytes = FRAMES * u64::from(FRAME_BYTES);
-        let (part, _) = Part::create(PartId(3), bytes, &options).unwrap();
         Arc::new(Mutex::new(Self {
             epoch: Epoch(epoch),
             mode,
             slots,
-            part,
+            parts: BTreeMap::from([(PartId(3), part(PartId(3)))]),
+            used: HashMap::new(),
             pages: HashMap::new(),
             staging: HashMap::new(),
             spaces: 0,
@@ -71,20 +72,52 @@ impl Shelf {
             returned: Vec::new(),
             commits: Vec::new(),
             dropped: Vec::new(),
+            let_go: Vec::new(),
         }))
     }
 
     /// Puts a page of `byte`s there, as if it had been stored.
     pub(crate) fn put(&mut self, key: PageKey, byte: u8) {
-        let at = self.new_frame(key);
-        let frame = self.part.span(at, PAGE_BYTES as usize).unwrap();
+        self.put_in(PartId(3), key, byte);
+    }
+
+    pub(crate) fn put_in(&mut self, part: PartId, key: PageKey, byte: u8) {
+        let place = self.new_frame(part, key);
+        let frame = self.frame(place).sub(0, PAGE_BYTES as usize).unwrap();
         frame.copy_from_slice(&vec![byte; PAGE_BYTES as usize]);
     }
 
-    fn new_frame(&mut self, key: PageKey) -> u64 {
-        let at = self.pages.len() as u64 * u64::from(FRAME_BYTES);
-        self.pages.insert(key, at);
-        at
+    fn new_frame(&mut self, part: PartId, key: PageKey) -> PagePlace {
+        let used = self.used.entry(part).or_default();
+        let place = PagePlace { part, offset: *used * u64::from(FRAME_BYTES) };
+        *used += 1;
+        self.pages.insert(key, place);
+        place
+    }
+
+    fn frame(&self, place: PagePlace) -> Span {
+        self.parts[&place.part].span(place.offset, FRAME_BYTES as usize).unwrap()
+    }
+
+    /// Adds a part, or puts another one in the place of one that is there. Says how a client is
+    /// told.
+    pub(crate) fn grow(&mut self, id: PartId) -> (Reply, OwnedFd) {
+        self.parts.insert(id, part(id));
+        self.part_added(id)
+    }
+
+    fn part_added(&self, part: PartId) -> (Reply, OwnedFd) {
+        let bytes = FRAMES * u64::from(FRAME_BYTES);
+        let added = Reply::PartAdded(PartAdded { part, bytes, board_offset: 0 });
+        (added, self.parts[&part].read_only_fd().unwrap())
+    }
+
+    /// In how many places of this process a part is mapped, the shelf's own included.
+    pub(crate) fn mappings(&self, part: PartId) -> usize {
+        let inode = rustix::fs::fstat(self.parts[&part].read_only_fd().unwrap()).unwrap().st_ino;
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let inodes = maps.lines().filter_map(|line| line.split_whitespace().nth(4)?.parse().ok());
+        inodes.filter(|of: &u64| *of == inode).count()
     }
 
     fn leading(&self, keys: &KeyRun<'_>) -> u32 {
@@ -110,18 +143,17 @@ impl Shelf {
                 Reply::Status(Box::new(StatusReport { pid: 4711, ..StatusReport::default() }))
             }
             Request::Hint(_) | Request::Ping => Reply::Done,
-            Request::Give(_)
-            | Request::Take(_)
-            | Request::PartLetGo(_)
-            | Request::Purge(_)
-            | Request::TakeOver => panic!("not asked of a shelf: {request:?}"),
+            Request::PartLetGo(gone) => return self.let_go.push(gone.part),
+            Request::Give(_) | Request::Take(_) | Request::Purge(_) | Request::TakeOver => {
+                panic!("not asked of a shelf: {request:?}")
+            }
         };
         peer.reply(id, &reply);
     }
 
     fn greet(&mut self, peer: &mut Peer, id: RequestId) {
         self.sessions += 1;
-        let parts = u32::from(self.mode == Mode::ZeroCopy);
+        let parts = if self.mode == Mode::ZeroCopy { self.parts.len() as u32 } else { 0 };
         peer.reply(
             id,
             &Reply::Welcome(Welcome {
@@ -133,10 +165,8 @@ impl Shelf {
                 domain: "default".to_owned(),
             }),
         );
-        if parts == 1 {
-            let bytes = FRAMES * u64::from(FRAME_BYTES);
-            let fd = self.part.read_only_fd().unwrap();
-            let added = Reply::PartAdded(PartAdded { part: PartId(3), bytes, board_offset: 0 });
+        for part in self.parts.keys().take(parts as usize) {
+            let (added, fd) = self.part_added(*part);
             peer.reply_with(id, &added, fd.as_fd());
         }
     }
@@ -170,7 +200,8 @@ impl Shelf {
                 held.into_iter().skip(*first as usize).take(*count as usize).collect()
             }
         };
-        let there: Vec<u64> = keys.iter().map_while(|key| self.pages.get(key).copied()).collect();
+        let there: Vec<PagePlace> =
+            keys.iter().map_while(|key| self.pages.get(key).copied()).collect();
         let places: Vec<PagePlace> =
             (0..).zip(&there).map(|(index, at)| self.place(fetch.space, index, *at)).collect();
         let lease = fetch.lease;
@@ -185,13 +216,12 @@ impl Shelf {
         peer.reply(id, &Reply::FetchEnd(FetchEnd { lease, ready, ssd: 0, outcome }));
     }
 
-    fn place(&self, space: SpaceId, index: u32, at: u64) -> PagePlace {
+    fn place(&self, space: SpaceId, index: u32, at: PagePlace) -> PagePlace {
         if self.mode == Mode::ZeroCopy {
-            return PagePlace { part: PartId(3), offset: at };
+            return at;
         }
         let slot = self.staging[&space].slot(SlotId(index)).unwrap();
-        let frame = self.part.span(at, FRAME_BYTES as usize).unwrap();
-        slot.copy_from(&frame);
+        slot.copy_from(&self.frame(at));
         let offset = u64::from(index) * u64::from(FRAME_BYTES);
         PagePlace { part: PagePlace::STAGING, offset }
     }
@@ -224,10 +254,9 @@ impl Shelf {
             let outcome = match self.offered.remove(slot) {
                 None => CommitOutcome::Invalid,
                 Some(key) => {
-                    let at = self.new_frame(key);
+                    let place = self.new_frame(PartId(3), key);
                     let from = self.staging[&commit.space].slot(*slot).unwrap();
-                    let frame = self.part.span(at, FRAME_BYTES as usize).unwrap();
-                    let _sum = copy_checked(&from, &frame);
+                    let _sum = copy_checked(&from, &self.frame(place));
                     self.free.push(*slot);
                     CommitOutcome::Stored
                 }
@@ -242,6 +271,11 @@ impl Shelf {
         self.commits.push(commit.filled.len());
         Reply::Commit(CommitReply { offer: commit.offer, outcomes })
     }
+}
+
+fn part(id: PartId) -> Part {
+    let options = PartOptions { huge: HugePages::Off, ..PartOptions::default() };
+    Part::create(id, FRAMES * u64::from(FRAME_BYTES), &options).unwrap().0
 }
 
 /// A refusal as an answer.

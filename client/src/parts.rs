@@ -1,0 +1,240 @@
+use crate::bell::Bell;
+use crate::connection::{Connection, Lost, locked};
+use crate::watch::{PartWatcher, Watching};
+use rustix::fs::fstat;
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use undercroft_arena::PartView;
+use undercroft_wire::{Epoch, PartAdded, PartId, PartLetGo, Request};
+
+/// The most parts an arena may have.
+pub(crate) const MAX_PARTS: usize = 65_536;
+
+/// Which file a descriptor is of, and its length.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileId {
+    device: u64,
+    inode: u64,
+    bytes: i64,
+}
+
+impl FileId {
+    pub(crate) fn of(fd: impl AsFd) -> Result<Self, Lost> {
+        let stat = fstat(fd).map_err(Lost::System)?;
+        Ok(Self { device: stat.st_dev, inode: stat.st_ino, bytes: stat.st_size })
+    }
+}
+
+/// A part of the arena as it is mapped here. Whoever wants to keep the mapping keeps this one, so
+/// that the view's other users are those that use its pages.
+#[derive(Debug)]
+pub(crate) struct Mapped {
+    pub(crate) view: PartView,
+    file: FileId,
+}
+
+/// The arena as this client maps it. It belongs to the client, not to a connection: when the next
+/// daemon has the same arena, mappings and registrations are still good.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    kept: Mutex<Kept>,
+    /// Held while they are told. Taken before `kept` where both are, and never inside a
+    /// connection's lock.
+    watchers: Mutex<Vec<Watching>>,
+    /// Something is new that the keeper must see to.
+    stirred: AtomicBool,
+    /// A thread sees to it.
+    seen_to: AtomicBool,
+    bell: Arc<Bell>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    epoch: Option<Epoch>,
+    parts: HashMap<PartId, Arc<Mapped>>,
+    /// No connection can deliver pages of these any more.
+    leaving: Vec<Leaving>,
+    /// Mapped, and its page tables not filled yet.
+    new: Vec<Arc<Mapped>>,
+    joining: Vec<Watching>,
+}
+
+#[derive(Debug)]
+struct Leaving {
+    part: Arc<Mapped>,
+    /// The daemon waits to hear that it is unmapped.
+    tell: bool,
+}
+
+impl Arena {
+    pub(crate) fn new(bell: Arc<Bell>) -> Self {
+        Self {
+            kept: Mutex::default(),
+            watchers: Mutex::default(),
+            stirred: AtomicBool::new(false),
+            seen_to: AtomicBool::new(false),
+            bell,
+        }
+    }
+
+    /// Has the keeper look after it.
+    pub(crate) fn stir(&self) {
+        self.stirred.store(true, Ordering::Release);
+        self.bell.ring();
+    }
+
+    pub(crate) fn watch(&self, watcher: Arc<dyn PartWatcher>) {
+        locked(&self.kept).joining.push(Watching::new(watcher));
+        self.stir();
+    }
+
+    /// A daemon greeted with this epoch. Another one's mappings are let go at once: together with
+    /// the new arena they may be more than the machine has.
+    pub(crate) fn enter(&self, epoch: Epoch) {
+        {
+            let mut kept = locked(&self.kept);
+            if kept.epoch == Some(epoch) {
+                return;
+            }
+            kept.epoch = Some(epoch);
+            kept.dismiss(false, |_| true);
+        }
+        let _nobody_waits = self.see_to(false);
+    }
+
+    /// Maps a part, or finds it mapped.
+    pub(crate) fn add(&self, added: PartAdded, fd: &OwnedFd) -> Result<Arc<Mapped>, Lost> {
+        let file = FileId::of(fd)?;
+        let id = added.part;
+        let mut kept = locked(&self.kept);
+        kept.stays_after_all(id, file);
+        if let Some(known) = kept.parts.get(&id) {
+            if known.file != file || known.view.len() as u64 != added.bytes {
+                return Err(Lost::Protocol(format!("part {id} is not what it was in this epoch")));
+            }
+            return Ok(Arc::clone(known));
+        }
+        let view = PartView::map(fd, id, added.bytes)
+            .map_err(|e| Lost::Protocol(format!("part {id}: {e}")))?;
+        let part = Arc::new(Mapped { view, file });
+        kept.parts.insert(id, Arc::clone(&part));
+        kept.new.push(Arc::clone(&part));
+        drop(kept);
+        self.stir();
+        Ok(part)
+    }
+
+    /// Parts of this epoch that the daemon did not name again are of no use any more.
+    pub(crate) fn keep_only(&self, named: impl Fn(PartId) -> bool) {
+        locked(&self.kept).dismiss(false, |id| !named(id));
+        self.stir();
+    }
+
+    /// Parts that retired and that no connection delivers from any more.
+    fn retire(&self, gone: &[PartId]) {
+        if !gone.is_empty() {
+            locked(&self.kept).dismiss(true, |id| gone.contains(&id));
+            self.stirred.store(true, Ordering::Release);
+        }
+    }
+
+    /// Does what is to be done about parts, in a thread of its own where it may take long. Says
+    /// whether to look again soon.
+    pub(crate) fn tend(self: &Arc<Self>, connection: Option<&Arc<Connection>>) -> bool {
+        let waiting = connection.is_some_and(|connection| {
+            let (gone, waiting) = connection.vacated_parts();
+            self.retire(&gone);
+            waiting
+        });
+        let (leaving, ready) = {
+            let kept = locked(&self.kept);
+            let ready = kept.leaving.iter().any(|leaving| leaving.part.view.users() == 0);
+            (!kept.leaving.is_empty(), ready)
+        };
+        let due = ready || self.stirred.load(Ordering::Acquire);
+        if due && !self.seen_to.swap(true, Ordering::AcqRel) {
+            self.stirred.store(false, Ordering::Release);
+            let (arena, connection) = (Arc::clone(self), connection.cloned());
+            let started = std::thread::Builder::new()
+                .name("undercroft-parts".into())
+                .spawn(move || arena.work(connection.as_deref()));
+            if started.is_err() {
+                self.seen_to.store(false, Ordering::Release);
+                self.stirred.store(true, Ordering::Release);
+            }
+        }
+        waiting || leaving || self.stirred.load(Ordering::Acquire)
+    }
+
+    fn work(&self, connection: Option<&Connection>) {
+        for part in self.see_to(false) {
+            let told = connection.map(|c| c.tell(&Request::PartLetGo(PartLetGo { part })));
+            // The next session is asked again, if the part is still there by then.
+            let _lost = told;
+        }
+        // Views of their own, so that nothing is said to be unmapped before it is.
+        let new: Vec<PartView> =
+            locked(&self.kept).new.drain(..).map(|part| part.view.clone()).collect();
+        // Nobody who comes or leaves waits for page tables.
+        self.seen_to.store(false, Ordering::Release);
+        for view in new {
+            // Where the kernel refuses, loads fault page by page and work all the same.
+            let _refused = view.prefault(1);
+        }
+    }
+
+    /// Tells the watchers what came and what leaves, and unmaps the latter. Says of which parts
+    /// the daemon wants to hear that. At the `end` nothing may be read any more.
+    fn see_to(&self, end: bool) -> Vec<PartId> {
+        let mut watchers = locked(&self.watchers);
+        let leaving = {
+            let mut kept = locked(&self.kept);
+            watchers.append(&mut kept.joining);
+            std::mem::take(&mut kept.leaving)
+        };
+        let mut gone = Vec::new();
+        for Leaving { part, tell } in leaving {
+            let awaited = tell || watchers.iter().any(|watching| watching.knows(&part));
+            if awaited && !end && part.view.users() > 0 {
+                locked(&self.kept).leaving.push(Leaving { part, tell });
+                continue;
+            }
+            watchers.iter_mut().for_each(|watching| watching.leaves(&part));
+            if tell {
+                gone.push(part.view.id());
+            }
+        }
+        let here: Vec<Arc<Mapped>> = locked(&self.kept).parts.values().cloned().collect();
+        for part in here {
+            watchers.iter_mut().for_each(|watching| watching.came(&part));
+        }
+        gone
+    }
+
+    /// The client ends, and with it every lease: lets all of it go.
+    pub(crate) fn end(&self) {
+        locked(&self.kept).dismiss(false, |_| true);
+        let _nobody_waits = self.see_to(true);
+        locked(&self.watchers).clear();
+    }
+}
+
+impl Kept {
+    fn dismiss(&mut self, tell: bool, which: impl Fn(PartId) -> bool) {
+        let parts = self.parts.extract_if(|id, _| which(*id));
+        self.leaving.extend(parts.map(|(_, part)| Leaving { part, tell }));
+        let parts = &self.parts;
+        self.new.retain(|new| parts.contains_key(&new.view.id()));
+    }
+
+    /// A part that is named again while it still leaves stays.
+    fn stays_after_all(&mut self, id: PartId, file: FileId) {
+        let same = |l: &Leaving| l.part.view.id() == id && l.part.file == file;
+        if let Some(at) = self.leaving.iter().position(same) {
+            let Leaving { part, .. } = self.leaving.swap_remove(at);
+            self.parts.entry(id).or_insert(part);
+        }
+    }
+}

@@ -1,0 +1,60 @@
+use crate::parts::Mapped;
+use std::fmt;
+use std::sync::Arc;
+use undercroft_arena::PartView;
+
+/// Hears of the arena's parts as they come and go: what a device needs that registers them. It is
+/// called from a thread of the client's own, never by a caller's call, one call at a time; it may
+/// take its time, and it must not panic or keep the [`Client`](crate::Client) it watches.
+///
+/// Parts are told apart by their address: after a cold start of the daemon a new part may have the
+/// number of an old one that is still read from.
+pub trait PartWatcher: Send + Sync {
+    /// A part is mapped, and stays so until [`PartWatcher::leaving`] has returned. Pages of it may
+    /// be delivered before, while and after this is called. A clone of the view that is kept keeps
+    /// the part from ever leaving.
+    fn mapped(&self, part: &PartView);
+
+    /// A part that was told of before is about to be unmapped: no fetch has pages of it any more,
+    /// and no span of it is left while the client lives. What was registered is to be unregistered
+    /// before this returns.
+    fn leaving(&self, part: &PartView);
+}
+
+/// A watcher and what it has been told.
+pub(crate) struct Watching {
+    watcher: Arc<dyn PartWatcher>,
+    told: Vec<Arc<Mapped>>,
+}
+
+impl fmt::Debug for Watching {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Watching").field("told", &self.told).finish_non_exhaustive()
+    }
+}
+
+impl Watching {
+    pub(crate) fn new(watcher: Arc<dyn PartWatcher>) -> Self {
+        Self { watcher, told: Vec::new() }
+    }
+
+    pub(crate) fn knows(&self, part: &Arc<Mapped>) -> bool {
+        self.told.iter().any(|told| Arc::ptr_eq(told, part))
+    }
+
+    /// Tells of a part, once.
+    pub(crate) fn came(&mut self, part: &Arc<Mapped>) {
+        if !self.knows(part) {
+            self.told.push(Arc::clone(part));
+            self.watcher.mapped(&part.view);
+        }
+    }
+
+    /// Tells that a part leaves, if it was told of.
+    pub(crate) fn leaves(&mut self, part: &Arc<Mapped>) {
+        if let Some(at) = self.told.iter().position(|told| Arc::ptr_eq(told, part)) {
+            self.watcher.leaving(&part.view);
+            self.told.swap_remove(at);
+        }
+    }
+}
