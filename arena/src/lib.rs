@@ -24,6 +24,7 @@ mod prefault;
 mod region;
 mod span;
 mod staging;
+mod state;
 mod stream;
 mod sum;
 
@@ -32,6 +33,10 @@ pub use memory::Memory;
 pub use part::{HugePages, PageKind, Part, PartFacts, PartOptions, PartView};
 pub use span::Span;
 pub use staging::{Staging, StagingView};
+pub use state::{
+    FileId, FrameRow, LeaseRow, PageRow, PartRow, SessionRow, SlabRow, SpaceRow, State, StateError,
+    StateLimits, Unkept,
+};
 pub use sum::{checksum, checksum_bytes, combine, copy_checked};
 
 #[cfg(test)]

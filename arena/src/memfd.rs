@@ -45,10 +45,23 @@ pub(crate) fn check(fd: impl AsFd, bytes: u64) -> Result<u64, ArenaError> {
     }
     let stat = rustix::fs::fstat(&fd).map_err(ArenaError::system("inspect a descriptor", bytes))?;
     let found = u64::try_from(stat.st_size).unwrap_or(0);
-    let page = u64::try_from(stat.st_blksize).unwrap_or(0).max(1);
+    let page = page_bytes(&fd, &stat);
     let expected = bytes.checked_next_multiple_of(page);
     if bytes == 0 || expected != Some(found) {
         return Err(ArenaError::WrongSize { found, expected: bytes });
     }
     Ok(found)
+}
+
+/// What the size of a file is a multiple of. The block size of ordinary shared memory says how
+/// large its pages may become, not how large they must be.
+fn page_bytes(fd: impl AsFd, stat: &rustix::fs::Stat) -> u64 {
+    let reserved = is_hugetlb(fd);
+    if reserved { u64::try_from(stat.st_blksize).unwrap_or(0).max(4096) } else { 4096 }
+}
+
+/// Whether the file consists of reserved huge pages.
+pub(crate) fn is_hugetlb(fd: impl AsFd) -> bool {
+    const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+    rustix::fs::fstatfs(fd).is_ok_and(|fs| u64::try_from(fs.f_type).ok() == Some(HUGETLBFS_MAGIC))
 }

@@ -1,0 +1,192 @@
+//! Files that are not what they should be.
+
+use super::cut::file_of;
+use super::*;
+use rustix::fs::{MemfdFlags, SealFlags};
+
+fn full() -> State {
+    let mut state = tiny();
+    for op in SETTLED {
+        apply(&mut state, op).unwrap();
+    }
+    apply(&mut state, Op::Space { space: 1 }).unwrap();
+    for (index, unit) in [(0, 1), (1, 7)] {
+        apply(&mut state, Op::Leased { session: 1, lease: 0, index, part: 0, unit }).unwrap();
+    }
+    state
+}
+
+fn words(state: &State) -> Vec<u64> {
+    (0..state.layout.bytes as usize / 8).map(|at| state.words.load(at)).collect()
+}
+
+fn sealed(bytes: &[u8], size: u64, seals: SealFlags) -> OwnedFd {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = rustix::fs::memfd_create("undercroft-test", flags).unwrap();
+    rustix::io::pwrite(&fd, bytes, 0).unwrap();
+    rustix::fs::ftruncate(&fd, size).unwrap();
+    rustix::fs::fcntl_add_seals(&fd, seals).unwrap();
+    fd
+}
+
+const ALL: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
+
+#[test]
+fn a_file_of_another_size_or_that_could_change_it_is_refused() {
+    let words = words(&full());
+    let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    let size = bytes.len() as u64;
+    assert!(State::adopt(sealed(&bytes, size, ALL)).is_ok());
+    for other in [64, 4096, size - 4096, size - 1, size + 1, size + 4096] {
+        let refused = State::adopt(sealed(&bytes, other, ALL)).unwrap_err();
+        let expected = ArenaError::WrongSize { found: other, expected: size };
+        assert_eq!(refused.to_string(), StateError::from(expected).to_string());
+    }
+    for missing in [SealFlags::SHRINK, SealFlags::GROW, SealFlags::SEAL] {
+        let refused = State::adopt(sealed(&bytes, size, ALL - missing));
+        assert!(matches!(refused, Err(StateError::Arena(ArenaError::NotSealed))));
+    }
+    let refused = State::adopt(sealed(&bytes[..63], 63, ALL));
+    assert!(matches!(refused, Err(StateError::NotState { .. })), "{refused:?}");
+}
+
+#[test]
+fn something_else_than_a_state_file_is_refused() {
+    let (pipe, _other) = rustix::pipe::pipe().unwrap();
+    let null = std::fs::File::open("/dev/null").unwrap();
+    let read_only = std::fs::File::open("/proc/self/exe").unwrap();
+    for fd in
+        [pipe, null.into(), read_only.into(), sealed(&[], 0, ALL), sealed(&[9; 4096], 8192, ALL)]
+    {
+        let refused = State::adopt(fd);
+        assert!(matches!(refused, Err(StateError::NotState { .. })), "{refused:?}");
+    }
+    // Readable only: what it holds is right, but it cannot be taken over.
+    let read_only = memfd::reopen_read_only(full().words.fd(), 0).unwrap();
+    let refused = State::adopt(read_only);
+    assert!(matches!(refused, Err(StateError::Arena(ArenaError::System { .. }))), "{refused:?}");
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB;
+    if let Ok(huge) = rustix::fs::memfd_create("undercroft-test", flags) {
+        let refused = State::adopt(huge).unwrap_err().to_string();
+        assert_eq!(refused, "not a state file: it is not ordinary shared memory");
+    }
+}
+
+#[test]
+fn another_version_is_refused_by_its_number() {
+    let mut words = words(&full());
+    for version in [0, 2, u64::MAX] {
+        words[1] = version;
+        let refused = State::adopt(file_of(&words));
+        assert!(matches!(refused, Err(StateError::Version { found, .. }) if found == version));
+    }
+}
+
+#[test]
+fn a_head_with_impossible_limits_is_refused_though_it_proves_itself() {
+    let good = words(&full());
+    let limits = |change: &dyn Fn(&mut StateLimits)| {
+        let mut limits = TINY;
+        change(&mut limits);
+        let mut words = good.clone();
+        words[..FORM_WORDS].copy_from_slice(&Form { epoch: Epoch(1), limits }.encode());
+        State::adopt(file_of(&words))
+    };
+    assert!(limits(&|_| ()).is_ok());
+    for refused in [
+        limits(&|l| l.max_parts = 0),
+        limits(&|l| l.max_parts = u32::MAX),
+        limits(&|l| l.max_part_bytes = 0),
+        limits(&|l| l.max_part_bytes = u64::MAX),
+        limits(&|l| (l.max_parts, l.max_part_bytes) = (4096, 8 << 40)),
+        limits(&|l| l.max_slabs = 0),
+        limits(&|l| l.max_spaces = u32::MAX),
+        limits(&|l| l.max_sessions = 0),
+        limits(&|l| l.max_leased_pages = u32::MAX),
+        // Possible, but not of this file's size.
+        limits(&|l| l.max_leased_pages = 65),
+    ] {
+        assert!(matches!(refused, Err(StateError::Arena(_))), "{refused:?}");
+    }
+}
+
+/// The rows that are the same in both.
+fn missing<K: Ord, V: PartialEq>(found: &BTreeMap<K, V>, truth: &BTreeMap<K, V>) -> usize {
+    truth.iter().filter(|(key, value)| found.get(key) != Some(value)).count()
+}
+
+#[test]
+fn a_flipped_bit_costs_the_row_it_is_in_or_what_lies_in_that() {
+    let state = full();
+    let (good, truth) = (words(&state), Snapshot::of(&state));
+    let mut lost = 0;
+    for at in (0..good.len()).filter(|at| good[*at] != 0 || at % 8 < 2) {
+        for bit in [0, 1, 7, 31, 32, 40, 63] {
+            let mut words = good.clone();
+            words[at] ^= 1 << bit;
+            let Ok(state) = State::adopt(file_of(&words)) else {
+                assert!(at < FORM_WORDS, "only the head decides on the whole");
+                continue;
+            };
+            assert!(at >= FORM_WORDS, "the head proves itself");
+            let mut found = Snapshot::of(&state);
+            // The stamp of a page is not proved: it orders pages and names nothing.
+            for (key, frame) in &mut found.frames {
+                let was = truth.frames.get(key).and_then(|frame| frame.page);
+                if let (Some(page), Some(was)) = (&mut frame.page, was) {
+                    page.stamp = was.stamp;
+                }
+            }
+            // A bit of a state word may make a part retire, and a frame be filled.
+            let retires = |part: &PartRow| PartRow { retiring: false, ..*part };
+            assert!(
+                found
+                    .parts
+                    .values()
+                    .all(|part| truth.parts.get(&part.part.0) == Some(&retires(part)))
+            );
+            for frame in found.frames.values() {
+                let key = (frame.part.0, frame.offset);
+                assert!(
+                    frame.page.is_none() || truth.frames.get(&key) == Some(frame),
+                    "{at} {bit}"
+                );
+            }
+            assert!(found.slabs.iter().all(|(key, slab)| truth.slabs.get(key) == Some(slab)));
+            assert!(found.spaces.iter().all(|(key, row)| truth.spaces.get(key) == Some(row)));
+            assert!(found.sessions.iter().all(|(key, row)| truth.sessions.get(key) == Some(row)));
+            assert!(found.leases.iter().all(|(key, row)| truth.leases.get(key) == Some(row)));
+            lost += missing(&found.leases, &truth.leases) + missing(&found.frames, &truth.frames);
+        }
+    }
+    assert!(lost > 100, "{lost} rows were hit");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn garbage_in_the_tables_is_dropped_and_what_is_new_is_kept(
+        at in 0..512usize, garbage in proptest::collection::vec(any::<u64>(), 1..4000),
+        small in any::<bool>(),
+    ) {
+        let mut words = words(&full());
+        for (word, value) in words[layout::PAGE_WORDS..].iter_mut().skip(at).zip(&garbage) {
+            *word = if small { value % 4 } else { *value };
+        }
+        let mut state = State::adopt(file_of(&words)).unwrap();
+        let _read = Snapshot::of(&state);
+        for part in 0..3 {
+            state.part_gone(PartId(part));
+        }
+        prop_assert_eq!(state.frames().count(), 0);
+        let part = PartRow { part: PartId(77), ..part_row(0, 16) };
+        state.part_added(&part).unwrap();
+        state.slab(&slab_row(77, 0, 4, 1)).unwrap();
+        prop_assert_eq!(state.frames().count(), 0, "an earlier part's rows are not the new one's");
+        state.filled(PartId(77), 4096, &page(5)).unwrap();
+        let state = again(state);
+        prop_assert_eq!(state.odd(), 0);
+        prop_assert_eq!(state.frames().map(|row| row.page).collect::<Vec<_>>(), [Some(page(5))]);
+    }
+}
