@@ -5,6 +5,7 @@ use crate::connection::{Connection, Ticket};
 use crate::inbox::{Chore, Expects};
 use crate::space::{Opened, SpaceHandle};
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use undercroft_gpu_shim::{BlockId, Device, DeviceError, StoreJob};
@@ -18,6 +19,8 @@ use undercroft_wire::{
 const BATCH_BYTES: usize = 4 << 20;
 /// The pause before asking again where all credits are other threads' ones.
 const CREDIT_PAUSE: Duration = Duration::from_micros(200);
+/// The pauses before asking again for what others are storing: the first, and the longest.
+const COMING_PAUSES: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(5));
 
 /// Pages of one chain to store.
 #[derive(Debug, Clone, Copy)]
@@ -37,8 +40,9 @@ pub struct StoreRun<'a> {
 pub struct StoreOptions {
     /// The call returns by then, whatever is stored.
     pub deadline: Duration,
-    /// Offer pages again for which no staging slot was free, until they are settled or the
-    /// deadline has come. Otherwise they are declined: the engine never waits for room.
+    /// Offer pages again for which no staging slot was free, and those that somebody else is
+    /// storing just now, until they are settled or the deadline has come. Otherwise the first are
+    /// declined and the others count as held: the engine never waits for anybody.
     pub wait_for_credits: bool,
 }
 
@@ -121,6 +125,7 @@ impl SpaceHandle {
             fates: vec![None; run.keys.len()],
             next: 0,
             starved: false,
+            pause: COMING_PAUSES.0,
             assigned: VecDeque::new(),
             commits: VecDeque::new(),
         };
@@ -145,6 +150,8 @@ impl SpaceHandle {
 enum Fate {
     Stored,
     Held,
+    /// Somebody else is storing it.
+    Coming,
     NoCredit,
     NoParent,
     Full,
@@ -179,6 +186,19 @@ impl From<MissReason> for Cut {
     }
 }
 
+/// What became of a key that was offered; `None` if it is still to be stored.
+fn fate_of(outcome: OfferOutcome) -> Option<Fate> {
+    match outcome {
+        OfferOutcome::Wanted => None,
+        OfferOutcome::Held => Some(Fate::Held),
+        OfferOutcome::Coming => Some(Fate::Coming),
+        OfferOutcome::NoCredit => Some(Fate::NoCredit),
+        OfferOutcome::NoParent => Some(Fate::NoParent),
+        OfferOutcome::Full => Some(Fate::Full),
+        OfferOutcome::NotAdmitted => Some(Fate::NotAdmitted),
+    }
+}
+
 struct Storing<'a> {
     connection: Arc<Connection>,
     opened: Arc<Opened>,
@@ -198,6 +218,8 @@ struct Storing<'a> {
     next: usize,
     /// The last offer found no free slot, and none has become free since.
     starved: bool,
+    /// How long to let others go on before what they store is offered again.
+    pause: Duration,
     assigned: VecDeque<Assigned>,
     commits: VecDeque<Committed>,
 }
@@ -216,7 +238,7 @@ impl Storing<'_> {
         for fate in &self.fates {
             *match fate {
                 Some(Fate::Stored) => &mut stored.stored,
-                Some(Fate::Held) => &mut stored.held,
+                Some(Fate::Held | Fate::Coming) => &mut stored.held,
                 Some(Fate::NoCredit) => &mut stored.declined.credits,
                 Some(Fate::NoParent) => &mut stored.declined.parent,
                 Some(Fate::Full) => &mut stored.declined.full,
@@ -241,6 +263,8 @@ impl Storing<'_> {
                 self.settle_at_hand()?;
             } else if self.next < self.fates.len() {
                 self.pause()?;
+            } else if let Some(keys) = self.coming() {
+                self.offer_later(keys)?;
             } else {
                 return Ok(());
             }
@@ -259,6 +283,34 @@ impl Storing<'_> {
         Ok(())
     }
 
+    /// The first run of keys that others are storing, if they are to be waited for and there is
+    /// time left.
+    fn coming(&self) -> Option<Range<usize>> {
+        if !self.wait_for_credits || Instant::now() >= self.until {
+            return None;
+        }
+        let is_coming = |fate: &Option<Fate>| *fate == Some(Fate::Coming);
+        let first = self.fates.iter().position(is_coming)?;
+        let count = self.fates[first..].iter().take(MAX_KEYS).take_while(|f| is_coming(f)).count();
+        Some(first..first + count)
+    }
+
+    /// Lets others go on for a while, then asks again. They may have given up.
+    fn offer_later(&mut self, keys: Range<usize>) -> Result<(), MissReason> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        std::thread::sleep(left.min(self.pause));
+        self.pause = (self.pause * 2).min(COMING_PAUSES.1);
+        let outcomes = self.ask(keys.clone())?;
+        for (key, outcome) in keys.zip(outcomes) {
+            self.fates[key] = match outcome {
+                // Others' stores take the slots: as good as coming.
+                OfferOutcome::NoCredit => Some(Fate::Coming),
+                outcome => fate_of(outcome),
+            };
+        }
+        Ok(())
+    }
+
     fn decline_the_rest(&mut self) {
         for fate in &mut self.fates[self.next..] {
             fate.get_or_insert(Fate::NoCredit);
@@ -269,7 +321,25 @@ impl Storing<'_> {
     fn offer(&mut self) -> Result<(), MissReason> {
         let limit = if self.wait_for_credits { self.window } else { MAX_KEYS };
         let from = self.next;
-        let keys = &self.run.keys[from..][..limit.min(self.fates.len() - from)];
+        let keys = from..from + limit.min(self.fates.len() - from);
+        let outcomes = self.ask(keys.clone())?;
+        for (key, outcome) in keys.clone().zip(&outcomes) {
+            self.fates[key] = fate_of(*outcome);
+        }
+        self.next = keys.end;
+        let short = outcomes.iter().position(|outcome| *outcome == OfferOutcome::NoCredit);
+        match short.filter(|_| self.wait_for_credits) {
+            Some(short) => self.offer_again(from + short),
+            // A run that is held needs no slots: ask about more at once.
+            None => self.window = (self.window * 2).min(MAX_KEYS),
+        }
+        Ok(())
+    }
+
+    /// Offers these keys and notes the slots assigned to them.
+    fn ask(&mut self, range: Range<usize>) -> Result<Vec<OfferOutcome>, MissReason> {
+        let from = range.start;
+        let keys = &self.run.keys[range];
         let parent = if from == 0 { self.run.parent } else { Some(self.run.keys[from - 1]) };
         let request = Request::Offer(Offer {
             space: self.opened.id,
@@ -286,7 +356,12 @@ impl Storing<'_> {
         self.take_up(from, keys.len(), &reply)
     }
 
-    fn take_up(&mut self, from: usize, count: usize, reply: &OfferReply) -> Result<(), MissReason> {
+    fn take_up(
+        &mut self,
+        from: usize,
+        count: usize,
+        reply: &OfferReply,
+    ) -> Result<Vec<OfferOutcome>, MissReason> {
         let outcomes: Option<Vec<_>> =
             reply.outcomes.iter().map(|byte| OfferOutcome::from_byte(*byte)).collect();
         let outcomes = outcomes.filter(|outcomes| outcomes.len() == count);
@@ -294,30 +369,12 @@ impl Storing<'_> {
         let Some(outcomes) = outcomes.filter(|all| wanted(all) == reply.slots.len()) else {
             return Err(self.connection.violated("an offer's answer does not fit the offer"));
         };
-        let mut slots = reply.slots.iter();
-        for (key, outcome) in (from..).zip(&outcomes) {
-            let fate = match outcome {
-                OfferOutcome::Wanted => {
-                    let slot = *slots.next().expect("as many slots as wanted keys");
-                    self.assigned.push_back(Assigned { key, offer: reply.offer, slot });
-                    continue;
-                }
-                OfferOutcome::Held => Fate::Held,
-                OfferOutcome::NoCredit => Fate::NoCredit,
-                OfferOutcome::NoParent => Fate::NoParent,
-                OfferOutcome::Full => Fate::Full,
-                OfferOutcome::NotAdmitted => Fate::NotAdmitted,
-            };
-            self.fates[key] = Some(fate);
+        let is_wanted = |(_, outcome): &(usize, &OfferOutcome)| **outcome == OfferOutcome::Wanted;
+        let keys = (from..).zip(&outcomes).filter(is_wanted);
+        for ((key, _), slot) in keys.zip(&reply.slots) {
+            self.assigned.push_back(Assigned { key, offer: reply.offer, slot: *slot });
         }
-        self.next = from + count;
-        let short = outcomes.iter().position(|outcome| *outcome == OfferOutcome::NoCredit);
-        match short.filter(|_| self.wait_for_credits) {
-            Some(short) => self.offer_again(from + short),
-            // A run that is held needs no slots: ask about more at once.
-            None => self.window = (self.window * 2).min(MAX_KEYS),
-        }
-        Ok(())
+        Ok(outcomes)
     }
 
     /// The keys from `from` on are offered again, in order, once slots are free. What was

@@ -81,7 +81,7 @@ byte_enum!(
     OfferOutcome {
         /// A slot was assigned: fill it and commit it.
         Wanted = 0,
-        /// Already stored, or on its way from somebody else.
+        /// Already stored, or being read from SSD.
         Held = 1,
         /// No staging slot is free: the same key may be offered again once some are.
         NoCredit = 2,
@@ -91,6 +91,8 @@ byte_enum!(
         Full = 4,
         /// Admission decided against it.
         NotAdmitted = 5,
+        /// Somebody is storing it just now. Offered again it is held, or wanted if they gave up.
+        Coming = 6,
     }
 );
 

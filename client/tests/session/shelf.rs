@@ -232,9 +232,10 @@ impl Shelf {
         let mut slots = Vec::new();
         let mut outcomes = Vec::new();
         for key in &keys {
-            let held = self.pages.contains_key(key) || self.offered.values().any(|k| k == key);
-            let outcome = if held {
+            let outcome = if self.pages.contains_key(key) {
                 OfferOutcome::Held
+            } else if self.offered.values().any(|offered| offered == key) {
+                OfferOutcome::Coming
             } else if let Some(slot) = self.free.pop() {
                 self.offered.insert(slot, *key);
                 slots.push(slot);

@@ -76,7 +76,7 @@ impl Core {
         self.stats.offered += 1;
         match outcome {
             OfferOutcome::Wanted => self.stats.wanted += 1,
-            OfferOutcome::Held => self.stats.held += 1,
+            OfferOutcome::Held | OfferOutcome::Coming => self.stats.held += 1,
             OfferOutcome::NoCredit => self.stats.declined_credit += 1,
             OfferOutcome::NoParent => self.stats.declined_parent += 1,
             OfferOutcome::Full | OfferOutcome::NotAdmitted => self.stats.declined_full += 1,
@@ -99,7 +99,9 @@ impl Core {
             self.adopt(page, tip.above);
             self.touch(page, tip.stamp);
             tip.above = Some(page);
-            return OfferOutcome::Held;
+            let is_coming = matches!(self.index[page].dram, Dram::Offered | Dram::Filling);
+            let found = !is_coming || self.counts_on_ssd(&self.index[page]);
+            return if found { OfferOutcome::Held } else { OfferOutcome::Coming };
         }
         let wanted = match tip.declined {
             Some(outcome) => Err(outcome),

@@ -152,9 +152,25 @@ fn a_page_is_visible_only_when_its_copy_is_checked() {
     world.commit(1, space, offer.offer, &offer.slots, &[]);
     assert_eq!(world.lookup(1, space, &keys).pages, 0);
     let second = world.offer(1, space, None, 0, &keys, Stamp(0)).unwrap();
-    assert_eq!(second.outcomes, [OfferOutcome::Held.to_byte()]);
+    assert_eq!(second.outcomes, [OfferOutcome::Coming.to_byte()]);
     world.finish_jobs();
     assert_eq!(world.lookup(1, space, &keys).pages, 1);
+    let third = world.offer(1, space, None, 0, &keys, Stamp(0)).unwrap();
+    assert_eq!(third.outcomes, [OfferOutcome::Held.to_byte()]);
+}
+
+#[test]
+fn a_page_that_its_first_offerer_gives_up_is_wanted_of_the_second() {
+    let (mut world, space) = opened(World::dram(4), 2);
+    world.open(2, 2, Mode::ZeroCopy);
+    assert_eq!(world.open_space(2, 1, 4096, 2), space);
+    let keys = chain(1, 1);
+    let first = world.offer(1, space, None, 0, &keys, Stamp(0)).unwrap();
+    let coming = world.offer(2, space, None, 0, &keys, Stamp(0)).unwrap();
+    assert_eq!(coming.outcomes, [OfferOutcome::Coming.to_byte()]);
+    world.commit(1, space, first.offer, &[], &first.slots);
+    let wanted = world.offer(2, space, None, 0, &keys, Stamp(0)).unwrap();
+    assert_eq!(wanted.outcomes, [OfferOutcome::Wanted.to_byte()]);
 }
 
 #[test]
