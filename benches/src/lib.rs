@@ -28,6 +28,9 @@ pub use limits::{
     CallerOptions, EchoOptions, LimitsOptions, LimitsReport, Machine, Row, caller, echo_peer,
     limits,
 };
-pub use replay::{HitPages, LookupTimes, Policy, PolicyError, ReplayOptions, ReplayReport, replay};
+pub use replay::{
+    FleetMember, FleetOptions, FleetReport, HitPages, LookupTimes, Policy, PolicyError,
+    ReplayOptions, ReplayReport, replay, replay_by_fleet,
+};
 pub use size::{ByteSize, SizeError, TierSize};
 pub use trace::{MAX_REQUEST_PAGES, RawRequest, Trace, TraceReader, TraceRequest, TraceStats};

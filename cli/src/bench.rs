@@ -4,8 +4,8 @@ use crate::outcome::{Failure, Outcome};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 use undercroft_benches::{
-    BenchError, ByteSize, CallerOptions, EchoOptions, LimitsOptions, Policy, ReplayOptions,
-    TierSize, caller, echo_peer, limits, replay, replay_defaults,
+    BenchError, ByteSize, CallerOptions, EchoOptions, FleetOptions, LimitsOptions, Policy,
+    ReplayOptions, TierSize, caller, echo_peer, limits, replay, replay_by_fleet, replay_defaults,
 };
 
 /// Measure: replay traffic, or compare with the machine's own limits.
@@ -37,13 +37,14 @@ enum What {
   undercroft bench replay --requests 200 --json -
   undercroft bench replay --trace conversation.jsonl.zst --page-bytes 64KiB --dram 5% --ssd 20%
   undercroft bench replay --trace conversation.jsonl.zst --ssd 0 --dram 5% --serial --csv hits.csv
+  undercroft bench replay --processes 8 --barrier
 
 SIZE is bytes, or a number with KiB, MiB or GiB; N% is a share of the trace's distinct pages.
 Traces are JSON Lines, plain or .zst, with the fields timestamp, input_length, output_length and
 hash_ids (the published Mooncake format).
 
-Exit codes: 0 every byte was right and every call in time; 1 not so, or the run failed; 2 it could
-not start.")]
+Exit codes: 0 every byte was right and every call in time, and with --processes sharing cost nobody a
+hit; 1 not so, or the run failed; 2 it could not start.")]
 struct Replay {
     /// Trace to replay [default: generated traffic].
     #[arg(long, value_name = "FILE")]
@@ -88,6 +89,18 @@ struct Replay {
     /// Seed of generated traffic.
     #[arg(long, value_name = "N", default_value_t = replay_defaults::SEED)]
     seed: u64,
+    /// Let so many processes replay all of the trace at once, each as an engine of its own, and hold
+    /// their hits against those of one process alone.
+    #[arg(long, value_name = "N", conflicts_with_all = ["socket", "clients", "csv"],
+          value_parser = clap::value_parser!(u32).range(1..=32))]
+    processes: Option<u32>,
+    /// With --processes: all look up and fetch, then all store, request by request.
+    #[arg(long, requires = "processes")]
+    barrier: bool,
+    #[arg(long, hide = true)]
+    in_company: bool,
+    #[arg(long, hide = true)]
+    in_step: bool,
 }
 
 /// Compare what the daemon reaches with what this machine could do at best, in one run.
@@ -168,7 +181,15 @@ impl Replay {
             json: self.json,
             socket: self.socket,
             seed: self.seed,
+            in_company: self.in_company,
+            in_step: self.in_step,
         };
+        if let Some(processes) = self.processes {
+            let fleet = FleetOptions { processes, barrier: self.barrier };
+            let report = replay_by_fleet(&options, fleet).map_err(failure)?;
+            eprint!("{}", report.summary());
+            return Ok(if report.is_good() { Outcome::Good } else { Outcome::Bad });
+        }
         let report = replay(&options).map_err(failure)?;
         // Standard output may carry the figures for a machine; people read standard error then.
         eprint!("{}", report.summary());

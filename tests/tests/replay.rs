@@ -191,6 +191,46 @@ fn several_clients_get_right_bytes_too() {
     assert!(report["prefix_hits"].as_u64() > Some(0), "{report}");
 }
 
+/// Several processes with one trace; what they report.
+fn fleet(more: &[&str]) -> serde_json::Value {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let report = home.path().join("report.json");
+    let path = report.display().to_string();
+    let shape = ["bench", "replay", "--page-bytes", "16KiB", "--ssd", "0", "--json", &path];
+    good(&run(&[&shape[..], more].concat()));
+    json(&report)
+}
+
+#[test]
+fn engines_in_step_hit_what_one_alone_hits() {
+    // As much DRAM as a fifth of the pages: what leaves must be the same as with one alone, too.
+    let more = ["--requests", "80", "--processes", "4", "--barrier", "--dram", "20%"];
+    let report = fleet(&more);
+    assert_eq!(report["wrong_bytes"], 0);
+    assert!(report["alone_hits"].as_u64() > Some(0), "{report}");
+    assert_eq!(report["committed_pages"], report["alone_committed_pages"], "{report}");
+    let processes = report["processes"].as_array().expect("one each");
+    assert_eq!(processes.len(), 4);
+    for process in processes {
+        assert_eq!(process["hits"], report["alone_hits"], "{report}");
+        assert_eq!(
+            (&process["requests_above"], &process["requests_below"]),
+            (&0.into(), &0.into())
+        );
+    }
+}
+
+#[test]
+fn engines_at_their_own_pace_lose_no_hit_to_each_other() {
+    let report = fleet(&["--requests", "80", "--processes", "4", "--dram", "100%"]);
+    assert_eq!(report["wrong_bytes"], 0);
+    assert_eq!(report["committed_pages"], report["alone_committed_pages"], "{report}");
+    for process in report["processes"].as_array().expect("one each") {
+        assert!(process["hits"].as_u64() >= report["alone_hits"].as_u64(), "{report}");
+        assert_eq!(process["requests_below"], 0, "what they stored they find: {report}");
+    }
+}
+
 #[test]
 fn kill_9_in_the_middle_of_a_replay() {
     let mut daemon = TestDaemon::start(DaemonOptions {
@@ -268,6 +308,8 @@ fn bad_arguments_name_the_option_and_what_is_allowed() {
         (vec!["--page-bytes", "7"], vec!["--page-bytes"]),
         (vec!["--dram", "lots"], vec!["--dram", "lots", "KiB"]),
         (vec!["--clients", "0"], vec!["--clients", "1..=64"]),
+        (vec!["--processes", "0"], vec!["--processes", "1..=32"]),
+        (vec!["--barrier"], vec!["--processes"]),
         (vec!["--trace", "/nonexistent"], vec!["/nonexistent"]),
         (vec!["--policy", "fifo"], vec!["fifo", "lru"]),
         (vec!["--dram", "1MiB", "--socket", "/nonexistent"], vec!["--dram", "--socket"]),

@@ -72,7 +72,7 @@ pub fn replay(options: &ReplayOptions) -> Result<ReplayReport, BenchError> {
     Ok(report)
 }
 
-fn plan(options: &ReplayOptions, checked: &Checked) -> DaemonPlan {
+pub(super) fn plan(options: &ReplayOptions, checked: &Checked) -> DaemonPlan {
     let frame = checked.frame;
     let bytes = checked.ssd_pages * frame;
     // The daemon's own choice of segment must hold a few of our pages.

@@ -44,6 +44,10 @@ pub struct ReplayOptions {
     pub socket: Option<PathBuf>,
     /// Seed of generated traffic.
     pub seed: u64,
+    /// Others replay at the same time: what a lookup found is held until it is fetched.
+    pub in_company: bool,
+    /// Wait for a line on standard input before each request's loads, and before its stores.
+    pub in_step: bool,
 }
 
 impl ReplayOptions {
@@ -66,6 +70,8 @@ impl ReplayOptions {
             json: None,
             socket: None,
             seed: replay_defaults::SEED,
+            in_company: false,
+            in_step: false,
         }
     }
 
@@ -146,7 +152,9 @@ impl ReplayOptions {
         }
         let requests = self.requests.map_or(trace.len(), |n| trace.len().min(n as usize));
         let serial = self.serial || self.clients == 1;
-        Ok(Checked { page_bytes, frame, dram_pages, ssd_pages, requests, serial })
+        let alone = serial && !self.in_company;
+        let in_step = self.in_step;
+        Ok(Checked { page_bytes, frame, dram_pages, ssd_pages, requests, serial, alone, in_step })
     }
 }
 
@@ -160,6 +168,9 @@ pub(super) struct Checked {
     pub(super) ssd_pages: u64,
     pub(super) requests: usize,
     pub(super) serial: bool,
+    /// Nobody else stores or loads meanwhile.
+    pub(super) alone: bool,
+    pub(super) in_step: bool,
 }
 
 /// An eviction policy of the daemon.

@@ -1,5 +1,6 @@
 use super::options::Checked;
 use super::space::Content;
+use super::step::{Place, Step};
 use super::tally::{Line, Tally};
 use crate::{BenchError, Trace};
 use indicatif::ProgressBar;
@@ -102,6 +103,7 @@ impl<'a> Worker<'a> {
         let pages = self.shared.trace.request(request).pages;
         let mut line = Line { request, pages: pages.len() as u32, dram_hit: 0, ssd_hit: 0 };
         if !pages.is_empty() {
+            self.wait_at(Place::Load)?;
             let keys: Vec<PageKey> =
                 pages.iter().map(|page| self.shared.content.key(*page)).collect();
             let mut found = self.look_up(request, &keys);
@@ -109,6 +111,7 @@ impl<'a> Worker<'a> {
             line.ssd_hit = ssd_hit;
             line.dram_hit = hits - ssd_hit;
             drop(found.hold.take());
+            self.wait_at(Place::Store)?;
             self.store(request, pages, &keys, hits as usize, &found)?;
             self.wait_for_daemon();
         }
@@ -116,9 +119,13 @@ impl<'a> Worker<'a> {
         Ok(())
     }
 
+    fn wait_at(&self, place: Place) -> Result<(), BenchError> {
+        if self.shared.checked.in_step { Step.wait_at(place) } else { Ok(()) }
+    }
+
     fn look_up(&mut self, request: usize, keys: &[PageKey]) -> Found {
         // Alone, nothing can be evicted between a lookup and its fetch.
-        let hold = (!self.shared.checked.serial).then_some(HOLD);
+        let hold = (!self.shared.checked.alone).then_some(HOLD);
         let since = Instant::now();
         let found = self.space.lookup(keys, LookupOptions { hold, deadline: LOOKUP_DEADLINE });
         let took = since.elapsed();
