@@ -51,6 +51,9 @@ pub enum ArenaError {
         /// The announced size, bytes.
         expected: u64,
     },
+    /// A descriptor that is not of a board this build reads.
+    #[error("the descriptor is not of a board of version 1")]
+    NotBoard,
     /// A received descriptor could still shrink under its mapping.
     #[error("the descriptor is not sealed against shrinking, growing and further seals")]
     NotSealed,

@@ -15,26 +15,36 @@
 //!   with [`copy_checked`] and believes the copy.
 //! - Whoever calls [`Span::read`] or [`Span::write`] holds that promise for the time of the call.
 
+mod board;
 mod error;
+mod file_id;
 mod mapping;
 mod memfd;
 mod memory;
 mod part;
+mod part_facts;
+mod part_view;
 mod prefault;
 mod region;
+mod shared_file;
+mod smaps;
 mod span;
 mod staging;
 mod state;
 mod stream;
 mod sum;
 
+pub use board::{Board, BoardView, DaemonState};
 pub use error::ArenaError;
+pub use file_id::FileId;
 pub use memory::Memory;
-pub use part::{HugePages, PageKind, Part, PartFacts, PartOptions, PartView};
+pub use part::Part;
+pub use part_facts::{HugePages, PageKind, PartFacts, PartOptions};
+pub use part_view::PartView;
 pub use span::Span;
 pub use staging::{Staging, StagingView};
 pub use state::{
-    FileId, FrameRow, LeaseRow, PageRow, PartRow, SessionRow, SlabRow, SpaceRow, State, StateError,
+    FrameRow, LeaseRow, PageRow, PartRow, SessionRow, SlabRow, SpaceRow, State, StateError,
     StateLimits, Unkept,
 };
 pub use sum::{checksum, checksum_bytes, combine, copy_checked};

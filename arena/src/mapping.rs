@@ -3,6 +3,7 @@
     reason = "mapping memory is a raw system call; the only mmap of the workspace"
 )]
 
+use crate::smaps;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -10,6 +11,8 @@ use std::ffi::c_void;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
+use std::slice;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 /// Size of a huge page on every machine this runs on (x86-64, and arm64 with 4 KiB base pages).
 pub(crate) const HUGE_BYTES: usize = 2 << 20;
@@ -104,6 +107,20 @@ impl Mapping {
         (start.cast(), range.end - range.start)
     }
 
+    /// All of it as words. Of memory that this process cannot write they are only loaded, relaxed.
+    pub(crate) fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping starts at a page boundary, is as long, and lives as long as `self`.
+        // Its file is sealed against shrinking or ours alone, so it never faults. Any bytes are a
+        // valid word. All access to memory that is reached this way is atomic.
+        unsafe { slice::from_raw_parts(self.base.as_ptr().cast(), self.len / size_of::<u64>()) }
+    }
+
+    /// All of it as words half as long; as [`Mapping::words`].
+    pub(crate) fn half_words(&self) -> &[AtomicU32] {
+        // SAFETY: as in `words`. No word is reached as a whole and in halves.
+        unsafe { slice::from_raw_parts(self.base.as_ptr().cast(), self.len / size_of::<u32>()) }
+    }
+
     /// Leaves the whole mapping out of core dumps.
     pub(crate) fn keep_out_of_dumps(&self) -> Result<(), Errno> {
         self.advise(&(0..self.len), Advice::LinuxDontDump)
@@ -141,6 +158,13 @@ impl Mapping {
             let rc = unsafe { libc::madvise(start, len, libc::MADV_COLLAPSE) };
             if rc == 0 { Ok(()) } else { Err(last_errno()) }
         })
+    }
+
+    /// How much of what is mapped is mapped in huge pages, bytes: what the kernel says, and nothing
+    /// where it says nothing.
+    pub(crate) fn huge_bytes(&self) -> usize {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
+        smaps::huge_bytes(&smaps, self.base.as_ptr() as usize, self.len)
     }
 
     /// Keeps the mapping in memory.

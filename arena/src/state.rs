@@ -18,7 +18,7 @@ mod tests;
 
 pub use error::{StateError, Unkept};
 pub use layout::StateLimits;
-pub use rows::{FileId, FrameRow, LeaseRow, PageRow, PartRow, SessionRow, SlabRow, SpaceRow};
+pub use rows::{FrameRow, LeaseRow, PageRow, PartRow, SessionRow, SlabRow, SpaceRow};
 
 use crate::mapping::Mapping;
 use crate::memory::usable_bytes;

@@ -1,5 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
+mod adopted;
+
 use super::*;
 use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, SealFlags};

@@ -1,6 +1,7 @@
 //! What the rows hold, and how it is laid out in words.
 
 use super::words::EMPTY;
+use crate::FileId;
 use crate::sum::checksum_bytes;
 use undercroft_wire::{DomainId, LeaseId, PageKey, PartId, SessionId, SpaceDigest, SpaceId, Stamp};
 
@@ -19,15 +20,6 @@ pub struct PartRow {
     pub file: FileId,
     /// Whether nothing new is placed in it.
     pub retiring: bool,
-}
-
-/// Names a file for as long as it exists.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct FileId {
-    /// Its file system.
-    pub device: u64,
-    /// Its inode.
-    pub inode: u64,
 }
 
 /// A space, as the state file remembers it.

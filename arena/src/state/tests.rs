@@ -7,6 +7,7 @@ mod refusals;
 mod room;
 
 use super::*;
+use crate::FileId;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 use undercroft_wire::{DomainId, LeaseId, PageKey, SpaceDigest};

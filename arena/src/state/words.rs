@@ -1,5 +1,3 @@
-#![expect(unsafe_code, reason = "words that outlive the process are reached through a mapping")]
-
 //! The state file as words, and the order of stores that makes a row whole or none.
 
 use crate::mapping::Mapping;
@@ -7,7 +5,6 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Bytes of one word.
@@ -37,29 +34,21 @@ impl Words {
         &self.fd
     }
 
-    fn all(&self) -> &[AtomicU64] {
-        let len = self.mapping.len() / WORD_BYTES;
-        // SAFETY: the mapping is as long, starts at a page boundary, lives as long as `self` and
-        // is readable and writable. Its file can neither shrink nor be of reserved huge pages, so
-        // it never faults. Any bytes are a valid word, and all access is atomic.
-        unsafe { slice::from_raw_parts(self.mapping.base().as_ptr().cast(), len) }
-    }
-
     /// The words of a row of `N` words.
     ///
     /// # Panics
     /// A row that is not in the file: the layout keeps them in it.
     fn row<const N: usize>(&self, at: usize) -> &[AtomicU64; N] {
-        self.all()[at..at + N].try_into().expect("the slice has N words")
+        self.mapping.words()[at..at + N].try_into().expect("the slice has N words")
     }
 
     pub(super) fn load(&self, at: usize) -> u64 {
-        self.all()[at].load(Ordering::Acquire)
+        self.mapping.words()[at].load(Ordering::Acquire)
     }
 
     /// Stores one word, after everything that was stored before it.
     pub(super) fn store(&self, at: usize, value: u64) {
-        self.all()[at].store(value, Ordering::Release);
+        self.mapping.words()[at].store(value, Ordering::Release);
     }
 
     /// Writes a whole row of `N` words. As long as it is being written its state is `meanwhile`;

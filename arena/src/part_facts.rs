@@ -1,0 +1,62 @@
+use std::fmt;
+
+/// Whether to look for huge pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HugePages {
+    /// The best the machine gives: reserved huge pages, else shared memory made huge, else 4 KiB.
+    #[default]
+    Auto,
+    /// 4 KiB pages.
+    Off,
+}
+
+/// How a part is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartOptions {
+    /// Whether to look for huge pages.
+    pub huge: HugePages,
+    /// Whether to try to lock the part in memory. A refusal is a fact, not an error.
+    pub lock: bool,
+    /// Threads that fault the part in before it is used; 0 leaves it to first use.
+    pub prefault_threads: usize,
+}
+
+impl Default for PartOptions {
+    fn default() -> Self {
+        Self { huge: HugePages::Auto, lock: true, prefault_threads: 1 }
+    }
+}
+
+/// What kind of pages a part got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PageKind {
+    /// Reserved huge pages.
+    Hugetlb,
+    /// Shared memory made huge.
+    Transparent,
+    /// 4 KiB pages.
+    Base,
+}
+
+impl fmt::Display for PageKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Hugetlb => "hugetlb",
+            Self::Transparent => "transparent",
+            Self::Base => "4k",
+        })
+    }
+}
+
+/// What the machine gave and what it refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartFacts {
+    /// What kind of pages.
+    pub pages: PageKind,
+    /// Bytes in huge pages.
+    pub huge_bytes: u64,
+    /// Whether the part is locked in memory.
+    pub locked: bool,
+    /// What was refused, one line each.
+    pub refused: Vec<String>,
+}
