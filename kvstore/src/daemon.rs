@@ -2,7 +2,7 @@
 
 use crate::arena::Arena;
 use crate::bell::{Door, bell};
-use crate::config::{Config, SsdConfig};
+use crate::config::{Config, DomainConfig, SsdConfig};
 use crate::control::{Control, ControlParts};
 use crate::copy_pool::{Copied, CopyPool};
 use crate::device::{Completed, Device};
@@ -27,7 +27,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
 use undercroft_arena::Part;
-use undercroft_core::{Core, Event, Limits, Policy};
+use undercroft_core::{Core, DomainLimits, Event, Limits, Micros, Policy};
 use undercroft_ssd_tier::{OpenError, PreparedLog};
 use undercroft_wire::{Epoch, SessionId};
 
@@ -135,8 +135,7 @@ fn assemble(config: Config, prepared: Vec<Prepared>) -> Result<(Control, Doors),
     let (made_bell, made) = bell(BELL_ROOM);
     let staging_maker = StagingMaker::start(made_bell)
         .map_err(|source| StartError::Thread { what: "the staging maker", source })?;
-    let usable: Vec<u64> = arena.iter().map(|(_, part)| part.usable_bytes).collect();
-    let core = make_core(&config, usable);
+    let core = make_core(&config, &arena);
     let device = |prepared: &Prepared| Device::new(prepared.device, prepared.directory.clone());
     let mut control = Control::new(ControlParts {
         core,
@@ -199,7 +198,7 @@ fn broke_off() -> Result<PreparedLog, OpenError> {
     Err(OpenError::Thread { source: std::io::Error::other("it broke off: this is a bug") })
 }
 
-fn make_core(config: &Config, parts: Vec<u64>) -> Core {
+fn make_core(config: &Config, arena: &Arena) -> Core {
     let ssd_bytes = config.ssd.as_ref().map_or(0, SsdConfig::bytes);
     let total = config.arena_bytes().saturating_add(ssd_bytes);
     // Enough for pages of 16 KiB; smaller pages meet the bound before they fill the tiers.
@@ -218,8 +217,14 @@ fn make_core(config: &Config, parts: Vec<u64>) -> Core {
         max_hold_ms: config.max_hold_ms,
         ..Limits::default()
     };
+    let domain = |domain: &DomainConfig| {
+        // As for all of them together: those too that only hold leases are counted.
+        let max_sessions = domain.max_sessions.saturating_mul(2);
+        let limits = DomainLimits { max_sessions, ..DomainLimits::default() };
+        undercroft_core::DomainConfig { id: domain.id, limits }
+    };
     let config = undercroft_core::Config {
-        parts,
+        domains: config.domains.iter().map(domain).collect(),
         slab_bytes: config.slab_bytes,
         devices: devices.collect(),
         demote_ahead: config.demote_ahead,
@@ -228,7 +233,13 @@ fn make_core(config: &Config, parts: Vec<u64>) -> Core {
         limits,
         seed: random(),
     };
-    Core::new(config).expect("the checked configuration is inside the core's ranges")
+    let core = Core::new(config);
+    let mut core = core.expect("the checked configuration is inside the core's ranges");
+    for (part, of) in arena.iter() {
+        let added = Event::PartAdded { part, domain: of.domain, bytes: of.usable_bytes };
+        core.step(Micros(0), added, &mut Vec::new());
+    }
+    core
 }
 
 async fn accept(listener: UnixListener, control: &Rc<RefCell<Control>>) -> Infallible {

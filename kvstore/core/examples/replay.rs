@@ -16,8 +16,8 @@ use undercroft_core::{
 };
 use undercroft_wire::{
     Commit, DeviceId, DomainId, Extent, Fetch, FetchSource, LeaseId, Lookup, Mode, Offer,
-    OfferReply, PageKey, Release, Reply, Request, RequestId, SegmentId, SegmentUse, SessionId,
-    SpaceDigest, SpaceId, Stamp,
+    OfferReply, PageKey, PartId, Release, Reply, Request, RequestId, SegmentId, SegmentUse,
+    SessionId, SpaceDigest, SpaceId, Stamp,
 };
 
 const FRAME: u64 = 4096;
@@ -114,7 +114,7 @@ impl Replay {
         let config = Config {
             devices: ssds.iter().map(device).collect(),
             limits: Limits { max_pages: 1 << 24, ..Limits::default() },
-            ..Config::dram_only(dram * FRAME)
+            ..Config::default()
         };
         let mut replay = Self {
             core: Core::new(config).expect("the sizes are in range"),
@@ -131,10 +131,12 @@ impl Replay {
             let free_segments = SEGMENTS;
             replay.step(Event::Recovered { device, records: &[], free_segments, last: true });
         }
-        let process = ProcessId { pid: 1, start: 1 };
-        replay.step(Event::SessionOpened { session: SESSION, process, mode: Mode::ZeroCopy });
+        let (process, domain) = (ProcessId { pid: 1, start: 1 }, DomainId::default());
+        let (session, mode) = (SESSION, Mode::ZeroCopy);
+        replay.step(Event::PartAdded { part: PartId(0), domain, bytes: dram * FRAME });
+        replay.step(Event::SessionOpened { session, domain, process, mode });
         let (request, page_bytes, slots) = (RequestId(1), FRAME as u32, SLOTS);
-        let (session, domain, digest) = (SESSION, DomainId::default(), SpaceDigest([0; 32]));
+        let digest = SpaceDigest([0; 32]);
         replay.step(Event::SpaceOpened { session, request, domain, digest, page_bytes, slots });
         if let Some(Reply::SpaceOpened(opened)) = replay.reply.take() {
             replay.space = opened.space;

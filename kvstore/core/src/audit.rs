@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use undercroft_wire::JobId;
 
 mod devices;
+mod domains;
 
 impl Core {
     /// Checks the whole state against itself.
@@ -26,6 +27,7 @@ impl Core {
         self.audit_devices();
         self.audit_slots();
         self.audit_leases();
+        self.audit_domains();
         self.audit_timers();
         assert!(self.ready.is_empty() && self.hungry.is_empty(), "a step ends at rest");
     }
@@ -67,27 +69,28 @@ impl Core {
     fn audit_frames(&self) {
         let total = self.frames.audit();
         let mut used = BTreeSet::new();
-        let mut resident = 0;
+        let mut resident: HashMap<_, u32> = HashMap::new();
         for (_, page) in self.index.iter() {
             let holds = matches!(page.dram, Dram::Filling | Dram::Reading | Dram::Resident);
             assert_eq!(holds, page.frame.is_some(), "exactly pages in DRAM have a frame");
-            resident += u64::from(page.dram == Dram::Resident);
+            *resident.entry(page.class).or_default() += u32::from(page.dram == Dram::Resident);
             if let Some(frame) = page.frame {
                 assert!(used.insert(frame), "a frame holds one page");
-                let bytes = self.frames.class(page.class).frame_bytes;
-                assert_eq!(self.frames.place(frame).bytes, bytes, "a frame has its page's size");
+                let class = self.frames.class_of_frame(frame);
+                assert_eq!(class, page.class, "a frame has its page's size and domain");
             }
         }
-        assert_eq!(resident, self.resident, "resident pages are counted");
         for job in self.jobs.values() {
             if let Job::StrayRead { frame, .. } = job {
                 assert!(used.insert(*frame), "a stray read's frame is its own");
             }
         }
-        for (_, class) in self.frames.classes() {
-            for frame in &class.free {
-                assert!(used.insert(*frame), "a free frame holds no page and is free once");
-            }
+        for frame in self.frames.free_frames() {
+            assert!(used.insert(frame), "a free frame holds no page");
+        }
+        for (id, class) in self.frames.classes() {
+            let counted = resident.get(&id).copied().unwrap_or(0);
+            assert_eq!(counted, class.resident, "resident pages are counted");
         }
         assert_eq!(used.len(), total, "every frame is free or in use");
     }
@@ -133,9 +136,6 @@ impl Core {
             assert_eq!(page.keeps, keeps.remove(&id).unwrap_or(0), "every keep has an owner");
         }
         assert!(pins.is_empty() && keeps.is_empty(), "what is pinned or kept is known");
-        let held: usize = self.holds.values().map(|hold| hold.pages.len()).sum();
-        assert_eq!(held, self.held_pages as usize, "held pages are counted");
-        assert!(held <= self.config.limits.max_held_pages as usize, "holds are bounded");
     }
 
     fn audit_busy(&self) {
@@ -259,8 +259,9 @@ impl Core {
             assert!(session.open || !session.leases.is_empty(), "a finished session is forgotten");
             assert!(session.open || session.stagings.is_empty(), "a closed session has no slots");
         }
-        let prefetches = self.fetches.len() - leases;
-        assert_eq!(prefetches, self.prefetches as usize, "a fetch is leased or a prefetch");
+        let of = |fetch: &&Fetch| matches!(fetch.reader, Reader::Prefetch);
+        let prefetches = self.fetches.values().filter(of).count();
+        assert_eq!(self.fetches.len() - leases, prefetches, "a fetch is leased or a prefetch");
         for fetch in self.fetches.values() {
             audit_fetch(fetch);
             let coming = fetch.delivered.max(fetch.copied)..fetch.issued;

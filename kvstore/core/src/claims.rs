@@ -95,7 +95,7 @@ impl Core {
     /// Whether a page standing at `key` could get a frame, as far as can be told now.
     pub(crate) fn may_fit(&self, class: ClassId, key: OrderKey) -> bool {
         let state = self.frames.class(class);
-        if !state.free.is_empty() || self.frames.available(class) > 0 {
+        if self.frames.has_available(class, 1) {
             return true;
         }
         match state.order.coldest() {
@@ -188,11 +188,12 @@ impl Core {
         assert_eq!(page.dram, Dram::Offered, "a committed slot's page is offered");
         page.dram = Dram::Filling;
         page.frame = Some(frame);
-        self.frames.class_mut(page.class).busy += 1;
+        let class = page.class;
+        self.frames.class_mut(class).busy += 1;
         let page_bytes = self.spaces.get(filling.space).page_bytes;
         let job = self.new_job(Job::CopyIn(filling));
         let Filling { session, space, slot, .. } = filling;
-        let frame = self.frames.place(frame);
+        let frame = self.frames.place(class, frame);
         actions.push(Action::CopyIn { job, session, space, slot, frame, page_bytes });
     }
 
@@ -207,7 +208,7 @@ impl Core {
         let share = (self.frames.class(class).total / AHEAD_SHARE).max(1);
         let ahead = self.config.demote_ahead.min(share) as usize;
         let target = ahead + self.frames.class(class).waiting.len();
-        if self.frames.available(class) >= target {
+        if self.frames.has_available(class, target) {
             return;
         }
         while let Some(key) = self.frames.class_mut(class).order.advance(target) {
@@ -247,7 +248,7 @@ impl Core {
         self.frames.class_mut(class).busy += 1;
         self.load(device, self.frame_bytes(class));
         let job = self.new_job(Job::Append { page: id, device, refused });
-        let frame = self.frames.place(frame);
+        let frame = self.frames.place(class, frame);
         actions.push(Action::Append { job, device, frame, identity, payload_crc });
     }
 

@@ -1,5 +1,6 @@
+use std::collections::BTreeSet;
 use thiserror::Error;
-use undercroft_wire::{FRAME_ALIGN, MAX_KEYS};
+use undercroft_wire::{DomainId, FRAME_ALIGN, MAX_KEYS};
 
 /// The most SSDs one core knows: sets of devices are the bits of one word.
 pub(crate) const MAX_DEVICES: usize = 64;
@@ -37,18 +38,14 @@ pub struct Limits {
     pub max_spaces: u32,
     /// Sessions, those included whose socket is closed and whose leases are still held.
     pub max_sessions: u32,
+    /// Parts of the arena, over all domains.
+    pub max_parts: u32,
     /// Leases of one session.
     pub max_leases_per_session: u32,
     /// Pages in all leases of one session.
     pub max_leased_pages_per_session: u32,
-    /// Holds of all sessions.
-    pub max_holds: u32,
-    /// Pages in all holds; a page held in several spaces counts once in each.
-    pub max_held_pages: u32,
     /// The longest a hold may last, milliseconds. Longer wishes are cut to it.
     pub max_hold_ms: u32,
-    /// Prefetches under way for all sessions.
-    pub max_prefetches: u32,
     /// Proofs of records under way on one device.
     pub max_proofs_per_device: u32,
     /// Relocations under way on one device: they are many at a time, and reads wait behind them.
@@ -61,23 +58,58 @@ impl Default for Limits {
             max_pages: 1 << 20,
             max_spaces: 1024,
             max_sessions: 1024,
+            max_parts: 4096,
             max_leases_per_session: 4096,
             max_leased_pages_per_session: 4 * MAX_KEYS as u32,
-            max_holds: 4096,
-            max_held_pages: 16 * MAX_KEYS as u32,
             max_hold_ms: 60_000,
-            max_prefetches: 64,
             max_proofs_per_device: 4,
             max_relocations_per_device: 8,
         }
     }
 }
 
+/// The bounds of what one domain may have, so that it cannot take anything from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DomainLimits {
+    /// Sessions, those included whose socket is closed and whose leases are still held.
+    pub max_sessions: u32,
+    /// Pages in the leases of all its sessions.
+    pub max_leased_pages: u32,
+    /// Holds of all its sessions.
+    pub max_holds: u32,
+    /// Pages in all its holds; a page held in several spaces counts once in each.
+    pub max_held_pages: u32,
+    /// Prefetches under way for all its sessions.
+    pub max_prefetches: u32,
+}
+
+impl Default for DomainLimits {
+    fn default() -> Self {
+        Self {
+            max_sessions: 1024,
+            max_leased_pages: 64 * MAX_KEYS as u32,
+            max_holds: 4096,
+            max_held_pages: 16 * MAX_KEYS as u32,
+            max_prefetches: 64,
+        }
+    }
+}
+
+/// A tenant. Domains share SSDs and the index; frames, spaces and all that is limited here are
+/// each domain's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DomainConfig {
+    /// Which.
+    pub id: DomainId,
+    /// What it may have.
+    pub limits: DomainLimits,
+}
+
 /// Everything the core must be told before its first step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Usable bytes of each part of the arena, in the order of their part numbers.
-    pub parts: Vec<u64>,
+    /// The domains there are; everything of any other is ignored.
+    pub domains: Vec<DomainConfig>,
     /// Parts are cut on demand into slabs of this many bytes, each for frames of one size.
     pub slab_bytes: u64,
     /// The SSDs, in the order of their device numbers: none, no SSD tier.
@@ -111,12 +143,11 @@ pub enum ConfigError {
     },
 }
 
-impl Config {
-    /// One part of `bytes` bytes, no SSD, everything else as by default.
-    #[must_use]
-    pub fn dram_only(bytes: u64) -> Self {
+impl Default for Config {
+    /// One domain, the default one, and no SSD.
+    fn default() -> Self {
         Self {
-            parts: vec![bytes],
+            domains: vec![DomainConfig::default()],
             slab_bytes: 64 << 20,
             devices: Vec::new(),
             demote_ahead: 64,
@@ -126,7 +157,9 @@ impl Config {
             seed: 0,
         }
     }
+}
 
+impl Config {
     /// Checks every value.
     ///
     /// # Errors
@@ -136,8 +169,11 @@ impl Config {
             if ok { Ok(()) } else { Err(ConfigError::Range { field, found, allowed }) }
         };
         let frame = u64::from(FRAME_ALIGN);
-        let frames: u64 = self.parts.iter().map(|bytes| bytes / frame).sum();
-        range(frames < 1 << 31, "parts", frames, "fewer than 2^31 frames of 4096 bytes")?;
+        let domains = self.domains.len() as u64;
+        range((1..1 << 16).contains(&domains), "domains", domains, "1..2^16")?;
+        let ids: BTreeSet<DomainId> = self.domains.iter().map(|domain| domain.id).collect();
+        let twice = domains - ids.len() as u64;
+        range(twice == 0, "domains configured twice", twice, "0")?;
         let slab = self.slab_bytes;
         range(slab >= frame, "slab_bytes", slab, "4096 or more")?;
         let devices = self.devices.len();
@@ -151,6 +187,7 @@ impl Config {
             ("max_pages", limits.max_pages),
             ("max_spaces", limits.max_spaces),
             ("max_sessions", limits.max_sessions),
+            ("max_parts", limits.max_parts),
         ] {
             // Ids are 32 bits wide and the highest stands for "none".
             let ok = (1..1 << 31).contains(&found);

@@ -1,5 +1,5 @@
 use undercroft_wire::{
-    DeviceId, DomainId, Extent, JobId, Mode, PageIdentity, Request, RequestId, SegmentId,
+    DeviceId, DomainId, Extent, JobId, Mode, PageIdentity, PartId, Request, RequestId, SegmentId,
     SegmentUse, SessionId, SpaceDigest,
 };
 
@@ -77,10 +77,23 @@ pub enum Health {
 pub enum Event<'a> {
     /// Time has passed: [`crate::Core::next_timer`] is due.
     Tick,
+    /// The arena has grown. A part whose number is known, of a domain that is not configured, or
+    /// beyond [`crate::Limits::max_parts`] or 16 TiB for all parts together is ignored:
+    /// [`crate::Core::has_part`] tells.
+    PartAdded {
+        /// Its number; numbers are never used again.
+        part: PartId,
+        /// Whose frames it is for.
+        domain: DomainId,
+        /// Usable bytes.
+        bytes: u64,
+    },
     /// A client said hello and was welcomed.
     SessionOpened {
         /// Its number.
         session: SessionId,
+        /// Its domain. A session of a domain that is not configured is ignored.
+        domain: DomainId,
         /// The process behind it.
         process: ProcessId,
         /// How it receives pages.
@@ -104,7 +117,7 @@ pub enum Event<'a> {
         session: SessionId,
         /// Its request.
         request: RequestId,
-        /// The session's domain.
+        /// The session's domain; the space of any other is refused.
         domain: DomainId,
         /// The space.
         digest: SpaceDigest,

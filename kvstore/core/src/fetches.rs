@@ -148,12 +148,17 @@ impl Core {
 
     fn forget_lease(&mut self, id: FetchId, fetch: &Fetch) {
         match fetch.reader {
-            Reader::Prefetch => self.prefetches -= 1,
+            Reader::Prefetch => {
+                let domain = self.frames.class(fetch.class).domain;
+                self.domains.get_mut(domain).prefetches -= 1;
+            }
             Reader::Lease { session, lease, .. } => {
                 if let Some(state) = self.sessions.get_mut(&session) {
                     let removed = state.leases.remove(&lease);
                     assert_eq!(removed, Some(id), "a lease is the session's until forgotten");
                     state.leased_pages -= fetch.pages.len() as u32;
+                    let domain = state.domain;
+                    self.domains.get_mut(domain).leased_pages -= fetch.pages.len() as u32;
                 }
                 self.forget_session_if_done(session);
             }
@@ -248,7 +253,7 @@ impl Core {
             let delivery = Delivery { page, fetch: id, at, session, space, slot };
             let job = self.new_job(Job::CopyOut(delivery));
             let frame = self.index[page].frame.expect("a resident page has a frame");
-            let frame = self.frames.place(frame);
+            let frame = self.frames.place(fetch.class, frame);
             let page_bytes = self.spaces.get(space).page_bytes;
             actions.push(Action::CopyOut { job, session, space, slot, frame, page_bytes });
         }
@@ -283,7 +288,7 @@ impl Core {
                     self.stats.delivered_dram_pages += u64::from(!read);
                     if mode == Mode::ZeroCopy {
                         let frame = self.index[page].frame.expect("a resident page has a frame");
-                        let place = self.frames.place(frame);
+                        let place = self.frames.place(fetch.class, frame);
                         places.push(PagePlace { part: place.part, offset: place.offset });
                     }
                 }

@@ -1,41 +1,42 @@
 use crate::FramePlace;
 use crate::claims::Claim;
+use crate::domains::DomainAt;
+use crate::gaps::Gaps;
 use crate::order::Order;
+use crate::parts::Parts;
+use crate::slabs::{Slab, Slabs};
 use crate::spaces::ClassId;
-use std::collections::{BTreeMap, VecDeque};
-use undercroft_wire::{FrameId, PartId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use undercroft_wire::{FRAME_ALIGN, FrameId, PartId};
 
-/// All frames: parts of the arena, cut on demand into slabs of one frame size each.
+/// All frames: parts of the arena, cut on demand into slabs of one frame size each. A slab that
+/// nobody uses a frame of any more becomes room for any size again.
 #[derive(Debug)]
 pub(crate) struct Frames {
-    parts: Vec<Part>,
-    frames: Vec<Frame>,
+    parts: Parts,
+    slabs: Slabs,
+    /// What no slab takes, for each domain.
+    gaps: Vec<Gaps>,
     classes: Vec<Class>,
-    by_bytes: BTreeMap<u32, ClassId>,
+    by_kind: BTreeMap<(DomainAt, u32), ClassId>,
     slab_bytes: u64,
+    max_parts: u32,
 }
 
-#[derive(Debug)]
-struct Part {
-    bytes: u64,
-    /// Bytes already cut, from the start.
-    cut: u64,
-}
-
-#[derive(Debug)]
-struct Frame {
-    part: u32,
-    class: ClassId,
-    offset: u64,
-}
-
-/// The frames of one size.
+/// The frames of one domain and size.
 #[derive(Debug)]
 pub(crate) struct Class {
+    pub(crate) domain: DomainAt,
     pub(crate) frame_bytes: u32,
-    /// Frames cut so far.
+    /// Frames in its slabs.
     pub(crate) total: u32,
-    pub(crate) free: Vec<FrameId>,
+    /// Of these, frames that nobody uses.
+    pub(crate) free: u32,
+    /// Its slabs with free frames, by their first unit. The first of them is used first, so that
+    /// others may become empty.
+    open: BTreeSet<u32>,
+    /// Pages in DRAM.
+    pub(crate) resident: u32,
     pub(crate) order: Order,
     /// Jobs under way that use a frame of this size: each ends by itself, and its end may free
     /// one.
@@ -46,31 +47,79 @@ pub(crate) struct Class {
     pub(crate) hungry: bool,
 }
 
-impl Frames {
-    pub(crate) fn new(parts: &[u64], slab_bytes: u64) -> Self {
+impl Class {
+    fn new(domain: DomainAt, frame_bytes: u32) -> Self {
         Self {
-            parts: parts.iter().map(|&bytes| Part { bytes, cut: 0 }).collect(),
-            frames: Vec::new(),
-            classes: Vec::new(),
-            by_bytes: BTreeMap::new(),
-            slab_bytes,
+            domain,
+            frame_bytes,
+            total: 0,
+            free: 0,
+            open: BTreeSet::new(),
+            resident: 0,
+            order: Order::default(),
+            busy: 0,
+            waiting: VecDeque::new(),
+            hungry: false,
         }
     }
 
-    /// The class of frames of `frame_bytes` bytes.
-    pub(crate) fn class_of(&mut self, frame_bytes: u32) -> ClassId {
+    /// Units of each frame.
+    fn each(&self) -> u32 {
+        self.frame_bytes / FRAME_ALIGN
+    }
+
+    /// Bytes of the frames in use.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        u64::from(self.total - self.free) * u64::from(self.frame_bytes)
+    }
+}
+
+impl Frames {
+    /// No parts yet. Each domain's frames come out of its own parts.
+    pub(crate) fn new(domains: usize, slab_bytes: u64, max_parts: u32) -> Self {
+        Self {
+            parts: Parts::default(),
+            slabs: Slabs::default(),
+            gaps: (0..domains).map(|_| Gaps::default()).collect(),
+            classes: Vec::new(),
+            by_kind: BTreeMap::new(),
+            slab_bytes,
+            max_parts,
+        }
+    }
+
+    /// Adds a part of the arena to a domain's; false if it is known or there are too many.
+    pub(crate) fn add_part(&mut self, part: PartId, domain: DomainAt, bytes: u64) -> bool {
+        if self.parts.len() >= self.max_parts as usize {
+            return false;
+        }
+        let Some(part) = self.parts.add(part, domain, bytes) else {
+            return false;
+        };
+        if part.units > 0 {
+            self.gaps_mut(domain).add(part.first, part.units, (part.first, part.end()));
+        }
+        true
+    }
+
+    pub(crate) fn has_part(&self, part: PartId) -> bool {
+        self.parts.contains(part)
+    }
+
+    fn gaps(&self, domain: DomainAt) -> &Gaps {
+        &self.gaps[domain.0 as usize]
+    }
+
+    fn gaps_mut(&mut self, domain: DomainAt) -> &mut Gaps {
+        &mut self.gaps[domain.0 as usize]
+    }
+
+    /// The class of a domain's frames of `frame_bytes` bytes.
+    pub(crate) fn class_of(&mut self, domain: DomainAt, frame_bytes: u32) -> ClassId {
         let next = ClassId(self.classes.len() as u32);
-        let class = *self.by_bytes.entry(frame_bytes).or_insert(next);
+        let class = *self.by_kind.entry((domain, frame_bytes)).or_insert(next);
         if class == next {
-            self.classes.push(Class {
-                frame_bytes,
-                total: 0,
-                free: Vec::new(),
-                order: Order::default(),
-                busy: 0,
-                waiting: VecDeque::new(),
-                hungry: false,
-            });
+            self.classes.push(Class::new(domain, frame_bytes));
         }
         class
     }
@@ -87,70 +136,146 @@ impl Frames {
         self.classes.iter().enumerate().map(|(at, class)| (ClassId(at as u32), class))
     }
 
-    pub(crate) fn place(&self, frame: FrameId) -> FramePlace {
-        let Frame { part, class, offset } = self.frames[frame.0 as usize];
-        let bytes = self.class(class).frame_bytes;
-        FramePlace { frame, part: PartId(part), offset, bytes }
+    pub(crate) fn classes_of(&self, domain: DomainAt) -> impl Iterator<Item = ClassId> + '_ {
+        self.by_kind.range((domain, 0)..=(domain, u32::MAX)).map(|(_, class)| *class)
+    }
+
+    /// Where a frame of the class lies.
+    pub(crate) fn place(&self, class: ClassId, frame: FrameId) -> FramePlace {
+        let (part, offset) = self.parts.place(frame);
+        FramePlace { frame, part, offset, bytes: self.class(class).frame_bytes }
     }
 
     /// A frame nobody uses, cut from a part if need be.
     pub(crate) fn take(&mut self, class: ClassId) -> Option<FrameId> {
-        if self.class(class).free.is_empty() {
+        if self.class(class).open.is_empty() {
             self.cut_slab(class);
         }
-        self.class_mut(class).free.pop()
+        let state = &mut self.classes[class.0 as usize];
+        let first = *state.open.first()?;
+        let slab = self.slabs.get_mut(first);
+        let frame = slab.take().expect("an open slab has a free frame");
+        if slab.free == 0 {
+            state.open.remove(&first);
+        }
+        state.free -= 1;
+        Some(FrameId(first + frame * slab.each))
     }
 
-    pub(crate) fn give_back(&mut self, class: ClassId, frame: FrameId) {
-        self.class_mut(class).free.push(frame);
+    /// Takes back a frame; true if its slab has become room for others.
+    pub(crate) fn give_back(&mut self, class: ClassId, frame: FrameId) -> bool {
+        let (first, slab) = self.slabs.of_mut(frame.0);
+        assert_eq!(slab.class, class, "a frame is of its slab's class");
+        slab.give_back((frame.0 - first) / slab.each);
+        let unused = slab.is_unused();
+        let state = &mut self.classes[class.0 as usize];
+        state.free += 1;
+        state.open.insert(first);
+        if unused {
+            self.drop_slab(first);
+        }
+        unused
     }
 
-    /// Frames that can be had without evicting.
-    pub(crate) fn available(&self, class: ClassId) -> usize {
-        let Class { frame_bytes, free, .. } = self.class(class);
-        let each = u64::from(*frame_bytes);
-        let uncut: u64 = self.parts.iter().map(|part| (part.bytes - part.cut) / each).sum();
-        free.len() + uncut as usize
+    /// Whether at least `count` frames can be had without evicting.
+    pub(crate) fn has_available(&self, class: ClassId, count: usize) -> bool {
+        let state = self.class(class);
+        let more = count.saturating_sub(state.free as usize);
+        more == 0 || self.gaps(state.domain).has(more, state.each())
     }
 
     fn cut_slab(&mut self, class: ClassId) {
-        let each = u64::from(self.class(class).frame_bytes);
-        let Some(at) = self.parts.iter().position(|part| part.bytes - part.cut >= each) else {
+        let (domain, each) = (self.class(class).domain, self.class(class).each());
+        let wished = u32::try_from(self.slab_bytes / u64::from(FRAME_ALIGN)).unwrap_or(u32::MAX);
+        let Some((first, units)) = self.gaps_mut(domain).take(wished.max(each), each) else {
             return;
         };
-        let part = &mut self.parts[at];
-        let wished = (self.slab_bytes / each).max(1);
-        let count = wished.min((part.bytes - part.cut) / each);
-        let start = part.cut;
-        part.cut += count * each;
-        let first = self.frames.len() as u32;
-        let offsets = (0..count).map(|n| start + n * each);
-        self.frames.extend(offsets.map(|offset| Frame { part: at as u32, class, offset }));
-        let class = self.class_mut(class);
-        class.total += count as u32;
-        class.free.extend((first..first + count as u32).rev().map(FrameId));
+        let frames = units / each;
+        self.slabs.insert(first, Slab::new(class, each, frames));
+        let state = self.class_mut(class);
+        state.total += frames;
+        state.free += frames;
+        state.open.insert(first);
     }
 
-    pub(crate) fn part_bytes(&self) -> u64 {
-        self.parts.iter().map(|part| part.bytes).sum()
+    /// Makes a slab that nobody uses a frame of room for any size.
+    fn drop_slab(&mut self, first: u32) {
+        let slab = self.slabs.remove(first);
+        let state = self.class_mut(slab.class);
+        let domain = state.domain;
+        state.total -= slab.frames;
+        state.free -= slab.frames;
+        state.open.remove(&first);
+        let part = *self.parts.of(first);
+        self.gaps_mut(domain).add(first, slab.units(), (part.first, part.end()));
     }
 
-    /// Checks that frames lie inside their parts and do not overlap; returns how many there are.
+    /// Bytes of a domain's parts.
+    pub(crate) fn bytes_of(&self, domain: DomainAt) -> u64 {
+        let parts = self.parts.iter().filter(|part| part.domain == domain);
+        parts.map(|part| u64::from(part.units) * u64::from(FRAME_ALIGN)).sum()
+    }
+}
+
+/// Checks of all frames against each other.
+impl Frames {
+    /// The class of the slab that a frame lies in.
+    pub(crate) fn class_of_frame(&self, frame: FrameId) -> ClassId {
+        let (first, slab) = self.slabs.of(frame.0);
+        assert_eq!((frame.0 - first) % slab.each, 0, "a frame begins where its slab says");
+        slab.class
+    }
+
+    /// Every free frame.
+    pub(crate) fn free_frames(&self) -> impl Iterator<Item = FrameId> + '_ {
+        self.slabs.iter().flat_map(|(first, slab)| {
+            let free = (0..slab.frames).filter(|frame| slab.is_free(*frame));
+            free.map(move |frame| FrameId(first + frame * slab.each))
+        })
+    }
+
+    /// Checks that slabs and gaps fill the parts of each domain exactly, and that all counts are
+    /// right; returns how many frames there are.
     pub(crate) fn audit(&self) -> usize {
-        let mut ends = vec![0; self.parts.len()];
-        for frame in &self.frames {
-            let end = &mut ends[frame.part as usize];
-            assert!(frame.offset >= *end, "frames do not overlap");
-            *end = frame.offset + u64::from(self.class(frame.class).frame_bytes);
+        let mut runs = BTreeMap::new();
+        for (first, slab) in self.slabs.iter() {
+            assert!(!slab.is_unused(), "a slab that nobody uses is given back");
+            let domain = self.class(slab.class).domain;
+            runs.insert(first, (slab.units(), domain));
         }
-        for (part, end) in self.parts.iter().zip(ends) {
-            assert!(end <= part.cut && part.cut <= part.bytes, "frames lie inside their part");
+        for (domain, gaps) in (0..).map(DomainAt).zip(&self.gaps) {
+            for (first, units) in gaps.iter() {
+                let old = runs.insert(first, (units, domain));
+                assert_eq!(old, None, "a gap begins where no slab does");
+            }
         }
-        for (id, class) in self.classes() {
-            let of_class = self.frames.iter().filter(|frame| frame.class == id).count();
-            assert_eq!(of_class, class.total as usize, "a class counts its frames");
+        let mut runs = runs.into_iter().peekable();
+        for part in self.parts.iter() {
+            let mut unit = part.first;
+            while let Some((first, (units, domain))) = runs.next_if(|(at, _)| *at < part.end()) {
+                assert_eq!(first, unit, "slabs and gaps lie side by side");
+                assert_eq!(domain, part.domain, "a part is its domain's");
+                unit += units;
+            }
+            assert_eq!(unit, part.end(), "slabs and gaps fill their part");
         }
-        self.frames.len()
+        assert_eq!(runs.next(), None, "slabs and gaps lie in parts");
+        self.classes().map(|(id, class)| self.audit_class(id, class)).sum()
+    }
+
+    fn audit_class(&self, id: ClassId, class: &Class) -> usize {
+        let (mut total, mut free, mut open) = (0, 0, BTreeSet::new());
+        for (first, slab) in self.slabs.iter().filter(|(_, slab)| slab.class == id) {
+            let counted = (0..slab.frames).filter(|frame| slab.is_free(*frame)).count();
+            assert_eq!(counted, slab.free as usize, "a slab counts its free frames");
+            assert_eq!(slab.each, class.each(), "a slab has frames of its class's size");
+            total += slab.frames;
+            free += slab.free;
+            open.extend((slab.free > 0).then_some(first));
+        }
+        assert_eq!((total, free), (class.total, class.free), "a class counts its frames");
+        assert_eq!(open, class.open, "a class knows its slabs with free frames");
+        total as usize
     }
 }
 
@@ -158,27 +283,71 @@ impl Frames {
 mod tests {
     use super::*;
 
+    const DOMAIN: DomainAt = DomainAt(0);
+
+    fn frames(parts: &[u64], slab_bytes: u64) -> Frames {
+        let mut frames = Frames::new(2, slab_bytes, 8);
+        for (part, bytes) in (0..).zip(parts) {
+            assert!(frames.add_part(PartId(part), DOMAIN, *bytes));
+        }
+        frames
+    }
+
+    fn drain(frames: &mut Frames, class: ClassId) -> Vec<FrameId> {
+        std::iter::from_fn(|| frames.take(class)).collect()
+    }
+
     #[test]
     fn one_page_size_gets_every_whole_frame() {
-        let mut frames = Frames::new(&[5 * 4096, 3 * 4096 + 100], 2 * 4096);
-        let class = frames.class_of(4096);
-        assert_eq!(frames.available(class), 8);
-        let taken = std::iter::from_fn(|| frames.take(class)).count();
-        assert_eq!(taken, 8);
-        assert_eq!(frames.available(class), 0);
+        let mut frames = frames(&[5 * 4096, 3 * 4096 + 100], 2 * 4096);
+        let class = frames.class_of(DOMAIN, 4096);
+        assert!(frames.has_available(class, 8) && !frames.has_available(class, 9));
+        assert_eq!(drain(&mut frames, class).len(), 8);
+        assert!(!frames.has_available(class, 1));
         assert_eq!(frames.audit(), 8);
     }
 
     #[test]
     fn sizes_share_a_part_slab_by_slab() {
-        let mut frames = Frames::new(&[8 * 4096], 4 * 4096);
-        let (small, large) = (frames.class_of(4096), frames.class_of(3 * 4096));
+        let mut frames = frames(&[8 * 4096], 4 * 4096);
+        let (small, large) = (frames.class_of(DOMAIN, 4096), frames.class_of(DOMAIN, 3 * 4096));
         let first = frames.take(small).expect("room for a slab");
         let second = frames.take(large).expect("room for a slab");
-        assert_eq!(frames.place(first).offset, 0);
-        assert_eq!(frames.place(second).offset, 4 * 4096);
+        assert_eq!(frames.place(small, first).offset, 0);
+        assert_eq!(frames.place(large, second).offset, 4 * 4096);
         assert_eq!(frames.take(large), None);
-        assert_eq!(frames.available(small), 3 + 1);
+        assert!(frames.has_available(small, 3 + 1) && !frames.has_available(small, 5));
+        frames.audit();
+    }
+
+    #[test]
+    fn a_slab_given_back_is_room_for_another_size_and_nothing_is_lost() {
+        let mut frames = frames(&[9 * 4096], 4 * 4096);
+        let (small, large) = (frames.class_of(DOMAIN, 4096), frames.class_of(DOMAIN, 3 * 4096));
+        let taken = drain(&mut frames, small);
+        assert_eq!((taken.len(), frames.take(large)), (9, None));
+        let given_back: Vec<bool> =
+            taken[..4].iter().map(|frame| frames.give_back(small, *frame)).collect();
+        assert_eq!(given_back, [false, false, false, true]);
+        assert_eq!(drain(&mut frames, large).len(), 1);
+        frames.audit();
+        for frame in &taken[4..] {
+            frames.give_back(small, *frame);
+        }
+        assert_eq!(drain(&mut frames, large).len(), 2, "all but one frame, side by side");
+        frames.audit();
+    }
+
+    #[test]
+    fn domains_have_parts_of_their_own() {
+        let mut frames = frames(&[2 * 4096], 4096);
+        let other = frames.class_of(DomainAt(1), 4096);
+        assert_eq!(frames.take(other), None);
+        assert!(frames.add_part(PartId(9), DomainAt(1), 4096));
+        let frame = frames.take(other).expect("its own part has room");
+        assert_eq!(frames.place(other, frame).part, PartId(9));
+        assert_eq!(frames.take(other), None);
+        assert_eq!((frames.bytes_of(DOMAIN), frames.bytes_of(DomainAt(1))), (8192, 4096));
         frames.audit();
     }
 }

@@ -1,3 +1,4 @@
+use crate::domains::DomainAt;
 use crate::page::PageId;
 use crate::sessions::Session;
 use crate::timers::Timer;
@@ -9,6 +10,7 @@ use undercroft_wire::{DropHold, HoldId, RefusedReason, Reply, RequestId, Session
 #[derive(Debug)]
 pub(crate) struct Hold {
     pub(crate) session: SessionId,
+    pub(crate) domain: DomainAt,
     pub(crate) spaces: Vec<SpaceId>,
     /// Pages in each space.
     pub(crate) count: u32,
@@ -31,7 +33,9 @@ impl Core {
     pub(crate) fn insert_hold(&mut self, hold: Hold) -> HoldId {
         self.last_hold += 1;
         let id = HoldId(self.last_hold);
-        self.held_pages += hold.pages.len() as u32;
+        let domain = self.domains.get_mut(hold.domain);
+        domain.holds += 1;
+        domain.held_pages += hold.pages.len() as u32;
         self.timers.insert((hold.expires, Timer::Hold(id)));
         self.holds.insert(id, hold);
         id
@@ -42,7 +46,9 @@ impl Core {
             return;
         };
         self.timers.remove(&(hold.expires, Timer::Hold(id)));
-        self.held_pages -= hold.pages.len() as u32;
+        let domain = self.domains.get_mut(hold.domain);
+        domain.holds -= 1;
+        domain.held_pages -= hold.pages.len() as u32;
         for (page, pinned) in hold.pages {
             if pinned {
                 self.unpin(page);

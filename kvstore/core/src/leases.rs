@@ -22,7 +22,7 @@ impl Core {
         let Some(state) = self.sessions.get(&session) else {
             return;
         };
-        let (leases, leased) = (state.leases.len(), state.leased_pages);
+        let (leases, leased, domain) = (state.leases.len(), state.leased_pages, state.domain);
         let taken = state.leases.contains_key(&body.lease);
         if taken || !state.stagings.contains_key(&body.space) {
             return self.end_unbegun(session, request, body.lease, actions);
@@ -39,8 +39,10 @@ impl Core {
         let visible = |page: &&PageId| self.is_visible(&self.index[**page]);
         let found = pages.iter().take_while(visible).count();
         pages.truncate(found);
-        if pages.len() as u32 > limits.max_leased_pages_per_session - leased {
-            let detail = "the session leases as many pages as it may";
+        let tenant = self.domains.get(domain);
+        let left = tenant.config.limits.max_leased_pages - tenant.leased_pages;
+        if pages.len() as u32 > left.min(limits.max_leased_pages_per_session - leased) {
+            let detail = "the session or its domain leases as many pages as it may";
             return self.refuse(session, request, RefusedReason::Busy, detail, actions);
         }
         let complete = found == wished;
@@ -55,6 +57,7 @@ impl Core {
         let state = self.sessions.get_mut(&session).expect("found above");
         state.leases.insert(body.lease, id);
         state.leased_pages += count;
+        self.domains.get_mut(domain).leased_pages += count;
     }
 
     /// The pages a fetch names, as far as they are known, and how many it wished for.
@@ -157,6 +160,7 @@ impl Core {
         if self.staging_mut(session, body.space).is_none() {
             return self.refuse(session, request, RefusedReason::Unknown, NOT_OPEN, actions);
         }
+        let domain = self.domain_of_space(body.space);
         let visible = |key| {
             let page = self.index.find(body.space, key)?;
             self.is_visible(&self.index[page]).then_some(page)
@@ -170,8 +174,8 @@ impl Core {
             for page in pages {
                 self.touch(page, stamp);
             }
-        } else if self.prefetches < self.config.limits.max_prefetches {
-            self.prefetches += 1;
+        } else if self.domains.get(domain).may_prefetch() {
+            self.domains.get_mut(domain).prefetches += 1;
             self.stats.prefetches += 1;
             let ttl_ms = body.ttl_ms.min(self.config.limits.max_hold_ms);
             let deadline = self.now.after_ms(ttl_ms);

@@ -6,7 +6,8 @@
 //! [`Action`]s and reports [`Event`]s.
 //!
 //! It never does I/O, reads a clock, starts a thread or knows a runtime; the same configuration
-//! and events give the same actions. Every table is bounded by [`Limits`].
+//! and events give the same actions. Every table is bounded by [`Limits`], and for each
+//! tenant by [`DomainLimits`].
 
 mod action;
 mod audit;
@@ -14,9 +15,11 @@ mod claims;
 mod commits;
 mod config;
 mod devices;
+mod domains;
 mod event;
 mod fetches;
 mod frames;
+mod gaps;
 mod health;
 mod hints;
 mod holds;
@@ -29,6 +32,7 @@ mod micros;
 mod offers;
 mod order;
 mod page;
+mod parts;
 mod proofs;
 mod reach;
 mod reads;
@@ -37,18 +41,19 @@ mod recovery;
 mod residency;
 mod segments;
 mod sessions;
+mod slabs;
 mod spaces;
 mod stats;
 mod timers;
 mod worth;
 
 pub use action::{Action, FramePlace};
-pub use config::{Config, ConfigError, DeviceConfig, Limits, Policy};
+pub use config::{Config, ConfigError, DeviceConfig, DomainConfig, DomainLimits, Limits, Policy};
 pub use event::{
     AppendOutcome, CopyOutcome, Event, Health, ProcessId, ReadOutcome, RecoveredRecord,
 };
 pub use machine::Core;
 pub use micros::Micros;
 pub use stats::{
-    DeviceReport, DeviceState, DeviceStats, SessionLeases, SpaceInfo, Stats, TierFill,
+    DeviceReport, DeviceState, DeviceStats, DomainReport, SessionLeases, SpaceInfo, Stats, TierFill,
 };

@@ -137,10 +137,9 @@ impl Core {
         keys: &[PageKey],
         hold_ms: u32,
     ) -> Option<HoldId> {
-        let limits = self.config.limits;
-        let room = u64::from(limits.max_held_pages - self.held_pages);
+        let domain = self.domain_of(session)?;
         let wished = spaces.len() as u64 * keys.len() as u64;
-        if self.holds.len() >= limits.max_holds as usize || wished > room {
+        if !self.domains.get(domain).may_hold(wished) {
             self.stats.holds_declined += 1;
             return None;
         }
@@ -157,9 +156,9 @@ impl Core {
                 pages.push((page, pinned));
             }
         }
-        let expires = self.now.after_ms(hold_ms.min(limits.max_hold_ms));
+        let expires = self.now.after_ms(hold_ms.min(self.config.limits.max_hold_ms));
         let count = keys.len() as u32;
-        let hold = Hold { session, spaces: spaces.to_vec(), count, pages, expires };
+        let hold = Hold { session, domain, spaces: spaces.to_vec(), count, pages, expires };
         Some(self.insert_hold(hold))
     }
 }

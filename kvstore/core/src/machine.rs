@@ -1,5 +1,6 @@
 use crate::commits::{CommitId, PendingCommit};
 use crate::devices::Devices;
+use crate::domains::Domains;
 use crate::fetches::{Fetch, FetchId, Reader};
 use crate::frames::Frames;
 use crate::holds::Hold;
@@ -8,7 +9,7 @@ use crate::jobs::Job;
 use crate::reach::Reach;
 use crate::sessions::Session;
 use crate::spaces::{ClassId, Space, Spaces};
-use crate::stats::{SessionLeases, SpaceInfo, Stats, TierFill};
+use crate::stats::{SessionLeases, SpaceInfo, Stats};
 use crate::timers::Timer;
 use crate::{Action, Config, ConfigError, Event, Micros};
 use hashbrown::HashMap;
@@ -35,19 +36,16 @@ pub struct Core {
     pub(crate) last_job: u64,
     pub(crate) last_segment: u64,
     pub(crate) index: PageIndex,
+    pub(crate) domains: Domains,
     pub(crate) frames: Frames,
     pub(crate) spaces: Spaces,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     pub(crate) fetches: HashMap<FetchId, Fetch>,
-    pub(crate) prefetches: u32,
     pub(crate) holds: BTreeMap<HoldId, Hold>,
-    pub(crate) held_pages: u32,
     pub(crate) commits: HashMap<CommitId, PendingCommit>,
     pub(crate) jobs: HashMap<JobId, Job>,
     pub(crate) timers: BTreeSet<(Micros, Timer)>,
     pub(crate) devices: Devices,
-    /// Pages in DRAM.
-    pub(crate) resident: u64,
     pub(crate) reach: Reach,
     /// Fetches to take further before the step ends.
     pub(crate) ready: VecDeque<FetchId>,
@@ -73,18 +71,16 @@ impl Core {
             last_job: 0,
             last_segment: 0,
             index: PageIndex::new(config.limits.max_pages, config.seed),
-            frames: Frames::new(&config.parts, config.slab_bytes),
+            domains: Domains::new(&config.domains),
+            frames: Frames::new(config.domains.len(), config.slab_bytes, config.limits.max_parts),
             spaces: Spaces::default(),
             sessions: BTreeMap::new(),
             fetches: HashMap::new(),
-            prefetches: 0,
             holds: BTreeMap::new(),
-            held_pages: 0,
             commits: HashMap::new(),
             jobs: HashMap::new(),
             timers: BTreeSet::new(),
             devices: Devices::new(&config.devices),
-            resident: 0,
             reach: Reach::default(),
             ready: VecDeque::new(),
             hungry: Vec::new(),
@@ -100,8 +96,9 @@ impl Core {
         self.expire(actions);
         match event {
             Event::Tick => {}
-            Event::SessionOpened { session, process, mode } => {
-                self.session_opened(session, process, mode);
+            Event::PartAdded { part, domain, bytes } => self.part_added(part, domain, bytes),
+            Event::SessionOpened { session, domain, process, mode } => {
+                self.session_opened(session, domain, process, mode);
             }
             Event::SessionClosed { session } => self.session_closed(session, actions),
             Event::ProcessGone { session } => self.process_gone(session, actions),
@@ -215,7 +212,7 @@ impl Core {
     ///
     /// # Errors
     /// `Busy` when no more spaces can be known, `Invalid` when `page_bytes` is out of range or
-    /// not what it was before.
+    /// not what it was before, `Unknown` when the domain is not configured.
     pub fn intern_space(
         &mut self,
         domain: DomainId,
@@ -233,7 +230,10 @@ impl Core {
         if !(MIN_PAGE_BYTES..=MAX_PAGE_BYTES).contains(&page_bytes) {
             return refused(RefusedReason::Invalid, "the page size is out of range");
         }
-        let class = self.frames.class_of(frame_bytes(page_bytes));
+        let Some(at) = self.domains.find(domain) else {
+            return refused(RefusedReason::Unknown, "the domain is not configured");
+        };
+        let class = self.frames.class_of(at, frame_bytes(page_bytes));
         let space = Space { domain, digest, page_bytes, class, pages: 0, opened: 0 };
         match self.spaces.insert(space, self.config.limits.max_spaces) {
             Some(space) => Ok(space),
@@ -241,10 +241,20 @@ impl Core {
         }
     }
 
-    /// Whether one more session finds room. A session opened without is ignored.
+    /// Whether one more session finds room at all.
     #[must_use]
     pub fn has_session_room(&self) -> bool {
         self.sessions.len() < self.config.limits.max_sessions as usize
+    }
+
+    /// Whether one more session of the domain finds room. A session opened without is ignored.
+    #[must_use]
+    pub fn has_session_room_in(&self, domain: DomainId) -> bool {
+        let has_room = |at| {
+            let domain = self.domains.get(at);
+            domain.sessions < domain.config.limits.max_sessions
+        };
+        self.has_session_room() && self.domains.find(domain).is_some_and(has_room)
     }
 
     /// Whether `session` has opened `space`.
@@ -258,19 +268,6 @@ impl Core {
     #[must_use]
     pub fn stats(&self) -> &Stats {
         &self.stats
-    }
-
-    /// How full DRAM is; frames being filled count as used.
-    #[must_use]
-    pub fn dram(&self) -> TierFill {
-        let used = self.frames.classes().map(|(_, class)| {
-            (u64::from(class.total) - class.free.len() as u64) * u64::from(class.frame_bytes)
-        });
-        TierFill {
-            capacity_bytes: self.frames.part_bytes(),
-            used_bytes: used.sum(),
-            pages: self.resident,
-        }
     }
 
     /// Pages known in any tier, missing ancestors of known pages included.

@@ -27,7 +27,7 @@ impl Core {
         let fetches = vec![fetch];
         let job = self.new_job(Job::Read { page: id, extent, fetches });
         self.index[id].read_job = job;
-        let frame = self.frames.place(frame);
+        let frame = self.frames.place(class, frame);
         actions.push(Action::Read { job, extent, identity, frame });
     }
 
@@ -102,8 +102,7 @@ impl Core {
             (ReadOutcome::Failed, Some(_)) if answers => self.lose_record(id),
             _ => {}
         }
-        self.frames.give_back(class, frame);
-        self.wake(class);
+        self.give_back(class, frame);
     }
 
     fn count_read(&mut self, device: DeviceId, class: ClassId, outcome: ReadOutcome) {

@@ -1,6 +1,7 @@
 use crate::Core;
 use crate::page::{Dram, Page, PageId, Ssd};
 use crate::spaces::ClassId;
+use undercroft_wire::FrameId;
 
 /// What happens to one page, whoever asks: touching, pinning, leaving a tier, being forgotten.
 impl Core {
@@ -135,14 +136,22 @@ impl Core {
         let frame = page.frame.take().expect("a page in DRAM has a frame");
         let class = page.class;
         self.note_presence(id);
-        self.frames.give_back(class, frame);
+        self.give_back(class, frame);
+    }
+
+    /// Gives back a frame that nobody uses any more.
+    pub(crate) fn give_back(&mut self, class: ClassId, frame: FrameId) {
+        if self.frames.give_back(class, frame) {
+            self.wake_domain(self.frames.class(class).domain);
+        }
         self.wake(class);
     }
 
     /// Takes an evictable page out of DRAM.
     pub(crate) fn evict(&mut self, id: PageId) {
         assert!(self.index[id].ordered, "only pages in the eviction order are evicted");
-        self.resident -= 1;
+        let class = self.index[id].class;
+        self.frames.class_mut(class).resident -= 1;
         self.stats.evicted_pages += 1;
         if !self.devices.is_empty() && !self.counts_on_ssd(&self.index[id]) {
             self.stats.lost_pages += 1;
@@ -157,7 +166,8 @@ impl Core {
         assert!(page.frame.is_some(), "a filled page has a frame");
         page.dram = Dram::Resident;
         page.crc = crc;
-        self.resident += 1;
+        let class = page.class;
+        self.frames.class_mut(class).resident += 1;
         self.settle(id);
     }
 

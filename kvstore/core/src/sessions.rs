@@ -1,3 +1,4 @@
+use crate::domains::DomainAt;
 use crate::fetches::FetchId;
 use crate::page::PageId;
 use crate::{Action, Core, ProcessId};
@@ -10,6 +11,7 @@ use undercroft_wire::{
 /// One connected process, or what is left of it while its leases are held.
 #[derive(Debug)]
 pub(crate) struct Session {
+    pub(crate) domain: DomainAt,
     pub(crate) process: ProcessId,
     pub(crate) mode: Mode,
     /// False once the socket is closed.
@@ -73,11 +75,20 @@ impl Staging {
 }
 
 impl Core {
-    pub(crate) fn session_opened(&mut self, id: SessionId, process: ProcessId, mode: Mode) {
-        if !self.has_session_room() || self.sessions.contains_key(&id) {
+    pub(crate) fn session_opened(
+        &mut self,
+        id: SessionId,
+        domain: DomainId,
+        process: ProcessId,
+        mode: Mode,
+    ) {
+        let has_room = self.has_session_room_in(domain) && !self.sessions.contains_key(&id);
+        let Some(domain) = self.domains.find(domain).filter(|_| has_room) else {
             return;
-        }
+        };
+        self.domains.get_mut(domain).sessions += 1;
         let session = Session {
+            domain,
             process,
             mode,
             open: true,
@@ -96,6 +107,11 @@ impl Core {
         slots: u32,
         actions: &mut Vec<Action>,
     ) {
+        let own = self.domain_of(session).map(|at| self.domains.get(at).config.id);
+        if own != Some(domain) {
+            let detail = "the space is another domain's, or the session is not open";
+            return self.refuse(session, request, RefusedReason::Invalid, detail, actions);
+        }
         let space = match self.intern_space(domain, digest, page_bytes) {
             Ok(space) => space,
             Err(refused) => {
@@ -164,8 +180,11 @@ impl Core {
 
     pub(crate) fn forget_session_if_done(&mut self, id: SessionId) {
         let done = |session: &Session| !session.open && session.leases.is_empty();
-        if self.sessions.get(&id).is_some_and(done) {
+        if let Some(domain) =
+            self.sessions.get(&id).filter(|session| done(session)).map(|s| s.domain)
+        {
             self.sessions.remove(&id);
+            self.domains.get_mut(domain).sessions -= 1;
         }
     }
 

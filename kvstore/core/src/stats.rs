@@ -114,6 +114,25 @@ pub struct TierFill {
     pub pages: u64,
 }
 
+/// What is known of a domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DomainReport {
+    /// Which.
+    pub domain: DomainId,
+    /// How full its parts of the arena are; frames being filled count as used.
+    pub dram: TierFill,
+    /// Sessions, those included that only hold leases.
+    pub sessions: u32,
+    /// Pages named by its leases.
+    pub leased_pages: u32,
+    /// Holds.
+    pub holds: u32,
+    /// Pages in its holds.
+    pub held_pages: u32,
+    /// Prefetches under way.
+    pub prefetches: u32,
+}
+
 /// How far a device is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum DeviceState {

@@ -81,7 +81,7 @@ fn recovery_takes_children_before_parents_and_without() {
     records.sort_by_key(|record| std::cmp::Reverse(record.identity.depth));
     let orphans = records.iter().filter(|record| record.identity.depth > 5).count() as u64;
     records.retain(|record| record.identity.depth != 5);
-    let mut again = World::with_logs(config(2, &[size(100, 9, 4)]), vec![log]);
+    let mut again = World::with_logs(2, config(&[size(100, 9, 4)]), vec![log]);
     again.recover(FIRST, &records, true);
     again.finish_jobs();
     let (mut again, space) = opened(again, 2);
@@ -193,8 +193,8 @@ fn copy_mode_delivers_through_its_slots() {
 #[test]
 fn a_limit_reached_is_a_refusal() {
     let limits = Limits { max_leases_per_session: 1, max_pages: 2, ..Limits::default() };
-    let config = Config { limits, ..Config::dram_only(8 * 4096) };
-    let (mut world, space) = opened(World::new(config), 4);
+    let config = Config { limits, ..Config::default() };
+    let (mut world, space) = opened(World::with_frames(8, config), 4);
     let keys = chain(1, 4);
     assert_eq!(world.store(1, space, &keys, 0, Stamp(0)), 2, "the index holds two pages");
     world.fetch(1, 1, space, &keys[..1], Stamp(0), 10);

@@ -11,12 +11,13 @@ use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
 use undercroft_core::{DeviceState, Health, Micros, RecoveredRecord};
 use undercroft_wire::{
-    DeviceId, DropHold, FetchOutcome, FetchSource, Hint, HintKind, HoldId, Mode, OfferId, PageKey,
-    Prefetch, Request, SessionId, SlotId, SpaceId, Stamp,
+    DeviceId, DomainId, DropHold, Fetch, FetchOutcome, FetchSource, Hint, HintKind, HoldId,
+    LeaseId, Lookup, Mode, OfferId, PageKey, Prefetch, Reply, Request, SessionId, SlotId, SpaceId,
+    Stamp,
 };
 use world::devices::{Size, config, size};
 use world::log::Log;
-use world::{World, key};
+use world::{OTHER, World, key};
 
 const CHAINS: u64 = 4;
 const DEPTH: u64 = 8;
@@ -55,9 +56,10 @@ struct OpenHold {
 struct Chaos {
     world: World,
     faults: Faults,
-    /// Live sessions and their process.
-    sessions: BTreeMap<u64, u32>,
-    spaces: [SpaceId; 2],
+    /// Live sessions, their process and domain.
+    sessions: BTreeMap<u64, (u32, DomainId)>,
+    /// The spaces of each domain.
+    spaces: BTreeMap<DomainId, [SpaceId; 2]>,
     slots: u32,
     offers: Vec<OpenOffer>,
     holds: Vec<OpenHold>,
@@ -74,7 +76,8 @@ type Op = (u8, u32, u32, u32);
 
 impl Chaos {
     fn new(faults: Faults, frames: u64, slots: u32) -> Self {
-        let world = World::with_devices(frames, &SIZES[..faults.devices]);
+        let mut world = World::with_devices(frames, &SIZES[..faults.devices]);
+        world.add_part(OTHER, 2);
         Self::on(world, faults, slots)
     }
 
@@ -86,7 +89,7 @@ impl Chaos {
             unread,
             faults,
             sessions: BTreeMap::new(),
-            spaces: [SpaceId(0); 2],
+            spaces: BTreeMap::new(),
             slots,
             offers: Vec::new(),
             holds: Vec::new(),
@@ -95,20 +98,22 @@ impl Chaos {
             next_session: 1,
             next_lease: 1,
         };
+        let own = DomainId::default();
         for (pid, mode) in [(1, Mode::ZeroCopy), (1, Mode::ZeroCopy), (2, Mode::Copy)] {
-            chaos.connect(pid, mode);
+            chaos.connect(pid, mode, own);
         }
+        chaos.connect(3, Mode::ZeroCopy, OTHER);
         chaos
     }
 
-    fn connect(&mut self, pid: u32, mode: Mode) {
+    fn connect(&mut self, pid: u32, mode: Mode, domain: DomainId) {
         let session = self.next_session;
         self.next_session += 1;
-        self.world.open(session, pid, mode);
+        self.world.open_in(domain, session, pid, mode);
         let small = self.world.open_space(session, 1, 4096, self.slots);
         let large = self.world.open_space(session, 2, 5000, self.slots);
-        self.spaces = [small, large];
-        self.sessions.insert(session, pid);
+        self.spaces.insert(domain, [small, large]);
+        self.sessions.insert(session, (pid, domain));
     }
 
     fn session(&self, at: u32) -> u64 {
@@ -118,7 +123,8 @@ impl Chaos {
     fn apply(&mut self, (op, a, b, c): Op) {
         let session = self.session(a);
         // The larger pages get a turn now and then.
-        let space = self.spaces[usize::from(b.is_multiple_of(5))];
+        let (_, domain) = self.sessions[&session];
+        let space = self.spaces[&domain][usize::from(b.is_multiple_of(5))];
         let keys = chain(u64::from(b >> 4));
         let from = (c % DEPTH as u32) as usize;
         let upto = from + (c >> 4) as usize % (keys.len() - from) + 1;
@@ -263,30 +269,53 @@ impl Chaos {
 
     fn break_something(&mut self, session: u64, a: u32, b: u32) {
         let mode = self.world.modes[&SessionId(session)];
-        let pid = self.sessions[&session];
-        match b % 6 {
+        let (pid, domain) = self.sessions[&session];
+        match b % 8 {
             0 => {
                 self.world.close(session);
                 self.sessions.remove(&session);
-                self.connect(pid, mode);
+                self.connect(pid, mode, domain);
             }
             1 => {
                 self.world.kill(session);
                 self.sessions.remove(&session);
-                self.connect(pid, mode);
+                self.connect(pid, mode, domain);
             }
             2 if self.faults.jobs_fail && self.faults.devices > 0 => {
-                let device = self.device(b / 6);
+                let device = self.device(b / 8);
                 let extents = self.world.log(device).extents();
                 if !extents.is_empty() {
                     self.world.log_mut(device).damage(extents[a as usize % extents.len()]);
                 }
             }
             3 if self.faults.devices_die && a.is_multiple_of(4) => {
-                self.world.lose(self.device(b / 6));
+                self.world.lose(self.device(b / 8));
             }
             4 if self.faults.moody => self.stall_everything(),
+            5 if self.world.memory.parts.len() < 4 => {
+                self.world.add_part(domain, u64::from(a % 5));
+            }
+            6 => self.trespass(session, domain),
             _ => {}
+        }
+    }
+
+    /// Asks for what is another tenant's: nothing of it can be had.
+    fn trespass(&mut self, session: u64, own: DomainId) {
+        let spaces = self.spaces.iter().filter(|(domain, _)| **domain != own);
+        let foreign: Vec<SpaceId> = spaces.flat_map(|(_, spaces)| *spaces).collect();
+        for space in foreign {
+            let keys = chain(0);
+            let keys = undercroft_wire::KeyRun::from(keys.as_slice());
+            let lookup = Lookup { spaces: vec![space], keys: keys.clone(), hold_ms: 10 };
+            let reply = self.world.ask(session, &Request::Lookup(lookup));
+            assert!(matches!(reply, Some(Reply::Refused(_))), "found another's: {reply:?}");
+            let (lease, stamp) = (LeaseId(self.next_lease), Stamp(0));
+            self.next_lease += 1;
+            let source = FetchSource::Keys { keys };
+            let fetch = Fetch { space, lease, source, stamp, deadline_ms: 10 };
+            let reply = self.world.ask(session, &Request::Fetch(fetch));
+            assert!(matches!(reply, Some(Reply::FetchEnd(_))), "fetched another's: {reply:?}");
         }
     }
 
@@ -375,7 +404,8 @@ impl Chaos {
     fn crash(self, frames: u64, torn: u32) -> Self {
         let crash = |log: Log| log.crash(|record| torn >> (record % 8) & 1 == 1);
         let logs = self.world.logs.into_iter().map(crash).collect();
-        let world = World::with_logs(config(frames, &SIZES[..self.faults.devices]), logs);
+        let mut world = World::with_logs(frames, config(&SIZES[..self.faults.devices]), logs);
+        world.add_part(OTHER, 3);
         Self::on(world, self.faults, self.slots)
     }
 
@@ -387,7 +417,7 @@ impl Chaos {
         };
         let logs = self.world.logs.into_iter().map(crash).collect();
         let sizes = [size(100, 5, 4); SIZES.len()];
-        let mut world = World::with_logs(config(64, &sizes[..self.faults.devices]), logs);
+        let mut world = World::with_logs(64, config(&sizes[..self.faults.devices]), logs);
         for at in 0..world.logs.len() {
             let (device, records) = (world.logs[at].device, world.logs[at].recover());
             let (early, late) = records.split_at(records.len() / 2);
@@ -398,31 +428,40 @@ impl Chaos {
         let stats = world.core.stats();
         assert_eq!(stats.recovery_ignored, 0, "the core writes nothing it would not read");
         assert_eq!(stats.unproved_records, 0, "every record is asked for its proof");
+        world.add_part(OTHER, 64);
         world.open(1, 1, Mode::ZeroCopy);
-        for (number, page_bytes) in [(1, 4096), (2, 5000)] {
-            let space = world.open_space(1, number, page_bytes, 2);
-            for number in 0..CHAINS {
-                let keys = chain(number);
-                let found = world.lookup(1, space, &keys);
-                let digest = world.spaces[&space].0;
-                let whole = |key: &&PageKey| world.logs.iter().any(|log| log.has(digest, key));
-                let torn = |key: &&PageKey| world.logs.iter().any(|log| log.is_torn(digest, key));
-                let upper = keys.iter().take_while(whole).count() as u32;
-                let lower = keys.iter().take_while(|key| whole(key) && !torn(key)).count() as u32;
-                assert!((lower..=upper).contains(&found.pages), "what was written is found");
-                let lease = world.next_lease();
-                let run = &keys[..(found.pages as usize).min(2)];
-                world.fetch(1, lease, space, run, found.stamp, 1000);
-                world.finish_jobs();
-                let held = world.lease(1, lease);
-                assert_eq!(held.places.len(), run.len(), "what lookup names can be fetched");
-                world.release(1, lease, u32::MAX);
-            }
+        world.open_in(OTHER, 2, 2, Mode::ZeroCopy);
+        for session in [1, 2] {
+            check_restarted(&mut world, session);
         }
         for at in 0..world.logs.len() {
             world.recover(DeviceId(at as u8), &[], true);
         }
         world.finish_jobs();
+    }
+}
+
+/// What was written is found, and can be fetched.
+fn check_restarted(world: &mut World, session: u64) {
+    for (number, page_bytes) in [(1, 4096), (2, 5000)] {
+        let space = world.open_space(session, number, page_bytes, 2);
+        for number in 0..CHAINS {
+            let keys = chain(number);
+            let found = world.lookup(session, space, &keys);
+            let spec = world.spaces[&space];
+            let whole = |key: &&PageKey| world.logs.iter().any(|log| log.has(&spec, key));
+            let torn = |key: &&PageKey| world.logs.iter().any(|log| log.is_torn(&spec, key));
+            let upper = keys.iter().take_while(whole).count() as u32;
+            let lower = keys.iter().take_while(|key| whole(key) && !torn(key)).count() as u32;
+            assert!((lower..=upper).contains(&found.pages), "what was written is found");
+            let lease = world.next_lease();
+            let run = &keys[..(found.pages as usize).min(2)];
+            world.fetch(session, lease, space, run, found.stamp, 1000);
+            world.finish_jobs();
+            let held = world.lease(session, lease);
+            assert_eq!(held.places.len(), run.len(), "what lookup names can be fetched");
+            world.release(session, lease, u32::MAX);
+        }
     }
 }
 

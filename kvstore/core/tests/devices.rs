@@ -134,7 +134,7 @@ fn what_is_held_stays_in_dram_while_its_device_stalls() {
 fn what_was_copied_into_a_slot_needs_neither_page_nor_device() {
     let size = size(100, 9, 4);
     let logs = World::with_devices(1, &[size]).logs;
-    let mut world = World::with_logs(config(2, &[size]), logs);
+    let mut world = World::with_logs(2, config(&[size]), logs);
     world.open(1, 1, Mode::Copy);
     let space = world.open_space(1, 1, 4096, 3);
     let keys = chain(1, 2);
@@ -284,11 +284,11 @@ fn equal_devices_fill_evenly_and_others_by_their_size() {
 #[test]
 fn a_busy_device_is_given_less() {
     let sizes = [size(100, 9, 4), size(100, 9, 4)];
-    let mut settings = config(16, &sizes);
+    let mut settings = config(&sizes);
     // One page takes 1 ms on the one and 4 ms on the other.
     settings.devices[0].read_bytes_per_s = 4096 * 1000;
     settings.devices[1].read_bytes_per_s = 4096 * 250;
-    let mut world = World::with_logs(settings, World::with_devices(1, &sizes).logs);
+    let mut world = World::with_logs(16, settings, World::with_devices(1, &sizes).logs);
     for device in [FIRST, SECOND] {
         world.recover(device, &[], true);
     }
@@ -447,12 +447,12 @@ fn a_page_is_moved_on_one_device_while_its_move_hangs_on_another() {
 #[test]
 fn an_estimate_is_that_of_the_slowest_device() {
     let sizes = [size(100, 9, 4), size(100, 9, 4)];
-    let mut settings = config(1, &sizes);
+    let mut settings = config(&sizes);
     settings.devices[0].read_bytes_per_s = 4096;
     settings.devices[0].read_latency_us = 7;
     settings.devices[1].read_bytes_per_s = 4096 * 1000;
     settings.devices[1].read_latency_us = 11;
-    let mut world = World::with_logs(settings, World::with_devices(1, &sizes).logs);
+    let mut world = World::with_logs(1, settings, World::with_devices(1, &sizes).logs);
     for device in [FIRST, SECOND] {
         world.recover(device, &[], true);
     }
@@ -479,7 +479,7 @@ fn a_core_knows_64_devices_and_no_more() {
         read_bytes_per_s: 1,
         read_latency_us: 1,
     };
-    let with = |count| Config { devices: vec![device; count], ..Config::dram_only(4096) };
+    let with = |count| Config { devices: vec![device; count], ..Config::default() };
     assert!(with(64).validate().is_ok());
     let error = with(65).validate().unwrap_err();
     assert_eq!(error.to_string(), "devices is 65, allowed 64 or fewer");

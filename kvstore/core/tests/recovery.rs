@@ -30,7 +30,7 @@ fn crashed(pages: u64, none_sealed: bool) -> World {
     if none_sealed {
         log.unseal();
     }
-    World::with_logs(config(4, &[SIZE]), vec![log])
+    World::with_logs(4, config(&[SIZE]), vec![log])
 }
 
 /// Records of chain 1 that nobody wrote, `seal` says of which depths in a sealed segment.
@@ -136,13 +136,13 @@ fn unproved_records_count_in_no_lookup_until_they_were_read() {
 #[test]
 fn how_many_records_are_proved_at_once_is_a_limit() {
     let limits = Limits { max_proofs_per_device: 1, ..Limits::default() };
-    let settings = Config { limits, ..config(4, &[SIZE]) };
-    let mut world = World::with_logs(settings, crashed(8, true).logs);
+    let settings = Config { limits, ..config(&[SIZE]) };
+    let mut world = World::with_logs(4, settings, crashed(8, true).logs);
     let records = world.log(FIRST).recover();
     world.recover(FIRST, &records, true);
     assert_eq!(world.count_jobs(is_proof), 1);
     let limits = Limits { max_proofs_per_device: 0, ..Limits::default() };
-    assert!(Config { limits, ..config(4, &[SIZE]) }.validate().is_err());
+    assert!(Config { limits, ..config(&[SIZE]) }.validate().is_err());
 }
 
 #[test]
@@ -198,7 +198,7 @@ fn a_page_in_dram_with_an_unproved_record_is_written_anew_if_it_must_go_first() 
     let sizes = [SIZE, SIZE];
     let mut logs = crashed(2, true).logs;
     logs.push(World::with_devices(1, &sizes).logs.remove(1));
-    let mut world = World::with_logs(config(1, &sizes), logs);
+    let mut world = World::with_logs(1, config(&sizes), logs);
     world.recover(SECOND, &[], true);
     let records = world.log(FIRST).recover();
     world.set_health(FIRST, Health::Stalled);
@@ -237,7 +237,7 @@ fn of_two_records_the_one_that_is_proved_is_believed() {
     let elsewhere = records(SECOND, &keys, |_| true)[0];
     let states = |pieces: &[RecoveredRecord]| {
         let logs = World::with_devices(1, &[SIZE, SIZE]).logs;
-        let mut world = World::with_logs(config(2, &[SIZE, SIZE]), logs);
+        let mut world = World::with_logs(2, config(&[SIZE, SIZE]), logs);
         for record in pieces {
             world.recover(record.extent.device, &[*record], false);
         }
@@ -255,7 +255,7 @@ fn of_two_records_the_one_that_is_proved_is_believed() {
 #[test]
 fn records_that_make_no_sense_are_ignored() {
     let keys = chain(1, 2);
-    let mut world = World::with_logs(config(2, &[SIZE]), World::with_devices(1, &[SIZE]).logs);
+    let mut world = World::with_logs(2, config(&[SIZE]), World::with_devices(1, &[SIZE]).logs);
     let good = records(FIRST, &keys, |_| true);
     let other_device = records(SECOND, &keys, |_| true)[0];
     let mut own_parent = good[1];
@@ -272,9 +272,9 @@ fn records_that_make_no_sense_are_ignored() {
 
 #[test]
 fn reclaim_drops_what_is_not_proved_and_waits_for_the_proof() {
-    let mut settings = config(2, &[SIZE]);
+    let mut settings = config(&[SIZE]);
     settings.devices[0].low_water_segments = SIZE.segments;
-    let mut world = World::with_logs(settings, World::with_devices(1, &[SIZE]).logs);
+    let mut world = World::with_logs(2, settings, World::with_devices(1, &[SIZE]).logs);
     let records = records(FIRST, &chain(1, 8), |_| false);
     world.log_mut(FIRST).believe(&records);
     world.log_mut(FIRST).unseal();
@@ -310,8 +310,8 @@ fn segments_of_which_nothing_is_of_use_are_freed_at_once() {
     };
     let freed = |limits: Limits, told: &[Vec<RecoveredRecord>], damaged: bool| {
         let sizes = [SIZE, SIZE];
-        let settings = Config { limits, ..config(2, &sizes) };
-        let mut world = World::with_logs(settings, World::with_devices(1, &sizes).logs);
+        let settings = Config { limits, ..config(&sizes) };
+        let mut world = World::with_logs(2, settings, World::with_devices(1, &sizes).logs);
         for records in told {
             world.log_mut(records[0].extent.device).believe(records);
         }
@@ -352,7 +352,7 @@ fn segments_of_which_nothing_is_of_use_are_freed_at_once() {
 #[test]
 fn a_device_that_has_run_out_of_segments_is_not_preferred_for_its_few_bytes() {
     let sizes = [Size { segments: 3, ..SIZE }, SIZE];
-    let mut world = World::with_logs(config(4, &sizes), World::with_devices(1, &sizes).logs);
+    let mut world = World::with_logs(4, config(&sizes), World::with_devices(1, &sizes).logs);
     let leaf = |number| records(FIRST, &chain(number, 1), |_| true)[0];
     let scattered = [0, 1].map(|at| place(&leaf(10 + u64::from(at)), FIRST, at, 0));
     let many = records(SECOND, &chain(1, 8), |_| true);
@@ -388,10 +388,10 @@ fn a_segment_is_moved_a_few_records_at_a_time() {
     let tail = |at: u32| place(&run(u64::from(at))[1], FIRST, 1, at);
     let all: Vec<_> = (0..20).map(head).chain((0..10).map(tail)).collect();
     let keys = chain(9, 1);
-    let mut settings = config(2, &[size]);
+    let mut settings = config(&[size]);
     settings.devices[0].low_water_segments = size.segments;
     settings.limits.max_relocations_per_device = 3;
-    let mut world = World::with_logs(settings, World::with_devices(1, &[size]).logs);
+    let mut world = World::with_logs(2, settings, World::with_devices(1, &[size]).logs);
     world.log_mut(FIRST).believe(&all);
     world.recover(FIRST, &all, false);
     let (mut world, space) = opened(world, 2);
@@ -413,7 +413,7 @@ fn a_segment_is_moved_a_few_records_at_a_time() {
     assert_eq!(world.lease(1, 1).places.len(), 1);
     assert!(world.core.stats().freed_segments > 0);
     let limits = Limits { max_relocations_per_device: 0, ..Limits::default() };
-    assert!(Config { limits, ..config(4, &[SIZE]) }.validate().is_err());
+    assert!(Config { limits, ..config(&[SIZE]) }.validate().is_err());
 }
 
 fn moves(world: &World) -> usize {
@@ -429,9 +429,9 @@ fn reclaim_moves_nothing_that_no_lookup_can_reach() {
     let all = all.map(|(record, segment, slot)| place(&record, FIRST, segment, slot));
     let moved = |with_head: bool, all_told: bool| {
         let sizes = [SIZE, SIZE];
-        let mut settings = config(2, &sizes);
+        let mut settings = config(&sizes);
         settings.devices[0].low_water_segments = SIZE.segments;
-        let mut world = World::with_logs(settings, World::with_devices(1, &sizes).logs);
+        let mut world = World::with_logs(2, settings, World::with_devices(1, &sizes).logs);
         world.recover(SECOND, &[], all_told);
         world.recover(FIRST, &all[usize::from(!with_head)..], true);
         moves(&world)
@@ -447,9 +447,9 @@ fn what_leaves_next_keeps_no_parent_on_another_device() {
     let others = records(FIRST, &chain(2, 1), |_| true);
     let moved = |second_pages: u64| {
         let sizes = [SIZE, Size { pages: second_pages, ..SIZE }];
-        let mut settings = config(2, &sizes);
+        let mut settings = config(&sizes);
         settings.devices[0].low_water_segments = SIZE.segments;
-        let mut world = World::with_logs(settings, World::with_devices(1, &sizes).logs);
+        let mut world = World::with_logs(2, settings, World::with_devices(1, &sizes).logs);
         let on_second = [place(&run[1], SECOND, 0, 0), place(&others[0], SECOND, 1, 0)];
         world.recover(SECOND, &on_second, true);
         let on_first = [place(&run[0], FIRST, 0, 0), place(&run[2], FIRST, 0, 1)];
@@ -467,7 +467,7 @@ fn the_oldest_segment_of_all_full_devices_goes_first() {
     let freed = |first_pages: u64| {
         // The second device has as many pages as it may, one more makes it too many.
         let sizes = [Size { pages: first_pages, ..SIZE }, Size { pages: 2, ..SIZE }];
-        let mut world = World::with_logs(config(2, &sizes), World::with_devices(1, &sizes).logs);
+        let mut world = World::with_logs(2, config(&sizes), World::with_devices(1, &sizes).logs);
         let leaf = |number| records(FIRST, &chain(number, 1), |_| true)[0];
         let on = |device, count: u32| -> Vec<_> {
             let number = |segment| u64::from(segment) + 10 * u64::from(device == FIRST);
@@ -486,7 +486,8 @@ fn the_oldest_segment_of_all_full_devices_goes_first() {
 fn a_lost_device_forgets_its_records_a_few_at_a_time() {
     let keys = chain(1, 2000);
     let mut world = World::with_logs(
-        config(2, &[Size { pages: 4000, segments: 1000, records: 4 }]),
+        2,
+        config(&[Size { pages: 4000, segments: 1000, records: 4 }]),
         World::with_devices(1, &[Size { pages: 4000, segments: 1000, records: 4 }]).logs,
     );
     world.recover(FIRST, &records(FIRST, &keys, |_| true), true);
@@ -516,7 +517,7 @@ fn unreachable_pages_are_counted_however_deep_they_hang() {
     let keys = chain(1, 3000);
     let big = Size { pages: 4000, segments: 1000, records: 4 };
     let logs = World::with_devices(1, &[big]).logs;
-    let mut world = World::with_logs(config(2, &[big]), logs);
+    let mut world = World::with_logs(2, config(&[big]), logs);
     world.audits = false;
     let all = records(FIRST, &keys, |_| true);
     let tail_first: Vec<_> = all.iter().skip(1).rev().copied().collect();

@@ -1,6 +1,7 @@
 //! The beginning and the end of sessions.
 
 use super::Control;
+use crate::config::DomainConfig;
 use crate::peer::Peer;
 use crate::session::Session;
 use std::sync::Arc;
@@ -114,7 +115,7 @@ impl Control {
             let detail = format!("no domain is for user {uid} and group {gid} (config [[domain]])");
             return Err((RefusedReason::Denied, detail));
         };
-        if !self.core.has_session_room() {
+        if !self.core.has_session_room_in(domain.id) {
             let detail = "as many sessions hold leases as may be (server.max_sessions)";
             return Err((RefusedReason::Busy, detail.to_owned()));
         }
@@ -124,7 +125,7 @@ impl Control {
             let detail = format!("domain {name} has as many sessions as it may (max_sessions)");
             return Err((RefusedReason::Busy, detail));
         }
-        let mode = self.begin(id, hello, domain.copy_mode);
+        let mode = self.begin(id, hello, &domain);
         let parts = match mode {
             Mode::ZeroCopy => self.arena.of(domain.id).count() as u32,
             Mode::Copy => 0,
@@ -144,14 +145,14 @@ impl Control {
         Welcome { version, session: id, epoch, mode, parts: 0, domain }
     }
 
-    fn begin(&mut self, id: SessionId, hello: &Hello, copy_mode: bool) -> Mode {
+    fn begin(&mut self, id: SessionId, hello: &Hello, of: &DomainConfig) -> Mode {
         let session = self.sessions.get_mut(&id).expect("it has just said hello");
         // A root client of an unprivileged daemon could re-open the arena for writing.
         let own = rustix::process::geteuid().as_raw();
         let could_write = session.peer.uid == 0 && own != 0;
         // Without word of its end, nobody would know when the frames it reads are free.
         let unwatched = session.peer.process.is_none();
-        let copies = copy_mode || hello.copy_mode || could_write || unwatched;
+        let copies = of.copy_mode || hello.copy_mode || could_write || unwatched;
         let mode = if copies { Mode::Copy } else { Mode::ZeroCopy };
         session.mode = Some(mode);
         session.name = short_name(&hello.name);
@@ -160,7 +161,7 @@ impl Control {
         let process = ProcessId { pid, start: if pid == 0 && start == 0 { id.0 } else { start } };
         let (name, domain) = (&session.name, session.domain_name());
         tracing::info!(session = %id, pid, %name, %domain, ?mode, "session");
-        self.feed(Event::SessionOpened { session: id, process, mode });
+        self.feed(Event::SessionOpened { session: id, domain: of.id, process, mode });
         mode
     }
 

@@ -1,5 +1,6 @@
 //! Clients of the daemon: what they have, and what they do next.
 
+use super::content::Book;
 use super::plan::Plan;
 use super::report::Count;
 use super::world::{Frame, World};
@@ -93,15 +94,16 @@ impl Clients {
         }
     }
 
-    /// Checks that nobody reads a frame that is about to be filled.
+    /// Checks that nobody reads what a frame that is about to be filled `shares`.
     ///
     /// # Panics
     /// Somebody does.
-    pub(super) fn check_unleased(&self, frame: Frame) {
+    pub(super) fn check_unleased(&self, book: &Book, shares: impl Fn(Frame, u32) -> bool) {
         for ((session, lease), held) in &self.leases {
             let mut places = held.places[held.released..].iter();
-            let same = |place: &PagePlace| (place.part.0, place.offset) == frame;
-            let leased = held.mode == Mode::ZeroCopy && places.any(same);
+            let bytes = book.spaces[self.spaces[&held.space]].page_bytes;
+            let shared = |place: &PagePlace| shares((place.part.0, place.offset), bytes);
+            let leased = held.mode == Mode::ZeroCopy && places.any(shared);
             assert!(!leased, "a frame under lease {lease} of session {session} is filled");
         }
     }
@@ -133,7 +135,7 @@ impl World {
         let session = SessionId(self.clients.next_session);
         self.clients.next_session += 1;
         let id = ProcessId { pid: process, start: 1 };
-        self.step(Event::SessionOpened { session, process: id, mode });
+        self.step(Event::SessionOpened { session, domain, process: id, mode });
         let mut client = Client { process, mode, domain, spaces: Vec::new() };
         let slots = self.plan.slots;
         for (at, spec) in self.book.spaces.clone().into_iter().enumerate() {

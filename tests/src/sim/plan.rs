@@ -4,7 +4,7 @@ use super::content::{Book, SpaceSpec};
 use crate::lying::{Atlas, Fault, Place, Rates};
 use fastrand::Rng;
 use std::ops::Range;
-use undercroft_core::{Config, DeviceConfig, Limits};
+use undercroft_core::{Config, DeviceConfig, DomainConfig, Limits};
 use undercroft_wire::{DomainId, Mode, SpaceDigest, frame_bytes};
 
 /// Segments beside those for the capacity, by `docs/disk-format.md`.
@@ -44,6 +44,8 @@ pub(super) struct Plan {
     pub(super) book: Book,
     pub(super) devices: Vec<DevicePlan>,
     pub(super) core: Config,
+    /// The parts of the arena, and whose they are.
+    pub(super) parts: Vec<(DomainId, u64)>,
     /// Process and mode of each session at first, and its domain.
     pub(super) sessions: Vec<(u32, Mode, DomainId)>,
     pub(super) slots: u32,
@@ -70,16 +72,18 @@ impl Plan {
         let largest = book.spaces.iter().map(|space| frame_bytes(space.page_bytes)).max();
         let largest = u64::from(largest.expect("there are spaces"));
         let devices: Vec<_> = (0..rng.usize(1..=3)).map(|_| device(rng, class, largest)).collect();
-        let domains: Vec<_> = book.spaces.iter().map(|space| space.domain).collect();
+        let mut domains: Vec<_> = book.spaces.iter().map(|space| space.domain).collect();
         let sessions = (0..rng.u32(2..=4))
             .map(|number| {
                 let mode = if rng.u8(..3) == 0 { Mode::Copy } else { Mode::ZeroCopy };
                 (1 + number / 2, mode, domains[rng.usize(..domains.len())])
             })
             .collect();
+        domains.dedup();
         Self {
             class,
-            core: core_config(rng, &devices, largest),
+            parts: parts(rng, &domains, largest),
+            core: core_config(rng, &devices, &domains, largest),
             book,
             devices,
             sessions,
@@ -112,8 +116,8 @@ impl Plan {
             ..plan.devices.swap_remove(0)
         };
         plan.class = Class::Lying;
-        plan.core = core_config(rng, std::slice::from_ref(&device), 8192);
-        plan.core.parts = vec![4 * 8192];
+        plan.core = core_config(rng, std::slice::from_ref(&device), &[domain], 8192);
+        plan.parts = vec![(domain, 4 * 8192)];
         plan.devices = vec![device];
         plan.book = Book { spaces: vec![space], chains: 4, depth: 5, shared: 1 };
         plan.sessions = vec![(1, Mode::ZeroCopy, domain)];
@@ -202,8 +206,20 @@ fn atlas(rng: &mut Rng, class: Class) -> Atlas {
     Atlas { rates, place: places[rng.usize(..places.len())] }
 }
 
-fn core_config(rng: &mut Rng, devices: &[DevicePlan], largest: u64) -> Config {
-    let parts = (0..rng.u32(1..=2)).map(|_| largest * rng.u64(2..=5)).collect();
+fn parts(rng: &mut Rng, domains: &[DomainId], largest: u64) -> Vec<(DomainId, u64)> {
+    let mut parts = Vec::new();
+    for domain in domains {
+        parts.extend((0..rng.u32(1..=2)).map(|_| (*domain, largest * rng.u64(2..=5))));
+    }
+    parts
+}
+
+fn core_config(
+    rng: &mut Rng,
+    devices: &[DevicePlan],
+    domains: &[DomainId],
+    largest: u64,
+) -> Config {
     let device = |plan: &DevicePlan| DeviceConfig {
         capacity_bytes: plan.capacity_bytes,
         low_water_segments: 3,
@@ -211,13 +227,16 @@ fn core_config(rng: &mut Rng, devices: &[DevicePlan], largest: u64) -> Config {
         read_latency_us: 100,
     };
     Config {
-        parts,
+        domains: domains
+            .iter()
+            .map(|id| DomainConfig { id: *id, ..DomainConfig::default() })
+            .collect(),
         slab_bytes: largest * rng.u64(1..=2),
         devices: devices.iter().map(device).collect(),
         demote_ahead: rng.u32(..6),
         fetch_window: rng.u32(1..=4),
         limits: Limits { max_pages: 4096, max_sessions: 64, ..Limits::default() },
         seed: rng.u64(..),
-        ..Config::dram_only(0)
+        ..Config::default()
     }
 }

@@ -11,7 +11,9 @@ use std::rc::Rc;
 use undercroft_arena::{Memory, Span, checksum_bytes};
 use undercroft_core::{Action, CopyOutcome, Core, Event, FramePlace, Micros, ReadOutcome};
 use undercroft_ssd_tier::{Completion, Op};
-use undercroft_wire::{DeviceId, JobId, PageIdentity, PagePlace, SessionId, SlotId, SpaceId};
+use undercroft_wire::{
+    DeviceId, JobId, PageIdentity, PagePlace, PartId, SessionId, SlotId, SpaceId,
+};
 
 /// Says what happens, to whoever looks for why a run failed.
 macro_rules! note {
@@ -30,6 +32,14 @@ pub(super) const OWN_JOBS: u64 = 1 << 60;
 
 /// Where a frame lies: part and offset.
 pub(super) type Frame = (u32, u64);
+
+/// What lies in a frame, and how many bytes that is.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    bytes: u32,
+    /// The page, once it is whole.
+    page: Option<PageIdentity>,
+}
 
 /// A copy between a slot and a frame on its way.
 #[derive(Debug)]
@@ -54,7 +64,7 @@ pub(super) struct World {
     pub(super) jobs: BTreeMap<JobId, Action>,
     copies: Vec<Copy>,
     /// What whole frames hold.
-    frames: HashMap<Frame, Option<PageIdentity>>,
+    frames: HashMap<Frame, Held>,
     /// What clients have put into their slots.
     pub(super) filled: HashMap<(SessionId, SpaceId, SlotId), PageIdentity>,
     /// What was delivered into slots.
@@ -129,8 +139,8 @@ impl World {
     /// theirs until they are done with it.
     pub(super) fn begin_life(&mut self) {
         let config = self.plan.core.clone();
-        let part = |bytes: &u64| Memory::new(*bytes, 0).expect("there is memory");
-        self.parts = config.parts.iter().map(part).collect();
+        let part = |(_, bytes): &(_, u64)| Memory::new(*bytes, 0).expect("there is memory");
+        self.parts = self.plan.parts.iter().map(part).collect();
         self.core = Core::new(config).expect("the plan's configuration is valid");
         self.jobs.clear();
         self.copies.clear();
@@ -140,6 +150,9 @@ impl World {
         self.believed.clear();
         self.unanswered.clear();
         self.clients = Clients::new(&self.plan);
+        for (part, (domain, bytes)) in (0..).map(PartId).zip(self.plan.parts.clone()) {
+            self.step(Event::PartAdded { part, domain, bytes });
+        }
         self.connect_all();
         self.act_at = Some(self.now);
     }
@@ -173,12 +186,12 @@ impl World {
             Action::CopyOut { job, session, space, slot, frame, .. } => {
                 let offset = u64::from(slot.0) * u64::from(frame.bytes);
                 self.clients.check_unused_slot(*session, *space, offset);
-                let held = self.frames.get(&place(frame)).copied().flatten();
+                let held = self.held(frame);
                 assert!(held.is_some(), "only whole pages are delivered");
                 self.start_copy(*job);
             }
             Action::Append { job, device, frame, identity, payload_crc } => {
-                let held = self.frames.get(&place(frame)).copied().flatten();
+                let held = self.held(frame);
                 assert_eq!(held, Some(*identity), "the page that is written is the one named");
                 self.book.check(identity);
                 let payload_crc = *payload_crc;
@@ -222,10 +235,14 @@ impl World {
     /// A frame is about to be filled: nobody may be using it.
     fn claim(&mut self, frame: &FramePlace) {
         let at = place(frame);
-        self.clients.check_unleased(at);
+        let shares = |(part, offset): Frame, bytes: u32| {
+            let end = frame.offset + u64::from(frame.bytes);
+            part == frame.part.0 && offset < end && frame.offset < offset + u64::from(bytes)
+        };
+        self.clients.check_unleased(&self.book, shares);
         for job in self.jobs.values() {
-            let used = frame_of(job).map(place);
-            assert_ne!(used, Some(at), "a frame in use by a job is not filled: {job:?}");
+            let used = frame_of(job).is_some_and(|used| shares(place(used), used.bytes));
+            assert!(!used, "a frame in use by a job is not filled: {job:?}");
         }
         let span = self.span(frame);
         for device in &self.devices {
@@ -233,7 +250,17 @@ impl World {
             assert!(!lent, "a frame that a device has is not filled");
         }
         span.write(|bytes| bytes.fill(POISON));
-        self.frames.insert(at, None);
+        self.frames.retain(|at, held| !shares(*at, held.bytes));
+        self.frames.insert(at, Held { bytes: frame.bytes, page: None });
+    }
+
+    /// The page that lies in the frame, whole.
+    fn held(&self, frame: &FramePlace) -> Option<PageIdentity> {
+        self.frames.get(&place(frame)).and_then(|held| held.page)
+    }
+
+    fn fill(&mut self, frame: &FramePlace, page: PageIdentity) {
+        self.frames.insert(place(frame), Held { bytes: frame.bytes, page: Some(page) });
     }
 
     fn span(&self, frame: &FramePlace) -> Span {
@@ -258,7 +285,7 @@ impl World {
                 };
                 let bytes = content(&page);
                 self.span(&frame).write(|room| room[..bytes.len()].copy_from_slice(&bytes));
-                self.frames.insert(place(&frame), Some(page));
+                self.fill(&frame, page);
                 let outcome = CopyOutcome::Ok(checksum_bytes(&bytes));
                 self.step(Event::CopiedIn { job, outcome });
             }
@@ -306,7 +333,7 @@ impl World {
                 Action::Read { identity, frame, .. },
                 Event::ReadDone { outcome: ReadOutcome::Ok(_), .. },
             ) => {
-                self.frames.insert(place(frame), Some(*identity));
+                self.fill(frame, *identity);
                 self.believed.insert(*identity);
             }
             _ => {}
@@ -328,7 +355,7 @@ impl World {
 
     /// Whether a lookup may count a page: it is in a frame, or in a record that counts.
     pub(super) fn may_count(&self, page: &PageIdentity) -> bool {
-        self.believed.contains(page) || self.frames.values().any(|held| *held == Some(*page))
+        self.believed.contains(page) || self.frames.values().any(|held| held.page == Some(*page))
     }
 
     /// What there is to do, and when.

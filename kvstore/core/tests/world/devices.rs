@@ -1,13 +1,14 @@
 //! The SSDs of the world: what may be asked of them, and how they answer.
 
 use super::log::Log;
-use super::{World, content};
+use super::memory::place;
+use super::{OTHER, World, content, content_of};
 use undercroft_core::{
-    Action, AppendOutcome, Config, CopyOutcome, DeviceConfig, DeviceReport, DeviceState, Event,
-    Health, ReadOutcome, RecoveredRecord,
+    Action, AppendOutcome, Config, CopyOutcome, DeviceConfig, DeviceReport, DeviceState,
+    DomainConfig, Event, Health, ReadOutcome, RecoveredRecord,
 };
 use undercroft_wire::{
-    DeviceId, Extent, JobId, LookupReply, PageIdentity, Request, SegmentId, SegmentUse,
+    DeviceId, DomainId, Extent, JobId, LookupReply, PageIdentity, Request, SegmentId, SegmentUse,
 };
 
 pub(crate) const FIRST: DeviceId = DeviceId(0);
@@ -27,8 +28,9 @@ pub(crate) fn size(pages: u64, segments: u32, records: u32) -> Size {
     Size { pages, segments, records }
 }
 
-/// A configuration of `frames` frames of 4096 bytes and SSDs of these sizes.
-pub(crate) fn config(frames: u64, sizes: &[Size]) -> Config {
+/// A configuration with SSDs of these sizes.
+pub(crate) fn config(sizes: &[Size]) -> Config {
+    let domain = |id| DomainConfig { id, ..DomainConfig::default() };
     let device = |size: &Size| DeviceConfig {
         capacity_bytes: size.pages * 4096,
         low_water_segments: 1,
@@ -36,11 +38,12 @@ pub(crate) fn config(frames: u64, sizes: &[Size]) -> Config {
         read_latency_us: 100,
     };
     Config {
+        domains: [DomainId::default(), OTHER].map(domain).to_vec(),
         devices: sizes.iter().map(device).collect(),
         slab_bytes: 2 * 4096,
         demote_ahead: 2,
         fetch_window: 2,
-        ..Config::dram_only(frames * 4096)
+        ..Config::default()
     }
 }
 
@@ -54,7 +57,7 @@ impl World {
     pub(crate) fn with_devices(frames: u64, sizes: &[Size]) -> Self {
         let logs = sizes.iter().enumerate();
         let logs = logs.map(|(at, size)| Log::new(DeviceId(at as u8), size.segments, size.records));
-        let mut world = Self::with_logs(config(frames, sizes), logs.collect());
+        let mut world = Self::with_logs(frames, config(sizes), logs.collect());
         for at in 0..sizes.len() {
             world.recover(DeviceId(at as u8), &[], true);
         }
@@ -62,8 +65,8 @@ impl World {
     }
 
     /// A world whose SSDs have not told yet what lies on them.
-    pub(crate) fn with_logs(config: Config, logs: Vec<Log>) -> Self {
-        let mut world = Self::new(config);
+    pub(crate) fn with_logs(frames: u64, config: Config, logs: Vec<Log>) -> Self {
+        let mut world = Self::with_frames(frames, config);
         world.logs = logs;
         for log in &mut world.logs {
             log.state = DeviceState::Recovering;
@@ -119,11 +122,10 @@ impl World {
     pub(super) fn check_found(&self, request: &Request<'_>, reply: &LookupReply) {
         let Request::Lookup(lookup) = request else { unreachable!("a lookup's reply") };
         for space in &lookup.spaces {
-            let digest = self.spaces[space].0;
+            let spec = self.spaces[space];
             for key in &lookup.keys.as_slice()[..reply.pages as usize] {
-                let held = Some(content(digest, key));
-                let in_dram = self.frames.values().any(|frame| *frame == held);
-                let same = |page: &PageIdentity| page.key == *key && page.space == digest;
+                let in_dram = self.memory.has(content(spec.domain, spec.digest, key));
+                let same = |page: &PageIdentity| spec.is_of(page) && page.key == *key;
                 let on_ssd = self.logs.iter().any(|log| log.may_seem_to_have(same));
                 assert!(in_dram || on_ssd, "a page is reported that nobody can read");
             }
@@ -162,7 +164,7 @@ impl World {
                 let held = self.slots.get(&(session, space, slot)).copied();
                 let outcome = match held {
                     Some(held) if !fails => {
-                        self.frames.insert(frame.frame, Some(held));
+                        self.memory.fill(&frame, held);
                         CopyOutcome::Ok(held)
                     }
                     _ => CopyOutcome::Failed,
@@ -170,15 +172,15 @@ impl World {
                 self.step(Event::CopiedIn { job, outcome });
             }
             Action::CopyOut { session, space, slot, frame, .. } => {
-                let held = self.frames[&frame.frame].expect("a pinned frame keeps its page");
+                let held = self.memory.held(place(&frame)).expect("a pinned frame keeps its page");
                 if !fails {
                     self.slots.insert((session, space, slot), held);
                 }
                 self.step(Event::CopiedOut { job, ok: !fails });
             }
             Action::Append { device, frame, identity, .. } => {
-                let held = self.frames[&frame.frame].expect("a frame being written is whole");
-                assert_eq!(held, content(identity.space, &identity.key));
+                let held = self.memory.held(place(&frame)).expect("a frame being written is whole");
+                assert_eq!(held, content_of(&identity));
                 let (outcome, free_segments) = self.append(device, identity, fails, false);
                 self.step(Event::Appended { job, outcome, free_segments });
             }
@@ -191,7 +193,7 @@ impl World {
                 let record = self.log(extent.device).record(extent);
                 let outcome = read_outcome(record, identity, fails);
                 if let ReadOutcome::Ok(held) = outcome {
-                    self.frames.insert(frame.frame, Some(held));
+                    self.memory.fill(&frame, held);
                 }
                 self.step(Event::ReadDone { job, outcome });
             }
@@ -278,7 +280,7 @@ impl World {
 fn read_outcome(record: Option<PageIdentity>, wanted: PageIdentity, fails: bool) -> ReadOutcome {
     match record {
         _ if fails => ReadOutcome::Failed,
-        Some(record) if record == wanted => ReadOutcome::Ok(content(wanted.space, &wanted.key)),
+        Some(record) if record == wanted => ReadOutcome::Ok(content_of(&wanted)),
         _ => ReadOutcome::Corrupt,
     }
 }

@@ -1,10 +1,9 @@
 //! A page log that remembers identities only.
 
+use super::Spec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use undercroft_core::{DeviceState, Health, RecoveredRecord};
-use undercroft_wire::{
-    DeviceId, Extent, PageIdentity, PageKey, SegmentId, SegmentUse, SpaceDigest,
-};
+use undercroft_wire::{DeviceId, Extent, PageIdentity, PageKey, SegmentId, SegmentUse};
 
 /// Segments of a fixed number of records. The last free segment is kept for relocations.
 pub(crate) struct Log {
@@ -133,13 +132,13 @@ impl Log {
         self.damaged.clear();
     }
 
-    pub(crate) fn has(&self, space: SpaceDigest, key: &PageKey) -> bool {
-        let same = |page: &PageIdentity| page.key == *key && page.space == space;
+    pub(crate) fn has(&self, space: &Spec, key: &PageKey) -> bool {
+        let same = |page: &PageIdentity| space.is_of(page) && page.key == *key;
         self.by_extent.values().any(same)
     }
 
-    pub(crate) fn is_torn(&self, space: SpaceDigest, key: &PageKey) -> bool {
-        let same = |page: &PageIdentity| page.key == *key && page.space == space;
+    pub(crate) fn is_torn(&self, space: &Spec, key: &PageKey) -> bool {
+        let same = |page: &PageIdentity| space.is_of(page) && page.key == *key;
         self.damaged.values().any(same)
     }
 

@@ -5,15 +5,20 @@
 
 pub(crate) mod devices;
 pub(crate) mod log;
+pub(crate) mod memory;
 
 use log::Log;
+use memory::{Memory, Part, overlaps, place};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use undercroft_core::{Action, Config, Core, Event, FramePlace, Micros, ProcessId};
 use undercroft_wire::{
-    Commit, DomainId, Extent, Fetch, FetchEnd, FetchOutcome, FetchSource, FrameId, JobId, LeaseId,
-    Lookup, LookupReply, Mode, Offer, OfferId, OfferReply, PageKey, PagePlace, Release, Reply,
-    Request, RequestId, SessionId, SlotId, SpaceDigest, SpaceId, Stamp,
+    Commit, DomainId, Extent, Fetch, FetchEnd, FetchOutcome, FetchSource, JobId, LeaseId, Lookup,
+    LookupReply, Mode, Offer, OfferId, OfferReply, PageIdentity, PageKey, PagePlace, PartId,
+    Release, Reply, Request, RequestId, SessionId, SlotId, SpaceDigest, SpaceId, Stamp,
 };
+
+/// A tenant beside the default one.
+pub(crate) const OTHER: DomainId = DomainId([2; 16]);
 
 /// What a frame, a slot or a record holds: the checksum that stands for one page.
 pub(crate) type Content = u64;
@@ -42,12 +47,31 @@ pub(crate) fn opened(mut world: World, slots: u32) -> (World, SpaceId) {
 }
 
 /// What a page of a space must contain.
-pub(crate) fn content(space: SpaceDigest, key: &PageKey) -> Content {
+pub(crate) fn content(domain: DomainId, space: SpaceDigest, key: &PageKey) -> Content {
     let mut sum = 0xcbf2_9ce4_8422_2325_u64;
-    for byte in space.0.iter().chain(&key.0) {
+    for byte in domain.0.iter().chain(&space.0).chain(&key.0) {
         sum = (sum ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     }
     sum
+}
+
+/// What the page must contain.
+pub(crate) fn content_of(page: &PageIdentity) -> Content {
+    content(page.domain, page.space, &page.key)
+}
+
+/// A space as whoever opened it knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Spec {
+    pub(crate) domain: DomainId,
+    pub(crate) digest: SpaceDigest,
+    pub(crate) page_bytes: u32,
+}
+
+impl Spec {
+    pub(crate) fn is_of(&self, page: &PageIdentity) -> bool {
+        self.domain == page.domain && self.digest == page.space
+    }
 }
 
 pub(crate) fn digest(space: u8) -> SpaceDigest {
@@ -69,6 +93,17 @@ pub(crate) struct OpenCommit {
     pub(crate) answered: Option<Vec<u8>>,
 }
 
+/// The frame that a job uses.
+pub(crate) fn frame_of(job: &Action) -> Option<&FramePlace> {
+    match job {
+        Action::CopyIn { frame, .. }
+        | Action::CopyOut { frame, .. }
+        | Action::Append { frame, .. }
+        | Action::Read { frame, .. } => Some(frame),
+        _ => None,
+    }
+}
+
 /// A core and the world around it.
 pub(crate) struct World {
     pub(crate) core: Core,
@@ -76,11 +111,10 @@ pub(crate) struct World {
     /// The SSDs, by device number.
     pub(crate) logs: Vec<Log>,
     pub(crate) jobs: BTreeMap<JobId, Action>,
-    pub(crate) frames: HashMap<FrameId, Option<Content>>,
-    /// Where each frame lies, and back.
-    pub(crate) places: HashMap<(u32, u64), FrameId>,
+    pub(crate) memory: Memory,
     pub(crate) slots: HashMap<(SessionId, SpaceId, SlotId), Content>,
-    pub(crate) spaces: HashMap<SpaceId, (SpaceDigest, u32)>,
+    pub(crate) spaces: HashMap<SpaceId, Spec>,
+    pub(crate) domains: HashMap<SessionId, DomainId>,
     pub(crate) leases: BTreeMap<(SessionId, LeaseId), HeldLease>,
     pub(crate) fetches: HashMap<(SessionId, RequestId), LeaseId>,
     pub(crate) commits: BTreeMap<(SessionId, RequestId), OpenCommit>,
@@ -100,10 +134,10 @@ impl World {
             now: Micros(0),
             logs: Vec::new(),
             jobs: BTreeMap::new(),
-            frames: HashMap::new(),
-            places: HashMap::new(),
+            memory: Memory::default(),
             slots: HashMap::new(),
             spaces: HashMap::new(),
+            domains: HashMap::new(),
             leases: BTreeMap::new(),
             fetches: HashMap::new(),
             commits: BTreeMap::new(),
@@ -119,7 +153,22 @@ impl World {
 
     /// A world with one part of `frames` frames of 4096 bytes and no SSD.
     pub(crate) fn dram(frames: u64) -> Self {
-        Self::new(Config { slab_bytes: 2 * 4096, ..Config::dram_only(frames * 4096) })
+        Self::with_frames(frames, Config { slab_bytes: 2 * 4096, ..Config::default() })
+    }
+
+    /// A world with one part of `frames` frames of 4096 bytes.
+    pub(crate) fn with_frames(frames: u64, config: Config) -> Self {
+        let mut world = Self::new(config);
+        world.add_part(DomainId::default(), frames);
+        world
+    }
+
+    /// Adds a part of `frames` frames of 4096 bytes to a domain's arena.
+    pub(crate) fn add_part(&mut self, domain: DomainId, frames: u64) {
+        let (part, bytes) = (PartId(self.memory.parts.len() as u32), frames * 4096);
+        self.memory.parts.insert(part, Part { domain, bytes });
+        self.step(Event::PartAdded { part, domain, bytes });
+        assert!(self.core.has_part(part));
     }
 
     pub(crate) fn step(&mut self, event: Event<'_>) {
@@ -141,17 +190,22 @@ impl World {
                 self.note_reply(*session, *request, reply);
                 self.replies.push((*session, *request, reply.clone()));
             }
-            Action::CopyIn { job, frame, .. } | Action::Read { job, frame, .. } => {
-                self.claim(*frame);
+            Action::CopyIn { job, space, frame, .. } => {
+                self.claim(frame, self.spaces[space].domain);
+                self.jobs.insert(*job, action);
+            }
+            Action::Read { job, identity, frame, .. } => {
+                self.claim(frame, identity.domain);
                 self.jobs.insert(*job, action);
             }
             Action::CopyOut { job, frame, .. } => {
-                assert!(self.frames[&frame.frame].is_some(), "only whole pages are delivered");
+                let held = self.memory.held(place(frame));
+                assert!(held.is_some(), "only whole pages are delivered");
                 self.jobs.insert(*job, action);
             }
             Action::Append { job, frame, identity, payload_crc, .. } => {
-                let held = self.frames[&frame.frame].expect("only whole pages are demoted");
-                assert_eq!(held, content(identity.space, &identity.key), "the named page");
+                let held = self.memory.held(place(frame)).expect("only whole pages are demoted");
+                assert_eq!(held, content_of(identity), "the named page");
                 assert_eq!(held, *payload_crc, "the checksum born with the page");
                 self.jobs.insert(*job, action);
             }
@@ -168,29 +222,22 @@ impl World {
     }
 
     /// A frame is about to be overwritten: nobody may be using it.
-    fn claim(&mut self, frame: FramePlace) {
-        let at = (frame.part.0, frame.offset);
-        let known = *self.places.entry(at).or_insert(frame.frame);
-        assert_eq!(known, frame.frame, "a frame stays where it is");
+    fn claim(&mut self, frame: &FramePlace, domain: DomainId) {
         for lease in self.leases.values() {
-            let leased = lease.places[lease.released..].iter();
-            let mut leased = leased.filter(|place| place.part != PagePlace::STAGING);
-            assert!(
-                !leased.any(|place| (place.part.0, place.offset) == at),
-                "a leased frame keeps its bytes"
-            );
+            let bytes = u64::from(self.spaces[&lease.space].page_bytes);
+            for place in &lease.places[lease.released..] {
+                let at = (place.part, place.offset);
+                let leased = place.part != PagePlace::STAGING && overlaps(frame, at, bytes);
+                assert!(!leased, "a leased frame keeps its bytes");
+            }
         }
         for job in self.jobs.values() {
-            let used = match job {
-                Action::CopyIn { frame, .. }
-                | Action::CopyOut { frame, .. }
-                | Action::Append { frame, .. }
-                | Action::Read { frame, .. } => Some(frame.frame),
-                _ => None,
-            };
-            assert_ne!(used, Some(frame.frame), "a frame in use by a job is not overwritten");
+            if let Some(used) = frame_of(job) {
+                let shared = overlaps(frame, place(used), used.bytes.into());
+                assert!(!shared, "a frame in use by a job is not overwritten");
+            }
         }
-        self.frames.insert(frame.frame, None);
+        self.memory.clear(frame, domain);
     }
 
     fn note_reply(&mut self, session: SessionId, request: RequestId, reply: &Reply) {
@@ -202,16 +249,17 @@ impl World {
                 assert_eq!(ready.first as usize, lease.places.len(), "delivered in order");
                 for place in &ready.places {
                     let wanted = &lease.keys[lease.places.len()];
-                    let (space, page_bytes) = self.spaces[&lease.space];
+                    let spec = self.spaces[&lease.space];
                     let held = if copy {
                         assert_eq!(place.part, PagePlace::STAGING);
-                        let slot = place.offset / u64::from(page_bytes.next_multiple_of(4096));
+                        let slot = place.offset / u64::from(spec.page_bytes.next_multiple_of(4096));
                         self.slots[&(session, lease.space, SlotId(slot as u32))]
                     } else {
-                        let frame = self.places[&(place.part.0, place.offset)];
-                        self.frames[&frame].expect("only whole pages are delivered")
+                        let held = self.memory.held((place.part, place.offset));
+                        held.expect("only whole pages are delivered")
                     };
-                    assert_eq!(held, content(space, wanted), "the page that was asked for");
+                    let named = content(spec.domain, spec.digest, wanted);
+                    assert_eq!(held, named, "the page that was asked for");
                     lease.places.push(*place);
                 }
             }
@@ -233,11 +281,17 @@ impl World {
     }
 
     pub(crate) fn open(&mut self, session: u64, pid: u32, mode: Mode) {
+        self.open_in(DomainId::default(), session, pid, mode);
+    }
+
+    /// Opens a session of a domain.
+    pub(crate) fn open_in(&mut self, domain: DomainId, session: u64, pid: u32, mode: Mode) {
         let session = SessionId(session);
+        self.domains.insert(session, domain);
         self.modes.insert(session, mode);
         self.processes.insert(session, pid);
         let process = ProcessId { pid, start: 1 };
-        self.step(Event::SessionOpened { session, process, mode });
+        self.step(Event::SessionOpened { session, domain, process, mode });
     }
 
     /// Opens space number `space` of pages of `page_bytes` for a session.
@@ -248,11 +302,12 @@ impl World {
         page_bytes: u32,
         slots: u32,
     ) -> SpaceId {
-        let (session, domain, digest) = (SessionId(session), DomainId::default(), digest(space));
+        let (session, digest) = (SessionId(session), digest(space));
+        let domain = self.domains[&session];
         let id = self.core.intern_space(domain, digest, page_bytes).unwrap();
         let request = self.request_id();
         self.step(Event::SpaceOpened { session, request, domain, digest, page_bytes, slots });
-        self.spaces.insert(id, (digest, page_bytes));
+        self.spaces.insert(id, Spec { domain, digest, page_bytes });
         id
     }
 
@@ -323,7 +378,8 @@ impl World {
             Some(Reply::Offer(reply)) => {
                 let wanted = keys.iter().zip(&reply.outcomes).filter(|(_, outcome)| **outcome == 0);
                 for ((key, _), slot) in wanted.zip(&reply.slots) {
-                    let filled = content(self.spaces[&space].0, key);
+                    let spec = self.spaces[&space];
+                    let filled = content(spec.domain, spec.digest, key);
                     self.slots.insert((SessionId(session), space, *slot), filled);
                 }
                 Some(reply)
@@ -426,6 +482,11 @@ impl World {
         if self.modes[&session] == Mode::Copy {
             self.leases.retain(|(owner, _), _| *owner != session);
         }
+    }
+
+    /// The end of a session that the core may not know.
+    pub(crate) fn kill_quietly(&mut self, session: SessionId) {
+        self.step(Event::ProcessGone { session });
     }
 
     pub(crate) fn kill(&mut self, session: u64) {

@@ -1,0 +1,38 @@
+use crate::Core;
+use crate::fetches::Reader;
+
+impl Core {
+    pub(super) fn audit_domains(&self) {
+        for (at, domain) in self.domains.iter() {
+            let limits = domain.config.limits;
+            let sessions = || self.sessions.values().filter(|session| session.domain == at);
+            assert_eq!(sessions().count(), domain.sessions as usize, "sessions are counted");
+            assert!(domain.sessions <= limits.max_sessions, "sessions are bounded");
+            let leased: u32 = sessions().map(|session| session.leased_pages).sum();
+            assert_eq!(leased, domain.leased_pages, "leased pages are counted");
+            assert!(leased <= limits.max_leased_pages, "leases are bounded");
+            let holds = || self.holds.values().filter(|hold| hold.domain == at);
+            assert_eq!(holds().count(), domain.holds as usize, "holds are counted");
+            assert!(domain.holds <= limits.max_holds, "holds are bounded");
+            let held: usize = holds().map(|hold| hold.pages.len()).sum();
+            assert_eq!(held, domain.held_pages as usize, "held pages are counted");
+            assert!(domain.held_pages <= limits.max_held_pages, "held pages are bounded");
+            let prefetches = self.fetches.values().filter(|fetch| {
+                let class = self.frames.class(fetch.class);
+                fetch.reader == Reader::Prefetch && class.domain == at
+            });
+            assert_eq!(prefetches.count(), domain.prefetches as usize, "prefetches are counted");
+            assert!(domain.prefetches <= limits.max_prefetches, "prefetches are bounded");
+        }
+        for session in self.sessions.values() {
+            for space in session.stagings.keys() {
+                let domain = self.domain_of_space(*space);
+                assert_eq!(domain, session.domain, "a session has spaces of its own domain only");
+            }
+        }
+        for space in self.spaces.iter() {
+            let domain = self.domains.get(self.domain_of_space(space.id));
+            assert_eq!(domain.config.id, space.domain, "a space's frames are its domain's");
+        }
+    }
+}

@@ -1,0 +1,149 @@
+use crate::spaces::ClassId;
+use crate::stats::{DomainReport, TierFill};
+use crate::{Core, DomainConfig};
+use std::collections::BTreeMap;
+use undercroft_wire::{DomainId, PartId, SessionId, SpaceId};
+
+/// A domain's place in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct DomainAt(pub(crate) u32);
+
+/// One tenant, and what it has of everything that is bounded for it.
+#[derive(Debug)]
+pub(crate) struct Domain {
+    pub(crate) config: DomainConfig,
+    /// Sessions, those included that only hold leases.
+    pub(crate) sessions: u32,
+    /// Pages named by the leases of its sessions.
+    pub(crate) leased_pages: u32,
+    pub(crate) holds: u32,
+    /// Pages in its holds.
+    pub(crate) held_pages: u32,
+    /// Prefetches under way.
+    pub(crate) prefetches: u32,
+}
+
+impl Domain {
+    pub(crate) fn may_prefetch(&self) -> bool {
+        self.prefetches < self.config.limits.max_prefetches
+    }
+
+    /// Whether a hold of so many pages finds room.
+    pub(crate) fn may_hold(&self, pages: u64) -> bool {
+        let limits = self.config.limits;
+        self.holds < limits.max_holds && pages <= u64::from(limits.max_held_pages - self.held_pages)
+    }
+}
+
+/// All domains; which there are is fixed at start.
+#[derive(Debug)]
+pub(crate) struct Domains {
+    list: Vec<Domain>,
+    by_id: BTreeMap<DomainId, DomainAt>,
+}
+
+impl Domains {
+    pub(crate) fn new(configs: &[DomainConfig]) -> Self {
+        let domain = |config: &DomainConfig| Domain {
+            config: *config,
+            sessions: 0,
+            leased_pages: 0,
+            holds: 0,
+            held_pages: 0,
+            prefetches: 0,
+        };
+        let numbered = configs.iter().enumerate();
+        Self {
+            list: configs.iter().map(domain).collect(),
+            by_id: numbered.map(|(at, config)| (config.id, DomainAt(at as u32))).collect(),
+        }
+    }
+
+    pub(crate) fn find(&self, id: DomainId) -> Option<DomainAt> {
+        self.by_id.get(&id).copied()
+    }
+
+    pub(crate) fn get(&self, at: DomainAt) -> &Domain {
+        &self.list[at.0 as usize]
+    }
+
+    pub(crate) fn get_mut(&mut self, at: DomainAt) -> &mut Domain {
+        &mut self.list[at.0 as usize]
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (DomainAt, &Domain)> {
+        self.list.iter().enumerate().map(|(at, domain)| (DomainAt(at as u32), domain))
+    }
+}
+
+impl Core {
+    /// The domain of a session that is known.
+    pub(crate) fn domain_of(&self, session: SessionId) -> Option<DomainAt> {
+        self.sessions.get(&session).map(|session| session.domain)
+    }
+
+    pub(crate) fn domain_of_space(&self, space: SpaceId) -> DomainAt {
+        self.frames.class(self.spaces.get(space).class).domain
+    }
+
+    /// Has every class of the domain looked at that somebody waits for a frame of: room has
+    /// turned up that any of them may take.
+    pub(crate) fn wake_domain(&mut self, domain: DomainAt) {
+        let classes: Vec<ClassId> = self.frames.classes_of(domain).collect();
+        for class in classes {
+            if !self.frames.class(class).waiting.is_empty() {
+                self.wake(class);
+            }
+        }
+    }
+
+    /// What is known of each domain, in the order of the configuration.
+    pub fn domains(&self) -> impl Iterator<Item = DomainReport> + '_ {
+        self.domains.iter().map(|(at, domain)| DomainReport {
+            domain: domain.config.id,
+            dram: self.domain_dram(at),
+            sessions: domain.sessions,
+            leased_pages: domain.leased_pages,
+            holds: domain.holds,
+            held_pages: domain.held_pages,
+            prefetches: domain.prefetches,
+        })
+    }
+
+    fn domain_dram(&self, at: DomainAt) -> TierFill {
+        let mut fill =
+            TierFill { capacity_bytes: self.frames.bytes_of(at), used_bytes: 0, pages: 0 };
+        for class in self.frames.classes_of(at).map(|class| self.frames.class(class)) {
+            fill.used_bytes += class.used_bytes();
+            fill.pages += u64::from(class.resident);
+        }
+        fill
+    }
+
+    /// How full DRAM is, over all domains; frames being filled count as used.
+    #[must_use]
+    pub fn dram(&self) -> TierFill {
+        let fills = self.domains.iter().map(|(at, _)| self.domain_dram(at));
+        fills.fold(TierFill::default(), |sum, fill| TierFill {
+            capacity_bytes: sum.capacity_bytes + fill.capacity_bytes,
+            used_bytes: sum.used_bytes + fill.used_bytes,
+            pages: sum.pages + fill.pages,
+        })
+    }
+}
+
+impl Core {
+    pub(crate) fn part_added(&mut self, part: PartId, domain: DomainId, bytes: u64) {
+        if let Some(domain) = self.domains.find(domain)
+            && self.frames.add_part(part, domain, bytes)
+        {
+            self.wake_domain(domain);
+        }
+    }
+
+    /// Whether the part was taken in.
+    #[must_use]
+    pub fn has_part(&self, part: PartId) -> bool {
+        self.frames.has_part(part)
+    }
+}

@@ -1,0 +1,206 @@
+//! Several tenants: each has frames, sessions, leases and holds of its own.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+mod world;
+
+use undercroft_core::{Config, DomainConfig, DomainLimits, DomainReport, Event, ProcessId};
+use undercroft_wire::{
+    DomainId, Fetch, FetchSource, LeaseId, Mode, PartId, Prefetch, RefusedReason, Reply, Request,
+    RequestId, SessionId, SpaceId, Stamp,
+};
+use world::devices::{config, size};
+use world::{OTHER, World, chain, digest};
+
+/// Two tenants with a part, a session and a space each; sessions 1 and 2.
+fn tenants(frames: [u64; 2], limits: DomainLimits) -> (World, [SpaceId; 2]) {
+    let own = DomainId::default();
+    let domain = |id| DomainConfig { id, limits };
+    let domains = vec![domain(own), domain(OTHER)];
+    let mut world = World::new(Config { domains, ..config(&[]) });
+    let mut spaces = [SpaceId(0); 2];
+    for (at, id) in [own, OTHER].into_iter().enumerate() {
+        let session = at as u64 + 1;
+        world.add_part(id, frames[at]);
+        world.open_in(id, session, session as u32, Mode::ZeroCopy);
+        spaces[at] = world.open_space(session, 1, 4096, 4);
+    }
+    (world, spaces)
+}
+
+fn report(world: &World, domain: DomainId) -> DomainReport {
+    world.core.domains().find(|report| report.domain == domain).unwrap()
+}
+
+#[test]
+fn a_flood_in_one_domain_evicts_nothing_of_another() {
+    let (mut world, [mine, theirs]) = tenants([4, 4], DomainLimits::default());
+    let keys = chain(1, 4);
+    assert_ne!(mine, theirs, "the same space in two domains is two spaces");
+    assert_eq!(world.store(1, mine, &keys, 0, Stamp(0)), 4);
+    for number in 1..9 {
+        world.store(2, theirs, &chain(number, 4), 0, Stamp(0));
+    }
+    assert_eq!(world.lookup(1, mine, &keys).pages, 4);
+    assert_eq!(world.lookup(2, theirs, &chain(8, 4)).pages, 4);
+    let (one, two) = (report(&world, DomainId::default()).dram, report(&world, OTHER).dram);
+    assert_eq!((one.pages, one.used_bytes, one.capacity_bytes), (4, 16384, 16384));
+    assert_eq!((two.pages, world.core.dram().pages), (4, 8));
+}
+
+#[test]
+fn an_arena_grows_when_a_part_is_added() {
+    let (mut world, [space, _]) = tenants([0, 0], DomainLimits::default());
+    let keys = chain(1, 4);
+    assert_eq!(world.store(1, space, &keys, 0, Stamp(0)), 0, "there is no memory yet");
+    world.add_part(OTHER, 4);
+    assert_eq!(world.store(1, space, &keys, 0, Stamp(0)), 0, "that is another's");
+    world.add_part(DomainId::default(), 2);
+    assert_eq!(world.store(1, space, &keys, 0, Stamp(0)), 2);
+    world.add_part(DomainId::default(), 2);
+    assert_eq!(world.store(1, space, &keys, 2, Stamp(0)), 2);
+    assert_eq!(world.lookup(1, space, &keys).dram, 4);
+}
+
+#[test]
+fn a_read_that_waits_for_a_frame_gets_one_of_a_new_part() {
+    let mut world = World::with_ssd(1, 100, 9, 4);
+    world.open(1, 1, Mode::ZeroCopy);
+    let space = world.open_space(1, 1, 4096, 2);
+    let keys = chain(1, 3);
+    world.store(1, space, &keys, 0, Stamp(0));
+    world.fetch(1, 1, space, &keys, Stamp(0), 1000);
+    world.finish_jobs();
+    assert_eq!(world.lease(1, 1).places.len(), 1, "the only frame is leased");
+    world.add_part(DomainId::default(), 2);
+    world.finish_jobs();
+    assert_eq!(world.lease(1, 1).places.len(), 3);
+}
+
+#[test]
+fn odd_parts_are_ignored() {
+    let (mut world, _) = tenants([1, 1], DomainLimits::default());
+    let added = |part, domain, bytes| Event::PartAdded { part: PartId(part), domain, bytes };
+    world.step(added(0, OTHER, 1 << 30));
+    world.step(added(8, DomainId([9; 16]), 4096));
+    world.step(added(9, OTHER, u64::MAX));
+    assert!(!world.core.has_part(PartId(8)) && !world.core.has_part(PartId(9)));
+    world.step(added(10, OTHER, 4095));
+    assert!(world.core.has_part(PartId(10)), "too small for a frame, and there");
+    assert_eq!(world.core.dram().capacity_bytes, 8192);
+}
+
+#[test]
+fn sessions_are_counted_for_each_domain() {
+    let limits = DomainLimits { max_sessions: 1, ..DomainLimits::default() };
+    let (mut world, _) = tenants([1, 1], limits);
+    for (session, domain) in [(3, OTHER), (4, DomainId([9; 16]))] {
+        assert!(!world.core.has_session_room_in(domain));
+        let (session, process) = (SessionId(session), ProcessId { pid: 9, start: 1 });
+        world.step(Event::SessionOpened { session, domain, process, mode: Mode::Copy });
+        world.kill_quietly(session);
+    }
+    world.kill(1);
+    assert!(world.core.has_session_room_in(DomainId::default()));
+    assert_eq!(report(&world, OTHER).sessions, 1);
+}
+
+#[test]
+fn a_session_opens_spaces_of_its_own_domain_only() {
+    let (mut world, _) = tenants([1, 1], DomainLimits::default());
+    let before = world.replies.len();
+    let (session, request) = (SessionId(1), RequestId(99));
+    let (digest, page_bytes, slots) = (digest(1), 4096, 1);
+    let domain = OTHER;
+    world.step(Event::SpaceOpened { session, request, domain, digest, page_bytes, slots });
+    assert!(matches!(world.replies[before].2, Reply::Refused(_)));
+    let unknown = world.core.intern_space(DomainId([9; 16]), digest, page_bytes).unwrap_err();
+    assert_eq!(unknown.reason, RefusedReason::Unknown);
+}
+
+#[test]
+fn one_domain_cannot_use_up_the_leases_or_holds_of_another() {
+    let limits = DomainLimits {
+        max_leased_pages: 2,
+        max_holds: 2,
+        max_held_pages: 3,
+        ..DomainLimits::default()
+    };
+    let (mut world, spaces) = tenants([4, 4], limits);
+    let keys = chain(1, 3);
+    for (session, space) in [1, 2].into_iter().zip(spaces) {
+        world.store(session, space, &keys, 0, Stamp(0));
+        world.fetch(session, 1, space, &keys[..2], Stamp(0), 10);
+        let source = FetchSource::Keys { keys: keys[2..].into() };
+        let (lease, stamp) = (LeaseId(2), Stamp(0));
+        let fetch = Fetch { space, lease, source, stamp, deadline_ms: 10 };
+        let reply = world.ask(session, &Request::Fetch(fetch));
+        let Some(Reply::Refused(refused)) = reply else { panic!("two pages are the limit") };
+        assert_eq!(refused.reason, RefusedReason::Busy);
+        let holds = |world: &mut World, count: usize| {
+            world.lookup_hold(session, &[space], &keys[..count], 1000).hold.is_some()
+        };
+        assert!(holds(&mut world, 2) && !holds(&mut world, 2), "three held pages are the limit");
+        assert!(holds(&mut world, 1) && !holds(&mut world, 1), "two holds are the limit");
+    }
+    for domain in [DomainId::default(), OTHER] {
+        let report = report(&world, domain);
+        assert_eq!((report.leased_pages, report.holds, report.held_pages), (2, 2, 3));
+    }
+}
+
+#[test]
+fn one_domain_cannot_use_up_the_prefetches_of_another() {
+    let sizes = [size(100, 9, 4)];
+    let limits = DomainLimits { max_prefetches: 1, ..DomainLimits::default() };
+    let mut settings = config(&sizes);
+    for domain in &mut settings.domains {
+        domain.limits = limits;
+    }
+    let mut world = World::with_logs(2, settings, World::with_devices(1, &sizes).logs);
+    world.recover(world::devices::FIRST, &[], true);
+    world.add_part(OTHER, 2);
+    for (session, domain) in [(1, DomainId::default()), (2, OTHER)] {
+        world.open_in(domain, session, session as u32, Mode::ZeroCopy);
+        let space = world.open_space(session, 1, 4096, 2);
+        let runs = [chain(1, 4), chain(2, 4)];
+        for keys in &runs {
+            world.store(session, space, keys, 0, Stamp(0));
+        }
+        let started = runs.map(|keys| {
+            let wish = Prefetch { space, keys: keys[2..].into(), ttl_ms: 1000 };
+            match world.ask(session, &Request::Prefetch(wish)) {
+                Some(Reply::Prefetch(reply)) => reply.started,
+                other => panic!("a prefetch is answered at once, not with {other:?}"),
+            }
+        });
+        assert!(started[0] > 0 && started[1] == 0, "one is the limit: {started:?}");
+        assert_eq!(report(&world, domain).prefetches, 1);
+    }
+}
+
+#[test]
+fn domains_are_configured_once_each() {
+    let domain = DomainConfig::default();
+    let error = Config { domains: vec![domain; 2], ..Config::default() }.validate().unwrap_err();
+    assert_eq!(error.to_string(), "domains configured twice is 1, allowed 0");
+    assert!(Config { domains: Vec::new(), ..Config::default() }.validate().is_err());
+}
+
+#[test]
+fn records_of_a_domain_that_is_gone_are_ignored() {
+    let (sizes, own) = ([size(100, 9, 4)], DomainId::default());
+    let mut world = World::with_devices(1, &sizes);
+    world.add_part(OTHER, 1);
+    world.open_in(OTHER, 1, 1, Mode::ZeroCopy);
+    let space = world.open_space(1, 1, 4096, 2);
+    world.store(1, space, &chain(1, 6), 0, Stamp(0));
+    let log = world.logs.remove(0).crash(|_| false);
+    let records = log.recover();
+    let domains = vec![DomainConfig { id: own, ..DomainConfig::default() }];
+    let mut again = World::with_logs(2, Config { domains, ..config(&sizes) }, vec![log]);
+    again.recover(world::devices::FIRST, &records, true);
+    let stats = again.core.stats();
+    assert_eq!((stats.recovered_records, stats.recovery_ignored), (0, records.len() as u64));
+    assert!(!records.is_empty() && !again.log(world::devices::FIRST).to_free.is_empty());
+}
