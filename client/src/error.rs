@@ -43,6 +43,19 @@ pub enum ConnectError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Somebody else than a daemon's user serves the socket.
+    #[error(
+        "the socket {path:?} is served by user {found}, allowed: {allowed}; set the daemon's user \
+         if that one is right"
+    )]
+    Stranger {
+        /// The path.
+        path: PathBuf,
+        /// The user who serves it.
+        found: u32,
+        /// Who may, for people.
+        allowed: String,
+    },
     /// A system call failed.
     #[error("cannot {doing} for {path:?}: {source}")]
     System {

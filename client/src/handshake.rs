@@ -1,6 +1,7 @@
 use crate::bell::from_now;
 use crate::connection::{Connection, Lost};
 use crate::inbox::{Expects, Inbox};
+use crate::server;
 use crate::shared::Shared;
 use crate::{ConnectError, MissReason};
 use rustix::io::Errno;
@@ -26,6 +27,7 @@ pub(crate) fn shake_hands(
     let until = from_now(patience);
     let path = &shared.options.socket;
     let socket = connect(path, until, patience)?;
+    server::check(&socket, path, shared.options.daemon_uid)?;
     let (arena, bell) = (Arc::clone(&shared.arena), Arc::clone(&shared.bell));
     let connection = Arc::new(Connection::new(socket, shared.next_generation(), arena, bell));
     match greet(&connection, shared, until) {

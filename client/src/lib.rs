@@ -24,6 +24,7 @@ mod options;
 mod outbox;
 mod parts;
 mod reader;
+mod server;
 mod shared;
 mod space;
 mod store;

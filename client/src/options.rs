@@ -24,6 +24,10 @@ pub struct ConnectOptions {
     pub name: String,
     /// Have pages delivered into staging although the arena could be mapped.
     pub copy_mode: bool,
+    /// The user the daemon's socket must be served by. `None`: root, this process's own user, or
+    /// the owner of the directory the socket lies in. With systemd's socket activation it is root
+    /// who serves, whatever user the daemon runs as.
+    pub daemon_uid: Option<u32>,
     /// Whether to insist on a daemon.
     pub wait: Wait,
 }
@@ -39,6 +43,7 @@ impl ConnectOptions {
                 .and_then(|path| Some(Path::new(&path).file_name()?.to_string_lossy().into_owned()))
                 .unwrap_or_default(),
             copy_mode: false,
+            daemon_uid: None,
             wait: Wait::Now(Duration::from_secs(2)),
         }
     }

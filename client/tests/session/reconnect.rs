@@ -189,3 +189,23 @@ fn dropping_the_last_handle_ends_the_session_and_its_thread() {
     drop(space);
     told.recv_timeout(LONG).expect("the daemon sees the session end");
 }
+
+#[test]
+fn a_stranger_on_the_socket_is_told_nothing() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+    let (tell, told) = std::sync::mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    let _daemon = world.daemon_with(&shelf, move |_, _, _| {
+        tell.lock().unwrap().send(()).unwrap();
+        false
+    });
+    let own = std::fs::metadata("/proc/self").map(|of| std::os::unix::fs::MetadataExt::uid(&of));
+    let (own, now) = (own.unwrap(), world.options(Wait::Now(LONG)));
+    let other = ConnectOptions { daemon_uid: Some(own + 1), ..now.clone() };
+    let error = Client::connect(other).unwrap_err();
+    assert!(matches!(error, ConnectError::Stranger { found, .. } if found == own), "{error}");
+    assert!(error.to_string().contains("u.sock"), "{error}");
+    assert!(told.try_recv().is_err(), "not even a hello");
+    Client::connect(ConnectOptions { daemon_uid: Some(own), ..now }).unwrap();
+}
