@@ -62,7 +62,7 @@ pub struct FetchReport {
 /// A device copy out of the pages must be over before that.
 #[derive(Debug)]
 pub struct Fetch {
-    lease: Option<Lease>,
+    pub(crate) lease: Option<Lease>,
     until: Instant,
     delivered: u32,
     end: Option<FetchReport>,
@@ -73,13 +73,7 @@ impl SpaceHandle {
     /// does. `stamp` is what the request's lookup answered with, [`Stamp`] 0 for none.
     pub fn fetch(&self, from: FetchFrom<'_>, stamp: Stamp, deadline: Duration) -> Fetch {
         let until = from_now(deadline);
-        match self.lease(from, stamp, until) {
-            Ok(lease) => Fetch { lease: Some(lease), until, delivered: 0, end: None },
-            Err(why) => {
-                let end = Some(FetchReport { pages: 0, ssd_pages: 0, why: Some(why) });
-                Fetch { lease: None, until, delivered: 0, end }
-            }
-        }
+        Fetch::of(self.lease(from, stamp, until), until)
     }
 
     fn lease(
@@ -112,12 +106,21 @@ impl SpaceHandle {
             deadline_ms: whole_ms(until.saturating_duration_since(Instant::now())),
         });
         let ticket = connection.post(&request, Expects::Pages(lease, delivery), until)?;
-        let client = Arc::clone(&self.client);
-        Ok(Lease { client, ticket, id: lease, released: 0, refused: false })
+        Ok(Lease::new(Arc::clone(&self.client), ticket, lease))
     }
 }
 
 impl Fetch {
+    pub(crate) fn of(lease: Result<Lease, MissReason>, until: Instant) -> Self {
+        match lease {
+            Ok(lease) => Self { lease: Some(lease), until, delivered: 0, end: None },
+            Err(why) => {
+                let end = Some(FetchReport { pages: 0, ssd_pages: 0, why: Some(why) });
+                Self { lease: None, until, delivered: 0, end }
+            }
+        }
+    }
+
     /// Waits for the next pages, in order; `None` when no more will come, and
     /// [`Fetch::report`] says why.
     pub fn next_ready(&mut self) -> Option<ReadyRun> {
@@ -204,16 +207,25 @@ impl Fetch {
 /// The daemon's promise to leave pages as they are. It outlives the connection, so its end is
 /// told to the next one if this one is gone.
 #[derive(Debug)]
-struct Lease {
-    client: Arc<Inner>,
+pub(crate) struct Lease {
+    pub(crate) client: Arc<Inner>,
     ticket: Ticket,
-    id: LeaseId,
+    pub(crate) id: LeaseId,
     released: u32,
     /// The daemon never gave it.
     refused: bool,
 }
 
 impl Lease {
+    pub(crate) fn new(client: Arc<Inner>, ticket: Ticket, id: LeaseId) -> Self {
+        Self { client, ticket, id, released: 0, refused: false }
+    }
+
+    /// Whether nothing of it was let go.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.released == 0 && !self.refused
+    }
+
     fn hear(&self, until: Instant) -> Result<Heard, MissReason> {
         if self.client.is_foreign() {
             return Err(MissReason::Forked);
@@ -222,7 +234,7 @@ impl Lease {
         self.connection().wait_until(request, until, |inbox| inbox.take_heard(request))
     }
 
-    fn connection(&self) -> &Connection {
+    pub(crate) fn connection(&self) -> &Arc<Connection> {
         self.ticket.connection()
     }
 
@@ -255,7 +267,7 @@ pub(crate) struct Delivery {
 }
 
 impl Delivery {
-    fn new(wanted: u32, state: &SpaceState, opened: &Opened) -> Self {
+    pub(crate) fn new(wanted: u32, state: &SpaceState, opened: &Opened) -> Self {
         Self {
             page_bytes: state.page_bytes(),
             staging: opened.staging.clone(),

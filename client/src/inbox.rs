@@ -108,6 +108,7 @@ impl Mailbox {
 fn hold_of(reply: &Reply) -> Option<Chore> {
     match reply {
         Reply::Lookup(found) => found.hold.map(Chore::DropHold),
+        Reply::TakenHold(taken) => Some(Chore::DropHold(taken.hold)),
         _ => None,
     }
 }

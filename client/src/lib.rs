@@ -28,6 +28,7 @@ mod server;
 mod shared;
 mod space;
 mod store;
+mod token;
 mod watch;
 
 pub use client::{Client, ClientState};
@@ -40,6 +41,9 @@ pub use options::{ConnectOptions, MAX_SOCKET_PATH_BYTES, Wait};
 pub use space::{Prefetched, SpaceHandle};
 pub use store::{Declined, StoreOptions, StoreRun, Stored};
 pub use watch::PartWatcher;
+
+/// What a hold or a lease is handed over by: see [`Hold::give`] and [`Fetch::give`].
+pub use undercroft_wire::Token;
 
 /// What a [`PartWatcher`] is shown.
 pub use undercroft_arena::PartView;

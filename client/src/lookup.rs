@@ -57,10 +57,10 @@ impl Found {
 /// also expires by itself.
 #[derive(Debug)]
 pub struct Hold {
-    client: Arc<Inner>,
+    pub(crate) client: Arc<Inner>,
     pub(crate) connection: Arc<Connection>,
     pub(crate) id: HoldId,
-    pages: u32,
+    pub(crate) pages: u32,
 }
 
 impl Hold {

@@ -11,4 +11,5 @@ mod many_threads;
 mod reconnect;
 mod shelf;
 mod slots;
+mod tokens;
 mod world;

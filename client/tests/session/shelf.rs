@@ -7,9 +7,10 @@ use std::sync::{Arc, Mutex};
 use undercroft_arena::{HugePages, Part, PartOptions, Span, Staging, copy_checked};
 use undercroft_wire::{
     Commit, CommitOutcome, CommitReply, Epoch, Fetch, FetchEnd, FetchOutcome, FetchReady,
-    FetchSource, HoldId, KeyRun, LookupReply, Mode, Offer, OfferId, OfferOutcome, OfferReply,
-    PageKey, PagePlace, PartAdded, PartId, PrefetchReply, Refused, RefusedReason, Release, Reply,
-    Request, RequestId, SessionId, SlotId, SpaceId, SpaceOpened, Stamp, StatusReport, Welcome,
+    FetchSource, Gift, Given, HoldId, KeyRun, LeaseId, LookupReply, Mode, Offer, OfferId,
+    OfferOutcome, OfferReply, OpenSpace, PageKey, PagePlace, PartAdded, PartId, PrefetchReply,
+    Refused, RefusedReason, Release, Reply, Request, RequestId, SessionId, SlotId, SpaceDigest,
+    SpaceId, SpaceOpened, Stamp, StatusReport, Take, TakenHold, Token, Welcome,
 };
 
 /// Bytes of a page in all these tests; not a multiple of 4 KiB, so that slots are longer.
@@ -39,8 +40,15 @@ pub(crate) struct Shelf {
     spaces: u32,
     free: Vec<SlotId>,
     offered: HashMap<SlotId, PageKey>,
-    holds: HashMap<HoldId, Vec<PageKey>>,
+    /// Which space has which number.
+    numbers: HashMap<SpaceDigest, SpaceId>,
+    holds: HashMap<HoldId, (SessionId, Vec<PageKey>)>,
+    leases: HashMap<(SessionId, LeaseId), (SpaceId, Vec<PagePlace>)>,
+    tokens: HashMap<Token, (SessionId, Gift)>,
+    given: u64,
     sessions: u64,
+    /// The session of each connection of the daemon of the moment.
+    session_of: HashMap<usize, SessionId>,
     /// What the clients did, for the tests to look at.
     pub(crate) offers: Vec<Offered>,
     pub(crate) releases: Vec<Release>,
@@ -65,7 +73,12 @@ impl Shelf {
             spaces: 0,
             free: Vec::new(),
             offered: HashMap::new(),
+            numbers: HashMap::new(),
             holds: HashMap::new(),
+            leases: HashMap::new(),
+            tokens: HashMap::new(),
+            given: 0,
+            session_of: HashMap::new(),
             sessions: 40,
             offers: Vec::new(),
             releases: Vec::new(),
@@ -128,11 +141,13 @@ impl Shelf {
     pub(crate) fn answer(&mut self, peer: &mut Peer, id: RequestId, request: &Request<'_>) {
         let reply = match request {
             Request::Hello(_) => return self.greet(peer, id),
-            Request::OpenSpace(_) => return self.open(peer, id),
+            Request::OpenSpace(open) => return self.open(peer, id, open),
             Request::Fetch(fetch) => return self.fetch(peer, id, fetch),
-            Request::Release(release) => return self.releases.push(*release),
-            Request::DropHold(drop) => return self.dropped.push(drop.hold),
-            Request::Lookup(lookup) => self.look_up(&lookup.keys, lookup.hold_ms),
+            Request::Release(release) => return self.release(*release),
+            Request::DropHold(drop) => return self.drop_hold(peer, drop.hold),
+            Request::Lookup(lookup) => self.look_up(peer, &lookup.keys, lookup.hold_ms),
+            Request::Give(give) => self.give(peer, give.what),
+            Request::Take(take) => return self.take(peer, id, take),
             Request::Offer(offer) => self.offer(offer),
             Request::Commit(commit) => self.commit(commit),
             Request::Prefetch(prefetch) => {
@@ -144,7 +159,7 @@ impl Shelf {
             }
             Request::Hint(_) | Request::Ping => Reply::Done,
             Request::PartLetGo(gone) => return self.let_go.push(gone.part),
-            Request::Give(_) | Request::Take(_) | Request::Purge(_) | Request::TakeOver => {
+            Request::Purge(_) | Request::TakeOver => {
                 panic!("not asked of a shelf: {request:?}")
             }
         };
@@ -153,6 +168,7 @@ impl Shelf {
 
     fn greet(&mut self, peer: &mut Peer, id: RequestId) {
         self.sessions += 1;
+        self.session_of.insert(peer.number, SessionId(self.sessions));
         let parts = if self.mode == Mode::ZeroCopy { self.parts.len() as u32 } else { 0 };
         peer.reply(
             id,
@@ -171,9 +187,11 @@ impl Shelf {
         }
     }
 
-    fn open(&mut self, peer: &mut Peer, id: RequestId) {
-        self.spaces += 1;
-        let space = SpaceId(self.spaces);
+    fn open(&mut self, peer: &mut Peer, id: RequestId, open: &OpenSpace) {
+        let space = *self.numbers.entry(open.space.digest()).or_insert_with(|| {
+            self.spaces += 1;
+            SpaceId(self.spaces)
+        });
         let staging = Staging::create(self.slots, FRAME_BYTES).unwrap();
         self.free = (0..self.slots).map(SlotId).collect();
         let opened = SpaceOpened { space, slots: self.slots, slot_bytes: FRAME_BYTES };
@@ -181,11 +199,12 @@ impl Shelf {
         self.staging.insert(space, staging);
     }
 
-    fn look_up(&mut self, keys: &KeyRun<'_>, hold_ms: u32) -> Reply {
+    fn look_up(&mut self, peer: &Peer, keys: &KeyRun<'_>, hold_ms: u32) -> Reply {
         let pages = self.leading(keys);
         let hold = (hold_ms > 0 && pages > 0).then(|| {
-            let id = HoldId(900 + self.holds.len() as u64);
-            self.holds.insert(id, keys.as_slice()[..pages as usize].to_vec());
+            let id = self.new_hold();
+            let held = keys.as_slice()[..pages as usize].to_vec();
+            self.holds.insert(id, (self.session_of[&peer.number], held));
             id
         });
         let (dram, ssd, stamp) = (pages, 0, Stamp(77));
@@ -196,24 +215,105 @@ impl Shelf {
         let keys = match &fetch.source {
             FetchSource::Keys { keys } => keys.as_slice().to_vec(),
             FetchSource::Hold { hold, first, count } => {
-                let held = self.holds.get(hold).cloned().unwrap_or_default();
-                held.into_iter().skip(*first as usize).take(*count as usize).collect()
+                let session = self.session_of[&peer.number];
+                let held = self.holds.get(hold).filter(|(owner, _)| *owner == session).cloned();
+                held.unwrap_or_default()
+                    .1
+                    .into_iter()
+                    .skip(*first as usize)
+                    .take(*count as usize)
+                    .collect()
             }
         };
         let there: Vec<PagePlace> =
             keys.iter().map_while(|key| self.pages.get(key).copied()).collect();
+        let whole = there.len() == keys.len();
+        let lease = (self.session_of[&peer.number], fetch.lease);
+        self.leases.insert(lease, (fetch.space, there));
+        let outcome = if whole { FetchOutcome::Complete } else { FetchOutcome::Missing };
+        self.deliver(peer, id, lease, outcome);
+    }
+
+    fn deliver(
+        &self,
+        peer: &mut Peer,
+        id: RequestId,
+        lease: (SessionId, LeaseId),
+        outcome: FetchOutcome,
+    ) {
+        let (space, there) = &self.leases[&lease];
+        let lease = lease.1;
         let places: Vec<PagePlace> =
-            (0..).zip(&there).map(|(index, at)| self.place(fetch.space, index, *at)).collect();
-        let lease = fetch.lease;
+            (0..).zip(there).map(|(index, at)| self.place(*space, index, *at)).collect();
         // In pairs, so that every run longer than two comes in several messages.
         for (index, pair) in places.chunks(2).enumerate() {
             let ready = FetchReady { lease, first: index as u32 * 2, places: pair.to_vec() };
             peer.reply(id, &Reply::FetchReady(ready));
         }
-        let whole = there.len() == keys.len();
-        let outcome = if whole { FetchOutcome::Complete } else { FetchOutcome::Missing };
         let (ready, outcome) = (there.len() as u32, outcome.to_byte());
         peer.reply(id, &Reply::FetchEnd(FetchEnd { lease, ready, ssd: 0, outcome }));
+    }
+
+    fn release(&mut self, release: Release) {
+        self.releases.push(release);
+        if release.upto == u32::MAX {
+            self.leases.remove(&(release.session, release.lease));
+        }
+    }
+
+    fn drop_hold(&mut self, peer: &Peer, hold: HoldId) {
+        self.dropped.push(hold);
+        let session = self.session_of[&peer.number];
+        self.holds.retain(|id, (owner, _)| *id != hold || *owner != session);
+    }
+
+    /// How many holds and leases there are.
+    pub(crate) fn promises(&self) -> (usize, usize) {
+        (self.holds.len(), self.leases.len())
+    }
+
+    fn new_hold(&mut self) -> HoldId {
+        self.given += 1;
+        HoldId(900 + self.given)
+    }
+
+    fn give(&mut self, peer: &Peer, what: Gift) -> Reply {
+        let session = self.session_of[&peer.number];
+        let there = match what {
+            Gift::Hold(hold) => self.holds.get(&hold).is_some_and(|(owner, _)| *owner == session),
+            Gift::Lease(lease) => self.leases.contains_key(&(session, lease)),
+        };
+        if !there {
+            return refused(RefusedReason::Unknown);
+        }
+        self.given += 1;
+        let token = Token([self.given as u8; 16]);
+        self.tokens.insert(token, (session, what));
+        Reply::Given(Given { token })
+    }
+
+    fn take(&mut self, peer: &mut Peer, id: RequestId, take: &Take) {
+        let session = self.session_of[&peer.number];
+        let reply = match (self.tokens.get(&take.token).copied(), take.space) {
+            (Some((_, Gift::Hold(old))), None) if self.holds.contains_key(&old) => {
+                let (_, held) = self.holds.remove(&old).unwrap();
+                let (hold, pages) = (self.new_hold(), held.len() as u32);
+                self.holds.insert(hold, (session, held));
+                Reply::TakenHold(TakenHold { hold, pages })
+            }
+            (Some((giver, Gift::Lease(old))), Some(space))
+                if self.leases.get(&(giver, old)).is_some_and(|(of, _)| *of == space) =>
+            {
+                let pages = self.leases.remove(&(giver, old)).unwrap();
+                self.leases.insert((session, take.lease), pages);
+                self.tokens.remove(&take.token);
+                return self.deliver(peer, id, (session, take.lease), FetchOutcome::Complete);
+            }
+            (None, _) => return peer.reply(id, &refused(RefusedReason::Unknown)),
+            _ => return peer.reply(id, &refused(RefusedReason::Invalid)),
+        };
+        self.tokens.remove(&take.token);
+        peer.reply(id, &reply);
     }
 
     fn place(&self, space: SpaceId, index: u32, at: PagePlace) -> PagePlace {
