@@ -1,7 +1,7 @@
 use crate::mapping::Mapping;
 use crate::memory::usable_bytes;
 use crate::shared_file::{SharedFile, check_received};
-use crate::{ArenaError, checksum_bytes};
+use crate::{ArenaError, Backing, checksum_bytes};
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
@@ -62,8 +62,20 @@ impl Board {
     /// # Errors
     /// No bytes, or the system refuses.
     pub fn create(epoch: Epoch, arena_bytes: u64) -> Result<Self, ArenaError> {
+        Self::create_in(&Backing::memfd(), epoch, arena_bytes)
+    }
+
+    /// As [`Board::create`], where `backing` says.
+    ///
+    /// # Errors
+    /// No bytes, or more than the backing gives.
+    pub fn create_in(
+        backing: &Backing,
+        epoch: Epoch,
+        arena_bytes: u64,
+    ) -> Result<Self, ArenaError> {
         let bytes = board_bytes(arena_bytes)?;
-        let board = Self::map(SharedFile::memfd(bytes, false)?, bytes, epoch)?;
+        let board = Self::map(backing.create(bytes, false, true)?, bytes, epoch)?;
         let words = board.mapping.words();
         for (word, value) in words.iter().zip(form(epoch, arena_bytes)) {
             word.store(value, Ordering::Relaxed);

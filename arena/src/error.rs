@@ -1,4 +1,5 @@
 use std::io;
+use std::path::PathBuf;
 use thiserror::Error;
 
 /// What can go wrong with shared memory.
@@ -50,6 +51,20 @@ pub enum ArenaError {
         found: u64,
         /// The announced size, bytes.
         expected: u64,
+    },
+    /// A directory that is not fit to hold the arena.
+    #[error("{} cannot hold the arena: {what}", path.display())]
+    Mount {
+        /// Which one.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// Memory that others could write.
+    #[error("the arena would not be protected: {what}")]
+    Unprotected {
+        /// Why.
+        what: &'static str,
     },
     /// A descriptor that is not of a board this build reads.
     #[error("the descriptor is not of a board of version 1")]

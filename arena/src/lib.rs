@@ -15,12 +15,14 @@
 //!   with [`copy_checked`] and believes the copy.
 //! - Whoever calls [`Span::read`] or [`Span::write`] holds that promise for the time of the call.
 
+mod backing;
 mod board;
 mod error;
 mod file_id;
 mod mapping;
 mod memfd;
 mod memory;
+mod mount;
 mod part;
 mod part_facts;
 mod part_view;
@@ -34,10 +36,12 @@ mod state;
 mod stream;
 mod sum;
 
+pub use backing::Backing;
 pub use board::{Board, BoardView, DaemonState};
 pub use error::ArenaError;
 pub use file_id::FileId;
 pub use memory::Memory;
+pub use mount::Mount;
 pub use part::Part;
 pub use part_facts::{HugePages, PageKind, PartFacts, PartOptions};
 pub use part_view::PartView;

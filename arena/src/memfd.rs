@@ -36,17 +36,22 @@ pub(crate) fn reopen_read_only(fd: &OwnedFd, bytes: u64) -> Result<OwnedFd, Aren
         .map_err(ArenaError::system("open a memfd read-only through /proc/self/fd", bytes))
 }
 
-/// Checks a received descriptor against what was announced for it and returns how many bytes to
-/// map: `bytes` rounded up to the file's own page size.
+/// Whether the file can neither shrink nor grow, for ever.
+pub(crate) fn is_sealed(fd: impl AsFd) -> bool {
+    rustix::fs::fcntl_get_seals(fd).is_ok_and(|seals| seals.contains(SEALS))
+}
+
+/// Checks a descriptor against what was announced for it and returns how many bytes to map:
+/// `bytes` rounded up to the file's own page size.
 pub(crate) fn check(fd: impl AsFd, bytes: u64) -> Result<u64, ArenaError> {
-    let seals = rustix::fs::fcntl_get_seals(&fd).map_err(|_| ArenaError::NotSealed)?;
-    if !seals.contains(SEALS) {
-        return Err(ArenaError::NotSealed);
-    }
+    if is_sealed(&fd) { check_size(fd, bytes) } else { Err(ArenaError::NotSealed) }
+}
+
+/// As [`check`], of a file whose size is known not to change.
+pub(crate) fn check_size(fd: impl AsFd, bytes: u64) -> Result<u64, ArenaError> {
     let stat = rustix::fs::fstat(&fd).map_err(ArenaError::system("inspect a descriptor", bytes))?;
     let found = u64::try_from(stat.st_size).unwrap_or(0);
-    let page = page_bytes(&fd, &stat);
-    let expected = bytes.checked_next_multiple_of(page);
+    let expected = bytes.checked_next_multiple_of(page_bytes(&fd, &stat));
     if bytes == 0 || expected != Some(found) {
         return Err(ArenaError::WrongSize { found, expected: bytes });
     }
@@ -63,5 +68,15 @@ fn page_bytes(fd: impl AsFd, stat: &rustix::fs::Stat) -> u64 {
 /// Whether the file consists of reserved huge pages.
 pub(crate) fn is_hugetlb(fd: impl AsFd) -> bool {
     const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
-    rustix::fs::fstatfs(fd).is_ok_and(|fs| u64::try_from(fs.f_type).ok() == Some(HUGETLBFS_MAGIC))
+    is_on(fd, HUGETLBFS_MAGIC)
+}
+
+/// Whether the file is ordinary shared memory.
+pub(crate) fn is_tmpfs(fd: impl AsFd) -> bool {
+    const TMPFS_MAGIC: u64 = 0x0102_1994;
+    is_on(fd, TMPFS_MAGIC)
+}
+
+fn is_on(fd: impl AsFd, magic: u64) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|system| u64::try_from(system.f_type).ok() == Some(magic))
 }

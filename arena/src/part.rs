@@ -3,7 +3,7 @@ use crate::memory::usable_bytes;
 use crate::prefault::{Fault, prefault};
 use crate::region::{Access, Region};
 use crate::shared_file::SharedFile;
-use crate::{ArenaError, FileId, HugePages, PageKind, PartFacts, PartOptions, Span};
+use crate::{ArenaError, Backing, FileId, HugePages, PageKind, PartFacts, PartOptions, Span};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use undercroft_wire::PartId;
@@ -30,10 +30,28 @@ impl Part {
         bytes: u64,
         options: &PartOptions,
     ) -> Result<(Self, PartFacts), ArenaError> {
+        Self::create_in(&Backing::memfd(), id, bytes, options)
+    }
+
+    /// As [`Part::create`], where `backing` says.
+    ///
+    /// # Errors
+    /// No bytes, or more than the machine or the backing gives.
+    pub fn create_in(
+        backing: &Backing,
+        id: PartId,
+        bytes: u64,
+        options: &PartOptions,
+    ) -> Result<(Self, PartFacts), ArenaError> {
         let usable = usable_bytes("part", bytes)?;
         let mut refused = Vec::new();
+        let make = |len: usize, hugetlb| {
+            // What is not faulted in now must be there when it is.
+            let reserve = options.prefault_threads == 0;
+            Self::make(backing, len, hugetlb, reserve)
+        };
         let reserved = if options.huge == HugePages::Auto && usable >= HUGE_BYTES {
-            Self::make(usable.next_multiple_of(HUGE_BYTES), true)
+            make(usable.next_multiple_of(HUGE_BYTES), true)
                 .inspect_err(|_| refused.push(no_reserved_pages(usable)))
                 .ok()
         } else {
@@ -42,7 +60,7 @@ impl Part {
         let hugetlb = reserved.is_some();
         let (file, mapping) = match reserved {
             Some(made) => made,
-            None => Self::make(usable.next_multiple_of(4096), false)?,
+            None => make(usable.next_multiple_of(4096), false)?,
         };
         keep_out_of_dumps(&mapping, &mut refused);
         let huge_bytes = if hugetlb {
@@ -81,8 +99,13 @@ impl Part {
         Ok(Self::mapped(id, usable, file, mapping, options, Fresh { hugetlb, huge_bytes, refused }))
     }
 
-    fn make(len: usize, hugetlb: bool) -> Result<(SharedFile, Mapping), ArenaError> {
-        let file = SharedFile::memfd(len as u64, hugetlb)?;
+    fn make(
+        backing: &Backing,
+        len: usize,
+        hugetlb: bool,
+        reserve: bool,
+    ) -> Result<(SharedFile, Mapping), ArenaError> {
+        let file = backing.create(len as u64, hugetlb, reserve)?;
         // For reserved huge pages this is where a pool without room says so.
         let mapping = Mapping::shared(file.fd(), len, true)
             .map_err(ArenaError::system("map a part", len as u64))?;
@@ -137,6 +160,12 @@ impl Part {
     #[must_use]
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.file.fd()
+    }
+
+    /// Whether nobody but the daemon can open it for writing, whatever his rights over files.
+    #[must_use]
+    pub fn is_protected(&self) -> bool {
+        self.file.is_protected()
     }
 
     /// Which file it is.

@@ -376,10 +376,7 @@ fn map(fd: OwnedFd, bytes: u64) -> Result<Words, StateError> {
 
 /// Reads the head without mapping it: of a file that may be anything.
 fn read_form(fd: &OwnedFd) -> Result<Form, StateError> {
-    const TMPFS_MAGIC: u64 = 0x0102_1994;
-    let inspected = ArenaError::system("inspect the state file", 0);
-    let system = rustix::fs::fstatfs(fd).map_err(inspected)?.f_type;
-    if u64::try_from(system).ok() != Some(TMPFS_MAGIC) {
+    if !memfd::is_tmpfs(fd) {
         // Of reserved huge pages a hole would be a fault.
         return Err(StateError::NotState { what: "it is not ordinary shared memory" });
     }
