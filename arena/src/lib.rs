@@ -23,6 +23,7 @@ mod mapping;
 mod memfd;
 mod memory;
 mod mount;
+mod numa;
 mod part;
 mod part_facts;
 mod part_view;

@@ -3,7 +3,7 @@ use crate::memory::usable_bytes;
 use crate::prefault::{Fault, prefault};
 use crate::region::{Access, Region};
 use crate::shared_file::SharedFile;
-use crate::{ArenaError, Backing, FileId, HugePages, PageKind, PartFacts, PartOptions, Span};
+use crate::{ArenaError, Backing, FileId, HugePages, PageKind, PartFacts, PartOptions, Span, numa};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use undercroft_wire::PartId;
@@ -63,6 +63,7 @@ impl Part {
             None => make(usable.next_multiple_of(4096), false)?,
         };
         keep_out_of_dumps(&mapping, &mut refused);
+        prefer_node(&mapping, options, &mut refused);
         let huge_bytes = if hugetlb {
             fault_hugetlb(&mapping, options)?
         } else {
@@ -126,6 +127,7 @@ impl Part {
             (false, 0) => PageKind::Base,
             (false, _) => PageKind::Transparent,
         };
+        say_if_elsewhere(&mapping, options, &mut refused);
         let locked = options.lock && lock(&mapping, &mut refused);
         let facts = PartFacts { pages, huge_bytes: huge_bytes as u64, locked, refused };
         let region = Region { mapping, bytes, access: Access::ReadWrite, part: Some(id) };
@@ -203,6 +205,25 @@ struct Fresh {
 fn keep_out_of_dumps(mapping: &Mapping, refused: &mut Vec<String>) {
     if let Err(errno) = mapping.keep_out_of_dumps() {
         refused.push(format!("keeping the arena out of core dumps: {errno}"));
+    }
+}
+
+fn prefer_node(mapping: &Mapping, options: &PartOptions, refused: &mut Vec<String>) {
+    if let Some(node) = options.numa_node
+        && let Err(errno) = numa::prefer(mapping, node)
+    {
+        refused.push(format!("NUMA node {node}: {errno}"));
+    }
+}
+
+fn say_if_elsewhere(mapping: &Mapping, options: &PartOptions, refused: &mut Vec<String>) {
+    let Some(node) = options.numa_node else { return };
+    match numa::elsewhere(mapping, node) {
+        Ok((0, _)) => {}
+        Ok((far, seen)) => {
+            refused.push(format!("NUMA node {node}: {far} of {seen} places lie on another"));
+        }
+        Err(errno) => refused.push(format!("NUMA node {node}: where the part lies: {errno}")),
     }
 }
 

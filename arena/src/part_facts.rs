@@ -19,11 +19,14 @@ pub struct PartOptions {
     pub lock: bool,
     /// Threads that fault the part in before it is used; 0 leaves it to first use.
     pub prefault_threads: usize,
+    /// The memory node whose pages are preferred. A refusal, and pages that lie elsewhere all the
+    /// same, are facts.
+    pub numa_node: Option<u32>,
 }
 
 impl Default for PartOptions {
     fn default() -> Self {
-        Self { huge: HugePages::Auto, lock: true, prefault_threads: 1 }
+        Self { huge: HugePages::Auto, lock: true, prefault_threads: 1, numa_node: None }
     }
 }
 

@@ -11,8 +11,10 @@ use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use undercroft_wire::{PartId, SlotId};
 
-const SMALL: PartOptions = PartOptions { huge: HugePages::Off, lock: false, prefault_threads: 1 };
-const HUGE: PartOptions = PartOptions { huge: HugePages::Auto, lock: true, prefault_threads: 2 };
+const SMALL: PartOptions =
+    PartOptions { huge: HugePages::Off, lock: false, prefault_threads: 1, numa_node: None };
+const HUGE: PartOptions =
+    PartOptions { huge: HugePages::Auto, lock: true, prefault_threads: 2, numa_node: None };
 
 fn part(bytes: u64, options: &PartOptions) -> Part {
     Part::create(PartId(7), bytes, options).unwrap().0
@@ -121,6 +123,30 @@ fn facts_say_what_pages_there_are() {
     assert_eq!(part.base_ptr().align_offset(2 << 20), 0, "aligned for huge pages");
     let names = [PageKind::Hugetlb, PageKind::Transparent, PageKind::Base].map(|k| k.to_string());
     assert_eq!(names, ["hugetlb", "transparent", "4k"]);
+}
+
+#[test]
+fn a_part_lies_on_its_node_or_says_so() {
+    let create = |node, options: PartOptions| {
+        let options = PartOptions { numa_node: Some(node), ..options };
+        let (part, facts) = Part::create(PartId(0), 4 << 20, &options).unwrap();
+        part.span(0, 4).unwrap().copy_from_slice(b"here");
+        let mut lines = facts.refused;
+        lines.retain(|line| line.starts_with("NUMA node"));
+        lines
+    };
+    for node in [999, 1 << 20] {
+        let lines = create(node, SMALL);
+        let line = format!("NUMA node {node}: Invalid argument (os error 22)");
+        assert!(lines.contains(&line) || lines[0].contains("not implemented"), "{lines:?}");
+        // There is no page that does not lie elsewhere.
+        assert!(lines.len() == 2, "{lines:?}");
+    }
+    if std::path::Path::new("/sys/devices/system/node/node0/meminfo").exists() {
+        for options in [SMALL, HUGE, PartOptions { prefault_threads: 0, ..SMALL }] {
+            assert_eq!(create(0, options), Vec::<String>::new());
+        }
+    }
 }
 
 #[test]

@@ -144,7 +144,7 @@ fn a_refused_call_moves_nothing(device: &dyn Device) {
 
 fn read_only_pages_load_and_never_store(device: &dyn Device) {
     let bytes = u64::from(device.geometry().page_bytes());
-    let options = PartOptions { huge: HugePages::Off, lock: false, prefault_threads: 1 };
+    let options = PartOptions { huge: HugePages::Off, lock: false, ..PartOptions::default() };
     let part = Part::create(PartId(0), bytes, &options).unwrap().0;
     let view = PartView::map(part.read_only_fd().unwrap(), PartId(0), bytes).unwrap();
     let page = view.span(0, bytes as usize).unwrap();

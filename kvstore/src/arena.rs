@@ -116,5 +116,6 @@ fn part_options(config: &Config) -> PartOptions {
         huge: if config.huge_pages { HugePages::Auto } else { HugePages::Off },
         lock: config.lock,
         prefault_threads: threads.min(MAX_FAULTING_THREADS),
+        ..PartOptions::default()
     }
 }
