@@ -1,6 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod adopted;
+mod hostile;
 mod mounted;
 
 use super::*;
