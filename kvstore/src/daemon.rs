@@ -229,6 +229,8 @@ fn make_core(config: &Config, arena: &Arena) -> Core {
         devices: devices.collect(),
         demote_ahead: config.demote_ahead,
         fetch_window: config.fetch_window,
+        notes: false,
+        first_stamp: 0,
         policy: Policy::Lru,
         limits,
         seed: random(),

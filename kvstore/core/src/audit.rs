@@ -85,6 +85,9 @@ impl Core {
                 assert!(used.insert(*frame), "a stray read's frame is its own");
             }
         }
+        for (_, frame) in &self.quarantine {
+            assert!(used.insert(*frame), "a frame in quarantine holds no page");
+        }
         for frame in self.frames.free_frames() {
             assert!(used.insert(frame), "a free frame holds no page");
         }
@@ -256,7 +259,9 @@ impl Core {
             let pages = |id| self.fetches[id].pages.len();
             let leased: usize = session.leases.values().map(pages).sum();
             assert_eq!(leased, session.leased_pages as usize, "leased pages are counted");
-            assert!(session.open || !session.leases.is_empty(), "a finished session is forgotten");
+            let told = session.restored && !self.has_restored;
+            let busy = session.open || told || !session.leases.is_empty();
+            assert!(busy, "a finished session is forgotten");
             assert!(session.open || session.stagings.is_empty(), "a closed session has no slots");
         }
         let of = |fetch: &&Fetch| matches!(fetch.reader, Reader::Prefetch);

@@ -64,7 +64,7 @@ impl Core {
         actions: &mut Vec<Action>,
     ) -> Claimed {
         loop {
-            if let Some(frame) = self.frames.take(class) {
+            if let Some(frame) = self.frames.take(class, &mut self.notes) {
                 self.wake(class);
                 return Claimed::Frame(frame);
             }
@@ -190,6 +190,7 @@ impl Core {
         page.frame = Some(frame);
         let class = page.class;
         self.frames.class_mut(class).busy += 1;
+        self.note_filling(class, frame);
         let page_bytes = self.spaces.get(filling.space).page_bytes;
         let job = self.new_job(Job::CopyIn(filling));
         let Filling { session, space, slot, .. } = filling;

@@ -119,6 +119,11 @@ pub struct Config {
     pub demote_ahead: u32,
     /// Pages a fetch may have in flight from SSD.
     pub fetch_window: u32,
+    /// Whether to collect what must be remembered over a restart
+    /// ([`crate::Core::drain_notes`]).
+    pub notes: bool,
+    /// Stamps given out are newer than this: than all of earlier daemons whose pages are restored.
+    pub first_stamp: u64,
     /// In which order pages leave DRAM.
     pub policy: Policy,
     /// Bounds of all tables.
@@ -152,6 +157,8 @@ impl Default for Config {
             devices: Vec::new(),
             demote_ahead: 64,
             fetch_window: 32,
+            notes: false,
+            first_stamp: 0,
             policy: Policy::Lru,
             limits: Limits::default(),
             seed: 0,
@@ -176,6 +183,8 @@ impl Config {
         range(twice == 0, "domains configured twice", twice, "0")?;
         let slab = self.slab_bytes;
         range(slab >= frame, "slab_bytes", slab, "4096 or more")?;
+        let stamp = self.first_stamp;
+        range(stamp < 1 << 63, "first_stamp", stamp, "less than 2^63")?;
         let devices = self.devices.len();
         range(devices <= MAX_DEVICES, "devices", devices as u64, "64 or fewer")?;
         let window = self.fetch_window;

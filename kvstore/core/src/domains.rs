@@ -14,6 +14,9 @@ pub(crate) struct Domain {
     pub(crate) config: DomainConfig,
     /// Sessions, those included that only hold leases.
     pub(crate) sessions: u32,
+    /// Sessions and leased pages that an earlier daemon had let it have.
+    pub(crate) restored_sessions: u32,
+    pub(crate) restored_leased_pages: u32,
     /// Pages named by the leases of its sessions.
     pub(crate) leased_pages: u32,
     pub(crate) holds: u32,
@@ -47,6 +50,8 @@ impl Domains {
         let domain = |config: &DomainConfig| Domain {
             config: *config,
             sessions: 0,
+            restored_sessions: 0,
+            restored_leased_pages: 0,
             leased_pages: 0,
             holds: 0,
             held_pages: 0,

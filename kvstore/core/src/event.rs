@@ -1,3 +1,4 @@
+use crate::Restored;
 use undercroft_wire::{
     DeviceId, DomainId, Extent, JobId, Mode, PageIdentity, PartId, Request, RequestId, SegmentId,
     SegmentUse, SessionId, SpaceDigest,
@@ -88,6 +89,11 @@ pub enum Event<'a> {
         /// Usable bytes.
         bytes: u64,
     },
+    /// A piece of what an earlier daemon left in memory.
+    Restored(Restored<'a>),
+    /// Everything that an earlier daemon had under way is over: frames that were being filled
+    /// then are free.
+    QuarantineOver,
     /// A client said hello and was welcomed.
     SessionOpened {
         /// Its number.

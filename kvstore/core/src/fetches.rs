@@ -38,6 +38,8 @@ pub(crate) struct Fetch {
     pub(crate) space: SpaceId,
     pub(crate) class: ClassId,
     pub(crate) pages: Vec<PageId>,
+    /// The reader's index of each page where that is not its position: in a restored lease.
+    pub(crate) numbers: Vec<u32>,
     pub(crate) released: u32,
     pub(crate) delivered: u32,
     pub(crate) copied: u32,
@@ -153,6 +155,7 @@ impl Core {
                 self.domains.get_mut(domain).prefetches -= 1;
             }
             Reader::Lease { session, lease, .. } => {
+                self.note_lease_over(fetch);
                 if let Some(state) = self.sessions.get_mut(&session) {
                     let removed = state.leases.remove(&lease);
                     assert_eq!(removed, Some(id), "a lease is the session's until forgotten");
@@ -290,6 +293,7 @@ impl Core {
                         let frame = self.index[page].frame.expect("a resident page has a frame");
                         let place = self.frames.place(fetch.class, frame);
                         places.push(PagePlace { part: place.part, offset: place.offset });
+                        self.note_leased(fetch, at);
                     }
                 }
             }
@@ -402,7 +406,9 @@ impl Core {
             unreachable!("prefetches are no session's leases")
         };
         let mut slots = Vec::new();
-        while fetch.released < upto.min(fetch.delivered) {
+        let before = fetch.released;
+        let upto = fetch.count_before(upto).min(fetch.delivered);
+        while fetch.released < upto {
             let page = fetch.pages[fetch.released as usize];
             fetch.released += 1;
             match mode {
@@ -414,6 +420,9 @@ impl Core {
             }
         }
         let space = fetch.space;
+        if fetch.released > before {
+            self.note_released(&fetch);
+        }
         self.put_back(id, fetch);
         for slot in slots {
             self.free_slot(session, space, slot);

@@ -2,12 +2,14 @@ use crate::FramePlace;
 use crate::claims::Claim;
 use crate::domains::DomainAt;
 use crate::gaps::Gaps;
+use crate::notes::{Note, Notes};
 use crate::order::Order;
 use crate::parts::Parts;
+use crate::restored::RestoredSlab;
 use crate::slabs::{Slab, Slabs};
 use crate::spaces::ClassId;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use undercroft_wire::{FRAME_ALIGN, FrameId, PartId};
+use undercroft_wire::{FRAME_ALIGN, FrameId, MAX_PAGE_BYTES, PartId};
 
 /// All frames: parts of the arena, cut on demand into slabs of one frame size each. A slab that
 /// nobody uses a frame of any more becomes room for any size again.
@@ -21,6 +23,8 @@ pub(crate) struct Frames {
     by_kind: BTreeMap<(DomainAt, u32), ClassId>,
     slab_bytes: u64,
     max_parts: u32,
+    /// While an earlier daemon's frames are restored, slabs wait for the pages in them.
+    keeps_unused: bool,
 }
 
 /// The frames of one domain and size.
@@ -85,6 +89,7 @@ impl Frames {
             by_kind: BTreeMap::new(),
             slab_bytes,
             max_parts,
+            keeps_unused: false,
         }
     }
 
@@ -147,9 +152,9 @@ impl Frames {
     }
 
     /// A frame nobody uses, cut from a part if need be.
-    pub(crate) fn take(&mut self, class: ClassId) -> Option<FrameId> {
+    pub(crate) fn take(&mut self, class: ClassId, notes: &mut Notes) -> Option<FrameId> {
         if self.class(class).open.is_empty() {
-            self.cut_slab(class);
+            self.cut_slab(class, notes);
         }
         let state = &mut self.classes[class.0 as usize];
         let first = *state.open.first()?;
@@ -163,16 +168,16 @@ impl Frames {
     }
 
     /// Takes back a frame; true if its slab has become room for others.
-    pub(crate) fn give_back(&mut self, class: ClassId, frame: FrameId) -> bool {
+    pub(crate) fn give_back(&mut self, class: ClassId, frame: FrameId, notes: &mut Notes) -> bool {
         let (first, slab) = self.slabs.of_mut(frame.0);
         assert_eq!(slab.class, class, "a frame is of its slab's class");
         slab.give_back((frame.0 - first) / slab.each);
-        let unused = slab.is_unused();
+        let unused = slab.is_unused() && !self.keeps_unused;
         let state = &mut self.classes[class.0 as usize];
         state.free += 1;
         state.open.insert(first);
         if unused {
-            self.drop_slab(first);
+            self.drop_slab(first, notes);
         }
         unused
     }
@@ -184,22 +189,26 @@ impl Frames {
         more == 0 || self.gaps(state.domain).has(more, state.each())
     }
 
-    fn cut_slab(&mut self, class: ClassId) {
+    fn cut_slab(&mut self, class: ClassId, notes: &mut Notes) {
         let (domain, each) = (self.class(class).domain, self.class(class).each());
         let wished = u32::try_from(self.slab_bytes / u64::from(FRAME_ALIGN)).unwrap_or(u32::MAX);
         let Some((first, units)) = self.gaps_mut(domain).take(wished.max(each), each) else {
             return;
         };
-        let frames = units / each;
-        self.slabs.insert(first, Slab::new(class, each, frames));
-        let state = self.class_mut(class);
-        state.total += frames;
-        state.free += frames;
+        self.add_slab(first, Slab::new(class, each, units / each));
+        notes.add(|| self.note_of(first));
+    }
+
+    fn add_slab(&mut self, first: u32, slab: Slab) {
+        let state = self.class_mut(slab.class);
+        state.total += slab.frames;
+        state.free += slab.frames;
         state.open.insert(first);
+        self.slabs.insert(first, slab);
     }
 
     /// Makes a slab that nobody uses a frame of room for any size.
-    fn drop_slab(&mut self, first: u32) {
+    fn drop_slab(&mut self, first: u32, notes: &mut Notes) {
         let slab = self.slabs.remove(first);
         let state = self.class_mut(slab.class);
         let domain = state.domain;
@@ -207,6 +216,7 @@ impl Frames {
         state.free -= slab.frames;
         state.open.remove(&first);
         let part = *self.parts.of(first);
+        notes.add(|| Note::SlabGone { part: part.id, offset: part.offset_of(first) });
         self.gaps_mut(domain).add(first, slab.units(), (part.first, part.end()));
     }
 
@@ -214,6 +224,96 @@ impl Frames {
     pub(crate) fn bytes_of(&self, domain: DomainAt) -> u64 {
         let parts = self.parts.iter().filter(|part| part.domain == domain);
         parts.map(|part| u64::from(part.units) * u64::from(FRAME_ALIGN)).sum()
+    }
+}
+
+/// What an earlier daemon left.
+impl Frames {
+    /// Slabs without pages stay from here on, until [`Frames::drop_unused`].
+    pub(crate) fn keep_unused(&mut self) {
+        self.keeps_unused = true;
+    }
+
+    pub(crate) fn drop_unused(&mut self, notes: &mut Notes) {
+        self.keeps_unused = false;
+        let unused = self.slabs.iter().filter(|(_, slab)| slab.is_unused());
+        for first in unused.map(|(first, _)| first).collect::<Vec<_>>() {
+            self.drop_slab(first, notes);
+        }
+    }
+
+    /// Cuts a part as it was cut; false if that cannot be.
+    pub(crate) fn restore_slab(&mut self, slab: &RestoredSlab) -> bool {
+        let align = u64::from(FRAME_ALIGN);
+        let RestoredSlab { part, offset, bytes, frame_bytes } = *slab;
+        let Some(part) = self.parts.get(part).copied() else {
+            return false;
+        };
+        let frame = u64::from(frame_bytes);
+        let sized = frame > 0 && frame.is_multiple_of(align) && frame <= MAX_PAGE_BYTES.into();
+        let whole = sized && bytes > 0 && bytes.is_multiple_of(frame);
+        let end = offset.checked_add(bytes).filter(|end| *end <= u64::from(part.units) * align);
+        if !whole || !offset.is_multiple_of(align) || end.is_none() {
+            return false;
+        }
+        let (first, units) = (part.first + (offset / align) as u32, (bytes / align) as u32);
+        if !self.gaps_mut(part.domain).take_at(first, units) {
+            return false;
+        }
+        let class = self.class_of(part.domain, frame_bytes);
+        let frames = (bytes / frame) as u32;
+        self.add_slab(first, Slab::new(class, frame_bytes / FRAME_ALIGN, frames));
+        true
+    }
+
+    /// Whether a slab begins there.
+    pub(crate) fn has_slab(&self, part: PartId, offset: u64) -> bool {
+        self.unit(part, offset).is_some_and(|unit| self.slabs.get(unit).is_some())
+    }
+
+    fn unit(&self, part: PartId, offset: u64) -> Option<u32> {
+        let part = self.parts.get(part)?;
+        let unit = u32::try_from(offset / u64::from(FRAME_ALIGN)).ok()?;
+        let aligned = offset.is_multiple_of(FRAME_ALIGN.into());
+        (aligned && unit < part.units).then_some(part.first + unit)
+    }
+
+    /// The frame that begins there.
+    pub(crate) fn find(&self, part: PartId, offset: u64) -> Option<(ClassId, FrameId)> {
+        let unit = self.unit(part, offset)?;
+        let (first, slab) = self.slabs.before(unit)?;
+        let inside = unit < first + slab.units() && (unit - first).is_multiple_of(slab.each);
+        inside.then_some((slab.class, FrameId(unit)))
+    }
+
+    /// Takes a frame that was found; false if it is taken.
+    pub(crate) fn take_this(&mut self, frame: FrameId) -> bool {
+        let (first, slab) = self.slabs.of_mut(frame.0);
+        if !slab.take_this((frame.0 - first) / slab.each) {
+            return false;
+        }
+        let state = &mut self.classes[slab.class.0 as usize];
+        state.free -= 1;
+        if slab.free == 0 {
+            state.open.remove(&first);
+        }
+        true
+    }
+
+    fn note_of(&self, first: u32) -> Note {
+        let (_, slab) = self.slabs.of(first);
+        let part = self.parts.of(first);
+        Note::Slab {
+            part: part.id,
+            offset: part.offset_of(first),
+            bytes: u64::from(slab.units()) * u64::from(FRAME_ALIGN),
+            frame_bytes: self.class(slab.class).frame_bytes,
+        }
+    }
+
+    /// Every slab, as the note of it.
+    pub(crate) fn slabs(&self) -> impl Iterator<Item = Note> + '_ {
+        self.slabs.iter().map(|(first, _)| self.note_of(first))
     }
 }
 
@@ -239,7 +339,8 @@ impl Frames {
     pub(crate) fn audit(&self) -> usize {
         let mut runs = BTreeMap::new();
         for (first, slab) in self.slabs.iter() {
-            assert!(!slab.is_unused(), "a slab that nobody uses is given back");
+            let used = !slab.is_unused() || self.keeps_unused;
+            assert!(used, "a slab that nobody uses is given back");
             let domain = self.class(slab.class).domain;
             runs.insert(first, (slab.units(), domain));
         }
@@ -294,7 +395,7 @@ mod tests {
     }
 
     fn drain(frames: &mut Frames, class: ClassId) -> Vec<FrameId> {
-        std::iter::from_fn(|| frames.take(class)).collect()
+        std::iter::from_fn(|| frames.take(class, &mut Notes::default())).collect()
     }
 
     #[test]
@@ -311,11 +412,11 @@ mod tests {
     fn sizes_share_a_part_slab_by_slab() {
         let mut frames = frames(&[8 * 4096], 4 * 4096);
         let (small, large) = (frames.class_of(DOMAIN, 4096), frames.class_of(DOMAIN, 3 * 4096));
-        let first = frames.take(small).expect("room for a slab");
-        let second = frames.take(large).expect("room for a slab");
+        let first = frames.take(small, &mut Notes::default()).expect("room for a slab");
+        let second = frames.take(large, &mut Notes::default()).expect("room for a slab");
         assert_eq!(frames.place(small, first).offset, 0);
         assert_eq!(frames.place(large, second).offset, 4 * 4096);
-        assert_eq!(frames.take(large), None);
+        assert_eq!(frames.take(large, &mut Notes::default()), None);
         assert!(frames.has_available(small, 3 + 1) && !frames.has_available(small, 5));
         frames.audit();
     }
@@ -325,14 +426,16 @@ mod tests {
         let mut frames = frames(&[9 * 4096], 4 * 4096);
         let (small, large) = (frames.class_of(DOMAIN, 4096), frames.class_of(DOMAIN, 3 * 4096));
         let taken = drain(&mut frames, small);
-        assert_eq!((taken.len(), frames.take(large)), (9, None));
-        let given_back: Vec<bool> =
-            taken[..4].iter().map(|frame| frames.give_back(small, *frame)).collect();
+        assert_eq!((taken.len(), frames.take(large, &mut Notes::default())), (9, None));
+        let given_back: Vec<bool> = taken[..4]
+            .iter()
+            .map(|frame| frames.give_back(small, *frame, &mut Notes::default()))
+            .collect();
         assert_eq!(given_back, [false, false, false, true]);
         assert_eq!(drain(&mut frames, large).len(), 1);
         frames.audit();
         for frame in &taken[4..] {
-            frames.give_back(small, *frame);
+            frames.give_back(small, *frame, &mut Notes::default());
         }
         assert_eq!(drain(&mut frames, large).len(), 2, "all but one frame, side by side");
         frames.audit();
@@ -342,11 +445,11 @@ mod tests {
     fn domains_have_parts_of_their_own() {
         let mut frames = frames(&[2 * 4096], 4096);
         let other = frames.class_of(DomainAt(1), 4096);
-        assert_eq!(frames.take(other), None);
+        assert_eq!(frames.take(other, &mut Notes::default()), None);
         assert!(frames.add_part(PartId(9), DomainAt(1), 4096));
-        let frame = frames.take(other).expect("its own part has room");
+        let frame = frames.take(other, &mut Notes::default()).expect("its own part has room");
         assert_eq!(frames.place(other, frame).part, PartId(9));
-        assert_eq!(frames.take(other), None);
+        assert_eq!(frames.take(other, &mut Notes::default()), None);
         assert_eq!((frames.bytes_of(DOMAIN), frames.bytes_of(DomainAt(1))), (8192, 4096));
         frames.audit();
     }

@@ -53,6 +53,26 @@ impl Gaps {
         Some((first, taken))
     }
 
+    /// Takes out these very units; false if not all of them are there.
+    pub(crate) fn take_at(&mut self, first: u32, units: u32) -> bool {
+        let before = self.by_place.range(..=first).next_back();
+        let Some((start, len)) = before.map(|(start, len)| (*start, *len)) else {
+            return false;
+        };
+        let (end, gap_end) = (u64::from(first) + u64::from(units), u64::from(start + len));
+        if end > gap_end {
+            return false;
+        }
+        self.remove(start, len);
+        for (from, rest) in [(start, first - start), (end as u32, (gap_end - end) as u32)] {
+            if rest > 0 {
+                self.by_place.insert(from, rest);
+                self.by_size.insert((rest, from));
+            }
+        }
+        true
+    }
+
     /// Whether at least `count` runs of `each` units, none of which overlap, find room.
     pub(crate) fn has(&self, count: usize, each: u32) -> bool {
         let mut found = 0;

@@ -40,7 +40,7 @@ impl Core {
         let found = pages.iter().take_while(visible).count();
         pages.truncate(found);
         let tenant = self.domains.get(domain);
-        let left = tenant.config.limits.max_leased_pages - tenant.leased_pages;
+        let left = tenant.config.limits.max_leased_pages.saturating_sub(tenant.leased_pages);
         if pages.len() as u32 > left.min(limits.max_leased_pages_per_session - leased) {
             let detail = "the session or its domain leases as many pages as it may";
             return self.refuse(session, request, RefusedReason::Busy, detail, actions);
@@ -77,7 +77,7 @@ impl Core {
         }
     }
 
-    fn new_fetch(
+    pub(crate) fn new_fetch(
         &self,
         reader: Reader,
         space: SpaceId,
@@ -96,6 +96,7 @@ impl Core {
             issued: 0,
             limit: pages.len() as u32,
             pages,
+            numbers: Vec::new(),
             outcome,
             reads: VecDeque::new(),
             slots: VecDeque::new(),

@@ -29,6 +29,7 @@ mod leases;
 mod lookups;
 mod machine;
 mod micros;
+mod notes;
 mod offers;
 mod order;
 mod page;
@@ -39,6 +40,8 @@ mod reads;
 mod reclaim;
 mod recovery;
 mod residency;
+mod restore;
+mod restored;
 mod segments;
 mod sessions;
 mod slabs;
@@ -54,6 +57,11 @@ pub use event::{
 };
 pub use machine::Core;
 pub use micros::Micros;
+pub use notes::Note;
+pub use restored::{
+    Restored, RestoredFrame, RestoredLease, RestoredPage, RestoredSession, RestoredSlab,
+    RestoredSpace,
+};
 pub use stats::{
     DeviceReport, DeviceState, DeviceStats, DomainReport, SessionLeases, SpaceInfo, Stats, TierFill,
 };

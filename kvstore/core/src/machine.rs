@@ -6,6 +6,8 @@ use crate::frames::Frames;
 use crate::holds::Hold;
 use crate::index::PageIndex;
 use crate::jobs::Job;
+use crate::notes::Notes;
+use crate::page::PageId;
 use crate::reach::Reach;
 use crate::sessions::Session;
 use crate::spaces::{ClassId, Space, Spaces};
@@ -15,8 +17,8 @@ use crate::{Action, Config, ConfigError, Event, Micros};
 use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use undercroft_wire::{
-    DomainId, HoldId, JobId, MAX_PAGE_BYTES, MIN_PAGE_BYTES, Refused, RefusedReason, Request,
-    RequestId, SessionId, SpaceDigest, SpaceId, Stamp, frame_bytes,
+    DomainId, FrameId, HoldId, JobId, MAX_PAGE_BYTES, MIN_PAGE_BYTES, Refused, RefusedReason,
+    Request, RequestId, SessionId, SpaceDigest, SpaceId, Stamp, frame_bytes,
 };
 
 /// Pages that one step looks at for work that would hold everybody up if it were done at once.
@@ -51,6 +53,13 @@ pub struct Core {
     pub(crate) ready: VecDeque<FetchId>,
     /// Classes to look at before the step ends.
     pub(crate) hungry: Vec<ClassId>,
+    pub(crate) notes: Notes,
+    /// Frames of an earlier daemon that something may still be written to.
+    pub(crate) quarantine: BTreeSet<(ClassId, FrameId)>,
+    /// Which page each frame that was restored so far holds.
+    pub(crate) restored_frames: HashMap<FrameId, PageId>,
+    /// Whether all of an earlier daemon was told.
+    pub(crate) has_restored: bool,
     pub(crate) stats: Stats,
 }
 
@@ -63,7 +72,7 @@ impl Core {
         config.validate()?;
         Ok(Self {
             now: Micros(0),
-            last_stamp: 0,
+            last_stamp: config.first_stamp,
             last_offer: 0,
             last_commit: 0,
             last_fetch: 0,
@@ -84,6 +93,10 @@ impl Core {
             reach: Reach::default(),
             ready: VecDeque::new(),
             hungry: Vec::new(),
+            notes: Notes::new(config.notes),
+            quarantine: BTreeSet::new(),
+            restored_frames: HashMap::new(),
+            has_restored: false,
             stats: Stats::default(),
             config,
         })
@@ -97,6 +110,8 @@ impl Core {
         match event {
             Event::Tick => {}
             Event::PartAdded { part, domain, bytes } => self.part_added(part, domain, bytes),
+            Event::Restored(piece) => self.restored(&piece),
+            Event::QuarantineOver => self.quarantine_over(),
             Event::SessionOpened { session, domain, process, mode } => {
                 self.session_opened(session, domain, process, mode);
             }
@@ -235,7 +250,7 @@ impl Core {
         };
         let class = self.frames.class_of(at, frame_bytes(page_bytes));
         let space = Space { domain, digest, page_bytes, class, pages: 0, opened: 0 };
-        match self.spaces.insert(space, self.config.limits.max_spaces) {
+        match self.spaces.insert(space, self.config.limits.max_spaces, &mut self.notes) {
             Some(space) => Ok(space),
             None => refused(RefusedReason::Busy, "as many spaces are in use as may be"),
         }

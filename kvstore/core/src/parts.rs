@@ -15,9 +15,9 @@ pub(crate) struct Part {
 /// All parts, by number and by their units.
 #[derive(Debug, Default)]
 pub(crate) struct Parts {
-    /// In the order of their units.
+    /// Those with any units, in their order.
     list: Vec<Part>,
-    by_id: BTreeMap<PartId, u32>,
+    by_id: BTreeMap<PartId, Part>,
 }
 
 impl Part {
@@ -41,8 +41,10 @@ impl Parts {
         }
         let (place, first) = self.room(units)?;
         let part = Part { id, domain, first, units };
-        self.list.insert(place, part);
-        self.by_id.insert(id, first);
+        if units > 0 {
+            self.list.insert(place, part);
+        }
+        self.by_id.insert(id, part);
         Some(part)
     }
 
@@ -50,11 +52,15 @@ impl Parts {
         self.by_id.contains_key(&id)
     }
 
+    pub(crate) fn get(&self, id: PartId) -> Option<&Part> {
+        self.by_id.get(&id)
+    }
+
     /// The first run of `units` numbers that no part has, and its place in the list.
     fn room(&self, units: u32) -> Option<(usize, u32)> {
         let mut free = 0;
         for (place, part) in self.list.iter().enumerate() {
-            if part.first - free >= units && units > 0 {
+            if part.first - free >= units {
                 return Some((place, free));
             }
             free = part.end();
@@ -81,7 +87,7 @@ impl Parts {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.list.len()
+        self.by_id.len()
     }
 }
 

@@ -22,6 +22,7 @@ impl Core {
         page.dram = Dram::Reading;
         page.frame = Some(frame);
         let class = page.class;
+        self.note_filling(class, frame);
         self.frames.class_mut(class).busy += 1;
         self.begin_reading(extent, self.frame_bytes(class));
         let fetches = vec![fetch];

@@ -16,7 +16,7 @@ enum Recovered {
 /// The page of the record before this one, and its parent. Runs are written page by page, tail
 /// first as a rule: the next record is mostly about one of them or a neighbour.
 #[derive(Debug, Clone, Copy, Default)]
-struct Guess {
+pub(crate) struct Guess {
     page: Option<PageId>,
     parent: Option<PageId>,
 }
@@ -112,7 +112,7 @@ impl Core {
 
     /// The entry of a recovered page, hung below its parent. A parent that is not known (yet)
     /// gets an entry without any tier.
-    fn recovered_page(
+    pub(crate) fn recovered_page(
         &mut self,
         space: SpaceId,
         identity: &PageIdentity,

@@ -26,6 +26,7 @@ impl Core {
         page.stamp = stamp;
         page.append_refused = false;
         self.settle(id);
+        self.note_touched(id);
     }
 
     fn unorder(&mut self, id: PageId) {
@@ -141,7 +142,8 @@ impl Core {
 
     /// Gives back a frame that nobody uses any more.
     pub(crate) fn give_back(&mut self, class: ClassId, frame: FrameId) {
-        if self.frames.give_back(class, frame) {
+        self.note_gone(class, frame);
+        if self.frames.give_back(class, frame, &mut self.notes) {
             self.wake_domain(self.frames.class(class).domain);
         }
         self.wake(class);
@@ -169,6 +171,7 @@ impl Core {
         let class = page.class;
         self.frames.class_mut(class).resident += 1;
         self.settle(id);
+        self.note_filled(id);
     }
 
     /// Forgets a record that is worth nothing.

@@ -1,5 +1,6 @@
 use crate::domains::DomainAt;
 use crate::fetches::FetchId;
+use crate::notes::Note;
 use crate::page::PageId;
 use crate::{Action, Core, ProcessId};
 use std::collections::{BTreeMap, VecDeque};
@@ -16,10 +17,32 @@ pub(crate) struct Session {
     pub(crate) mode: Mode,
     /// False once the socket is closed.
     pub(crate) open: bool,
+    /// Whether an earlier daemon had it.
+    pub(crate) restored: bool,
     pub(crate) stagings: BTreeMap<SpaceId, Staging>,
     pub(crate) leases: BTreeMap<LeaseId, FetchId>,
     /// Pages named by all its leases.
     pub(crate) leased_pages: u32,
+}
+
+impl Session {
+    fn new(domain: DomainAt, process: ProcessId, mode: Mode) -> Self {
+        Self {
+            domain,
+            process,
+            mode,
+            open: true,
+            restored: false,
+            stagings: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            leased_pages: 0,
+        }
+    }
+
+    /// One of an earlier daemon, that only holds leases.
+    pub(crate) fn restored(domain: DomainAt, process: ProcessId) -> Self {
+        Self { open: false, restored: true, ..Self::new(domain, process, Mode::ZeroCopy) }
+    }
 }
 
 /// What a slot is used for.
@@ -87,16 +110,7 @@ impl Core {
             return;
         };
         self.domains.get_mut(domain).sessions += 1;
-        let session = Session {
-            domain,
-            process,
-            mode,
-            open: true,
-            stagings: BTreeMap::new(),
-            leases: BTreeMap::new(),
-            leased_pages: 0,
-        };
-        self.sessions.insert(id, session);
+        self.sessions.insert(id, Session::new(domain, process, mode));
     }
 
     pub(crate) fn space_opened(
@@ -185,6 +199,7 @@ impl Core {
         {
             self.sessions.remove(&id);
             self.domains.get_mut(domain).sessions -= 1;
+            self.notes.add(|| Note::SessionGone { session: id });
         }
     }
 

@@ -50,6 +50,14 @@ impl Slab {
         None
     }
 
+    /// Takes this very frame; false if it is in use.
+    pub(crate) fn take_this(&mut self, frame: u32) -> bool {
+        let free = self.is_free(frame);
+        self.bits[frame as usize / 64] &= !(1 << (frame % 64));
+        self.free -= u32::from(free);
+        free
+    }
+
     pub(crate) fn give_back(&mut self, frame: u32) {
         let (word, bit) = (frame as usize / 64, 1 << (frame % 64));
         assert!(frame < self.frames && self.bits[word] & bit == 0, "a frame in use is given back");
@@ -81,11 +89,18 @@ impl Slabs {
         self.by_first.get_mut(&first).expect("a slab is known by its first unit")
     }
 
+    pub(crate) fn get(&self, first: u32) -> Option<&Slab> {
+        self.by_first.get(&first)
+    }
+
+    /// The last slab that begins no later than there.
+    pub(crate) fn before(&self, unit: u32) -> Option<(u32, &Slab)> {
+        self.by_first.range(..=unit).next_back().map(|(first, slab)| (*first, slab))
+    }
+
     /// As [`Slabs::of_mut`].
     pub(crate) fn of(&self, unit: u32) -> (u32, &Slab) {
-        let before = self.by_first.range(..=unit).next_back();
-        let (first, slab) = before.expect("a frame lies in a slab");
-        (*first, slab)
+        self.before(unit).expect("a frame lies in a slab")
     }
 
     /// The slab a unit lies in, and the number of its first unit.

@@ -1,8 +1,12 @@
 use crate::SpaceInfo;
+use crate::notes::{Note, Notes};
 use std::collections::BTreeMap;
 use undercroft_wire::{DomainId, SpaceDigest, SpaceId};
 
-/// All pages whose frames have one size.
+/// A number that a page, a session or a reply names is a space's.
+const KNOWN: &str = "a space that is named is known";
+
+/// All pages of a domain whose frames have one size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ClassId(pub(crate) u32);
 
@@ -22,7 +26,9 @@ pub(crate) struct Space {
 /// All spaces by number and by identity.
 #[derive(Debug, Default)]
 pub(crate) struct Spaces {
-    entries: Vec<Space>,
+    /// A number without space was one of an earlier daemon's that nobody remembers.
+    entries: Vec<Option<Space>>,
+    vacant: u32,
     by_identity: BTreeMap<(DomainId, SpaceDigest), SpaceId>,
 }
 
@@ -32,38 +38,79 @@ impl Spaces {
     }
 
     pub(crate) fn get(&self, space: SpaceId) -> &Space {
-        &self.entries[space.0 as usize]
+        self.entries[space.0 as usize].as_ref().expect(KNOWN)
     }
 
     pub(crate) fn get_mut(&mut self, space: SpaceId) -> &mut Space {
-        &mut self.entries[space.0 as usize]
+        self.entries[space.0 as usize].as_mut().expect(KNOWN)
     }
 
     /// Numbers a new space; at the limit it takes the number of one that has no pages and that
     /// nobody has open. `None` if there is no such.
-    pub(crate) fn insert(&mut self, space: Space, limit: u32) -> Option<SpaceId> {
-        let identity = (space.domain, space.digest);
-        let id = if self.entries.len() < limit as usize {
-            self.entries.push(space);
-            SpaceId((self.entries.len() - 1) as u32)
+    pub(crate) fn insert(
+        &mut self,
+        space: Space,
+        limit: u32,
+        notes: &mut Notes,
+    ) -> Option<SpaceId> {
+        let at = if self.vacant > 0 {
+            self.vacant -= 1;
+            self.entries.iter().position(Option::is_none)?
+        } else if self.entries.len() < limit as usize {
+            self.entries.push(None);
+            self.entries.len() - 1
         } else {
             let unused = |space: &Space| space.pages == 0 && space.opened == 0;
-            let at = self.entries.iter().position(unused)?;
-            let old = std::mem::replace(&mut self.entries[at], space);
-            self.by_identity.remove(&(old.domain, old.digest));
-            SpaceId(at as u32)
+            let at = self.entries.iter().position(|entry| entry.as_ref().is_some_and(unused))?;
+            self.replace(at, notes);
+            at
         };
-        self.by_identity.insert(identity, id);
+        let id = SpaceId(at as u32);
+        let Space { domain, digest, page_bytes, .. } = space;
+        self.by_identity.insert((domain, digest), id);
+        self.entries[at] = Some(space);
+        notes.add(|| Note::Space { space: id, domain, digest, page_bytes });
         Some(id)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = SpaceInfo> + '_ {
-        self.entries.iter().enumerate().map(|(at, space)| SpaceInfo {
-            id: SpaceId(at as u32),
+    fn replace(&mut self, at: usize, notes: &mut Notes) {
+        if let Some(old) = self.entries[at].take() {
+            self.by_identity.remove(&(old.domain, old.digest));
+            notes.add(|| Note::SpaceGone { space: SpaceId(at as u32) });
+        }
+    }
+
+    /// Gives a space the number that it had; false if that or the space itself is known.
+    pub(crate) fn restore(&mut self, id: SpaceId, space: Space, limit: u32) -> bool {
+        let identity = (space.domain, space.digest);
+        let fits = id.0 < limit && self.info(id).is_none();
+        if !fits || self.by_identity.contains_key(&identity) {
+            return false;
+        }
+        let at = id.0 as usize;
+        while self.entries.len() <= at {
+            self.entries.push(None);
+            self.vacant += 1;
+        }
+        self.entries[at] = Some(space);
+        self.vacant -= 1;
+        self.by_identity.insert(identity, id);
+        true
+    }
+
+    /// What is known of a number that may be nobody's.
+    pub(crate) fn info(&self, id: SpaceId) -> Option<SpaceInfo> {
+        let space = self.entries.get(id.0 as usize)?.as_ref()?;
+        Some(SpaceInfo {
+            id,
             domain: space.domain,
             digest: space.digest,
             page_bytes: space.page_bytes,
             pages: space.pages,
         })
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = SpaceInfo> + '_ {
+        (0..self.entries.len() as u32).filter_map(|at| self.info(SpaceId(at)))
     }
 }

@@ -93,6 +93,12 @@ pub struct Stats {
     /// Records found at start whose page was known from a record at least as good, or on its way
     /// to an SSD.
     pub recovery_duplicates: u64,
+    /// Pages of an earlier daemon found in memory.
+    pub restored_pages: u64,
+    /// Pages that were leased then, and still are until released.
+    pub restored_leases: u64,
+    /// Things of an earlier daemon that were left out, as they are at odds with the rest.
+    pub restore_ignored: u64,
     /// Gauge: records that count in no lookup because they have not proved themselves yet.
     pub unproved_records: u64,
     /// Records of unsealed segments that proved themselves.

@@ -38,6 +38,8 @@ struct Faults {
     devices_die: bool,
     /// The daemon dies in the middle, and its devices are read while clients go on.
     crashes: bool,
+    /// What it had in memory outlives it.
+    remembers: bool,
 }
 
 struct OpenOffer {
@@ -78,11 +80,11 @@ impl Chaos {
     fn new(faults: Faults, frames: u64, slots: u32) -> Self {
         let mut world = World::with_devices(frames, &SIZES[..faults.devices]);
         world.add_part(OTHER, 2);
-        Self::on(world, faults, slots)
+        Self::on(world, faults, slots, 1)
     }
 
     /// Clients of a world, whatever lies on its devices.
-    fn on(world: World, faults: Faults, slots: u32) -> Self {
+    fn on(world: World, faults: Faults, slots: u32, next: u64) -> Self {
         let unread = world.logs.iter().map(|log| log.recover().into()).collect();
         let mut chaos = Self {
             world,
@@ -95,8 +97,8 @@ impl Chaos {
             holds: Vec::new(),
             promised: Vec::new(),
             stamp: Stamp(0),
-            next_session: 1,
-            next_lease: 1,
+            next_session: next,
+            next_lease: next << 32,
         };
         let own = DomainId::default();
         for (pid, mode) in [(1, Mode::ZeroCopy), (1, Mode::ZeroCopy), (2, Mode::Copy)] {
@@ -296,6 +298,7 @@ impl Chaos {
                 self.world.add_part(domain, u64::from(a % 5));
             }
             6 => self.trespass(session, domain),
+            7 => self.world.end_quarantine(),
             _ => {}
         }
     }
@@ -366,6 +369,7 @@ impl Chaos {
                 self.world.recover(DeviceId(device as u8), &piece, true);
             }
         }
+        self.world.end_quarantine();
         self.world.finish_jobs();
         self.world.advance(Micros(self.world.now.0 + 1_000_000_000));
         self.world.finish_jobs();
@@ -401,12 +405,38 @@ impl Chaos {
     }
 
     /// Starts another daemon on the same SSDs while everything is under way.
-    fn crash(self, frames: u64, torn: u32) -> Self {
+    fn crash(mut self, frames: u64, torn: u32) -> Self {
         let crash = |log: Log| log.crash(|record| torn >> (record % 8) & 1 == 1);
-        let logs = self.world.logs.into_iter().map(crash).collect();
-        let mut world = World::with_logs(frames, config(&SIZES[..self.faults.devices]), logs);
-        world.add_part(OTHER, 3);
-        Self::on(world, self.faults, self.slots)
+        if self.faults.remembers {
+            self.die_in_a_step(torn >> 8);
+        }
+        let logs = std::mem::take(&mut self.world.logs).into_iter().map(crash).collect();
+        let world = if self.faults.remembers {
+            self.world.succeed(logs, (torn >> 28) as usize + 1)
+        } else {
+            let settings = config(&SIZES[..self.faults.devices]);
+            let mut world = World::with_logs(frames, settings, logs);
+            world.add_part(OTHER, 3);
+            world
+        };
+        Self::on(world, self.faults, self.slots, self.next_session)
+    }
+
+    /// Something happens, and the daemon dies before all that it means is remembered.
+    fn die_in_a_step(&mut self, at: u32) {
+        self.world.dies_after = Some(at as usize / 8 % 6);
+        let session = self.session(at);
+        let (_, domain) = self.sessions[&session];
+        match at % 8 {
+            0..=2 => self.end_job(at, 1),
+            3 => self.release(at, at >> 8, 0),
+            4 => self.release(at, at >> 8, at >> 4),
+            5 => {
+                self.world.leases.retain(|(owner, _), _| owner.0 != session);
+                self.world.kill_quietly(SessionId(session));
+            }
+            _ => self.fetch(session, self.spaces[&domain][0], &chain(at.into()), 1),
+        }
     }
 
     /// Starts another core on the same SSDs: what it finds there is what was written.
@@ -492,8 +522,14 @@ fn run(faults: Faults, frames: u64, slots: u32, torn: u32, operations: &[Op]) {
     chaos.restart(torn.rotate_right(8));
 }
 
-const FAULTS: Faults =
-    Faults { devices: 0, jobs_fail: false, moody: false, devices_die: false, crashes: false };
+const FAULTS: Faults = Faults {
+    devices: 0,
+    jobs_fail: false,
+    moody: false,
+    devices_die: false,
+    crashes: false,
+    remembers: false,
+};
 
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
@@ -533,6 +569,20 @@ proptest! {
     }
 
     #[test]
+    fn what_is_in_memory_outlives_the_daemon(
+        frames in 1..8_u64,
+        slots in 1..4_u32,
+        devices in 0..=2_usize,
+        (jobs_fail, moody) in any::<(bool, bool)>(),
+        torn: u32,
+        operations in operations(),
+    ) {
+        let moody = moody && devices > 0;
+        let faults = Faults { devices, jobs_fail, moody, crashes: true, remembers: true, ..FAULTS };
+        run(faults, frames, slots, torn, &operations);
+    }
+
+    #[test]
     fn moody_devices_break_no_promise(
         frames in 1..8_u64,
         slots in 1..4_u32,
@@ -554,7 +604,7 @@ proptest! {
         torn: u32,
         operations in operations(),
     ) {
-        let faults = Faults { devices, jobs_fail: true, moody, devices_die: true, crashes };
+        let faults = Faults { devices, jobs_fail: true, moody, devices_die: true, crashes, remembers: false };
         run(faults, frames, slots, torn, &operations);
     }
 }

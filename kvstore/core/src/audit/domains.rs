@@ -7,10 +7,12 @@ impl Core {
             let limits = domain.config.limits;
             let sessions = || self.sessions.values().filter(|session| session.domain == at);
             assert_eq!(sessions().count(), domain.sessions as usize, "sessions are counted");
-            assert!(domain.sessions <= limits.max_sessions, "sessions are bounded");
+            let most = limits.max_sessions.max(domain.restored_sessions);
+            assert!(domain.sessions <= most, "sessions are bounded");
             let leased: u32 = sessions().map(|session| session.leased_pages).sum();
             assert_eq!(leased, domain.leased_pages, "leased pages are counted");
-            assert!(leased <= limits.max_leased_pages, "leases are bounded");
+            let most = limits.max_leased_pages.max(domain.restored_leased_pages);
+            assert!(leased <= most, "leases are bounded");
             let holds = || self.holds.values().filter(|hold| hold.domain == at);
             assert_eq!(holds().count(), domain.holds as usize, "holds are counted");
             assert!(domain.holds <= limits.max_holds, "holds are bounded");

@@ -6,9 +6,12 @@
 pub(crate) mod devices;
 pub(crate) mod log;
 pub(crate) mod memory;
+pub(crate) mod restart;
+pub(crate) mod state;
 
 use log::Log;
 use memory::{Memory, Part, overlaps, place};
+use state::State;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use undercroft_core::{Action, Config, Core, Event, FramePlace, Micros, ProcessId};
 use undercroft_wire::{
@@ -123,14 +126,28 @@ pub(crate) struct World {
     pub(crate) modes: HashMap<SessionId, Mode>,
     pub(crate) processes: HashMap<SessionId, u32>,
     pub(crate) audits: bool,
+    pub(crate) config: Config,
+    /// What is remembered of this daemon.
+    pub(crate) state: State,
+    /// Frames that an earlier daemon's reads may still be written to.
+    pub(crate) haunted: Vec<FramePlace>,
+    /// The daemon dies in its next step, after so many notes of it.
+    pub(crate) dies_after: Option<usize>,
+    pub(crate) dead: bool,
     next_lease: u64,
     next_request: u32,
 }
 
 impl World {
     pub(crate) fn new(config: Config) -> Self {
+        let config = Config { notes: true, ..config };
         Self {
-            core: Core::new(config).unwrap(),
+            core: Core::new(config.clone()).unwrap(),
+            config,
+            state: State::default(),
+            haunted: Vec::new(),
+            dies_after: None,
+            dead: false,
             now: Micros(0),
             logs: Vec::new(),
             jobs: BTreeMap::new(),
@@ -172,10 +189,20 @@ impl World {
     }
 
     pub(crate) fn step(&mut self, event: Event<'_>) {
+        if self.dead {
+            return;
+        }
         let mut actions = Vec::new();
         self.core.step(self.now, event, &mut actions);
+        if let Some(notes) = self.dies_after.take() {
+            self.core.drain_notes().take(notes).for_each(|note| self.state.note(note));
+            self.dead = true;
+            return;
+        }
+        self.core.drain_notes().for_each(|note| self.state.note(note));
         if self.audits {
             self.core.audit();
+            self.state.check(&self.core);
         }
         for action in actions {
             self.take(action);
@@ -237,6 +264,8 @@ impl World {
                 assert!(!shared, "a frame in use by a job is not overwritten");
             }
         }
+        let haunted = |old: &FramePlace| overlaps(frame, place(old), old.bytes.into());
+        assert!(!self.haunted.iter().any(haunted), "a frame in quarantine is left alone");
         self.memory.clear(frame, domain);
     }
 
@@ -291,6 +320,7 @@ impl World {
         self.modes.insert(session, mode);
         self.processes.insert(session, pid);
         let process = ProcessId { pid, start: 1 };
+        self.state.sessions.insert(session, (process, domain));
         self.step(Event::SessionOpened { session, domain, process, mode });
     }
 

@@ -1,0 +1,274 @@
+use crate::fetches::{Fetch, FetchId, Reader};
+use crate::notes::Note;
+use crate::page::{Dram, PageId};
+use crate::recovery::Guess;
+use crate::restored::{
+    Restored, RestoredFrame, RestoredLease, RestoredPage, RestoredSession, RestoredSlab,
+    RestoredSpace,
+};
+use crate::sessions::Session;
+use crate::spaces::{ClassId, Space};
+use crate::{Core, Micros};
+use undercroft_wire::{
+    FetchOutcome, FrameId, MAX_PAGE_BYTES, MIN_PAGE_BYTES, Mode, PageIdentity, RequestId,
+    SessionId, Stamp, frame_bytes,
+};
+
+/// Taking over what an earlier daemon left in memory. None of it is believed further than it
+/// agrees with the rest, and a frame that may be in use is given to nobody.
+impl Core {
+    pub(crate) fn restored(&mut self, piece: &Restored<'_>) {
+        if self.has_restored {
+            let Restored { spaces, slabs, pages, quarantined, sessions, leases, .. } = piece;
+            let ignored = [spaces.len(), slabs.len(), pages.len(), quarantined.len()];
+            let ignored = ignored.into_iter().sum::<usize>() + sessions.len() + leases.len();
+            self.stats.restore_ignored += ignored as u64;
+            return;
+        }
+        self.frames.keep_unused();
+        for space in piece.spaces {
+            let taken = self.restore_space(space);
+            self.count_restored(taken);
+        }
+        for slab in piece.slabs {
+            let taken = self.restore_slab(slab);
+            self.count_restored(taken);
+        }
+        for frame in piece.quarantined {
+            let taken = self.restore_quarantined(frame);
+            self.count_restored(taken);
+        }
+        let mut guess = Guess::default();
+        for page in piece.pages {
+            let taken = self.restore_page(page, &mut guess);
+            self.stats.restored_pages += u64::from(taken);
+            self.count_restored(taken);
+        }
+        for session in piece.sessions {
+            let taken = self.restore_session(session);
+            self.count_restored(taken);
+        }
+        for lease in piece.leases {
+            let taken = self.restore_lease(lease);
+            self.stats.restored_leases += u64::from(taken);
+            self.count_restored(taken);
+        }
+        if piece.last {
+            self.finish_restoring();
+        }
+    }
+
+    fn count_restored(&mut self, taken: bool) {
+        self.stats.restore_ignored += u64::from(!taken);
+    }
+
+    fn restore_space(&mut self, space: &RestoredSpace) -> bool {
+        let RestoredSpace { space: id, domain, digest, page_bytes } = *space;
+        let at = self.domains.find(domain);
+        let sized = (MIN_PAGE_BYTES..=MAX_PAGE_BYTES).contains(&page_bytes);
+        if let Some(at) = at.filter(|_| sized) {
+            let class = self.frames.class_of(at, frame_bytes(page_bytes));
+            let space = Space { domain, digest, page_bytes, class, pages: 0, opened: 0 };
+            if self.spaces.restore(id, space, self.config.limits.max_spaces) {
+                return true;
+            }
+        }
+        if self.spaces.info(id).is_none() {
+            self.notes.add(|| Note::SpaceGone { space: id });
+        }
+        false
+    }
+
+    fn restore_slab(&mut self, slab: &RestoredSlab) -> bool {
+        let RestoredSlab { part, offset, .. } = *slab;
+        let taken = self.frames.restore_slab(slab);
+        if !taken && !self.frames.has_slab(part, offset) {
+            self.notes.add(|| Note::SlabGone { part, offset });
+        }
+        taken
+    }
+
+    fn restore_quarantined(&mut self, at: &RestoredFrame) -> bool {
+        let found = self.frames.find(at.part, at.offset);
+        let Some((class, frame)) = found.filter(|(_, frame)| self.frames.take_this(*frame)) else {
+            return false;
+        };
+        self.quarantine.insert((class, frame));
+        true
+    }
+
+    fn restore_page(&mut self, row: &RestoredPage, guess: &mut Guess) -> bool {
+        let RestoredPage { part, offset, .. } = *row;
+        let Some((class, frame)) = self.frames.find(part, offset) else {
+            return false;
+        };
+        if !self.frames.take_this(frame) {
+            return false;
+        }
+        let Some(page) = self.restored_entry(row, class, guess) else {
+            self.give_back(class, frame);
+            return false;
+        };
+        self.enter_dram(page, frame, row);
+        true
+    }
+
+    /// The entry of a page that was in a frame of the class; `None` if it cannot be.
+    fn restored_entry(
+        &mut self,
+        row: &RestoredPage,
+        class: ClassId,
+        guess: &mut Guess,
+    ) -> Option<PageId> {
+        let space = self.spaces.info(row.space)?;
+        if self.spaces.get(row.space).class != class {
+            return None;
+        }
+        let identity = PageIdentity {
+            domain: space.domain,
+            space: space.digest,
+            key: row.key,
+            parent: row.parent,
+            depth: row.depth,
+            page_bytes: space.page_bytes,
+        };
+        let page = self.recovered_page(row.space, &identity, guess)?;
+        if self.index[page].dram != Dram::None {
+            self.prune(page);
+            return None;
+        }
+        Some(page)
+    }
+
+    fn enter_dram(&mut self, id: PageId, frame: FrameId, row: &RestoredPage) {
+        let last = self.last_stamp;
+        let page = &mut self.index[id];
+        // A descendant that came first has raised it already.
+        let stamp = row.stamp.0.min(last).max(page.stamp);
+        page.stamp = stamp;
+        page.touched = true;
+        page.dram = Dram::Resident;
+        page.frame = Some(frame);
+        page.crc = row.crc;
+        let (class, parent) = (page.class, page.parent);
+        if stamp != row.stamp.0 {
+            let (part, offset, stamp) = (row.part, row.offset, Stamp(stamp));
+            self.notes.add(|| Note::Touched { part, offset, stamp });
+        }
+        self.frames.class_mut(class).resident += 1;
+        self.note_presence(id);
+        self.settle(id);
+        if let Some(parent) = parent {
+            self.touch(parent, stamp);
+        }
+        self.restored_frames.insert(frame, id);
+    }
+
+    fn restore_session(&mut self, row: &RestoredSession) -> bool {
+        let RestoredSession { session, process, domain } = *row;
+        let unknown = !self.sessions.contains_key(&session);
+        let Some(domain) = self.domains.find(domain).filter(|_| unknown) else {
+            if unknown {
+                self.notes.add(|| Note::SessionGone { session });
+            }
+            return false;
+        };
+        // However few there may be now: what they read must stay.
+        let tenant = self.domains.get_mut(domain);
+        tenant.sessions += 1;
+        tenant.restored_sessions += 1;
+        self.sessions.insert(session, Session::restored(domain, process));
+        true
+    }
+
+    fn restore_lease(&mut self, row: &RestoredLease) -> bool {
+        let Some(page) = self.restored_leased_page(row) else {
+            return false;
+        };
+        let state = self.sessions.get_mut(&row.session).expect("found above");
+        let domain = state.domain;
+        state.leased_pages += 1;
+        let known = state.leases.get(&row.lease).copied();
+        let id = known.unwrap_or_else(|| self.restored_fetch(row, page));
+        let fetch = self.fetches.get_mut(&id).expect("a session's leases are known");
+        let at = fetch.numbers.partition_point(|number| *number < row.index);
+        fetch.numbers.insert(at, row.index);
+        fetch.pages.insert(at, page);
+        (fetch.delivered, fetch.issued, fetch.limit) =
+            (fetch.delivered + 1, fetch.issued + 1, fetch.limit + 1);
+        let tenant = self.domains.get_mut(domain);
+        tenant.leased_pages += 1;
+        tenant.restored_leased_pages += 1;
+        self.pin(page);
+        true
+    }
+
+    /// The page that a restored session leases there, if it can have leased it.
+    fn restored_leased_page(&self, row: &RestoredLease) -> Option<PageId> {
+        let (class, frame) = self.frames.find(row.part, row.offset)?;
+        let page = *self.restored_frames.get(&frame)?;
+        self.index.get(page).filter(|page| page.frame == Some(frame))?;
+        let state = self.sessions.get(&row.session).filter(|state| state.restored)?;
+        if self.frames.class(class).domain != state.domain {
+            return None;
+        }
+        let known = state.leases.get(&row.lease).map(|id| &self.fetches[id]);
+        let twice = known.is_some_and(|fetch| fetch.numbers.binary_search(&row.index).is_ok());
+        (!twice).then_some(page)
+    }
+
+    /// A lease on nothing yet that has ended otherwise.
+    fn restored_fetch(&mut self, row: &RestoredLease, page: PageId) -> FetchId {
+        let (session, lease) = (row.session, row.lease);
+        let (request, mode) = (RequestId(0), Mode::ZeroCopy);
+        let reader = Reader::Lease { session, lease, request, mode };
+        let space = self.index[page].space;
+        let outcome = FetchOutcome::Complete;
+        let mut fetch = self.new_fetch(reader, space, Vec::new(), outcome, Micros(0));
+        fetch.active = false;
+        self.last_fetch += 1;
+        let id = FetchId(self.last_fetch);
+        fetch.id = id;
+        self.fetches.insert(id, fetch);
+        let state = self.sessions.get_mut(&session).expect("the session is known");
+        state.leases.insert(lease, id);
+        id
+    }
+
+    fn finish_restoring(&mut self) {
+        self.has_restored = true;
+        self.restored_frames.clear();
+        self.frames.drop_unused(&mut self.notes);
+        let idle = self.sessions.iter().filter(|(_, state)| state.restored);
+        for session in idle.map(|(id, _)| *id).collect::<Vec<SessionId>>() {
+            self.forget_session_if_done(session);
+        }
+        let classes: Vec<ClassId> = self.frames.classes().map(|(class, _)| class).collect();
+        for class in classes {
+            self.wake(class);
+        }
+    }
+
+    /// Nothing that was under way before is any more.
+    pub(crate) fn quarantine_over(&mut self) {
+        for (class, frame) in std::mem::take(&mut self.quarantine) {
+            self.give_back(class, frame);
+        }
+    }
+}
+
+impl Fetch {
+    /// The index that the reader knows page `at` by: a restored lease has only the pages that were
+    /// not released before.
+    pub(crate) fn index_of(&self, at: u32) -> u32 {
+        self.numbers.get(at as usize).copied().unwrap_or(at)
+    }
+
+    /// How many pages lie before index `upto`.
+    pub(crate) fn count_before(&self, upto: u32) -> u32 {
+        if self.numbers.is_empty() || upto == u32::MAX {
+            return upto;
+        }
+        self.numbers.partition_point(|number| *number < upto) as u32
+    }
+}
