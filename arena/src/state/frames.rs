@@ -3,7 +3,7 @@
 use super::State;
 use super::error::Unkept;
 use super::layout::FRAME_WORDS;
-use super::places::{FramePlace, SlabPlace};
+use super::places::{FramePlace, PartPlace, SlabPlace};
 use super::rows::{FrameRow, PageRow, TableId, bytes_of, check, halves, pair, words_of};
 use super::words::{EMPTY, Words};
 use std::ops::Range;
@@ -56,10 +56,14 @@ fn decode(words: &Words16, at: usize) -> Option<PageRow> {
     })
 }
 
-/// Covers where the row is and of which cut, and all of the page but its stamp.
+/// Covers all of the page but its stamp, and in place of stamp and state where the row is and of
+/// which cut.
 fn frame_check(words: &Words16, at: usize) -> u64 {
-    let (_, cut) = halves(words[0]);
-    check([TableId::Frames as u64, at as u64, cut.into()], &words[2..15])
+    let mut covered = *words;
+    covered[0] = pair(TableId::Frames as u32, halves(words[0]).1);
+    covered[STAMP] = at as u64;
+    covered[FRAME_WORDS - 1] = 0;
+    check(covered)
 }
 
 /// What is in the frame whose row starts at the word `at`. Of a page that does not prove itself the
@@ -131,12 +135,19 @@ impl State {
         filled.then(|| halves(self.words.load(place.at + GENERATION)).0)
     }
 
-    /// Every frame that is not free, in no order.
+    /// Every frame that is not free, by part and offset.
     pub fn frames(&self) -> impl Iterator<Item = FrameRow> + '_ {
-        let runs = self.places.slabs().flat_map(|slab| {
-            Present { words: &self.words, left: slab.words() }.map(move |run| (slab, run))
-        });
-        runs.flat_map(|(slab, run)| {
+        self.places.slabs().flat_map(|slab| self.frames_of_slab(slab))
+    }
+
+    /// Those of one part: several can be read at once, by a thread each.
+    pub fn frames_of(&self, part: PartId) -> impl Iterator<Item = FrameRow> + '_ {
+        let slabs = self.places.part(part).into_iter().flat_map(PartPlace::slabs);
+        slabs.flat_map(|slab| self.frames_of_slab(slab))
+    }
+
+    fn frames_of_slab<'a>(&'a self, slab: &'a SlabPlace) -> impl Iterator<Item = FrameRow> + 'a {
+        Present { words: &self.words, left: slab.words() }.flat_map(|run| {
             self.words.populate(&run);
             let first = run.start - (run.start - slab.at) % FRAME_WORDS;
             let rows = (first..run.end).step_by(FRAME_WORDS);

@@ -104,5 +104,7 @@ impl Form {
 }
 
 fn form_check(words: &[u64; FORM_WORDS]) -> u64 {
-    check([0; 3], &words[..FORM_WORDS - 1])
+    let mut covered = [0; 16];
+    covered[..FORM_WORDS - 1].copy_from_slice(&words[..FORM_WORDS - 1]);
+    check(covered)
 }

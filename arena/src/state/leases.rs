@@ -5,19 +5,21 @@ use super::error::Unkept;
 use super::rows::{LeaseRow, SessionRow};
 use super::table::Table;
 use super::words::Words;
-use std::collections::{HashMap, VecDeque};
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet, VecDeque};
 use undercroft_wire::{LeaseId, PartId, SessionId};
 
 /// The rows of sessions and of their leases, found by their numbers.
 #[derive(Debug, Default)]
 pub(super) struct Holders {
     sessions: HashMap<SessionId, Holder>,
+    leases: HashMap<(SessionId, LeaseId), Pages>,
 }
 
 #[derive(Debug)]
 struct Holder {
     row: u32,
-    leases: HashMap<LeaseId, Pages>,
+    leases: HashSet<LeaseId>,
 }
 
 /// The pages of a lease and their rows, by index: they are leased and released in that order.
@@ -28,26 +30,47 @@ impl Holders {
     pub(super) fn add(&mut self, session: SessionId, row: u32) -> bool {
         let free = !self.sessions.contains_key(&session);
         if free {
-            self.sessions.insert(session, Holder { row, leases: HashMap::new() });
+            self.sessions.insert(session, Holder { row, leases: HashSet::new() });
         }
         free
     }
 
-    fn knows(&self, session: SessionId) -> bool {
-        self.sessions.contains_key(&session)
+    /// The pages of a lease, made without any if need be; `None` if the session is not known.
+    fn pages(&mut self, session: SessionId, lease: LeaseId) -> Option<&mut Pages> {
+        match self.leases.entry((session, lease)) {
+            Entry::Occupied(pages) => Some(pages.into_mut()),
+            Entry::Vacant(none) => {
+                self.sessions.get_mut(&session)?.leases.insert(lease);
+                Some(none.insert(Pages::new()))
+            }
+        }
+    }
+
+    /// A lease without pages is none.
+    fn forget_if_empty(&mut self, session: SessionId, lease: LeaseId) {
+        if let Entry::Occupied(pages) = self.leases.entry((session, lease))
+            && pages.get().is_empty()
+        {
+            pages.remove();
+            if let Some(holder) = self.sessions.get_mut(&session) {
+                holder.leases.remove(&lease);
+            }
+        }
     }
 
     /// `false` if the session is not known.
     pub(super) fn lease(&mut self, page: &LeaseRow, row: u32) -> bool {
-        let Some(holder) = self.sessions.get_mut(&page.session) else { return false };
-        let pages = holder.leases.entry(page.lease).or_default();
-        if pages.back().is_none_or(|last| last.0 <= page.index) {
-            pages.push_back((page.index, row));
-        } else {
-            let at = pages.partition_point(|(index, _)| *index <= page.index);
-            pages.insert(at, (page.index, row));
-        }
-        true
+        let pages = self.pages(page.session, page.lease);
+        pages.map(|pages| insert(pages, page.index, row)).is_some()
+    }
+}
+
+fn insert(pages: &mut Pages, index: u32, row: u32) {
+    if pages.back().is_none_or(|last| last.0 <= index) {
+        pages.push_back((index, row));
+    } else {
+        let at = pages.partition_point(|(before, _)| *before <= index);
+        pages.insert(at, (index, row));
     }
 }
 
@@ -67,7 +90,7 @@ impl State {
     /// # Errors
     /// No room for one more, or one of that number is there.
     pub fn session(&mut self, session: &SessionRow) -> Result<(), Unkept> {
-        if self.holders.knows(session.session) {
+        if self.holders.sessions.contains_key(&session.session) {
             return Err(Unkept::Conflict { what: "session", why: "its number is taken" });
         }
         let row = self.sessions.put(&self.words, session)?;
@@ -78,7 +101,8 @@ impl State {
     /// The session and all its leases are no more. One that is not known is none already.
     pub fn session_gone(&mut self, session: SessionId) {
         let Some(holder) = self.holders.sessions.remove(&session) else { return };
-        for (_, pages) in holder.leases {
+        for lease in holder.leases {
+            let pages = self.holders.leases.remove(&(session, lease)).unwrap_or_default();
             clear(&mut self.leases, &self.words, pages);
         }
         self.sessions.clear(&self.words, holder.row);
@@ -99,28 +123,29 @@ impl State {
     ) -> Result<(), Unkept> {
         let generation =
             self.page_generation(part, offset).ok_or(Unkept::Unknown { what: "page" })?;
-        if !self.holders.knows(session) {
-            return Err(Unkept::Unknown { what: "session" });
-        }
+        let unknown = Unkept::Unknown { what: "session" };
+        let pages = self.holders.pages(session, lease).ok_or(unknown)?;
         let page = LeaseRow { session, lease, index, part, offset, generation };
-        let row = self.leases.put(&self.words, &page)?;
-        self.holders.lease(&page, row);
+        match self.leases.put(&self.words, &page) {
+            Ok(row) => insert(pages, index, row),
+            Err(full) => {
+                self.holders.forget_if_empty(session, lease);
+                return Err(full);
+            }
+        }
         Ok(())
     }
 
     /// The pages of a lease before `upto` are released; `u32::MAX`: the lease is ended. One that
     /// is not known has none.
     pub fn released(&mut self, session: SessionId, lease: LeaseId, upto: u32) {
-        let Some(holder) = self.holders.sessions.get_mut(&session) else { return };
-        let Some(pages) = holder.leases.get_mut(&lease) else { return };
+        let Some(pages) = self.holders.leases.get_mut(&(session, lease)) else { return };
         let released = match upto {
             u32::MAX => pages.len(),
             _ => pages.partition_point(|(index, _)| *index < upto),
         };
         clear(&mut self.leases, &self.words, pages.drain(..released));
-        if pages.is_empty() {
-            holder.leases.remove(&lease);
-        }
+        self.holders.forget_if_empty(session, lease);
     }
 
     /// Every session, in no order.
@@ -131,7 +156,7 @@ impl State {
 
     /// Every leased page; those of one lease in the order of their index.
     pub fn leased_pages(&self) -> impl Iterator<Item = LeaseRow> + '_ {
-        let leases = self.holders.sessions.values().flat_map(|holder| holder.leases.values());
+        let leases = self.holders.leases.values();
         leases.flatten().filter_map(|(_, row)| self.leases.get(&self.words, *row))
     }
 }

@@ -4,8 +4,8 @@ use super::layout::{FRAME_WORDS, Layout, UNIT_BYTES};
 use super::rows::{PartRow, SlabRow};
 use undercroft_wire::PartId;
 
-/// All parts and their slabs, in order: found by bisection, as this happens for every frame that
-/// is filled, touched or leased.
+/// All parts and their slabs. A frame is found for each page that is filled, touched or leased, so
+/// its slab is guessed by where it lies, and looked for only where the guess was wrong.
 #[derive(Debug, Default)]
 pub(super) struct Places {
     parts: Vec<PartPlace>,
@@ -17,10 +17,17 @@ pub(super) struct PartPlace {
     /// Its row in the table of parts, which is also its place among the frame rows.
     pub(super) row: u32,
     bytes: u64,
-    /// Where each slab starts, units.
-    starts: Vec<u32>,
+    /// Slabs in the order of where they start: units, and which of `slabs` it is.
+    starts: Vec<(u32, u32)>,
+    /// In no order; those that are not in `starts` are free.
     slabs: Vec<SlabPlace>,
+    free: Vec<u32>,
+    /// For each stretch of the part, which of `slabs` lay over its start last.
+    guesses: Vec<u32>,
 }
+
+/// Units of a stretch that has one guess: no more than a slab of the usual size has.
+const STRETCH_UNITS: u32 = 4096;
 
 /// The frame rows of one slab. They lie one after the other from where the slab starts, so that
 /// they take no more memory than they must.
@@ -45,6 +52,10 @@ pub(super) struct FramePlace {
 }
 
 impl SlabPlace {
+    fn is_over(&self, unit: u32) -> bool {
+        unit.wrapping_sub(self.start) < self.units
+    }
+
     pub(super) fn slab(&self) -> SlabRow {
         SlabRow {
             part: self.part,
@@ -88,14 +99,22 @@ impl Places {
     }
 
     pub(super) fn slabs(&self) -> impl Iterator<Item = &SlabPlace> {
-        self.parts.iter().flat_map(|part| &part.slabs)
+        self.parts.iter().flat_map(PartPlace::slabs)
     }
 
     /// `false` if there is one of that number already.
     pub(super) fn add_part(&mut self, part: &PartRow, row: u32) -> bool {
         let Err(at) = self.position(part.part) else { return false };
-        let (starts, slabs) = (Vec::new(), Vec::new());
-        let place = PartPlace { part: part.part, row, bytes: part.bytes, starts, slabs };
+        let units = part.bytes.div_ceil(UNIT_BYTES) as u32;
+        let place = PartPlace {
+            part: part.part,
+            row,
+            bytes: part.bytes,
+            starts: Vec::new(),
+            slabs: Vec::new(),
+            free: Vec::new(),
+            guesses: vec![0; units.div_ceil(STRETCH_UNITS) as usize],
+        };
         self.parts.insert(at, place);
         true
     }
@@ -119,9 +138,9 @@ impl Places {
             return Err("it is not inside its part");
         }
         let (start, units) = in_units(slab);
-        let after = part.starts.partition_point(|s| *s < start);
-        let next = part.starts.get(after).is_none_or(|next| start + units <= *next);
-        let before = after.checked_sub(1).map(|before| &part.slabs[before]);
+        let after = part.starts.partition_point(|s| s.0 < start);
+        let next = part.starts.get(after).is_none_or(|next| start + units <= next.0);
+        let before = after.checked_sub(1).map(|before| part.nth(before));
         let free = before.is_none_or(|before| before.start + before.units <= start);
         if next && free { Ok(()) } else { Err("it lies over another") }
     }
@@ -141,17 +160,12 @@ impl Places {
             units,
             frame_units: slab.frame_bytes / UNIT_BYTES as u32,
         };
-        let at = part.starts.partition_point(|s| *s < start);
-        part.starts.insert(at, start);
-        part.slabs.insert(at, place);
+        part.add(place);
     }
 
     pub(super) fn remove_slab(&mut self, part: PartId, offset: u64) -> Option<SlabPlace> {
         let at = self.position(part).ok()?;
-        let part = &mut self.parts[at];
-        let found = part.slabs.iter().position(|slab| slab.slab().offset == offset)?;
-        part.starts.remove(found);
-        Some(part.slabs.remove(found))
+        self.parts[at].remove(offset)
     }
 
     /// The row of the frame that starts at `offset` in `part`.
@@ -162,10 +176,9 @@ impl Places {
             return None;
         }
         let unit = (offset / UNIT_BYTES) as u32;
-        let slab = part.starts.partition_point(|start| *start <= unit).checked_sub(1)?;
-        let slab = &part.slabs[slab];
+        let slab = part.over(unit)?;
         let within = unit - slab.start;
-        if within >= slab.units || !within.is_multiple_of(slab.frame_units) {
+        if !within.is_multiple_of(slab.frame_units) {
             return None;
         }
         let frame = (within / slab.frame_units) as usize;
@@ -174,8 +187,51 @@ impl Places {
 }
 
 impl PartPlace {
-    pub(super) fn slabs(&self) -> &[SlabPlace] {
-        &self.slabs
+    /// In the order of where they start.
+    pub(super) fn slabs(&self) -> impl Iterator<Item = &SlabPlace> {
+        self.starts.iter().map(|(_, slab)| &self.slabs[*slab as usize])
+    }
+
+    fn nth(&self, at: usize) -> &SlabPlace {
+        &self.slabs[self.starts[at].1 as usize]
+    }
+
+    /// The slab that lies over `unit`, which is inside the part.
+    #[inline]
+    fn over(&self, unit: u32) -> Option<&SlabPlace> {
+        let guess = self.guesses[(unit / STRETCH_UNITS) as usize];
+        match self.slabs.get(guess as usize) {
+            Some(slab) if slab.is_over(unit) => Some(slab),
+            _ => {
+                let after = self.starts.partition_point(|(start, _)| *start <= unit);
+                Some(self.nth(after.checked_sub(1)?)).filter(|slab| slab.is_over(unit))
+            }
+        }
+    }
+
+    fn add(&mut self, slab: SlabPlace) {
+        let index = self.free.pop().unwrap_or(self.slabs.len() as u32);
+        match self.slabs.get_mut(index as usize) {
+            Some(free) => *free = slab,
+            None => self.slabs.push(slab),
+        }
+        let at = self.starts.partition_point(|(start, _)| *start < slab.start);
+        self.starts.insert(at, (slab.start, index));
+        let first = slab.start / STRETCH_UNITS;
+        let last = (slab.start + slab.units - 1) / STRETCH_UNITS;
+        self.guesses[first as usize..=last as usize].fill(index);
+    }
+
+    fn remove(&mut self, offset: u64) -> Option<SlabPlace> {
+        let starts_there = |(start, _): &(u32, u32)| u64::from(*start) * UNIT_BYTES == offset;
+        let at = self.starts.iter().position(starts_there)?;
+        let (_, index) = self.starts.remove(at);
+        self.free.push(index);
+        let slab = &mut self.slabs[index as usize];
+        let removed = *slab;
+        // Nobody's guess is right about it.
+        slab.units = 0;
+        Some(removed)
     }
 }
 

@@ -116,7 +116,7 @@ pub struct FrameRow {
 
 /// Which table a row belongs to: bound into its checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u64)]
+#[repr(u32)]
 pub(super) enum TableId {
     Parts = 1,
     Spaces = 2,
@@ -154,20 +154,17 @@ pub(super) fn opened<const N: usize, R: Row<N>>(words: &[u64; N], row: u32) -> O
     if whole { R::decode(words) } else { None }
 }
 
-/// The state word is not covered: it may change alone.
+/// The state word is not covered: it may change alone. In its place is the row's.
 fn row_check<const N: usize>(table: TableId, row: u32, words: &[u64; N]) -> u64 {
-    check([table as u64, row.into(), 0], &words[1..N - 1])
+    let mut covered = [0; 16];
+    covered[1..N - 1].copy_from_slice(&words[1..N - 1]);
+    covered[0] = pair(table as u32, row);
+    check(covered)
 }
 
-/// CRC-64/NVME of where a row is and what is in it.
-pub(super) fn check(place: [u64; 3], body: &[u64]) -> u64 {
-    const MOST: usize = 3 + 14;
-    let mut bytes = [0; MOST * 8];
-    let (filled, _) = bytes.as_chunks_mut::<8>();
-    for (to, word) in filled.iter_mut().zip(place.iter().chain(body)) {
-        *to = word.to_le_bytes();
-    }
-    checksum_bytes(&bytes[..(place.len() + body.len()) * 8])
+/// CRC-64/NVME of 16 words: for as many it takes half the time that it takes for fewer.
+pub(super) fn check(words: [u64; 16]) -> u64 {
+    checksum_bytes(words.map(u64::to_le_bytes).as_flattened())
 }
 
 pub(super) fn pair(low: u32, high: u32) -> u64 {

@@ -55,6 +55,8 @@ fn unique<K: Ord + std::fmt::Debug, V>(rows: impl Iterator<Item = (K, V)>) -> BT
 
 impl Snapshot {
     fn of(state: &State) -> Self {
+        let of_parts = state.parts().flat_map(|part| state.frames_of(part.part));
+        assert!(of_parts.eq(state.frames()), "part by part it is the same");
         let lease = |row: LeaseRow| ((row.session.0, row.lease.0, row.index), row);
         Self {
             parts: unique(state.parts().map(|row| (row.part.0, row))),

@@ -4,8 +4,10 @@ use super::cut::file_of;
 use super::*;
 use crate::checksum_bytes;
 
-/// CRC over little-endian words.
+/// CRC over these words and as many zeros as make sixteen of them, little-endian.
 fn crc(words: &[u64]) -> u64 {
+    let mut words = words.to_vec();
+    words.resize(16, 0);
     let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     checksum_bytes(&bytes)
 }
@@ -22,7 +24,7 @@ fn by_hand() -> Vec<u64> {
     let mut file = vec![0; 8 * 512];
     let mut head =
         [u64::from_le_bytes(*b"UCSTATE\0"), 1, 7, 2 | 2 << 32, 65536, 3 | 2 << 32, 4 | 16 << 32, 0];
-    head[7] = crc(&[&[0; 3], &head[..7]].concat());
+    head[7] = crc(&head[..7]);
     file[..8].copy_from_slice(&head);
     // Starts, next session, part, stamp and cut; ended in order.
     file[16..22].copy_from_slice(&[3, 9, 1, 500, 6, 1]);
@@ -30,7 +32,7 @@ fn by_hand() -> Vec<u64> {
     let mut row = |table: u64, at: usize, row: u64, words: usize, body: &[u64]| {
         let mut all = [&[1], body].concat();
         all.resize(words - 1, 0);
-        all.push(crc(&[&[table, row, 0], &all[1..]].concat()));
+        all.push(crc(&[&[table | row << 32], &all[1..]].concat()));
         file[at + row as usize * words..][..words].copy_from_slice(&all);
     };
     let [low, high] = domain_words(0);
@@ -53,7 +55,7 @@ fn by_hand() -> Vec<u64> {
     let mut frame = vec![2 | 5 << 32, 21];
     frame.extend(key);
     frame.extend([0, 0, 0, 0, 21 | (21 ^ 1) << 32, !21, (21 ^ 2) | (21 ^ 4) << 32, 21 ^ 3, 0]);
-    frame.push(crc(&[&[6, at as u64, 5], &frame[2..]].concat()));
+    frame.push(crc(&[&[6 | 5 << 32, at as u64], &frame[2..]].concat()));
     file[at..at + 16].copy_from_slice(&frame);
     file
 }
