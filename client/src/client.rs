@@ -9,6 +9,7 @@ use crate::space::{SpaceHandle, SpaceState, open};
 use crate::{ConnectError, MissReason, OpenError, PartWatcher};
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use undercroft_wire::{Epoch, Mode, Reply, Request, SessionId, Space, StatusReport, Welcome};
 
@@ -43,6 +44,16 @@ impl Drop for Inner {
     }
 }
 
+/// What went wrong in the life of a client and should not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct ClientCounters {
+    /// Loads that found a page changed under its lease, and took it for a miss.
+    pub changed_pages: u64,
+    /// Calls that missed at once because the daemon had not turned since another one's deadline.
+    pub hung_calls: u64,
+}
+
 /// How a client stands with its daemon.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -56,6 +67,9 @@ pub enum ClientState {
         /// How pages are delivered.
         mode: Mode,
     },
+    /// Connected, but a call missed its deadline and the daemon has shown no sign of life since:
+    /// every call is a miss until it does.
+    Hung,
     /// Not connected; every call is a miss, and a thread tries to connect.
     Connecting {
         /// What ended the last connection or attempt.
@@ -160,7 +174,8 @@ impl Client {
     /// How the client stands with its daemon, without asking it.
     #[must_use]
     pub fn state(&self) -> ClientState {
-        match self.inner.connection() {
+        match self.inner.linked() {
+            Ok(connection) if connection.is_hung() => ClientState::Hung,
             Err(MissReason::Forked) => ClientState::Forked,
             Err(_) => ClientState::Connecting { failure: self.inner.failure() },
             Ok(connection) => match connection.welcome() {
@@ -169,6 +184,16 @@ impl Client {
                 }
                 None => ClientState::Connecting { failure: None },
             },
+        }
+    }
+
+    /// What went wrong so far.
+    #[must_use]
+    pub fn counters(&self) -> ClientCounters {
+        let counts = &self.inner.counts;
+        ClientCounters {
+            changed_pages: counts.changed_pages.load(Ordering::Relaxed),
+            hung_calls: counts.hung_calls.load(Ordering::Relaxed),
         }
     }
 

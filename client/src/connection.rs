@@ -3,6 +3,7 @@ use crate::bell::{Bell, time_left};
 use crate::inbox::{Chore, Expects, Inbox};
 use crate::outbox::{NotSent, Outbox, Sent};
 use crate::parts::Arena;
+use crate::pulse::Pulse;
 use crate::reader::Reader;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
@@ -70,6 +71,7 @@ pub(crate) struct Connection {
     welcome: OnceLock<Welcome>,
     next_lease: AtomicU64,
     arena: Arc<Arena>,
+    pulse: Arc<Pulse>,
     /// Wakes the keeper: something waits for the socket, or the connection ended.
     bell: Arc<Bell>,
 }
@@ -79,6 +81,8 @@ pub(crate) struct Connection {
 pub(crate) struct Ticket {
     connection: Arc<Connection>,
     pub(crate) request: RequestId,
+    /// The daemon's heartbeat before the request was sent.
+    felt: Option<u64>,
 }
 
 impl Drop for Ticket {
@@ -95,7 +99,16 @@ impl Ticket {
     /// Waits for the one reply to the request.
     pub(crate) fn reply(&self, until: Instant) -> Result<Reply, MissReason> {
         let request = self.request;
-        self.connection.wait_until(request, until, |inbox| inbox.take_reply(request))
+        let reply = self.connection.wait_until(request, until, |inbox| inbox.take_reply(request));
+        if let Err(MissReason::Deadline) = reply {
+            self.missed();
+        }
+        reply
+    }
+
+    /// The call's deadline passed before its answer came.
+    pub(crate) fn missed(&self) {
+        self.connection.pulse.missed(self.felt);
     }
 
     /// The reply if it has been read already.
@@ -126,16 +139,19 @@ impl Connection {
         arena: Arc<Arena>,
         bell: Arc<Bell>,
     ) -> Self {
+        let pulse = Arc::new(Pulse::default());
+        let inbox = Inbox::new(Reader::new(), Arc::clone(&arena), Arc::clone(&pulse));
         Self {
             generation,
             pid: getpid(),
             socket,
             outbox: Outbox::default(),
-            inbox: Mutex::new(Inbox::new(Reader::new(), Arc::clone(&arena))),
+            inbox: Mutex::new(inbox),
             closed: AtomicBool::new(false),
             welcome: OnceLock::new(),
             next_lease: AtomicU64::new(1),
             arena,
+            pulse,
             bell,
         }
     }
@@ -148,6 +164,16 @@ impl Connection {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// Whether the daemon has shown no sign of life since a call missed its deadline.
+    pub(crate) fn is_hung(&self) -> bool {
+        if !self.pulse.is_hung() {
+            return false;
+        }
+        // The sign may lie in the socket, where nobody reads while every call misses.
+        let _nothing = self.drain();
+        self.pulse.is_hung()
     }
 
     /// What the daemon greeted with; `None` before that.
@@ -172,14 +198,18 @@ impl Connection {
         expects: Expects,
         until: Instant,
     ) -> Result<Ticket, MissReason> {
+        let felt = self.pulse.feel();
         let request = locked(&self.inbox).expect(expects)?;
-        let ticket = Ticket { connection: Arc::clone(self), request };
+        let ticket = Ticket { connection: Arc::clone(self), request, felt };
         let sent = self.outbox.send(self.socket.as_fd(), until, |out| {
             encode_request(out, request, message);
         });
         match self.after_send(sent) {
             Ok(()) => Ok(ticket),
             Err(reason) => {
+                if reason == MissReason::Deadline {
+                    ticket.missed();
+                }
                 // Nothing was sent: no answer will come that would need looking after.
                 locked(&self.inbox).forget(request);
                 Err(reason)

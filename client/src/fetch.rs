@@ -2,12 +2,14 @@ use crate::bell::{from_now, whole_ms};
 use crate::client::Inner;
 use crate::connection::{Connection, Ticket};
 use crate::inbox::{Expects, Heard, Placed};
+use crate::proof::Proof;
 use crate::space::{Opened, SpaceHandle, SpaceState};
 use crate::{Hold, MissReason};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use undercroft_arena::{Span, StagingView};
+use undercroft_arena::{BoardView, Span, StagingView};
 use undercroft_wire::{
     FetchEnd, FetchOutcome, FetchReady, FetchSource, KeyRun, LeaseId, MAX_KEYS, PageKey, PagePlace,
     PartId, Release, Request, SlotId, Stamp,
@@ -43,6 +45,19 @@ pub struct ReadyRun {
     /// The pages' bytes: in the arena, or in staging in copy mode. They keep the mapping alive,
     /// but their content only stays while the fetch does.
     pub pages: Vec<Span>,
+    pub(crate) proof: Proof,
+    count: usize,
+}
+
+impl ReadyRun {
+    /// How many of the run's pages, from the first on, are still what was delivered. Whoever
+    /// copied pages out asks this when the copy is done and before the pages are let go: what
+    /// lies beyond is a miss. It is all of them unless a daemon broke its promise or was
+    /// exchanged; without a board nothing can be told and it is all of them, too.
+    #[must_use]
+    pub fn intact(&self) -> usize {
+        self.proof.intact(self.count)
+    }
 }
 
 /// How a fetch ended.
@@ -163,6 +178,13 @@ impl Fetch {
         }
     }
 
+    /// A page of it was not what was delivered any more.
+    pub(crate) fn found_changed(&self) {
+        if let Some(lease) = &self.lease {
+            lease.client.counts.changed_pages.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     fn next_by(&mut self, until: Instant) -> Option<ReadyRun> {
         if self.end.is_some() {
             return None;
@@ -179,6 +201,10 @@ impl Fetch {
                 self.cut(MissReason::Refused(refused.reason));
             }
             Err(MissReason::Deadline) if Instant::now() < self.until => {}
+            Err(MissReason::Deadline) => {
+                lease.ticket.missed();
+                self.cut(MissReason::Deadline);
+            }
             Err(reason) => self.cut(reason),
         }
         None
@@ -287,29 +313,38 @@ impl Delivery {
         &mut self,
         ready: &FetchReady,
         parts: &HashMap<PartId, Placed>,
+        board: Option<&Arc<BoardView>>,
     ) -> Result<(), String> {
-        let count = ready.places.len() as u64;
+        let count = ready.places.len();
         let in_order = ready.first == self.delivered && self.end.is_none();
-        if !in_order || u64::from(self.delivered) + count > u64::from(self.wanted) {
+        if !in_order || self.delivered as usize + count > self.wanted as usize {
             return Err(format!(
                 "pages {}..+{count} of a fetch of {} after {}",
                 ready.first, self.wanted, self.delivered
             ));
         }
-        let pages: Result<Vec<Span>, String> =
-            ready.places.iter().map(|place| self.span(*place, parts)).collect();
+        let mut proof = Proof::default();
+        let mut pages = Vec::with_capacity(count);
+        for PagePlace { part, offset } in ready.places.iter().copied() {
+            if part == PagePlace::STAGING {
+                pages.push(self.slot(offset)?);
+                continue;
+            }
+            let placed =
+                parts.get(&part).ok_or_else(|| format!("a page in unknown part {part}"))?;
+            let span = placed.part.view.span(offset, self.page_bytes);
+            pages.push(span.map_err(|e| e.to_string())?);
+            if let Some(board) = board {
+                proof.look(board, placed.board_offset, offset);
+            }
+        }
         self.delivered += count as u32;
-        self.runs.push_back(ReadyRun { first: ready.first, pages: pages? });
+        self.runs.push_back(ReadyRun { first: ready.first, pages, proof, count });
         Ok(())
     }
 
-    fn span(&self, place: PagePlace, parts: &HashMap<PartId, Placed>) -> Result<Span, String> {
-        let PagePlace { part, offset } = place;
-        if part != PagePlace::STAGING {
-            let placed =
-                parts.get(&part).ok_or_else(|| format!("a page in unknown part {part}"))?;
-            return placed.part.view.span(offset, self.page_bytes).map_err(|e| e.to_string());
-        }
+    /// A page in staging.
+    fn slot(&self, offset: u64) -> Result<Span, String> {
         let slot_bytes = u64::from(self.staging.slot_bytes());
         let slot = u32::try_from(offset / slot_bytes).map_err(|e| e.to_string())?;
         if !offset.is_multiple_of(slot_bytes) {

@@ -2,6 +2,7 @@ use crate::MissReason;
 use crate::connection::Lost;
 use crate::fetch::{Delivery, ReadyRun};
 use crate::parts::{Arena, MAX_PARTS, Mapped};
+use crate::pulse::Pulse;
 use crate::reader::Reader;
 use crate::space::{Opened, SpaceState};
 use std::collections::{HashMap, VecDeque};
@@ -31,6 +32,7 @@ pub(crate) struct Inbox {
     parked: usize,
     welcome: Option<Welcome>,
     arena: Arc<Arena>,
+    pulse: Arc<Pulse>,
     /// Parts that came before the arena was entered, and whether they retire already.
     early: Vec<(PartAdded, OwnedFd, bool)>,
     entered: bool,
@@ -41,6 +43,8 @@ pub(crate) struct Inbox {
 #[derive(Debug)]
 pub(crate) struct Placed {
     pub(crate) part: Arc<Mapped>,
+    /// Where its generations begin on the board, bytes; 0 without one.
+    pub(crate) board_offset: u64,
     /// It retires; fetches up to this one may still be given pages of it.
     retired: Option<LeaseId>,
 }
@@ -118,7 +122,7 @@ fn violation(what: &str) -> Lost {
 }
 
 impl Inbox {
-    pub(crate) fn new(reader: Reader, arena: Arc<Arena>) -> Self {
+    pub(crate) fn new(reader: Reader, arena: Arc<Arena>, pulse: Arc<Pulse>) -> Self {
         Self {
             reader: Some(reader),
             closed: None,
@@ -129,6 +133,7 @@ impl Inbox {
             parked: 0,
             welcome: None,
             arena,
+            pulse,
             early: Vec::new(),
             entered: false,
             parts: HashMap::new(),
@@ -285,8 +290,10 @@ impl Inbox {
         while let Some((header, range)) = reader.next_frame()? {
             let (body, fds) = reader.body(range);
             let (request, reply) = decode_reply(&header, body)?;
+            self.pulse.answered();
             match reply {
                 Reply::Welcome(welcome) => self.greeted(request, welcome)?,
+                Reply::BoardAdded(_) => self.add_board(fds)?,
                 Reply::PartAdded(added) => self.add_part(added, fds)?,
                 Reply::PartRetired(PartRetired { part }) => self.retire(part),
                 Reply::SpaceOpened(opened) => self.opened(generation, request, opened, fds)?,
@@ -322,6 +329,15 @@ impl Inbox {
         Ok(())
     }
 
+    fn add_board(&mut self, fds: &mut VecDeque<OwnedFd>) -> Result<(), Lost> {
+        let fd = fds.pop_front().ok_or_else(|| violation("a board without its descriptor"))?;
+        let Some(welcome) = &self.welcome else {
+            return Err(violation("a board before the welcome"));
+        };
+        let board = self.arena.board(welcome.epoch, &fd)?;
+        if self.pulse.found(board) { Ok(()) } else { Err(violation("a second board")) }
+    }
+
     fn add_part(&mut self, added: PartAdded, fds: &mut VecDeque<OwnedFd>) -> Result<(), Lost> {
         let fd = fds.pop_front().ok_or_else(|| violation("a part without its descriptor"))?;
         if self.welcome.is_none() {
@@ -338,7 +354,12 @@ impl Inbox {
     }
 
     fn map(&mut self, added: PartAdded, fd: &OwnedFd) -> Result<(), Lost> {
-        let placed = Placed { part: self.arena.add(added, fd)?, retired: None };
+        let PartAdded { board_offset, bytes, .. } = added;
+        if let Some(board) = self.pulse.board().filter(|_| board_offset != 0) {
+            let last = board.generation(board_offset, bytes.saturating_sub(1));
+            last.ok_or_else(|| violation("a part whose generations are not on the board"))?;
+        }
+        let placed = Placed { part: self.arena.add(added, fd)?, board_offset, retired: None };
         match self.parts.insert(added.part, placed) {
             None => Ok(()),
             Some(_) => Err(violation("a part twice")),
@@ -386,7 +407,7 @@ impl Inbox {
             return Ok(());
         };
         if let Expects::Pages(_, delivery) = &mut mailbox.expects {
-            delivery.add(ready, &self.parts).map_err(Lost::Protocol)?;
+            delivery.add(ready, &self.parts, self.pulse.board()).map_err(Lost::Protocol)?;
         }
         mailbox.wake();
         Ok(())

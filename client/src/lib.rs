@@ -23,6 +23,8 @@ mod miss;
 mod options;
 mod outbox;
 mod parts;
+mod proof;
+mod pulse;
 mod reader;
 mod server;
 mod shared;
@@ -31,7 +33,7 @@ mod store;
 mod token;
 mod watch;
 
-pub use client::{Client, ClientState};
+pub use client::{Client, ClientCounters, ClientState};
 pub use error::{ConnectError, OpenError};
 pub use fetch::{Fetch, FetchFrom, FetchReport, ReadyRun};
 pub use load::Loaded;

@@ -1,4 +1,5 @@
 use crate::bell::from_now;
+use crate::proof::Proof;
 use crate::space::SpaceHandle;
 use crate::{Fetch, FetchFrom, FetchReport, MissReason, ReadyRun};
 use std::collections::VecDeque;
@@ -53,10 +54,19 @@ impl SpaceHandle {
             landed: 0,
             until: from_now(deadline),
             late: false,
+            changed: false,
             fetch: self.fetch(source, stamp, deadline),
         };
         loading.run()
     }
+}
+
+/// Copies under way, how many, and the page after the last one.
+struct Flight {
+    transfer: Transfer,
+    pages: usize,
+    upto: u32,
+    proof: Proof,
 }
 
 struct Loading<'a> {
@@ -65,13 +75,14 @@ struct Loading<'a> {
     page_bytes: usize,
     /// Pages of one piece.
     piece: usize,
-    /// Copies under way, and the page after each one's last.
-    flying: VecDeque<(Transfer, u32)>,
+    flying: VecDeque<Flight>,
     /// Pages that are in place.
     landed: u32,
     until: Instant,
     /// The deadline came before all that was delivered could be copied.
     late: bool,
+    /// A page was no longer what was delivered when it had been copied.
+    changed: bool,
     /// Stands behind the copies under way, so that it is dropped after them: nothing may be
     /// released while the device still reads it.
     fetch: Fetch,
@@ -86,6 +97,7 @@ impl Loading<'_> {
         let FetchReport { ssd_pages, why, .. } = self.fetch.report();
         let why = match &fault {
             Some(_) => Some(MissReason::Device),
+            None if self.changed => Some(MissReason::Changed),
             None if self.late => Some(MissReason::Deadline),
             None => why,
         };
@@ -99,20 +111,25 @@ impl Loading<'_> {
                 Some(run) => run,
                 None if self.fetch.is_over() => return Ok(()),
                 // The daemon may be waiting for frames that the copies under way will free.
-                None if self.land_one()? => continue,
+                None if self.land_one()? => {
+                    if self.changed {
+                        return Ok(());
+                    }
+                    continue;
+                }
                 None => match self.fetch.next_ready() {
                     Some(run) => run,
                     None => return Ok(()),
                 },
             };
             self.launch(run)?;
-            if self.late {
+            if self.late || self.changed {
                 return Ok(());
             }
         }
     }
 
-    fn launch(&mut self, run: ReadyRun) -> Result<(), DeviceError> {
+    fn launch(&mut self, mut run: ReadyRun) -> Result<(), DeviceError> {
         let mut at = run.first as usize;
         let mut pages = run.pages.into_iter().peekable();
         while pages.peek().is_some() {
@@ -121,6 +138,8 @@ impl Loading<'_> {
             }
             if Instant::now() >= self.until {
                 self.late = true;
+            }
+            if self.late || self.changed {
                 return Ok(());
             }
             let blocks = &self.blocks[at..];
@@ -130,20 +149,31 @@ impl Loading<'_> {
                 .zip(blocks)
                 .map(|(page, block)| LoadJob { page, block: *block })
                 .collect();
-            at += jobs.len();
+            let count = jobs.len();
+            at += count;
             let transfer = self.device.load(jobs)?;
-            self.flying.push_back((transfer, at as u32));
+            let proof = run.proof.split_to(count);
+            self.flying.push_back(Flight { transfer, pages: count, upto: at as u32, proof });
         }
         Ok(())
     }
 
     /// Waits for the oldest copy and releases its pages. Says whether there was one.
     fn land_one(&mut self) -> Result<bool, DeviceError> {
-        let Some((transfer, upto)) = self.flying.pop_front() else {
+        let Some(Flight { transfer, pages, upto, proof }) = self.flying.pop_front() else {
             return Ok(false);
         };
         transfer.wait()?;
-        self.landed = upto;
+        if self.changed {
+            return Ok(true);
+        }
+        let intact = proof.intact(pages);
+        self.landed = upto - (pages - intact) as u32;
+        if intact < pages {
+            self.changed = true;
+            self.fetch.found_changed();
+            return Ok(true);
+        }
         // At the end all of it is released at once.
         if !self.fetch.is_over() {
             self.fetch.release_upto(upto);

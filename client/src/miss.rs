@@ -15,6 +15,12 @@ pub enum MissReason {
     /// The call's deadline passed.
     #[error("the deadline passed")]
     Deadline,
+    /// A call's deadline passed and the daemon has shown no sign of life since. It was not asked.
+    #[error("the daemon hangs")]
+    Hung,
+    /// The page's frame was filled anew while the page was copied out of it.
+    #[error("the page changed while it was copied")]
+    Changed,
     /// The daemon refused the request.
     #[error("the daemon refused the request: {0:?}")]
     Refused(RefusedReason),

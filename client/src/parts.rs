@@ -1,30 +1,20 @@
 use crate::bell::Bell;
 use crate::connection::{Connection, Lost, locked};
 use crate::watch::{PartWatcher, Watching};
-use rustix::fs::fstat;
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use undercroft_arena::PartView;
+use undercroft_arena::{BoardView, FileId, PartView};
 use undercroft_wire::{Epoch, PartAdded, PartId, PartLetGo, Request};
 
 /// The most parts an arena may have.
 pub(crate) const MAX_PARTS: usize = 65_536;
 
-/// Which file a descriptor is of, and its length.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct FileId {
-    device: u64,
-    inode: u64,
-    bytes: i64,
-}
-
-impl FileId {
-    pub(crate) fn of(fd: impl AsFd) -> Result<Self, Lost> {
-        let stat = fstat(fd).map_err(Lost::System)?;
-        Ok(Self { device: stat.st_dev, inode: stat.st_ino, bytes: stat.st_size })
-    }
+/// Which file a descriptor is of, and its length, bytes.
+fn file_of(fd: &OwnedFd) -> Result<(FileId, i64), Lost> {
+    let stat = rustix::fs::fstat(fd).map_err(Lost::System)?;
+    Ok((FileId { device: stat.st_dev, inode: stat.st_ino }, stat.st_size))
 }
 
 /// A part of the arena as it is mapped here. Whoever wants to keep the mapping keeps this one, so
@@ -32,7 +22,7 @@ impl FileId {
 #[derive(Debug)]
 pub(crate) struct Mapped {
     pub(crate) view: PartView,
-    file: FileId,
+    file: (FileId, i64),
 }
 
 /// The arena as this client maps it. It belongs to the client, not to a connection: when the next
@@ -53,6 +43,7 @@ pub(crate) struct Arena {
 #[derive(Debug, Default)]
 struct Kept {
     epoch: Option<Epoch>,
+    board: Option<((FileId, i64), Arc<BoardView>)>,
     parts: HashMap<PartId, Arc<Mapped>>,
     /// No connection can deliver pages of these any more.
     leaving: Vec<Leaving>,
@@ -99,6 +90,7 @@ impl Arena {
                 return;
             }
             kept.epoch = Some(epoch);
+            kept.board = None;
             kept.dismiss(false, |_| true);
         }
         let _nobody_waits = self.see_to(false);
@@ -106,7 +98,7 @@ impl Arena {
 
     /// Maps a part, or finds it mapped.
     pub(crate) fn add(&self, added: PartAdded, fd: &OwnedFd) -> Result<Arc<Mapped>, Lost> {
-        let file = FileId::of(fd)?;
+        let file = file_of(fd)?;
         let id = added.part;
         let mut kept = locked(&self.kept);
         kept.stays_after_all(id, file);
@@ -124,6 +116,23 @@ impl Arena {
         drop(kept);
         self.stir();
         Ok(part)
+    }
+
+    /// Maps the board of this epoch, or finds it mapped.
+    pub(crate) fn board(&self, epoch: Epoch, fd: &OwnedFd) -> Result<Arc<BoardView>, Lost> {
+        let file = file_of(fd)?;
+        let mut kept = locked(&self.kept);
+        if let Some((_, known)) = kept.board.as_ref().filter(|(of, _)| *of == file) {
+            return Ok(Arc::clone(known));
+        }
+        let view = BoardView::map(fd).map_err(|e| Lost::Protocol(format!("the board: {e}")))?;
+        if view.epoch() != epoch {
+            let found = view.epoch();
+            return Err(Lost::Protocol(format!("a board of epoch {found} in epoch {epoch}")));
+        }
+        let view = Arc::new(view);
+        kept.board = Some((file, Arc::clone(&view)));
+        Ok(view)
     }
 
     /// Parts of this epoch that the daemon did not name again are of no use any more.
@@ -230,7 +239,7 @@ impl Kept {
     }
 
     /// A part that is named again while it still leaves stays.
-    fn stays_after_all(&mut self, id: PartId, file: FileId) {
+    fn stays_after_all(&mut self, id: PartId, file: (FileId, i64)) {
         let same = |l: &Leaving| l.part.view.id() == id && l.part.file == file;
         if let Some(at) = self.leaving.iter().position(same) {
             let Leaving { part, .. } = self.leaving.swap_remove(at);

@@ -24,6 +24,7 @@ pub(crate) struct Shared {
     pid: Pid,
     pub(crate) bell: Arc<Bell>,
     pub(crate) arena: Arc<Arena>,
+    pub(crate) counts: Counts,
     link: Mutex<Link>,
     /// Signalled when a connection is there.
     linked: Condvar,
@@ -34,6 +35,13 @@ pub(crate) struct Shared {
     spaces: Mutex<HashMap<SpaceDigest, Arc<SpaceState>>>,
     stopped: AtomicBool,
     generations: AtomicU64,
+}
+
+/// What a client counts.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) changed_pages: AtomicU64,
+    pub(crate) hung_calls: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +60,7 @@ impl Shared {
             pid: getpid(),
             arena: Arc::new(Arena::new(Arc::clone(&bell))),
             bell,
+            counts: Counts::default(),
             link: Mutex::default(),
             linked: Condvar::new(),
             recent: Mutex::default(),
@@ -70,8 +79,21 @@ impl Shared {
         self.generations.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// The connection of the moment.
+    /// The connection of the moment, if the daemon behind it turns.
     pub(crate) fn connection(&self) -> Result<Arc<Connection>, MissReason> {
+        let connection = self.linked()?;
+        if connection.is_hung() {
+            if connection.is_closed() {
+                return Err(MissReason::Disconnected);
+            }
+            self.counts.hung_calls.fetch_add(1, Ordering::Relaxed);
+            return Err(MissReason::Hung);
+        }
+        Ok(connection)
+    }
+
+    /// The connection of the moment.
+    pub(crate) fn linked(&self) -> Result<Arc<Connection>, MissReason> {
         if self.is_foreign() {
             return Err(MissReason::Forked);
         }

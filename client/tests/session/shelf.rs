@@ -4,19 +4,19 @@ use crate::fake_daemon::Peer;
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
-use undercroft_arena::{HugePages, Part, PartOptions, Span, Staging, copy_checked};
+use undercroft_arena::{Board, HugePages, Part, PartOptions, Span, Staging, copy_checked};
 use undercroft_wire::{
-    Commit, CommitOutcome, CommitReply, Epoch, Fetch, FetchEnd, FetchOutcome, FetchReady,
-    FetchSource, Gift, Given, HoldId, KeyRun, LeaseId, LookupReply, Mode, Offer, OfferId,
-    OfferOutcome, OfferReply, OpenSpace, PageKey, PagePlace, PartAdded, PartId, PrefetchReply,
-    Refused, RefusedReason, Release, Reply, Request, RequestId, SessionId, SlotId, SpaceDigest,
-    SpaceId, SpaceOpened, Stamp, StatusReport, Take, TakenHold, Token, Welcome,
+    BoardAdded, Commit, CommitOutcome, CommitReply, Epoch, Fetch, FetchEnd, FetchOutcome,
+    FetchReady, FetchSource, Gift, Given, HoldId, KeyRun, LeaseId, LookupReply, Mode, Offer,
+    OfferId, OfferOutcome, OfferReply, OpenSpace, PageKey, PagePlace, PartAdded, PartId,
+    PrefetchReply, Refused, RefusedReason, Release, Reply, Request, RequestId, SessionId, SlotId,
+    SpaceDigest, SpaceId, SpaceOpened, Stamp, StatusReport, Take, TakenHold, Token, Welcome,
 };
 
 /// Bytes of a page in all these tests; not a multiple of 4 KiB, so that slots are longer.
 pub(crate) const PAGE_BYTES: u32 = 6144;
 const FRAME_BYTES: u32 = 8192;
-const FRAMES: u64 = 64;
+const PART_BYTES: u64 = 64 * FRAME_BYTES as u64;
 
 /// An offer as it came: its first key's depth, its parent, its keys, its stamp.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +33,9 @@ pub(crate) struct Shelf {
     pub(crate) mode: Mode,
     pub(crate) slots: u32,
     parts: BTreeMap<PartId, Part>,
+    /// What clients are told without being asked, if there is one, and where each part is on it.
+    pub(crate) board: Option<Board>,
+    places: HashMap<PartId, u64>,
     /// Frames used of each part.
     used: HashMap<PartId, u64>,
     pages: HashMap<PageKey, PagePlace>,
@@ -67,6 +70,8 @@ impl Shelf {
             mode,
             slots,
             parts: BTreeMap::from([(PartId(3), part(PartId(3)))]),
+            board: None,
+            places: HashMap::new(),
             used: HashMap::new(),
             pages: HashMap::new(),
             staging: HashMap::new(),
@@ -87,6 +92,29 @@ impl Shelf {
             dropped: Vec::new(),
             let_go: Vec::new(),
         }))
+    }
+
+    /// One that has a board.
+    pub(crate) fn with_board(epoch: u64, mode: Mode, slots: u32) -> Shared {
+        let shelf = Self::new(epoch, mode, slots);
+        {
+            let mut shelf = shelf.lock().unwrap();
+            let mut board = Board::create(Epoch(epoch), 4 * PART_BYTES).unwrap();
+            shelf.places = HashMap::from([(PartId(3), board.place(PART_BYTES).unwrap())]);
+            shelf.board = Some(board);
+        }
+        shelf
+    }
+
+    /// What is in the frame of this page is another page's from now on.
+    pub(crate) fn raise(&self, key: PageKey) {
+        let place = self.pages[&key];
+        self.board.as_ref().unwrap().raise(self.places[&place.part], place.offset);
+    }
+
+    /// The control thread turns.
+    pub(crate) fn beat(&self) {
+        self.board.as_ref().unwrap().beat();
     }
 
     /// Puts a page of `byte`s there, as if it had been stored.
@@ -120,8 +148,8 @@ impl Shelf {
     }
 
     fn part_added(&self, part: PartId) -> (Reply, OwnedFd) {
-        let bytes = FRAMES * u64::from(FRAME_BYTES);
-        let added = Reply::PartAdded(PartAdded { part, bytes, board_offset: 0 });
+        let board_offset = self.places.get(&part).copied().unwrap_or(0);
+        let added = Reply::PartAdded(PartAdded { part, bytes: PART_BYTES, board_offset });
         (added, self.parts[&part].read_only_fd().unwrap())
     }
 
@@ -181,6 +209,11 @@ impl Shelf {
                 domain: "default".to_owned(),
             }),
         );
+        if let Some(board) = &self.board {
+            let fd = board.read_only_fd().unwrap();
+            let bytes = rustix::fs::fstat(&fd).unwrap().st_size as u64;
+            peer.reply_with(id, &Reply::BoardAdded(BoardAdded { bytes }), fd.as_fd());
+        }
         for part in self.parts.keys().take(parts as usize) {
             let (added, fd) = self.part_added(*part);
             peer.reply_with(id, &added, fd.as_fd());
@@ -376,7 +409,7 @@ impl Shelf {
 
 fn part(id: PartId) -> Part {
     let options = PartOptions { huge: HugePages::Off, ..PartOptions::default() };
-    Part::create(id, FRAMES * u64::from(FRAME_BYTES), &options).unwrap().0
+    Part::create(id, PART_BYTES, &options).unwrap().0
 }
 
 /// A refusal as an answer.
