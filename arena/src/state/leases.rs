@@ -58,19 +58,27 @@ impl Holders {
         }
     }
 
-    /// `false` if the session is not known.
+    /// `false` if the session is not known, or the lease has such a page.
     pub(super) fn lease(&mut self, page: &LeaseRow, row: u32) -> bool {
         let pages = self.pages(page.session, page.lease);
-        pages.map(|pages| insert(pages, page.index, row)).is_some()
+        pages.is_some_and(|pages| match place(pages, page.index) {
+            Some(at) => {
+                pages.insert(at, (page.index, row));
+                true
+            }
+            None => false,
+        })
     }
 }
 
-fn insert(pages: &mut Pages, index: u32, row: u32) {
-    if pages.back().is_none_or(|last| last.0 <= index) {
-        pages.push_back((index, row));
-    } else {
-        let at = pages.partition_point(|(before, _)| *before <= index);
-        pages.insert(at, (index, row));
+/// Where a page of this index belongs; `None` if there is one.
+fn place(pages: &Pages, index: u32) -> Option<usize> {
+    match pages.back() {
+        Some(last) if last.0 >= index => {
+            let at = pages.partition_point(|(before, _)| *before < index);
+            (pages[at].0 != index).then_some(at)
+        }
+        _ => Some(pages.len()),
     }
 }
 
@@ -112,7 +120,7 @@ impl State {
     ///
     /// # Errors
     /// No room for one more leased page: the caller refuses to lease. A session that is not
-    /// known, or a frame without page: nobody may be told of it either.
+    /// known, a frame without page, an index that the lease has: nobody may be told of it either.
     pub fn leased(
         &mut self,
         session: SessionId,
@@ -126,8 +134,10 @@ impl State {
         let unknown = Unkept::Unknown { what: "session" };
         let pages = self.holders.pages(session, lease).ok_or(unknown)?;
         let page = LeaseRow { session, lease, index, part, offset, generation };
+        let conflict = Unkept::Conflict { what: "leased page", why: "the lease has such a page" };
+        let at = place(pages, index).ok_or(conflict)?;
         match self.leases.put(&self.words, &page) {
-            Ok(row) => insert(pages, index, row),
+            Ok(row) => pages.insert(at, (index, row)),
             Err(full) => {
                 self.holders.forget_if_empty(session, lease);
                 return Err(full);

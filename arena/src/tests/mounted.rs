@@ -209,44 +209,44 @@ fn container_root_cannot_write_a_mounted_part_and_can_write_a_memfd() {
 
 #[test]
 fn a_mounted_part_is_seen_and_adopted_like_any_other() {
-    with_mount(
-        "a_mounted_part_is_seen_and_adopted_like_any_other",
-        "tmpfs",
-        "mode=0700",
-        |place| {
-            let backing = tmpfs(place);
-            for options in [SMALL, HUGE, PartOptions { prefault_threads: 0, ..SMALL }] {
-                let (first, _) = Part::create_in(&backing, PartId(7), BYTES + 1, &options).unwrap();
-                first.span(BYTES, 1).unwrap().copy_from_slice(&[9]);
-                let read_only = first.read_only_fd().unwrap();
-                let view = PartView::map(&read_only, PartId(7), BYTES + 1).unwrap();
-                let fd = rustix::io::dup(first.fd()).unwrap();
-                drop(first);
-                let copy = rustix::io::dup(&fd).unwrap();
-                let refused = Part::adopt(PartId(7), BYTES + 1, copy, None, &options);
-                assert!(
-                    matches!(refused, Err(ArenaError::NotSealed)),
-                    "it could not be handed out"
-                );
-                let (part, _) =
-                    Part::adopt(PartId(7), BYTES + 1, fd, Some(read_only), &options).unwrap();
-                assert!(part.is_protected());
-                assert_eq!(bytes_of(&part.span(BYTES, 1).unwrap()), [9]);
-                part.span(0, 4).unwrap().copy_from_slice(b"warm");
-                assert_eq!(bytes_of(&view.span(0, 4).unwrap()), b"warm");
-            }
-            let board = Board::create_in(&backing, Epoch(4), BYTES).unwrap();
-            let (fd, read_only) =
-                (rustix::io::dup(board.fd()).unwrap(), board.read_only_fd().unwrap());
-            let view = BoardView::map(&read_only).unwrap();
-            drop(board);
-            let board = Board::adopt(fd, Some(read_only)).unwrap();
-            board.beat();
-            assert_eq!((view.heartbeat(), view.epoch()), (1, Epoch(4)));
-            let names = std::fs::read_dir(&place.dir).unwrap().count();
-            assert_eq!(names, 0, "no file keeps a name");
-        },
-    );
+    let name = "a_mounted_part_is_seen_and_adopted_like_any_other";
+    with_mount(name, "tmpfs", "mode=0700", seen_and_adopted);
+}
+
+#[test]
+fn a_mount_that_prefers_huge_pages_takes_parts_of_any_size() {
+    // The block size of its files is a huge page, which their sizes are no multiples of.
+    let name = "a_mount_that_prefers_huge_pages_takes_parts_of_any_size";
+    with_mount(name, "tmpfs", "mode=0700,huge=always", seen_and_adopted);
+}
+
+fn seen_and_adopted(place: &Place) {
+    let backing = tmpfs(place);
+    for options in [SMALL, HUGE, PartOptions { prefault_threads: 0, ..SMALL }] {
+        let (first, _) = Part::create_in(&backing, PartId(7), BYTES + 1, &options).unwrap();
+        first.span(BYTES, 1).unwrap().copy_from_slice(&[9]);
+        let read_only = first.read_only_fd().unwrap();
+        let view = PartView::map(&read_only, PartId(7), BYTES + 1).unwrap();
+        let fd = rustix::io::dup(first.fd()).unwrap();
+        drop(first);
+        let copy = rustix::io::dup(&fd).unwrap();
+        let refused = Part::adopt(PartId(7), BYTES + 1, copy, None, &options);
+        assert!(matches!(refused, Err(ArenaError::NotSealed)), "it could not be handed out");
+        let (part, _) = Part::adopt(PartId(7), BYTES + 1, fd, Some(read_only), &options).unwrap();
+        assert!(part.is_protected());
+        assert_eq!(bytes_of(&part.span(BYTES, 1).unwrap()), [9]);
+        part.span(0, 4).unwrap().copy_from_slice(b"warm");
+        assert_eq!(bytes_of(&view.span(0, 4).unwrap()), b"warm");
+    }
+    let board = Board::create_in(&backing, Epoch(4), BYTES).unwrap();
+    let (fd, read_only) = (rustix::io::dup(board.fd()).unwrap(), board.read_only_fd().unwrap());
+    let view = BoardView::map(&read_only).unwrap();
+    drop(board);
+    let board = Board::adopt(fd, Some(read_only)).unwrap();
+    board.beat();
+    assert_eq!((view.heartbeat(), view.epoch()), (1, Epoch(4)));
+    let names = std::fs::read_dir(&place.dir).unwrap().count();
+    assert_eq!(names, 0, "no file keeps a name");
 }
 
 #[test]
