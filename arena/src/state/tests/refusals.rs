@@ -197,7 +197,7 @@ fn numbers() -> impl Strategy<Value = u64> {
         4 => 0..4u64,
         4 => (0..20u64).prop_map(|units| units * 4096),
         1 => (0..4u64, 0..4u64).prop_map(|(low, high)| low | high << 32),
-        2 => (0..4u64, 0..5u64).prop_map(|(part, units)| part | units * 4096 << 32),
+        2 => (0..4u64, 0..5u64).prop_map(|(part, units)| part | (units * 4096) << 32),
         1 => any::<u64>(),
         1 => (0..64u32).prop_map(|bit| (1u64 << bit).wrapping_sub(1)),
     ]
