@@ -223,3 +223,38 @@ pub(crate) fn not_expected(connection: &Connection, reply: &Reply, wanted: &str)
         _ => connection.violated(&format!("another answer where {wanted} was due")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{PartView, parts, shared};
+    use undercroft_wire::Token;
+
+    struct Nobody;
+
+    impl PartWatcher for Nobody {
+        fn mapped(&self, _: &PartView) {}
+
+        fn leaving(&self, _: &PartView) {}
+    }
+
+    /// Threads of the parent may have held any lock when it forked; a child that waits for one of
+    /// them waits for ever.
+    #[test]
+    fn a_forked_childs_calls_miss_whatever_is_locked() {
+        let shared = Arc::new(shared::tests::inherited());
+        let (arena, other) = (Arc::clone(&shared.arena), Arc::clone(&shared));
+        let held = (parts::tests::hold(&arena), shared::tests::hold(&other));
+        let client = Client { inner: Arc::new(Inner(shared)) };
+        let soon = Duration::from_millis(1);
+        assert_eq!(client.state(), ClientState::Forked);
+        assert_eq!(client.ping(soon), Err(MissReason::Forked));
+        assert_eq!(client.status(soon).err(), Some(MissReason::Forked));
+        assert_eq!(client.take_hold(Token([1; 16]), soon).err(), Some(MissReason::Forked));
+        assert_eq!(client.counters(), ClientCounters::default());
+        assert!(!client.wait_connected(soon));
+        client.watch_parts(Arc::new(Nobody));
+        drop(client);
+        drop(held);
+    }
+}

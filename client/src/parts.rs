@@ -247,3 +247,13 @@ impl Kept {
         }
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Has every lock there is.
+    pub(crate) fn hold(arena: &Arena) -> impl Sized {
+        (locked(&arena.watchers), locked(&arena.kept))
+    }
+}

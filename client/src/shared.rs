@@ -241,17 +241,22 @@ fn unasked(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
     use super::*;
 
     /// As a child of `fork` finds it: everything copied, but made by another process.
-    fn inherited() -> Shared {
+    pub(crate) fn inherited() -> Shared {
         let options = ConnectOptions::new("/nowhere");
         let mut shared = Shared::new(options, Arc::new(Bell::new().unwrap()));
         shared.pid = Pid::INIT;
         shared
+    }
+
+    /// Has every lock of its own.
+    pub(crate) fn hold(shared: &Shared) -> impl Sized {
+        (locked(&shared.link), locked(&shared.spaces), locked(&shared.recent))
     }
 
     #[test]
