@@ -5,7 +5,7 @@ use crate::{Fetch, FetchFrom, FetchReport, MissReason, ReadyRun};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 use undercroft_gpu_shim::{BlockId, Device, DeviceError, LoadJob, Transfer};
-use undercroft_wire::Stamp;
+use undercroft_wire::{Stamp, Token};
 
 /// Pages are handed to the device in pieces of about this many bytes, so that early ones are
 /// released while later ones are copied.
@@ -44,20 +44,25 @@ impl SpaceHandle {
         if blocks.len() != source.pages() || device.geometry() != self.space().geometry {
             return Loaded { why: Some(MissReason::Invalid), ..Loaded::default() };
         }
-        let page_bytes = self.state.page_bytes();
-        let loading = Loading {
-            device,
-            blocks,
-            page_bytes,
-            piece: (PIECE_BYTES / page_bytes).max(1),
-            flying: VecDeque::new(),
-            landed: 0,
-            until: from_now(deadline),
-            late: false,
-            changed: false,
-            fetch: self.fetch(source, stamp, deadline),
-        };
-        loading.run()
+        let until = from_now(deadline);
+        Loading::of(self.fetch(source, stamp, deadline), self, device, blocks, until).run()
+    }
+
+    /// Takes over a lease that another session gave, as [`SpaceHandle::take_lease`] does, and
+    /// scatters its page `i` into `blocks[i]` of `device`. The lease has ended when this returns.
+    /// Of a lease of more pages than blocks the rest is [`MissReason::Invalid`].
+    pub fn take_into(
+        &self,
+        device: &dyn Device,
+        token: Token,
+        blocks: &[BlockId],
+        deadline: Duration,
+    ) -> Loaded {
+        if device.geometry() != self.space().geometry {
+            return Loaded { why: Some(MissReason::Invalid), ..Loaded::default() };
+        }
+        let until = from_now(deadline);
+        Loading::of(self.take_lease(token, deadline), self, device, blocks, until).run()
     }
 }
 
@@ -83,12 +88,37 @@ struct Loading<'a> {
     late: bool,
     /// A page was no longer what was delivered when it had been copied.
     changed: bool,
+    /// There are more pages than blocks.
+    surplus: bool,
     /// Stands behind the copies under way, so that it is dropped after them: nothing may be
     /// released while the device still reads it.
     fetch: Fetch,
 }
 
-impl Loading<'_> {
+impl<'a> Loading<'a> {
+    fn of(
+        fetch: Fetch,
+        space: &SpaceHandle,
+        device: &'a dyn Device,
+        blocks: &'a [BlockId],
+        until: Instant,
+    ) -> Self {
+        let page_bytes = space.state.page_bytes();
+        Self {
+            device,
+            blocks,
+            page_bytes,
+            piece: (PIECE_BYTES / page_bytes).max(1),
+            flying: VecDeque::new(),
+            landed: 0,
+            until,
+            late: false,
+            changed: false,
+            surplus: false,
+            fetch,
+        }
+    }
+
     fn run(mut self) -> Loaded {
         let mut fault = self.load().err();
         while fault.is_none() && !self.flying.is_empty() {
@@ -99,6 +129,7 @@ impl Loading<'_> {
             Some(_) => Some(MissReason::Device),
             None if self.changed => Some(MissReason::Changed),
             None if self.late => Some(MissReason::Deadline),
+            None if self.surplus => Some(MissReason::Invalid),
             None => why,
         };
         let bytes = u64::from(self.landed) * self.page_bytes as u64;
@@ -123,10 +154,15 @@ impl Loading<'_> {
                 },
             };
             self.launch(run)?;
-            if self.late || self.changed {
+            if self.is_cut() {
                 return Ok(());
             }
         }
+    }
+
+    /// Whether nothing more is to be copied, whatever is delivered.
+    fn is_cut(&self) -> bool {
+        self.late || self.changed || self.surplus
     }
 
     fn launch(&mut self, mut run: ReadyRun) -> Result<(), DeviceError> {
@@ -139,7 +175,8 @@ impl Loading<'_> {
             if Instant::now() >= self.until {
                 self.late = true;
             }
-            if self.late || self.changed {
+            self.surplus = at >= self.blocks.len();
+            if self.is_cut() {
                 return Ok(());
             }
             let blocks = &self.blocks[at..];

@@ -39,7 +39,7 @@ pub(crate) struct Shelf {
     /// Frames used of each part.
     used: HashMap<PartId, u64>,
     pages: HashMap<PageKey, PagePlace>,
-    staging: HashMap<SpaceId, Staging>,
+    staging: HashMap<(SessionId, SpaceId), Staging>,
     spaces: u32,
     free: Vec<SlotId>,
     offered: HashMap<SlotId, PageKey>,
@@ -177,7 +177,7 @@ impl Shelf {
             Request::Give(give) => self.give(peer, give.what),
             Request::Take(take) => return self.take(peer, id, take),
             Request::Offer(offer) => self.offer(offer),
-            Request::Commit(commit) => self.commit(commit),
+            Request::Commit(commit) => self.commit(peer, commit),
             Request::Prefetch(prefetch) => {
                 let resident = self.leading(&prefetch.keys);
                 Reply::Prefetch(PrefetchReply { resident, started: 7 })
@@ -229,7 +229,7 @@ impl Shelf {
         self.free = (0..self.slots).map(SlotId).collect();
         let opened = SpaceOpened { space, slots: self.slots, slot_bytes: FRAME_BYTES };
         peer.reply_with(id, &Reply::SpaceOpened(opened), staging.fd());
-        self.staging.insert(space, staging);
+        self.staging.insert((self.session_of[&peer.number], space), staging);
     }
 
     fn look_up(&mut self, peer: &Peer, keys: &KeyRun<'_>, hold_ms: u32) -> Reply {
@@ -271,13 +271,13 @@ impl Shelf {
         &self,
         peer: &mut Peer,
         id: RequestId,
-        lease: (SessionId, LeaseId),
+        of: (SessionId, LeaseId),
         outcome: FetchOutcome,
     ) {
-        let (space, there) = &self.leases[&lease];
-        let lease = lease.1;
+        let (space, there) = &self.leases[&of];
+        let lease = of.1;
         let places: Vec<PagePlace> =
-            (0..).zip(there).map(|(index, at)| self.place(*space, index, *at)).collect();
+            (0..).zip(there).map(|(index, at)| self.place((of.0, *space), index, *at)).collect();
         // In pairs, so that every run longer than two comes in several messages.
         for (index, pair) in places.chunks(2).enumerate() {
             let ready = FetchReady { lease, first: index as u32 * 2, places: pair.to_vec() };
@@ -349,11 +349,11 @@ impl Shelf {
         peer.reply(id, &reply);
     }
 
-    fn place(&self, space: SpaceId, index: u32, at: PagePlace) -> PagePlace {
+    fn place(&self, staging: (SessionId, SpaceId), index: u32, at: PagePlace) -> PagePlace {
         if self.mode == Mode::ZeroCopy {
             return at;
         }
-        let slot = self.staging[&space].slot(SlotId(index)).unwrap();
+        let slot = self.staging[&staging].slot(SlotId(index)).unwrap();
         slot.copy_from(&self.frame(at));
         let offset = u64::from(index) * u64::from(FRAME_BYTES);
         PagePlace { part: PagePlace::STAGING, offset }
@@ -382,14 +382,15 @@ impl Shelf {
         Reply::Offer(OfferReply { offer: OfferId(self.offers.len() as u64), outcomes, slots })
     }
 
-    fn commit(&mut self, commit: &Commit) -> Reply {
+    fn commit(&mut self, peer: &Peer, commit: &Commit) -> Reply {
+        let session = self.session_of[&peer.number];
         let mut outcomes = Vec::new();
         for slot in &commit.filled {
             let outcome = match self.offered.remove(slot) {
                 None => CommitOutcome::Invalid,
                 Some(key) => {
                     let place = self.new_frame(PartId(3), key);
-                    let from = self.staging[&commit.space].slot(*slot).unwrap();
+                    let from = self.staging[&(session, commit.space)].slot(*slot).unwrap();
                     let _sum = copy_checked(&from, &self.frame(place));
                     self.free.push(*slot);
                     CommitOutcome::Stored

@@ -2,7 +2,7 @@
 
 use crate::shelf::Shelf;
 use crate::world::*;
-use undercroft_client::{FetchFrom, Hold, MissReason, Token};
+use undercroft_client::{FetchFrom, Hold, MissReason, StoreOptions, StoreRun, Token};
 use undercroft_wire::{Mode, RefusedReason, Request, Space, Stamp};
 
 const UNKNOWN: MissReason = MissReason::Refused(RefusedReason::Unknown);
@@ -114,6 +114,35 @@ fn a_lease_that_was_taken_outlives_its_giver() {
     assert_eq!(shelf.lock().unwrap().promises().1, 1, "and ends nothing");
     drop(taken);
     soon("the taker ends it", || shelf.lock().unwrap().promises().1 == 0);
+}
+
+#[test]
+fn a_taken_lease_is_loaded_into_a_device() {
+    for (count, why) in
+        [(5, None), (7, None), (3, Some(MissReason::Invalid)), (0, Some(MissReason::Invalid))]
+    {
+        let world = World::new();
+        let shelf = Shelf::new(1, Mode::ZeroCopy, 8);
+        let _daemon = world.daemon(&shelf);
+        let (_scheduler, stored) = world.open();
+        let (_worker, loaded) = world.open();
+        let (device, keys) = (device(12), keys(5));
+        let run = StoreRun { parent: None, first: 0, keys: &keys, stamp: Stamp(1) };
+        let options = StoreOptions { deadline: LONG, wait_for_credits: true };
+        assert_eq!(stored.store(run, &device, &blocks(5), options).stored, 5);
+        let mut given = stored.fetch(FetchFrom::Keys(&keys), Stamp(1), LONG);
+        assert_eq!(given.outcome().pages, 5);
+        let token = given.give(LONG).unwrap();
+        let to = &blocks(12)[5..][..count];
+        let report = loaded.take_into(&device, token, to, LONG);
+        let pages = count.min(5) as u32;
+        assert_eq!((report.pages, report.why), (pages, why), "{report:?}");
+        assert!((0..pages).all(|block| is_copy(&device, block + 5, block)));
+        drop(given);
+        soon("the lease ends", || shelf.lock().unwrap().promises().1 == 0);
+        let gone = loaded.take_into(&device, token, to, LONG);
+        assert_eq!((gone.pages, gone.why), (0, Some(UNKNOWN)));
+    }
 }
 
 #[test]
