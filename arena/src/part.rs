@@ -16,8 +16,13 @@ pub struct Part {
     region: Arc<Region>,
 }
 
-fn no_reserved_pages(bytes: usize) -> String {
-    format!("reserved huge pages: no room for {bytes} bytes in the pool (vm.nr_hugepages)")
+fn no_reserved_pages(bytes: usize, error: &ArenaError) -> String {
+    match error {
+        ArenaError::Unprotected { what } => format!("reserved huge pages: {what}"),
+        _ => {
+            format!("reserved huge pages: no room for {bytes} bytes in the pool (vm.nr_hugepages)")
+        }
+    }
 }
 
 impl Part {
@@ -52,7 +57,7 @@ impl Part {
         };
         let reserved = if options.huge == HugePages::Auto && usable >= HUGE_BYTES {
             make(usable.next_multiple_of(HUGE_BYTES), true)
-                .inspect_err(|_| refused.push(no_reserved_pages(usable)))
+                .inspect_err(|error| refused.push(no_reserved_pages(usable, error)))
                 .ok()
         } else {
             None

@@ -250,6 +250,26 @@ fn seen_and_adopted(place: &Place) {
 }
 
 #[test]
+fn a_part_outlives_the_mounts_it_was_made_on() {
+    let name = "a_part_outlives_the_mounts_it_was_made_on";
+    let mut left = None;
+    with_mount(name, "tmpfs", "mode=0700", |place| {
+        let (part, facts) = Part::create_in(&tmpfs(place), PartId(0), BYTES, &HUGE).unwrap();
+        let line = "reserved huge pages: there is no mount of reserved huge pages".to_owned();
+        assert!(facts.refused.contains(&line), "{facts:?}");
+        part.span(0, 4).unwrap().copy_from_slice(b"warm");
+        left = Some((rustix::io::dup(part.fd()).unwrap(), part.read_only_fd().unwrap()));
+    });
+    // The next daemon has mounts of its own; those of the one before are gone with it.
+    let Some((fd, read_only)) = left else { return };
+    let (part, _) = Part::adopt(PartId(0), BYTES, fd, Some(read_only), &SMALL).unwrap();
+    assert_eq!(bytes_of(&part.span(0, 4).unwrap()), b"warm");
+    let fd = part.read_only_fd().unwrap();
+    as_container_root(|| assert_eq!(attack(&fd, BYTES), Vec::<&str>::new()));
+    assert!(PartView::map(&fd, PartId(0), BYTES).is_ok());
+}
+
+#[test]
 fn a_descriptor_that_could_be_written_through_is_not_taken() {
     let name = "a_descriptor_that_could_be_written_through_is_not_taken";
     with_mount(name, "tmpfs", "mode=0700", |place| {
