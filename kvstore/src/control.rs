@@ -156,6 +156,7 @@ impl Control {
             Action::Prove { job, extent, identity } => {
                 self.submit(extent.device, Op::Prove { job, identity, extent });
             }
+            Action::PartEmpty { .. } => unreachable!("no part was told to retire"),
             Action::FreeSegment { device, segment, segment_use } => {
                 self.submit(device, Op::FreeSegment { segment, segment_use });
             }

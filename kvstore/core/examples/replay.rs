@@ -185,7 +185,7 @@ impl Replay {
                 let free_segments = log.free.len() as u32;
                 self.step(Event::SegmentFreed { device, segment, segment_use, free_segments });
             }
-            Action::Reply { .. } | Action::Prove { .. } => {}
+            Action::Reply { .. } | Action::Prove { .. } | Action::PartEmpty { .. } => {}
         }
     }
 

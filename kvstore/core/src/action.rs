@@ -106,6 +106,11 @@ pub enum Action {
         /// What it must prove.
         identity: PageIdentity,
     },
+    /// A part that was to retire is empty: no frame of it will be named again.
+    PartEmpty {
+        /// Which.
+        part: PartId,
+    },
     /// Nothing in this segment is wanted any more. Ends with [`crate::Event::SegmentFreed`].
     FreeSegment {
         /// Which device.

@@ -68,6 +68,10 @@ impl Core {
                 self.wake(class);
                 return Claimed::Frame(frame);
             }
+            self.drain_colder(class, actions);
+            if self.frames.has_available(class, 1) {
+                continue;
+            }
             let state = self.frames.class(class);
             let Some(coldest) = state.order.coldest() else {
                 let hopeless = match purpose {
@@ -108,6 +112,9 @@ impl Core {
     /// victims are on SSD already.
     pub(crate) fn serve(&mut self, class: ClassId, actions: &mut Vec<Action>) {
         self.frames.class_mut(class).hungry = false;
+        if std::mem::take(&mut self.frames.class_mut(class).starved) {
+            self.drain_colder(class, actions);
+        }
         while let Some(claim) = self.frames.class(class).waiting.front().copied() {
             match claim {
                 Claim::Read(fetch) => {
@@ -220,7 +227,7 @@ impl Core {
     }
 
     /// Has a demotable page written to the SSD that is best for it.
-    fn demote(&mut self, id: PageId, actions: &mut Vec<Action>) {
+    pub(crate) fn demote(&mut self, id: PageId, actions: &mut Vec<Action>) {
         if self.index[id].record().is_some() {
             // It does not count, and a page has one record.
             self.stats.ssd_forgotten_copies += 1;

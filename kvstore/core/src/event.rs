@@ -89,6 +89,12 @@ pub enum Event<'a> {
         /// Usable bytes.
         bytes: u64,
     },
+    /// The arena shrinks: nothing new is placed in the part, its pages leave as soon as nobody
+    /// leases them, and [`crate::Action::PartEmpty`] says when it is empty.
+    RetirePart {
+        /// Which.
+        part: PartId,
+    },
     /// A piece of what an earlier daemon left in memory.
     Restored(Restored<'a>),
     /// Everything that an earlier daemon had under way is over: frames that were being filled

@@ -23,6 +23,8 @@ pub(crate) struct Frames {
     by_kind: BTreeMap<(DomainAt, u32), ClassId>,
     slab_bytes: u64,
     max_parts: u32,
+    /// Slabs that are to become empty.
+    closed: u32,
     /// While an earlier daemon's frames are restored, slabs wait for the pages in them.
     keeps_unused: bool,
 }
@@ -47,6 +49,8 @@ pub(crate) struct Class {
     pub(crate) busy: u32,
     /// Who waits for a frame, in order of arrival.
     pub(crate) waiting: VecDeque<Claim>,
+    /// Whether pages were turned away for want of frames.
+    pub(crate) starved: bool,
     /// Whether the class is on the list of those to look at before the step ends.
     pub(crate) hungry: bool,
 }
@@ -63,6 +67,7 @@ impl Class {
             order: Order::default(),
             busy: 0,
             waiting: VecDeque::new(),
+            starved: false,
             hungry: false,
         }
     }
@@ -89,6 +94,7 @@ impl Frames {
             by_kind: BTreeMap::new(),
             slab_bytes,
             max_parts,
+            closed: 0,
             keeps_unused: false,
         }
     }
@@ -174,8 +180,12 @@ impl Frames {
         slab.give_back((frame.0 - first) / slab.each);
         let unused = slab.is_unused() && !self.keeps_unused;
         let state = &mut self.classes[class.0 as usize];
-        state.free += 1;
-        state.open.insert(first);
+        if slab.closed {
+            state.total -= 1;
+        } else {
+            state.free += 1;
+            state.open.insert(first);
+        }
         if unused {
             self.drop_slab(first, notes);
         }
@@ -212,18 +222,96 @@ impl Frames {
         let slab = self.slabs.remove(first);
         let state = self.class_mut(slab.class);
         let domain = state.domain;
-        state.total -= slab.frames;
-        state.free -= slab.frames;
-        state.open.remove(&first);
+        if !slab.closed {
+            state.total -= slab.frames;
+            state.free -= slab.frames;
+            state.open.remove(&first);
+        }
+        self.closed -= u32::from(slab.closed);
         let part = *self.parts.of(first);
         notes.add(|| Note::SlabGone { part: part.id, offset: part.offset_of(first) });
-        self.gaps_mut(domain).add(first, slab.units(), (part.first, part.end()));
+        if !part.retiring {
+            self.gaps_mut(domain).add(first, slab.units(), (part.first, part.end()));
+        }
     }
 
     /// Bytes of a domain's parts.
     pub(crate) fn bytes_of(&self, domain: DomainAt) -> u64 {
         let parts = self.parts.iter().filter(|part| part.domain == domain);
         parts.map(|part| u64::from(part.units) * u64::from(FRAME_ALIGN)).sum()
+    }
+}
+
+/// Slabs and parts that are to become empty.
+impl Frames {
+    /// Places nothing new in the part; returns the classes that have slabs in it. `None` if there
+    /// is no such part or it retires already.
+    pub(crate) fn retire(&mut self, part: PartId, notes: &mut Notes) -> Option<BTreeSet<ClassId>> {
+        let part = self.parts.retire(part)?;
+        self.gaps_mut(part.domain).take_within(part.first, part.end());
+        let slabs: Vec<u32> = self.slabs.within(part.first, part.end()).collect();
+        let mut classes = BTreeSet::new();
+        for first in slabs {
+            classes.insert(self.slabs.get_mut(first).class);
+            self.close_slab(first, notes);
+        }
+        Some(classes)
+    }
+
+    /// Gives out no more frames of the slab that a frame lies in; `None` if that is so already.
+    pub(crate) fn close_slab_of(&mut self, frame: FrameId, notes: &mut Notes) -> Option<u32> {
+        let (first, slab) = self.slabs.of(frame.0);
+        if slab.closed {
+            return None;
+        }
+        self.close_slab(first, notes);
+        Some(first)
+    }
+
+    fn close_slab(&mut self, first: u32, notes: &mut Notes) {
+        let slab = self.slabs.get_mut(first);
+        if !std::mem::replace(&mut slab.closed, true) {
+            let (class, free, unused) = (slab.class, slab.free, slab.is_unused());
+            let state = self.class_mut(class);
+            state.total -= free;
+            state.free -= free;
+            state.open.remove(&first);
+            self.closed += 1;
+            if unused {
+                self.drop_slab(first, notes);
+            }
+        }
+    }
+
+    /// Whether any slab is to become empty.
+    pub(crate) fn has_closed(&self) -> bool {
+        self.closed > 0
+    }
+
+    /// Whether the frame's slab is to become empty.
+    pub(crate) fn is_closed(&self, frame: FrameId) -> bool {
+        self.slabs.of(frame.0).1.closed
+    }
+
+    pub(crate) fn has_slab_at(&self, first: u32) -> bool {
+        self.slabs.get(first).is_some()
+    }
+
+    /// How many frames of the class a slab is cut into.
+    pub(crate) fn frames_per_slab(&self, class: ClassId) -> usize {
+        (self.slab_bytes / u64::from(self.class(class).frame_bytes)).max(1) as usize
+    }
+
+    /// Forgets a retired part that has no slabs any more; whether it had none.
+    pub(crate) fn forget_if_empty(&mut self, id: PartId) -> bool {
+        let Some(part) = self.parts.get(id).copied() else {
+            return true;
+        };
+        let empty = self.slabs.within(part.first, part.end()).next().is_none();
+        if empty {
+            self.parts.remove(id);
+        }
+        empty
     }
 }
 
@@ -293,6 +381,10 @@ impl Frames {
             return false;
         }
         let state = &mut self.classes[slab.class.0 as usize];
+        if slab.closed {
+            state.total += 1;
+            return true;
+        }
         state.free -= 1;
         if slab.free == 0 {
             state.open.remove(&first);
@@ -329,7 +421,8 @@ impl Frames {
     /// Every free frame.
     pub(crate) fn free_frames(&self) -> impl Iterator<Item = FrameId> + '_ {
         self.slabs.iter().flat_map(|(first, slab)| {
-            let free = (0..slab.frames).filter(|frame| slab.is_free(*frame));
+            let open = if slab.closed { 0 } else { slab.frames };
+            let free = (0..open).filter(|frame| slab.is_free(*frame));
             free.map(move |frame| FrameId(first + frame * slab.each))
         })
     }
@@ -338,6 +431,8 @@ impl Frames {
     /// right; returns how many frames there are.
     pub(crate) fn audit(&self) -> usize {
         let mut runs = BTreeMap::new();
+        let closed = self.slabs.iter().filter(|(_, slab)| slab.closed).count();
+        assert_eq!(closed, self.closed as usize, "closed slabs are counted");
         for (first, slab) in self.slabs.iter() {
             let used = !slab.is_unused() || self.keeps_unused;
             assert!(used, "a slab that nobody uses is given back");
@@ -354,11 +449,13 @@ impl Frames {
         for part in self.parts.iter() {
             let mut unit = part.first;
             while let Some((first, (units, domain))) = runs.next_if(|(at, _)| *at < part.end()) {
-                assert_eq!(first, unit, "slabs and gaps lie side by side");
+                let beside = first == unit || (part.retiring && first > unit);
+                assert!(beside, "slabs and gaps lie side by side");
                 assert_eq!(domain, part.domain, "a part is its domain's");
-                unit += units;
+                unit = first + units;
             }
-            assert_eq!(unit, part.end(), "slabs and gaps fill their part");
+            let full = unit == part.end() || part.retiring;
+            assert!(full, "slabs and gaps fill their part");
         }
         assert_eq!(runs.next(), None, "slabs and gaps lie in parts");
         self.classes().map(|(id, class)| self.audit_class(id, class)).sum()
@@ -370,6 +467,11 @@ impl Frames {
             let counted = (0..slab.frames).filter(|frame| slab.is_free(*frame)).count();
             assert_eq!(counted, slab.free as usize, "a slab counts its free frames");
             assert_eq!(slab.each, class.each(), "a slab has frames of its class's size");
+            if slab.closed {
+                total += slab.frames - slab.free;
+                continue;
+            }
+            assert!(!self.parts.of(first).retiring, "nothing is placed in a part that retires");
             total += slab.frames;
             free += slab.free;
             open.extend((slab.free > 0).then_some(first));

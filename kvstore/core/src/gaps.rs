@@ -73,6 +73,14 @@ impl Gaps {
         true
     }
 
+    /// Takes out all that lies in `start..end`.
+    pub(crate) fn take_within(&mut self, start: u32, end: u32) {
+        while let Some((first, units)) = self.by_place.range(start..end).next() {
+            let (first, units) = (*first, *units);
+            self.remove(first, units);
+        }
+    }
+
     /// Whether at least `count` runs of `each` units, none of which overlap, find room.
     pub(crate) fn has(&self, count: usize, each: u32) -> bool {
         let mut found = 0;

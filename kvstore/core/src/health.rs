@@ -43,6 +43,7 @@ impl Core {
             return;
         }
         self.devices.note_answering();
+        self.forget_writing();
         let classes: Vec<_> = self.frames.classes().map(|(class, _)| class).collect();
         for class in classes {
             self.frames.class_mut(class).order.revisit_all();

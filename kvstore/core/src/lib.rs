@@ -16,6 +16,7 @@ mod commits;
 mod config;
 mod devices;
 mod domains;
+mod drains;
 mod event;
 mod fetches;
 mod frames;

@@ -1,6 +1,7 @@
 use crate::commits::{CommitId, PendingCommit};
 use crate::devices::Devices;
 use crate::domains::Domains;
+use crate::drains::Drains;
 use crate::fetches::{Fetch, FetchId, Reader};
 use crate::frames::Frames;
 use crate::holds::Hold;
@@ -22,7 +23,7 @@ use undercroft_wire::{
 };
 
 /// Pages that one step looks at for work that would hold everybody up if it were done at once.
-const BACKGROUND_PAGES: usize = 256;
+pub(crate) const BACKGROUND_PAGES: usize = 256;
 
 /// All decisions of the daemon as a state machine: what happened goes in, what to do comes out.
 /// It does no I/O, reads no clock, holds no threads, and the same events give the same actions.
@@ -53,6 +54,7 @@ pub struct Core {
     pub(crate) ready: VecDeque<FetchId>,
     /// Classes to look at before the step ends.
     pub(crate) hungry: Vec<ClassId>,
+    pub(crate) drains: Drains,
     pub(crate) notes: Notes,
     /// Frames of an earlier daemon that something may still be written to.
     pub(crate) quarantine: BTreeSet<(ClassId, FrameId)>,
@@ -93,6 +95,7 @@ impl Core {
             reach: Reach::default(),
             ready: VecDeque::new(),
             hungry: Vec::new(),
+            drains: Drains::default(),
             notes: Notes::new(config.notes),
             quarantine: BTreeSet::new(),
             restored_frames: HashMap::new(),
@@ -110,6 +113,7 @@ impl Core {
         match event {
             Event::Tick => {}
             Event::PartAdded { part, domain, bytes } => self.part_added(part, domain, bytes),
+            Event::RetirePart { part } => self.retire_part(part),
             Event::Restored(piece) => self.restored(&piece),
             Event::QuarantineOver => self.quarantine_over(),
             Event::SessionOpened { session, domain, process, mode } => {
@@ -186,6 +190,8 @@ impl Core {
             } else if let Some(class) = self.hungry.pop() {
                 self.serve(class, actions);
             } else {
+                budget -= self.drain(budget, actions);
+                self.let_parts_go(actions);
                 self.reclaim(actions);
                 self.prove(actions);
                 budget -= self.forget_lost(budget);
@@ -201,7 +207,8 @@ impl Core {
     /// due already while there is work that no step does all of, as it may be long.
     #[must_use]
     pub fn next_timer(&self) -> Option<Micros> {
-        if self.devices.next_to_forget().is_some() || self.is_reach_behind() {
+        let behind = self.devices.next_to_forget().is_some() || self.is_reach_behind();
+        if behind || self.is_draining() {
             return Some(self.now);
         }
         self.timers.first().map(|(due, _)| *due)

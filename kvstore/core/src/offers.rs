@@ -155,6 +155,9 @@ impl Core {
         // Standing as the last entry there could be: a tie is settled at the commit.
         let stands = OrderKey::new(tip.stamp, tip.depth, PageId(u32::MAX));
         if !self.may_fit(class, stands) {
+            // Pages of another size may be worth less than these.
+            self.frames.class_mut(class).starved = true;
+            self.wake(class);
             return Err(OfferOutcome::Full);
         }
         let staging = self.staging_mut(tip.session, tip.space);

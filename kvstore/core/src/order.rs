@@ -62,6 +62,17 @@ impl Order {
         self.keys.first().copied()
     }
 
+    /// The next key after one that may be gone.
+    pub(crate) fn after(&self, key: Option<OrderKey>) -> Option<OrderKey> {
+        let from = key.map_or(Bound::Unbounded, Bound::Excluded);
+        self.keys.range((from, Bound::Unbounded)).next().copied()
+    }
+
+    /// Whether at least `count` keys are colder than this one.
+    pub(crate) fn has_below(&self, key: OrderKey, count: usize) -> bool {
+        self.keys.range(..key).nth(count - 1).is_some()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
@@ -76,8 +87,7 @@ impl Order {
         if self.ahead_len >= target {
             return None;
         }
-        let from = self.ahead.map_or(Bound::Unbounded, Bound::Excluded);
-        let next = self.keys.range((from, Bound::Unbounded)).next().copied()?;
+        let next = self.after(self.ahead)?;
         self.ahead = Some(next);
         self.ahead_len += 1;
         Some(next)

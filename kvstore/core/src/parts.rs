@@ -10,6 +10,8 @@ pub(crate) struct Part {
     /// The number of its first unit. A frame has the number of its own first unit.
     pub(crate) first: u32,
     pub(crate) units: u32,
+    /// Whether nothing new is placed in it.
+    pub(crate) retiring: bool,
 }
 
 /// All parts, by number and by their units.
@@ -40,12 +42,28 @@ impl Parts {
             return None;
         }
         let (place, first) = self.room(units)?;
-        let part = Part { id, domain, first, units };
+        let part = Part { id, domain, first, units, retiring: false };
         if units > 0 {
             self.list.insert(place, part);
         }
         self.by_id.insert(id, part);
         Some(part)
+    }
+
+    /// Nothing new is placed in the part from here on. `None` if there is none or that is so.
+    pub(crate) fn retire(&mut self, id: PartId) -> Option<Part> {
+        let part = self.by_id.get_mut(&id).filter(|part| !part.retiring)?;
+        part.retiring = true;
+        let retired = *part;
+        if let Some(listed) = self.list.iter_mut().find(|part| part.id == id) {
+            listed.retiring = true;
+        }
+        Some(retired)
+    }
+
+    pub(crate) fn remove(&mut self, id: PartId) {
+        self.by_id.remove(&id);
+        self.list.retain(|part| part.id != id);
     }
 
     pub(crate) fn contains(&self, id: PartId) -> bool {

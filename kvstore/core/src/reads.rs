@@ -181,6 +181,7 @@ impl Core {
             self.append_elsewhere(id, device, refused.with(device), actions);
         }
         self.settle(id);
+        self.note_written(id);
     }
 
     /// A device would not take the page: tries the next one.

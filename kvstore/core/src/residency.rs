@@ -94,6 +94,7 @@ impl Core {
             if !class_state.waiting.is_empty() {
                 self.wake(class);
             }
+            self.note_leaving(id);
         }
     }
 
@@ -144,7 +145,10 @@ impl Core {
     pub(crate) fn give_back(&mut self, class: ClassId, frame: FrameId) {
         self.note_gone(class, frame);
         if self.frames.give_back(class, frame, &mut self.notes) {
-            self.wake_domain(self.frames.class(class).domain);
+            let at = self.frames.class(class).domain;
+            let domain = self.domains.get_mut(at);
+            domain.draining = domain.draining.filter(|first| self.frames.has_slab_at(*first));
+            self.wake_domain(at);
         }
         self.wake(class);
     }

@@ -8,6 +8,8 @@ pub(crate) struct Slab {
     /// Units of each frame.
     pub(crate) each: u32,
     pub(crate) frames: u32,
+    /// Whether it is to become empty: no frame of it is given out.
+    pub(crate) closed: bool,
     /// How many of them nobody uses.
     pub(crate) free: u32,
     /// One bit a frame, set while it is free.
@@ -29,7 +31,7 @@ impl Slab {
         if let (Some(last), rest @ 1..) = (bits.last_mut(), frames % 64) {
             *last = (1 << rest) - 1;
         }
-        Self { class, each, frames, free: frames, bits, from: 0 }
+        Self { class, each, frames, closed: false, free: frames, bits, from: 0 }
     }
 
     pub(crate) fn units(&self) -> u32 {
@@ -108,6 +110,11 @@ impl Slabs {
         let before = self.by_first.range_mut(..=unit).next_back();
         let (first, slab) = before.expect("a frame lies in a slab");
         (*first, slab)
+    }
+
+    /// The first units of the slabs that begin in `start..end`.
+    pub(crate) fn within(&self, start: u32, end: u32) -> impl Iterator<Item = u32> + '_ {
+        self.by_first.range(start..end).map(|(first, _)| *first)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u32, &Slab)> {

@@ -298,8 +298,17 @@ impl Chaos {
                 self.world.add_part(domain, u64::from(a % 5));
             }
             6 => self.trespass(session, domain),
-            7 => self.world.end_quarantine(),
+            7 if a.is_multiple_of(2) => self.world.end_quarantine(),
+            7 => self.retire_some(a / 2),
             _ => {}
+        }
+    }
+
+    fn retire_some(&mut self, at: u32) {
+        let parts = self.world.memory.parts.iter().filter(|(_, part)| !part.retired);
+        let parts: Vec<_> = parts.map(|(part, _)| *part).collect();
+        if !parts.is_empty() {
+            self.world.retire(parts[at as usize % parts.len()]);
         }
     }
 
@@ -400,6 +409,11 @@ impl Chaos {
             self.world.kill(session.0);
         }
         self.world.finish_all_jobs();
+        // There may be more of it than one step does.
+        self.world.advance(self.world.now);
+        self.world.finish_all_jobs();
+        let left = self.world.memory.parts.values().any(|part| part.retired);
+        assert!(!left, "parts that nobody uses become empty");
         assert_eq!(self.world.core.next_timer(), None, "nothing waits any more");
         assert!(self.world.jobs.is_empty());
     }

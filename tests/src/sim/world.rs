@@ -175,6 +175,7 @@ impl World {
             Action::Reply { session, request, reply } => {
                 return self.replied(*session, *request, reply);
             }
+            Action::PartEmpty { .. } => unreachable!("no part was told to retire"),
             Action::FreeSegment { device, segment, segment_use } => {
                 let (segment, segment_use) = (*segment, *segment_use);
                 return self.submit(*device, Op::FreeSegment { segment, segment_use });
@@ -464,7 +465,9 @@ fn job_of(action: &Action) -> JobId {
         | Action::Read { job, .. }
         | Action::Relocate { job, .. }
         | Action::Prove { job, .. } => *job,
-        Action::Reply { .. } | Action::FreeSegment { .. } => unreachable!("it has no job"),
+        Action::Reply { .. } | Action::FreeSegment { .. } | Action::PartEmpty { .. } => {
+            unreachable!("it has no job")
+        }
     }
 }
 

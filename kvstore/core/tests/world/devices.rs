@@ -114,7 +114,10 @@ impl World {
             Action::Read { extent, .. } | Action::Prove { extent, .. } => {
                 assert!(self.log(extent.device).answers(), "it does not answer: {action:?}");
             }
-            Action::Reply { .. } | Action::CopyIn { .. } | Action::CopyOut { .. } => {}
+            Action::Reply { .. }
+            | Action::CopyIn { .. }
+            | Action::CopyOut { .. }
+            | Action::PartEmpty { .. } => {}
         }
     }
 

@@ -19,6 +19,8 @@ pub(crate) struct Memory {
 pub(crate) struct Part {
     pub(crate) domain: DomainId,
     pub(crate) bytes: u64,
+    /// Whether it was told to retire.
+    pub(crate) retired: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -43,10 +45,18 @@ impl Memory {
         let part = &self.parts[&frame.part];
         let inside = frame.offset + u64::from(frame.bytes) <= part.bytes;
         assert!(inside, "a frame lies inside its part");
+        assert!(!part.retired, "nothing is placed in a part that retires");
         assert_eq!(part.domain, domain, "a frame lies in its domain's memory");
         self.frames.retain(|at, held| !overlaps(frame, *at, held.bytes));
         let bytes = u64::from(frame.bytes);
         self.frames.insert(place(frame), Frame { bytes, held: None });
+    }
+
+    /// The part is no more.
+    pub(crate) fn remove(&mut self, part: PartId) {
+        let part_of = self.parts.remove(&part).expect("a part that is there");
+        assert!(part_of.retired, "only parts that retire become empty");
+        self.frames.retain(|at, _| at.0 != part);
     }
 
     pub(crate) fn fill(&mut self, frame: &FramePlace, page: Content) {

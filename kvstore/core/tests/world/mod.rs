@@ -134,6 +134,7 @@ pub(crate) struct World {
     /// The daemon dies in its next step, after so many notes of it.
     pub(crate) dies_after: Option<usize>,
     pub(crate) dead: bool,
+    pub(crate) next_part: u32,
     next_lease: u64,
     next_request: u32,
 }
@@ -163,6 +164,7 @@ impl World {
             modes: HashMap::new(),
             processes: HashMap::new(),
             audits: true,
+            next_part: 0,
             next_lease: 0,
             next_request: 0,
         }
@@ -182,8 +184,9 @@ impl World {
 
     /// Adds a part of `frames` frames of 4096 bytes to a domain's arena.
     pub(crate) fn add_part(&mut self, domain: DomainId, frames: u64) {
-        let (part, bytes) = (PartId(self.memory.parts.len() as u32), frames * 4096);
-        self.memory.parts.insert(part, Part { domain, bytes });
+        let (part, bytes) = (PartId(self.next_part), frames * 4096);
+        self.next_part += 1;
+        self.memory.parts.insert(part, Part { domain, bytes, retired: false });
         self.step(Event::PartAdded { part, domain, bytes });
         assert!(self.core.has_part(part));
     }
@@ -242,10 +245,29 @@ impl World {
                 assert_eq!(record, *identity, "a record is moved as what it is");
                 self.jobs.insert(*job, action);
             }
+            Action::PartEmpty { part } => self.check_empty(*part),
             Action::FreeSegment { device, segment, segment_use } => {
                 self.give_up(*device, *segment, *segment_use);
             }
         }
+    }
+
+    /// Has a part retire.
+    pub(crate) fn retire(&mut self, part: PartId) {
+        self.memory.parts.get_mut(&part).unwrap().retired = true;
+        self.step(Event::RetirePart { part });
+    }
+
+    /// Nobody uses any frame of a part.
+    fn check_empty(&mut self, part: PartId) {
+        assert!(!self.state.has_part(part), "nothing is remembered of an empty part");
+        let mut places = self.leases.values().flat_map(|lease| &lease.places[lease.released..]);
+        assert!(!places.any(|place| place.part == part), "nobody leases a frame of it");
+        let used = |job: &Action| frame_of(job).is_some_and(|frame| frame.part == part);
+        assert!(!self.jobs.values().any(used), "no job uses a frame of it");
+        let haunted = self.haunted.iter().any(|frame| frame.part == part);
+        assert!(!haunted, "nothing may land in it any more");
+        self.memory.remove(part);
     }
 
     /// A frame is about to be overwritten: nobody may be using it.

@@ -85,7 +85,8 @@ impl World {
         (next.memory, next.state, next.spaces) = (self.memory, self.state, self.spaces);
         (next.modes, next.processes, next.domains) = (self.modes, self.processes, self.domains);
         next.closed = next.modes.keys().copied().collect();
-        (next.next_lease, next.now) = (self.next_lease, self.now);
+        (next.next_lease, next.next_part) = (self.next_lease, self.next_part);
+        next.now = self.now;
         let modes = &next.modes;
         let kept = self.leases.into_iter();
         next.leases = kept.filter(|((session, _), _)| modes[session] == Mode::ZeroCopy).collect();
@@ -95,6 +96,10 @@ impl World {
         }
         next.restore(rows);
         next.audits = true;
+        let parts = next.memory.parts.iter().filter(|(_, of)| of.retired);
+        for part in parts.map(|(part, _)| *part).collect::<Vec<_>>() {
+            next.step(Event::RetirePart { part });
+        }
         next.step(Event::Tick);
         next
     }
