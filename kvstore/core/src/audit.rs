@@ -283,8 +283,9 @@ impl Core {
         let active = self.fetches.iter().filter(|(_, fetch)| fetch.active);
         let fetches = active.map(|(id, fetch)| (fetch.deadline, Timer::Fetch(*id)));
         let holds = self.holds.iter().map(|(id, hold)| (hold.expires, Timer::Hold(*id)));
-        let expected: BTreeSet<_> = fetches.chain(holds).collect();
-        assert_eq!(expected, self.timers, "exactly fetches and holds have timers");
+        let tokens = self.tokens.iter().map(|(id, given)| (given.expires, Timer::Token(id)));
+        let expected: BTreeSet<_> = fetches.chain(holds).chain(tokens).collect();
+        assert_eq!(expected, self.timers, "exactly fetches, holds and tokens have timers");
     }
 }
 

@@ -81,6 +81,8 @@ pub struct DomainLimits {
     pub max_held_pages: u32,
     /// Prefetches under way for all its sessions.
     pub max_prefetches: u32,
+    /// Tokens that wait to be taken.
+    pub max_tokens: u32,
 }
 
 impl Default for DomainLimits {
@@ -91,6 +93,7 @@ impl Default for DomainLimits {
             max_holds: 4096,
             max_held_pages: 16 * MAX_KEYS as u32,
             max_prefetches: 64,
+            max_tokens: 4096,
         }
     }
 }
@@ -128,7 +131,8 @@ pub struct Config {
     pub policy: Policy,
     /// Bounds of all tables.
     pub limits: Limits,
-    /// Decides how keys spread over the index, so that nobody outside can choose collisions.
+    /// Decides how keys spread over the index, so that nobody outside can choose collisions, and
+    /// which tokens are drawn, so that nobody can guess one. A secret, and new at each start.
     pub seed: u64,
 }
 

@@ -24,6 +24,8 @@ pub(crate) struct Domain {
     pub(crate) held_pages: u32,
     /// Prefetches under way.
     pub(crate) prefetches: u32,
+    /// Tokens that wait to be taken.
+    pub(crate) tokens: u32,
     /// The slab that one of its classes gives up for another.
     pub(crate) draining: Option<u32>,
 }
@@ -58,6 +60,7 @@ impl Domains {
             holds: 0,
             held_pages: 0,
             prefetches: 0,
+            tokens: 0,
             draining: None,
         };
         let numbered = configs.iter().enumerate();

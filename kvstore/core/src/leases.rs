@@ -54,10 +54,21 @@ impl Core {
         let fetch = self.new_fetch(reader, body.space, pages, outcome, deadline);
         let id = self.begin_fetch(fetch, stamp);
         self.stats.fetches += 1;
-        let state = self.sessions.get_mut(&session).expect("found above");
-        state.leases.insert(body.lease, id);
-        state.leased_pages += count;
-        self.domains.get_mut(domain).leased_pages += count;
+        self.add_lease(session, body.lease, id, count);
+    }
+
+    /// A fetch of so many pages is the session's lease from here on.
+    pub(crate) fn add_lease(
+        &mut self,
+        session: SessionId,
+        lease: LeaseId,
+        fetch: FetchId,
+        pages: u32,
+    ) {
+        let state = self.sessions.get_mut(&session).expect("a session that leases is known");
+        state.leases.insert(lease, fetch);
+        state.leased_pages += pages;
+        self.domains.get_mut(state.domain).leased_pages += pages;
     }
 
     /// The pages a fetch names, as far as they are known, and how many it wished for.

@@ -49,6 +49,7 @@ mod slabs;
 mod spaces;
 mod stats;
 mod timers;
+mod tokens;
 mod worth;
 
 pub use action::{Action, FramePlace};

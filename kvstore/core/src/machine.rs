@@ -14,6 +14,7 @@ use crate::sessions::Session;
 use crate::spaces::{ClassId, Space, Spaces};
 use crate::stats::{SessionLeases, SpaceInfo, Stats};
 use crate::timers::Timer;
+use crate::tokens::Tokens;
 use crate::{Action, Config, ConfigError, Event, Micros};
 use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -54,6 +55,7 @@ pub struct Core {
     pub(crate) ready: VecDeque<FetchId>,
     /// Classes to look at before the step ends.
     pub(crate) hungry: Vec<ClassId>,
+    pub(crate) tokens: Tokens,
     pub(crate) drains: Drains,
     pub(crate) notes: Notes,
     /// Frames of an earlier daemon that something may still be written to.
@@ -95,6 +97,7 @@ impl Core {
             reach: Reach::default(),
             ready: VecDeque::new(),
             hungry: Vec::new(),
+            tokens: Tokens::new(config.seed),
             drains: Drains::default(),
             notes: Notes::new(config.notes),
             quarantine: BTreeSet::new(),
@@ -165,9 +168,9 @@ impl Core {
             Request::Commit(body) => self.commit(session, request, body, actions),
             Request::Prefetch(body) => self.prefetch(session, request, body, actions),
             Request::Hint(body) => self.hint(session, request, body, actions),
-            Request::Give(_)
-            | Request::Take(_)
-            | Request::Hello(_)
+            Request::Give(body) => self.give(session, request, body, actions),
+            Request::Take(body) => self.take(session, request, body, actions),
+            Request::Hello(_)
             | Request::OpenSpace(_)
             | Request::Status
             | Request::Ping

@@ -1,4 +1,5 @@
 use crate::fetches::FetchId;
+use crate::tokens::TokenId;
 use crate::{Action, Core};
 use undercroft_wire::{FetchOutcome, HoldId};
 
@@ -7,6 +8,7 @@ use undercroft_wire::{FetchOutcome, HoldId};
 pub(crate) enum Timer {
     Fetch(FetchId),
     Hold(HoldId),
+    Token(TokenId),
 }
 
 impl Core {
@@ -17,6 +19,7 @@ impl Core {
         {
             match timer {
                 Timer::Fetch(fetch) => self.stop_fetch(fetch, FetchOutcome::Deadline, actions),
+                Timer::Token(token) => self.void(token),
                 Timer::Hold(hold) => {
                     self.stats.holds_expired += 1;
                     self.end_hold(hold);

@@ -13,7 +13,7 @@ use undercroft_core::{DeviceState, Health, Micros, RecoveredRecord};
 use undercroft_wire::{
     DeviceId, DomainId, DropHold, Fetch, FetchOutcome, FetchSource, Hint, HintKind, HoldId,
     LeaseId, Lookup, Mode, OfferId, PageKey, Prefetch, Reply, Request, SessionId, SlotId, SpaceId,
-    Stamp,
+    Stamp, Token,
 };
 use world::devices::{Size, config, size};
 use world::log::Log;
@@ -65,6 +65,8 @@ struct Chaos {
     slots: u32,
     offers: Vec<OpenOffer>,
     holds: Vec<OpenHold>,
+    /// Leases that may be taken: token, space, and whose they are.
+    gifts: Vec<(Token, SpaceId, (u64, u64))>,
     /// Leases fetched from a hold that had not expired.
     promised: Vec<(u64, u64)>,
     /// What each device has not told yet.
@@ -95,6 +97,7 @@ impl Chaos {
             slots,
             offers: Vec::new(),
             holds: Vec::new(),
+            gifts: Vec::new(),
             promised: Vec::new(),
             stamp: Stamp(0),
             next_session: next,
@@ -155,7 +158,34 @@ impl Chaos {
             30 => self.drop_hold(session, a),
             31 | 32 => self.recover_some(a, b),
             33 => self.change_health(a, b),
+            34 if a.is_multiple_of(2) => self.give(b),
+            34 => self.take(session, b),
             _ => self.break_something(session, a, b),
+        }
+    }
+
+    fn give(&mut self, at: u32) {
+        if self.world.leases.is_empty() {
+            return;
+        }
+        let leases = &self.world.leases;
+        let (&(owner, lease), held) = leases.iter().nth(at as usize % leases.len()).unwrap();
+        let space = held.space;
+        if self.sessions.contains_key(&owner.0)
+            && let Ok(token) = self.world.give_lease(owner.0, lease.0)
+        {
+            self.gifts.push((token, space, (owner.0, lease.0)));
+        }
+    }
+
+    fn take(&mut self, session: u64, at: u32) {
+        if let Some((token, space, from)) = self.gifts.pop() {
+            let lease = self.next_lease;
+            self.next_lease += 1;
+            let taken = self.world.take_lease((session, lease), token, space, from);
+            if taken.is_err() && at.is_multiple_of(2) {
+                self.gifts.push((token, space, from));
+            }
         }
     }
 

@@ -19,6 +19,9 @@ impl Core {
             let held: usize = holds().map(|hold| hold.pages.len()).sum();
             assert_eq!(held, domain.held_pages as usize, "held pages are counted");
             assert!(domain.held_pages <= limits.max_held_pages, "held pages are bounded");
+            let tokens = self.tokens.iter().filter(|(_, offered)| offered.domain == at);
+            assert_eq!(tokens.count(), domain.tokens as usize, "tokens are counted");
+            assert!(domain.tokens <= limits.max_tokens, "tokens are bounded");
             let prefetches = self.fetches.values().filter(|fetch| {
                 let class = self.frames.class(fetch.class);
                 fetch.reader == Reader::Prefetch && class.domain == at

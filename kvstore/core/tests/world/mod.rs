@@ -8,6 +8,7 @@ pub(crate) mod log;
 pub(crate) mod memory;
 pub(crate) mod restart;
 pub(crate) mod state;
+pub(crate) mod tokens;
 
 use log::Log;
 use memory::{Memory, Part, overlaps, place};
