@@ -1,9 +1,8 @@
 use crate::domains::DomainAt;
 use crate::page::PageId;
-use crate::sessions::Session;
 use crate::timers::Timer;
 use crate::{Action, Core, Micros};
-use undercroft_wire::{DropHold, HoldId, RefusedReason, Reply, RequestId, SessionId, SpaceId};
+use undercroft_wire::{DropHold, HoldId, Reply, RequestId, SessionId, SpaceId};
 
 /// A lookup's promise that what it found stays for a while: in DRAM what was there, in some
 /// tier what was not.
@@ -58,8 +57,8 @@ impl Core {
         }
     }
 
-    /// A hold may be given back by whoever could use it: its own process, and any session that
-    /// has one of its spaces open. An expired one is gone already, which is what was asked for.
+    /// A hold is given back by the session that has it. An expired one is gone already, which is
+    /// what was asked for; that there is another session's of the number is nobody's business.
     pub(crate) fn drop_hold(
         &mut self,
         session: SessionId,
@@ -67,14 +66,7 @@ impl Core {
         body: &DropHold,
         actions: &mut Vec<Action>,
     ) {
-        if let Some(hold) = self.holds.get(&body.hold) {
-            let shares_space = |state: &Session| {
-                hold.spaces.iter().any(|space| state.stagings.contains_key(space))
-            };
-            if !self.sessions.get(&session).is_some_and(shares_space) {
-                let detail = "the hold belongs to somebody else";
-                return self.refuse(session, request, RefusedReason::Unknown, detail, actions);
-            }
+        if self.holds.get(&body.hold).is_some_and(|hold| hold.session == session) {
             self.end_hold(body.hold);
         }
         self.done(session, request, actions);

@@ -32,7 +32,7 @@ impl Core {
             return self.refuse(session, request, RefusedReason::Busy, detail, actions);
         }
         let mode = state.mode;
-        let Some(pages) = self.fetched_run(body) else {
+        let Some(pages) = self.fetched_run(session, body) else {
             return self.end_unbegun(session, request, body.lease, actions);
         };
         let (mut pages, wished) = pages;
@@ -72,7 +72,11 @@ impl Core {
     }
 
     /// The pages a fetch names, as far as they are known, and how many it wished for.
-    fn fetched_run(&self, body: &FetchRequest<'_>) -> Option<(Vec<PageId>, usize)> {
+    fn fetched_run(
+        &self,
+        session: SessionId,
+        body: &FetchRequest<'_>,
+    ) -> Option<(Vec<PageId>, usize)> {
         match &body.source {
             FetchSource::Keys { keys } => {
                 let mut guide = Guide::default();
@@ -81,7 +85,9 @@ impl Core {
                 Some((pages, keys.len()))
             }
             FetchSource::Hold { hold, first, count } => {
-                let run = self.holds.get(hold)?.run(body.space, *first, *count)?;
+                // Numbers can be guessed: another session's hold is handed over by a token.
+                let hold = self.holds.get(hold).filter(|hold| hold.session == session)?;
+                let run = hold.run(body.space, *first, *count)?;
                 let wished = run.len();
                 Some((run, wished))
             }
