@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -157,6 +158,7 @@ pub(crate) fn admit(
     let peer = Peer::of(&stream)?;
     let domain = control.borrow().domains.of(&peer);
     let pid = peer.pid;
+    let process = peer.process.as_ref().and_then(|process| process.try_clone().ok());
     let (reader, writer) = stream.into_split();
     let socket = Rc::new(writer);
     let blocked = Rc::new(Notify::new());
@@ -177,8 +179,11 @@ pub(crate) fn admit(
     control.borrow_mut().admit(id, session);
     Ok(async move {
         let ended = tokio::select! {
+            // In this order: what a process said before its end still counts.
+            biased;
             ended = read_all(reader, id, &control) => ended,
             error = write_rest(id, socket, blocked, &control) => Ended::Io(error),
+            () = end_of(process) => Ended::Died,
         };
         report_end(id, pid, &ended, &control);
         control.borrow_mut().disconnect(id);
@@ -191,6 +196,8 @@ enum Ended {
     Closed,
     Io(std::io::Error),
     Silent,
+    /// The process that connected is gone, though another keeps its socket open.
+    Died,
     /// By us; the reason is in the log.
     Dismissed,
     Protocol(DecodeError),
@@ -220,6 +227,16 @@ pub(crate) struct Turn {
 impl From<DecodeError> for FrameError {
     fn from(error: DecodeError) -> Self {
         Self::Decode(error)
+    }
+}
+
+/// Waits for the end of the process that connected. A child of it may keep the socket for long.
+#[expect(deprecated, reason = "an owned descriptor cannot be closed while it is registered")]
+async fn end_of(process: Option<OwnedFd>) {
+    // Not registered, the end is noticed when the socket closes.
+    match process.and_then(|process| AsyncFd::with_interest(process, Interest::READABLE).ok()) {
+        Some(process) => drop(process.readable().await),
+        None => std::future::pending().await,
     }
 }
 
@@ -317,6 +334,7 @@ fn report_end(id: SessionId, pid: u32, ended: &Ended, control: &Rc<RefCell<Contr
     match ended {
         Ended::Closed => tracing::debug!(session = %id, pid, "session closed by its client"),
         Ended::Io(error) => tracing::info!(session = %id, pid, %error, "session lost"),
+        Ended::Died => tracing::info!(session = %id, pid, "session ended with its process"),
         Ended::Dismissed => tracing::debug!(session = %id, pid, "session closed by us"),
         Ended::Silent => {
             tracing::warn!(session = %id, pid, "closing a session: no hello within 5 s");
