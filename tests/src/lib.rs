@@ -3,16 +3,19 @@
 //! than a test may, with what they have in common: a ledger of what was stored, a load, a survey
 //! of what is left.
 
+mod absence;
 mod binary;
 mod corrupt;
 mod daemon;
 mod engine;
 mod gate;
 mod golden;
+mod hostile;
 mod ledger;
 mod lying;
 mod power_cut;
 mod python;
+mod resting;
 mod share;
 mod sim;
 mod skip;
@@ -20,18 +23,23 @@ mod survey;
 mod traffic;
 mod warm_restart;
 
+pub use absence::{Absence, AbsenceReport};
 pub use binary::{program, run, run_as_ordinary_user};
 pub use corrupt::{CorruptionReport, CorruptionTally, Corruptions};
 pub use daemon::{DaemonOptions, TestDaemon};
 pub use engine::{Engine, EngineOptions, Inspected, PAGE_BYTES};
 pub use gate::{Gate, Way};
 pub use golden::golden_store;
+pub use hostile::{
+    Deaths, DeathsReport, Footprint, LAST_STEP, RawClient, RawSpace, Witness, WitnessReport, die_at,
+};
 pub use ledger::{Ledger, Settled, StoredChain};
 pub use power_cut::{
     Cut, CutRound, DiskCounts, Moment, PowerCut, PowerCutReport, Survival, missing, run_contained,
     stop_with_input,
 };
 pub use python::{python, python_with_packages, read_store};
+pub use resting::{Resting, RestingReport};
 pub use share::Share;
 pub use sim::{Failure, Report, Seeds, Sweep, SweptFault, simulate};
 pub use skip::{skip, traces};

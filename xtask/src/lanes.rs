@@ -1,5 +1,5 @@
-//! Test lanes that take longer than a test may: `cargo xtask corrupt`, `crash`, `power-cut` and
-//! `sim`.
+//! Test lanes that take longer than a test may: `cargo xtask absence`, `corrupt`, `crash`, `hostile`,
+//! `power-cut`, `resting` and `sim`.
 
 use crate::command::{cargo, check, shown, target_directory};
 use anyhow::{Context, Result};

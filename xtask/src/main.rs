@@ -1,5 +1,5 @@
 //! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, and the lanes
-//! `corrupt`, `crash`, `power-cut` and `sim`.
+//! `absence`, `corrupt`, `crash`, `hostile`, `power-cut`, `resting` and `sim`.
 
 mod ci;
 mod command;
@@ -92,6 +92,33 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Kills and stops the daemon under a client and measures how soon the client knows
+    ///
+    /// `cargo xtask absence --help` says what it takes.
+    #[command(disable_help_flag = true)]
+    Absence {
+        /// Passed on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Measures the heap and the processor time of a daemon that knows many pages and rests
+    ///
+    /// `cargo xtask resting --help` says what it takes.
+    #[command(disable_help_flag = true)]
+    Resting {
+        /// Passed on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+    /// Lets thousands of clients die in the middle of what they do; nothing may be left of them
+    ///
+    /// `cargo xtask hostile --help` says what it takes.
+    #[command(disable_help_flag = true)]
+    Hostile {
+        /// Passed on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Cuts the power of the disk under the daemon again and again, boots, and looks at every page
     ///
     /// Takes root, FUSE, loop devices and e2fsprogs. `cargo xtask power-cut --help` says the rest.
@@ -132,6 +159,9 @@ fn run(task: Task) -> Result<()> {
         Task::Sim { arguments } => lane(&root, "simulate", false, &arguments),
         Task::Corrupt { arguments } => lane(&root, "corrupt", false, &arguments),
         Task::PowerCut { arguments } => lane(&root, "power-cut", true, &arguments),
+        Task::Absence { arguments } => lane(&root, "absence", true, &arguments),
+        Task::Resting { arguments } => lane(&root, "resting", true, &arguments),
+        Task::Hostile { arguments } => lane(&root, "hostile", true, &arguments),
         Task::Crash { arguments } => lane(&root, "warm-restart", true, &arguments),
     }
 }

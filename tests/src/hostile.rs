@@ -1,0 +1,13 @@
+//! Clients that do not play by the rules, and what shows that nobody else notices.
+
+mod deaths;
+mod footprint;
+mod raw;
+mod script;
+mod witness;
+
+pub use deaths::{Deaths, DeathsReport};
+pub use footprint::Footprint;
+pub use raw::{RawClient, RawSpace};
+pub use script::{LAST_STEP, die_at};
+pub use witness::{Witness, WitnessReport};

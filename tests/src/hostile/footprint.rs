@@ -1,0 +1,48 @@
+use crate::TestDaemon;
+use std::fmt;
+use std::fs;
+
+/// What a daemon takes of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Footprint {
+    /// Open descriptors.
+    pub descriptors: usize,
+    /// Threads.
+    pub threads: usize,
+    /// Memory it shares with nobody, KiB: its heap and stacks.
+    pub heap_kib: u64,
+    /// Mapped memory of all kinds, KiB.
+    pub mapped_kib: u64,
+}
+
+impl Footprint {
+    /// Of this daemon, now.
+    ///
+    /// # Panics
+    /// If `/proc` does not tell.
+    #[must_use]
+    pub fn of(daemon: &TestDaemon) -> Self {
+        let own = format!("/proc/{}", daemon.pid());
+        let count = |what: &str| fs::read_dir(format!("{own}/{what}")).expect("it runs").count();
+        let status = fs::read_to_string(format!("{own}/status")).expect("it runs");
+        let kib = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+            number.expect("the kernel tells")
+        };
+        Self {
+            descriptors: count("fd"),
+            threads: count("task"),
+            heap_kib: kib("RssAnon:"),
+            mapped_kib: kib("VmSize:"),
+        }
+    }
+}
+
+impl fmt::Display for Footprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { descriptors, threads, heap_kib, mapped_kib } = self;
+        write!(f, "{descriptors} descriptors, {threads} threads, heap {heap_kib} KiB, ")?;
+        write!(f, "mapped {mapped_kib} KiB")
+    }
+}
