@@ -18,6 +18,10 @@ use undercroft_wire::{
     encode_request,
 };
 
+mod ticket;
+
+pub(crate) use ticket::Ticket;
+
 /// Why a connection ended.
 #[derive(Debug, Clone)]
 pub(crate) enum Lost {
@@ -74,51 +78,6 @@ pub(crate) struct Connection {
     pulse: Arc<Pulse>,
     /// Wakes the keeper: something waits for the socket, or the connection ended.
     bell: Arc<Bell>,
-}
-
-/// A request whose answer is awaited. Dropping it gives the answer up.
-#[derive(Debug)]
-pub(crate) struct Ticket {
-    connection: Arc<Connection>,
-    pub(crate) request: RequestId,
-    /// The daemon's heartbeat before the request was sent.
-    felt: Option<u64>,
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        if self.connection.is_foreign() {
-            return;
-        }
-        let chore = locked(&self.connection.inbox).give_up(self.request);
-        chore.into_iter().for_each(|chore| self.connection.do_chore(&chore));
-    }
-}
-
-impl Ticket {
-    /// Waits for the one reply to the request.
-    pub(crate) fn reply(&self, until: Instant) -> Result<Reply, MissReason> {
-        let request = self.request;
-        let reply = self.connection.wait_until(request, until, |inbox| inbox.take_reply(request));
-        if let Err(MissReason::Deadline) = reply {
-            self.missed();
-        }
-        reply
-    }
-
-    /// The call's deadline passed before its answer came.
-    pub(crate) fn missed(&self) {
-        self.connection.pulse.missed(self.felt);
-    }
-
-    /// The reply if it has been read already.
-    pub(crate) fn reply_at_hand(&self) -> Option<Reply> {
-        locked(&self.connection.inbox).take_reply(self.request)
-    }
-
-    pub(crate) fn connection(&self) -> &Arc<Connection> {
-        &self.connection
-    }
 }
 
 impl fmt::Debug for Connection {
@@ -200,7 +159,7 @@ impl Connection {
     ) -> Result<Ticket, MissReason> {
         let felt = self.pulse.feel();
         let request = locked(&self.inbox).expect(expects)?;
-        let ticket = Ticket { connection: Arc::clone(self), request, felt };
+        let ticket = Ticket::new(self, request, felt);
         let sent = self.outbox.send(self.socket.as_fd(), until, |out| {
             encode_request(out, request, message);
         });
