@@ -113,7 +113,7 @@ impl Core {
         let page = filling.page;
         assert_eq!(self.index[page].dram, Dram::Filling, "a copy fills its page's frame");
         let outcome = match outcome {
-            CopyOutcome::Ok(crc) if self.is_parent_alive(page) => {
+            CopyOutcome::Ok(crc) if self.is_parent_alive(page) && !self.index[page].purged => {
                 self.become_resident(page, crc);
                 CommitOutcome::Stored
             }

@@ -1,4 +1,4 @@
-use crate::Restored;
+use crate::{PurgeScope, Restored};
 use undercroft_wire::{
     DeviceId, DomainId, Extent, JobId, Mode, PageIdentity, PartId, Request, RequestId, SegmentId,
     SegmentUse, SessionId, SpaceDigest,
@@ -95,6 +95,10 @@ pub enum Event<'a> {
         /// Which.
         part: PartId,
     },
+    /// Pages are to be forgotten: no lookup finds them after this step. Frames of leased ones are
+    /// kept until they are released, and their keys cannot be stored before. After a restart
+    /// before that, they and what page logs still hold are there again.
+    Purge(PurgeScope),
     /// A piece of what an earlier daemon left in memory.
     Restored(Restored<'a>),
     /// Everything that an earlier daemon had under way is over: frames that were being filled

@@ -155,7 +155,6 @@ impl Core {
                 self.domains.get_mut(domain).prefetches -= 1;
             }
             Reader::Lease { session, lease, .. } => {
-                self.note_lease_over(fetch);
                 if let Some(state) = self.sessions.get_mut(&session) {
                     let removed = state.leases.remove(&lease);
                     assert_eq!(removed, Some(id), "a lease is the session's until forgotten");
@@ -406,8 +405,11 @@ impl Core {
             unreachable!("prefetches are no session's leases")
         };
         let mut slots = Vec::new();
-        let before = fetch.released;
         let upto = fetch.count_before(upto).min(fetch.delivered);
+        if fetch.released < upto {
+            // Before any frame of it may be free.
+            self.note_released(&fetch, upto);
+        }
         while fetch.released < upto {
             let page = fetch.pages[fetch.released as usize];
             fetch.released += 1;
@@ -420,9 +422,6 @@ impl Core {
             }
         }
         let space = fetch.space;
-        if fetch.released > before {
-            self.note_released(&fetch);
-        }
         self.put_back(id, fetch);
         for slot in slots {
             self.free_slot(session, space, slot);

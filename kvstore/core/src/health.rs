@@ -122,7 +122,7 @@ impl Core {
     }
 
     /// Leaves the frame to the read, so that the page can be stored or read anew.
-    fn part_from_read(&mut self, job: JobId, id: PageId) {
+    pub(crate) fn part_from_read(&mut self, job: JobId, id: PageId) {
         let page = &mut self.index[id];
         assert_eq!(page.dram, Dram::Reading, "a read fills its page's frame");
         page.dram = Dram::None;

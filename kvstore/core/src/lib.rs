@@ -36,6 +36,7 @@ mod order;
 mod page;
 mod parts;
 mod proofs;
+mod purges;
 mod reach;
 mod reads;
 mod reclaim;
@@ -60,6 +61,7 @@ pub use event::{
 pub use machine::Core;
 pub use micros::Micros;
 pub use notes::Note;
+pub use purges::PurgeScope;
 pub use restored::{
     Restored, RestoredFrame, RestoredLease, RestoredPage, RestoredSession, RestoredSlab,
     RestoredSpace,

@@ -71,7 +71,7 @@ impl Core {
                 break;
             };
             let page = &self.index[page];
-            if page.dram == Dram::Resident {
+            if page.dram == Dram::Resident && !page.purged {
                 found.dram += 1;
             } else if self.is_visible(page) {
                 self.note_read(&mut found, page);

@@ -117,6 +117,7 @@ impl Core {
             Event::Tick => {}
             Event::PartAdded { part, domain, bytes } => self.part_added(part, domain, bytes),
             Event::RetirePart { part } => self.retire_part(part),
+            Event::Purge(scope) => self.purge(scope, actions),
             Event::Restored(piece) => self.restored(&piece),
             Event::QuarantineOver => self.quarantine_over(),
             Event::SessionOpened { session, domain, process, mode } => {

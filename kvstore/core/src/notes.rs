@@ -207,21 +207,12 @@ impl Core {
         }
     }
 
-    /// The reader of a lease has given some of it back.
-    pub(crate) fn note_released(&mut self, fetch: &Fetch) {
-        if let Reader::Lease { session, lease, mode: Mode::ZeroCopy, .. } = fetch.reader
-            && (fetch.active || fetch.released < fetch.delivered)
-        {
-            let upto = fetch.index_of(fetch.released);
+    /// The reader of a lease has given its first `upto` pages back.
+    pub(crate) fn note_released(&mut self, fetch: &Fetch, upto: u32) {
+        if let Reader::Lease { session, lease, mode: Mode::ZeroCopy, .. } = fetch.reader {
+            let ends = !fetch.active && upto == fetch.delivered;
+            let upto = if ends { u32::MAX } else { fetch.index_of(upto) };
             self.notes.add(|| Note::Released { session, lease, upto });
-        }
-    }
-
-    pub(crate) fn note_lease_over(&mut self, fetch: &Fetch) {
-        if let Reader::Lease { session, lease, mode: Mode::ZeroCopy, .. } = fetch.reader
-            && fetch.delivered > 0
-        {
-            self.notes.add(|| Note::Released { session, lease, upto: u32::MAX });
         }
     }
 

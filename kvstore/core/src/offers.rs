@@ -105,6 +105,10 @@ impl Core {
         }
         let wanted = match tip.declined {
             Some(outcome) => Err(outcome),
+            // Somebody leases it, and it must not be found.
+            None if known.is_some_and(|page| self.index[page].purged) => {
+                Err(OfferOutcome::NotAdmitted)
+            }
             None => self.want(tip, key, known),
         };
         match wanted {
@@ -135,7 +139,7 @@ impl Core {
     /// Whether the page need not be stored: it is in a tier that answers, or on its way. One that
     /// has not proved itself, or whose device does not answer, is as good as not there.
     fn is_held(&self, page: &Page) -> bool {
-        page.dram != Dram::None || self.counts_on_ssd(page)
+        !page.purged && (page.dram != Dram::None || self.counts_on_ssd(page))
     }
 
     fn adopt(&mut self, page: PageId, above: Option<PageId>) {

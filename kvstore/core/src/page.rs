@@ -47,6 +47,8 @@ pub(crate) struct Page {
     pub(crate) dram: Dram,
     /// Used since its record was appended.
     pub(crate) touched: bool,
+    /// To be forgotten, and there only because a lease or a job uses its frame.
+    pub(crate) purged: bool,
     /// Relocations of its records under way. One may hang on a device that does not answer while
     /// the page, stored anew, is moved on another: no more than there are devices.
     pub(crate) relocating: u8,
@@ -111,6 +113,7 @@ impl Page {
             pins: 0,
             keeps: 0,
             touched: false,
+            purged: false,
             relocating: 0,
             append_refused: false,
             ordered: false,
@@ -131,12 +134,13 @@ impl Page {
     /// Whether it is in a tier or on its way to one, even if nobody can get at it now: what a
     /// child may hang from.
     pub(crate) fn is_present(&self) -> bool {
-        self.dram != Dram::None || self.record().is_some()
+        !self.purged && (self.dram != Dram::None || self.record().is_some())
     }
 
     /// Whether nothing and nobody needs the entry.
     pub(crate) fn is_idle(&self) -> bool {
         !self.is_present()
+            && self.frame.is_none()
             && self.children == 0
             && self.pins == 0
             && self.keeps == 0

@@ -177,11 +177,24 @@ impl Core {
         } else {
             self.wake(class);
         }
+        if self.index[id].purged {
+            return self.purged_was_written(id, entered);
+        }
         if !entered {
             self.append_elsewhere(id, device, refused.with(device), actions);
         }
         self.settle(id);
         self.note_written(id);
+    }
+
+    /// The page was to be forgotten meanwhile.
+    fn purged_was_written(&mut self, id: PageId, entered: bool) {
+        if entered {
+            self.leave_ssd(id);
+        }
+        self.note_written(id);
+        self.drop_purged(id);
+        self.prune(id);
     }
 
     /// A device would not take the page: tries the next one.

@@ -49,7 +49,7 @@ impl Core {
     /// Whether a lookup may report the page.
     pub(crate) fn is_visible(&self, page: &Page) -> bool {
         match page.dram {
-            Dram::Resident => true,
+            Dram::Resident => !page.purged,
             Dram::None | Dram::Reading => self.counts_on_ssd(page),
             // It has no frame to be read into, or that is being filled otherwise.
             Dram::Offered | Dram::Filling => false,
@@ -66,7 +66,7 @@ impl Core {
     /// Whether the page may be taken from DRAM, at once or after it was written to SSD.
     pub(crate) fn is_evictable(&self, id: PageId) -> bool {
         let page = &self.index[id];
-        if page.dram != Dram::Resident || page.pins > 0 {
+        if page.dram != Dram::Resident || page.pins > 0 || page.purged {
             return false;
         }
         match page.ssd {
@@ -107,6 +107,7 @@ impl Core {
         let page = &mut self.index[id];
         page.pins = page.pins.checked_sub(1).expect("a page is unpinned as often as pinned");
         self.settle(id);
+        self.drop_purged(id);
         self.prune(id);
     }
 
@@ -135,6 +136,7 @@ impl Core {
         self.unorder(id);
         let page = &mut self.index[id];
         page.dram = Dram::None;
+        page.purged = false;
         let frame = page.frame.take().expect("a page in DRAM has a frame");
         let class = page.class;
         self.note_presence(id);

@@ -52,6 +52,8 @@ pub struct Stats {
     pub evicted_pages: u64,
     /// Pages that left DRAM and were in no other tier that answers although there is an SSD.
     pub lost_pages: u64,
+    /// Pages that were forgotten because somebody said so.
+    pub purged_pages: u64,
     /// Slabs that were emptied for pages of another size.
     pub drained_slabs: u64,
     /// Prefetches begun.

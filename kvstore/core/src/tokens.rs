@@ -4,8 +4,8 @@ use crate::timers::Timer;
 use crate::{Action, Core, Micros};
 use hashbrown::HashMap;
 use undercroft_wire::{
-    FetchOutcome, Gift, Give, Given, HoldId, LeaseId, RefusedReason, Reply, RequestId,
-    SessionId, SpaceId, Take, TakenHold, Token,
+    FetchOutcome, Gift, Give, Given, HoldId, LeaseId, RefusedReason, Reply, RequestId, SessionId,
+    SpaceId, Take, TakenHold, Token,
 };
 
 /// Numbers tokens.

@@ -9,7 +9,7 @@ mod world;
 
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
-use undercroft_core::{DeviceState, Health, Micros, RecoveredRecord};
+use undercroft_core::{DeviceState, Event, Health, Micros, PurgeScope, RecoveredRecord};
 use undercroft_wire::{
     DeviceId, DomainId, DropHold, Fetch, FetchOutcome, FetchSource, Hint, HintKind, HoldId,
     LeaseId, Lookup, Mode, OfferId, PageKey, Prefetch, Reply, Request, SessionId, SlotId, SpaceId,
@@ -327,10 +327,24 @@ impl Chaos {
             5 if self.world.memory.parts.len() < 4 => {
                 self.world.add_part(domain, u64::from(a % 5));
             }
+            6 if a.is_multiple_of(3) => self.purge(session, domain),
             6 => self.trespass(session, domain),
             7 if a.is_multiple_of(2) => self.world.end_quarantine(),
             7 => self.retire_some(a / 2),
             _ => {}
+        }
+    }
+
+    fn purge(&mut self, session: u64, domain: DomainId) {
+        self.world.step(Event::Purge(PurgeScope::Domain(domain)));
+        // Nobody holds anything any more.
+        self.promised.clear();
+        self.holds.clear();
+        for space in self.spaces[&domain] {
+            for number in 0..CHAINS {
+                let found = self.world.lookup(session, space, &chain(number));
+                assert_eq!(found.pages, 0, "what was purged is found");
+            }
         }
     }
 
