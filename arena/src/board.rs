@@ -125,6 +125,12 @@ impl Board {
         self.file.read_only_fd()
     }
 
+    /// Its length, bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.mapping.len() as u64
+    }
+
     /// The arena's epoch.
     #[must_use]
     pub fn epoch(&self) -> Epoch {

@@ -13,12 +13,17 @@ use undercroft_kvstore::{Config, Daemon};
 #[command(after_help = "Examples:
   undercroft serve
   undercroft serve --config /etc/undercroft/config.toml
+  undercroft serve --takeover              upgrade: go on with a running daemon's arena
   undercroft serve --print-config          every key with its default and allowed values
   RUST_LOG=debug undercroft serve --log json")]
 pub(crate) struct Serve {
     /// Configuration file (TOML). Every key is optional.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Take over from the daemon that serves the same socket, which then ends: its DRAM pages, its
+    /// clients' leases and whoever waits to connect go on here.
+    #[arg(long)]
+    takeover: bool,
     /// Print the reference of all configuration keys (Markdown) and exit.
     #[arg(long)]
     print_config: bool,
@@ -45,7 +50,8 @@ impl Serve {
         }
         .map_err(Failure::start)?;
         let mut summary = config.summary();
-        let daemon = Daemon::open(config).map_err(Failure::start)?;
+        let opened = if self.takeover { Daemon::take_over(config) } else { Daemon::open(config) };
+        let daemon = opened.map_err(Failure::start)?;
         if let (Some(address), Some(line)) =
             (daemon.metrics(), summary.iter_mut().find(|(name, _)| *name == "metrics"))
         {

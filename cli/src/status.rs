@@ -5,7 +5,8 @@ use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
 use undercroft_client::wire::{
-    DeviceCondition, DomainStatus, Mode, SsdDeviceStatus, SsdStatus, StatusReport, TierStatus,
+    DeviceCondition, DomainStatus, Mode, SsdDeviceStatus, SsdStatus, StartKind, StartStatus,
+    StatusReport, TierStatus,
 };
 use undercroft_client::{Client, ConnectOptions, Wait};
 
@@ -63,6 +64,7 @@ fn render(report: &StatusReport) -> String {
         "daemon",
         format!("undercroft {}, pid {}, up {}", report.version, report.pid, age(report.uptime_ms)),
     );
+    out.line("start", render_start(&report.start));
     out.line("socket", report.socket.clone());
     let heap = format!("{} for {} known pages", bytes(report.heap_bytes), report.known_pages);
     out.line("cpu", format!("{:.2} s; heap {heap}", report.cpu_s));
@@ -87,6 +89,24 @@ fn render(report: &StatusReport) -> String {
     }
     render_traffic(report, &mut out);
     out.text
+}
+
+fn render_start(start: &StartStatus) -> String {
+    let kind = match start.kind {
+        StartKind::Cold => "cold".to_owned(),
+        StartKind::Warm => format!("warm, {} pages in DRAM as before", start.restored_pages),
+        StartKind::Takeover => {
+            format!("taken over, {} pages in DRAM as before", start.restored_pages)
+        }
+    };
+    let mut text = format!("{kind}; ready after {} ms; restart {}", start.ready_ms, start.restarts);
+    if start.quarantined_bytes > 0 {
+        text += &format!("; {} may still be written to", bytes(start.quarantined_bytes));
+    }
+    if let Some(why) = &start.dropped {
+        text += &format!("; the arena that was kept was dropped: {why}");
+    }
+    text
 }
 
 fn render_domain(domain: &DomainStatus, out: &mut Lines) {

@@ -2,6 +2,7 @@
 //! and keeps the sessions. Everything here runs on one thread; nothing here waits.
 
 mod greeting;
+mod inheriting;
 mod spaces;
 
 use crate::arena::Arena;
@@ -9,26 +10,33 @@ use crate::config::Config;
 use crate::copy_pool::{Copied, CopyJob, CopyPool, Direction};
 use crate::device::{Completed, Device};
 use crate::domains::Domains;
+use crate::estate::Heirloom;
+use crate::listener::BoundSocket;
 use crate::mourner::Mourner;
 use crate::recovery::Found;
+use crate::restoring::remember;
 use crate::session::{FrameError, Session, Turn, each_frame};
 use crate::staging_maker::StagingMaker;
 use crate::store;
+use crate::succession::Succession;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::ControlFlow;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
-use undercroft_arena::Span;
+use undercroft_arena::{Span, State};
 use undercroft_core::{Action, CopyOutcome, Core, Event, FramePlace, Micros};
 use undercroft_ssd_tier::Op;
 use undercroft_wire::{
-    DeviceId, Epoch, Refused, RefusedReason, Reply, Request, RequestId, SessionId, SlotId,
-    SpaceDigest, SpaceId, StartStatus, decode_request,
+    DeviceId, Refused, RefusedReason, Reply, Request, RequestId, SessionId, SlotId, SpaceDigest,
+    SpaceId, Stamp, StartStatus, decode_request,
 };
 
 /// How long one session's requests are handled before it is somebody else's turn.
 const TURN: Duration = Duration::from_millis(1);
+/// Stamps taken from the state file at once.
+const STAMPS: u64 = 1 << 20;
 /// Answers are sent at the end of a turn, or as soon as so many bytes wait.
 const FLUSH_BYTES: usize = 256 << 10;
 
@@ -40,7 +48,8 @@ pub(crate) struct Control {
     /// The SSDs by number.
     pub(crate) devices: Vec<Device>,
     pub(crate) config: Config,
-    pub(crate) epoch: Epoch,
+    /// What the next daemon will know of the arena.
+    state: State,
     pub(crate) start: StartStatus,
     pub(crate) started: Instant,
     pub(crate) protocol_errors: u64,
@@ -58,15 +67,22 @@ pub(crate) struct Control {
     timer: Option<Micros>,
     /// Rung when the timer comes sooner or the page log falls behind.
     pub(crate) look_again: Arc<Notify>,
+    /// Devices that an earlier daemon may still be reading from into frames.
+    unlocked: HashSet<DeviceId>,
+    /// When frames that were being filled then are free although no device says so.
+    pub(crate) settled_by: Option<Instant>,
+    /// The session of the daemon that takes over.
+    successor: Option<SessionId>,
+    /// Rung when another daemon takes over.
+    pub(crate) leaving: Arc<Notify>,
 }
 
 /// What [`Control::new`] is made of.
 pub(crate) struct ControlParts {
     pub(crate) core: Core,
-    pub(crate) arena: Arena,
+    pub(crate) succession: Succession,
     pub(crate) devices: Vec<Device>,
     pub(crate) config: Config,
-    pub(crate) epoch: Epoch,
     pub(crate) pool: CopyPool,
     pub(crate) mourner: Mourner,
     pub(crate) staging_maker: StagingMaker,
@@ -77,12 +93,12 @@ impl Control {
         Self {
             core: parts.core,
             sessions: HashMap::new(),
-            arena: parts.arena,
+            arena: parts.succession.arena,
             devices: parts.devices,
             domains: Domains::new(parts.config.domains.clone()),
             config: parts.config,
-            epoch: parts.epoch,
-            start: StartStatus::default(),
+            state: parts.succession.state,
+            start: parts.succession.start,
             started: Instant::now(),
             protocol_errors: 0,
             pool: parts.pool,
@@ -95,6 +111,31 @@ impl Control {
             unflushed: Vec::new(),
             timer: None,
             look_again: Arc::new(Notify::new()),
+            unlocked: HashSet::new(),
+            settled_by: None,
+            successor: None,
+            leaving: Arc::new(Notify::new()),
+        }
+    }
+
+    /// A number that no session of this arena ever had.
+    pub(crate) fn next_session(&mut self) -> SessionId {
+        let id = self.state.next_session();
+        self.state.set_next_session(SessionId(id.0 + 1));
+        id
+    }
+
+    /// Takes in what is to be remembered of a step, before anybody is told of it.
+    fn remember(&mut self) {
+        let sessions = &mut self.sessions;
+        remember(&mut self.core, &self.arena, &mut self.state, |untold| {
+            if let Some(session) = sessions.get_mut(&untold) {
+                session.close("its lease would be forgotten over a restart");
+            }
+        });
+        if self.core.newest_stamp() >= self.state.next_stamp() {
+            let next = Stamp(self.core.newest_stamp().0 + STAMPS);
+            self.state.set_next_stamp(next);
         }
     }
 
@@ -119,6 +160,7 @@ impl Control {
         let now = self.now();
         let mut actions = std::mem::take(&mut self.actions);
         self.core.step(now, event, &mut actions);
+        self.remember();
         for action in actions.drain(..) {
             self.perform(action);
         }
@@ -173,6 +215,10 @@ impl Control {
                 None => to.close("its staging area is gone"),
             },
             _ => to.reply(request, reply),
+        }
+        // Of its own domain only: what others do is not to be seen.
+        if let Some(domain) = &to.domain {
+            self.arena.beat(domain.id);
         }
         self.unflushed.push(session);
     }
@@ -237,6 +283,7 @@ impl Control {
         match found {
             Found::Opened { device, log, recovery, began } => {
                 self.device(device).opened(*log, &recovery, began);
+                self.locked(device);
             }
             Found::Records { device, records, free_segments, last } => {
                 let records = records.as_slice();
@@ -328,12 +375,13 @@ impl Control {
                 self.reply(id, request, &Reply::Status(report));
             }
             Request::Ping => self.reply(id, request, &Reply::Done),
+            Request::TakeOver => self.hand_over(id, request),
             _ if self.sessions.get(&id).is_none_or(|session| session.domain.is_none()) => {
                 let detail = "no domain is for this user: there are no pages to ask for";
                 self.refuse(id, request, RefusedReason::Denied, detail);
             }
             Request::OpenSpace(open) => self.open_space(id, request, open),
-            Request::PartLetGo(_) | Request::Purge(_) | Request::TakeOver => {
+            Request::PartLetGo(_) | Request::Purge(_) => {
                 self.refuse(id, request, RefusedReason::Invalid, "not known to this build");
             }
             body => self.feed(Event::Request { session: id, request, body }),
@@ -351,6 +399,14 @@ impl Control {
         }
     }
 
+    /// Everything that outlives this daemon.
+    pub(crate) fn estate(&self, socket: &BoundSocket) -> Vec<(Heirloom, Arc<OwnedFd>)> {
+        let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().ok().map(Arc::new);
+        let listener = (Heirloom::Socket, socket.listener.as_fd());
+        let all = self.arena.estate().chain([(Heirloom::State, self.state.fd()), listener]);
+        all.filter_map(|(name, fd)| Some((name, copy(fd)?))).collect()
+    }
+
     /// Lets the clients go, ends the copy workers and closes the stores, `late` ones that were
     /// not taken over included. Everything written is then found again.
     pub(crate) fn shut(&mut self, late: Vec<Found>) {
@@ -363,6 +419,8 @@ impl Control {
             }
         }
         store::close(self.devices.drain(..).filter_map(Device::into_log));
+        self.arena.stop();
+        self.state.finish();
     }
 }
 

@@ -1,12 +1,14 @@
 //! Putting the parts together, serving, and stopping.
 
-use crate::arena::Arena;
 use crate::bell::{Door, bell};
-use crate::config::{Config, DomainConfig, SsdConfig};
+use crate::bounds;
+use crate::config::Config;
 use crate::control::{Control, ControlParts};
 use crate::copy_pool::{Copied, CopyPool};
 use crate::device::{Completed, Device};
 use crate::error::StartError;
+use crate::estate::{Estate, Heirloom, Keeper};
+use crate::inherited;
 use crate::listener::BoundSocket;
 use crate::mourner::Mourner;
 use crate::process;
@@ -14,11 +16,14 @@ use crate::recovery::{self, Found};
 use crate::session;
 use crate::staging_maker::{Made, StagingMaker};
 use crate::store::{self, Opening, Prepared};
+use crate::succession;
+use crate::takeover;
 use crate::web::{Question, Web};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,9 +32,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
 use undercroft_arena::Part;
-use undercroft_core::{Core, DomainLimits, Event, Limits, Micros, Policy};
+use undercroft_core::{Core, Event};
 use undercroft_ssd_tier::{OpenError, PreparedLog};
-use undercroft_wire::{Epoch, SessionId};
+use undercroft_wire::{SessionId, StartKind};
 
 /// Words that copy workers and device threads may have waiting for the control thread.
 const BELL_ROOM: usize = 4096;
@@ -48,6 +53,8 @@ pub struct Daemon {
     doors: Doors,
     socket: BoundSocket,
     metrics: Option<(SocketAddr, TcpListener)>,
+    /// When its start began.
+    began: Instant,
 }
 
 impl std::fmt::Debug for Daemon {
@@ -62,12 +69,41 @@ impl Daemon {
     /// # Errors
     /// The first thing that cannot be had, in one line.
     pub fn open(config: Config) -> Result<Self, StartError> {
+        let estate = inherited::take();
+        let kept = Keeper::is_there() || estate.names().next().is_some();
+        Self::open_with(config, (estate, StartKind::Warm), kept)
+    }
+
+    /// As [`Daemon::open`], from the daemon that serves the configured socket: that one closes its
+    /// stores, hands over its arena and everybody who waits to connect, and ends.
+    ///
+    /// # Errors
+    /// There is none, or it refuses; else as [`Daemon::open`].
+    pub fn take_over(config: Config) -> Result<Self, StartError> {
+        let estate = takeover::ask(&config.socket)?;
+        Self::open_with(config, (estate, StartKind::Takeover), Keeper::is_there())
+    }
+
+    /// `kept` says that somebody else keeps the socket when this daemon ends.
+    fn open_with(
+        config: Config,
+        (mut estate, kind): (Estate, StartKind),
+        kept: bool,
+    ) -> Result<Self, StartError> {
+        let began = Instant::now();
         process::raise_file_limit();
-        let socket = BoundSocket::bind(&config.socket)?;
+        let mut socket = match estate.take(Heirloom::Socket) {
+            Some(inherited) => BoundSocket::inherit(inherited, &config.socket)?,
+            None => BoundSocket::bind(&config.socket)?,
+        };
+        if kept {
+            Keeper.keep(Heirloom::Socket, socket.listener.as_fd());
+            socket.stay();
+        }
         let metrics = config.metrics.map(listen).transpose()?;
         let prepared = config.ssd.as_ref().map(store::prepare).transpose()?.unwrap_or_default();
-        let (control, doors) = assemble(config, prepared)?;
-        Ok(Self { control, doors, socket, metrics })
+        let (control, doors) = assemble(config, prepared, (estate, kind))?;
+        Ok(Self { control, doors, socket, metrics, began })
     }
 
     /// The address metrics are served on, if they are.
@@ -81,7 +117,7 @@ impl Daemon {
     ///
     /// # Errors
     /// The runtime, a signal handler or the web thread could not be started.
-    pub fn run(self, ready: impl FnOnce()) -> Result<(), StartError> {
+    pub fn run(mut self, ready: impl FnOnce()) -> Result<(), StartError> {
         let failed = |what| move |source| StartError::Thread { what, source };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -93,6 +129,7 @@ impl Daemon {
             .map(|(_, listener)| Web::start(listener, report_sender))
             .transpose()
             .map_err(failed("the web thread"))?;
+        let leaving = Arc::clone(&self.control.leaving);
         let control = Rc::new(RefCell::new(self.control));
         let doors = self.doors;
         let served = LocalSet::new().block_on(&runtime, async {
@@ -100,6 +137,7 @@ impl Daemon {
             let listener = UnixListener::from_std(listener)?;
             let mut terminated = signal(SignalKind::terminate())?;
             let mut interrupted = signal(SignalKind::interrupt())?;
+            control.borrow_mut().start.ready_ms = self.began.elapsed().as_millis() as u64;
             notify(&[sd_notify::NotifyState::Ready]);
             ready();
             tokio::select! {
@@ -107,25 +145,44 @@ impl Daemon {
                 never = accept(listener, &control) => match never {},
                 _ = terminated.recv() => tracing::info!("SIGTERM: stopping"),
                 _ = interrupted.recv() => tracing::info!("SIGINT: stopping"),
+                () = leaving.notified() => tracing::info!("another daemon takes over: stopping"),
             }
             Ok(())
         });
         notify(&[sd_notify::NotifyState::Stopping]);
         drop(web);
-        drop(self.socket);
+        let successor = control.borrow_mut().take_successor();
+        if successor.is_some() {
+            self.socket.stay();
+        }
         let late = std::iter::from_fn(|| doors.found.take()).collect();
         // Whoever still has word for us is not to wait for somebody to take it.
         drop(doors);
         control.borrow_mut().shut(late);
+        if let Some(successor) = successor {
+            let estate = control.borrow().estate(&self.socket);
+            let successor: &tokio::net::UnixStream = (*successor).as_ref();
+            match takeover::give(successor.as_fd(), estate) {
+                Ok(()) => tracing::info!("everything is handed over"),
+                Err(error) => tracing::error!(%error, "the other daemon did not take everything"),
+            }
+        }
         tracing::info!("stopped");
         served.map_err(failed("the control thread"))
     }
 }
 
 /// Makes the arena and everything that works on it, and has the records on SSD looked for.
-fn assemble(config: Config, prepared: Vec<Prepared>) -> Result<(Control, Doors), StartError> {
-    let arena = Arena::make(&config)?;
-    let parts = arena.memory();
+fn assemble(
+    config: Config,
+    prepared: Vec<Prepared>,
+    (estate, kind): (Estate, StartKind),
+) -> Result<(Control, Doors), StartError> {
+    let limits = bounds::limits(&config);
+    let late = prepared.iter().filter(|prepared| !matches!(prepared.log, Opening::Open(_)));
+    let unlocked = late.map(|prepared| prepared.device).collect();
+    let succession = succession::begin(&config, &limits, estate, kind)?;
+    let parts = succession.arena.memory();
     let (copy_bell, copied) = bell(BELL_ROOM);
     let pool = CopyPool::start(config.copy_workers, COPY_ROOM, &copy_bell)
         .map_err(|source| StartError::Thread { what: "copy workers", source })?;
@@ -135,18 +192,20 @@ fn assemble(config: Config, prepared: Vec<Prepared>) -> Result<(Control, Doors),
     let (made_bell, made) = bell(BELL_ROOM);
     let staging_maker = StagingMaker::start(made_bell)
         .map_err(|source| StartError::Thread { what: "the staging maker", source })?;
-    let core = make_core(&config, &arena);
+    let from = (random(), succession.state.next_stamp());
+    let core = Core::new(bounds::core_config(&config, limits, from));
+    let core = core.expect("the checked configuration is inside the core's ranges");
     let device = |prepared: &Prepared| Device::new(prepared.device, prepared.directory.clone());
     let mut control = Control::new(ControlParts {
         core,
-        arena,
+        succession,
         devices: prepared.iter().map(device).collect(),
         config,
-        epoch: Epoch(random()),
         pool,
         mourner,
         staging_maker,
     });
+    control.take_over_arena(unlocked);
     let (completed, found) = start_recovery(prepared, &parts, &mut control)?;
     let doors = Doors { copied, completed, found, gone, made };
     Ok((control, doors))
@@ -164,7 +223,7 @@ fn listen(address: SocketAddr) -> Result<(SocketAddr, TcpListener), StartError> 
     Ok((listener.local_addr().map_err(failed)?, listener))
 }
 
-fn random() -> u64 {
+pub(crate) fn random() -> u64 {
     let mut bytes = [0; 8];
     let got = getrandom(&mut bytes, GetRandomFlags::empty());
     assert!(got.is_ok_and(|n| n == 8), "the system has randomness to give");
@@ -198,54 +257,7 @@ fn broke_off() -> Result<PreparedLog, OpenError> {
     Err(OpenError::Thread { source: std::io::Error::other("it broke off: this is a bug") })
 }
 
-fn make_core(config: &Config, arena: &Arena) -> Core {
-    let ssd_bytes = config.ssd.as_ref().map_or(0, SsdConfig::bytes);
-    let total = config.arena_bytes().saturating_add(ssd_bytes);
-    // Enough for pages of 16 KiB; smaller pages meet the bound before they fill the tiers.
-    let max_pages = (total / (16 << 10)).clamp(1 << 16, 1 << 26) as u32;
-    let directories = config.ssd.iter().flat_map(|ssd| &ssd.directories);
-    let devices = directories.map(|directory| undercroft_core::DeviceConfig {
-        capacity_bytes: directory.bytes,
-        // The one being filled, the one kept for relocations, and one to go on with meanwhile.
-        low_water_segments: 3,
-        read_bytes_per_s: 1 << 30,
-        read_latency_us: 200,
-    });
-    let limits = Limits {
-        max_pages,
-        max_sessions: config.max_sessions * 2,
-        max_hold_ms: config.max_hold_ms,
-        ..Limits::default()
-    };
-    let domain = |domain: &DomainConfig| {
-        // As for all of them together: those too that only hold leases are counted.
-        let max_sessions = domain.max_sessions.saturating_mul(2);
-        let limits = DomainLimits { max_sessions, ..DomainLimits::default() };
-        undercroft_core::DomainConfig { id: domain.id, limits }
-    };
-    let config = undercroft_core::Config {
-        domains: config.domains.iter().map(domain).collect(),
-        slab_bytes: config.slab_bytes,
-        devices: devices.collect(),
-        demote_ahead: config.demote_ahead,
-        fetch_window: config.fetch_window,
-        notes: false,
-        first_stamp: 0,
-        policy: Policy::Lru,
-        limits,
-        seed: random(),
-    };
-    let core = Core::new(config);
-    let mut core = core.expect("the checked configuration is inside the core's ranges");
-    for (part, of) in arena.iter() {
-        let added = Event::PartAdded { part, domain: of.domain, bytes: of.usable_bytes };
-        core.step(Micros(0), added, &mut Vec::new());
-    }
-    core
-}
-
 async fn accept(listener: UnixListener, control: &Rc<RefCell<Control>>) -> Infallible {
-    let mut next = 1;
     let mut serving = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -261,13 +273,13 @@ async fn accept(listener: UnixListener, control: &Rc<RefCell<Control>>) -> Infal
         };
         match accepted {
             Ok((stream, _)) if control.borrow().has_room() => {
-                match session::admit(stream, SessionId(next), Rc::clone(control)) {
+                let id = control.borrow_mut().next_session();
+                match session::admit(stream, id, Rc::clone(control)) {
                     Ok(session) => drop(serving.spawn_local(session)),
                     Err(error) => {
                         tracing::warn!(%error, "a peer without credentials was turned away");
                     }
                 }
-                next += 1;
             }
             Ok(_) => tracing::warn!("server.max_sessions is reached: a connection was closed"),
             Err(error) => {
@@ -297,24 +309,27 @@ async fn work(
     loop {
         let timer = control.borrow().next_timer();
         let behind = control.borrow().is_device_behind();
-        let tick = async {
-            match timer {
-                Some(at) => tokio::time::sleep_until(at.into()).await,
-                None => std::future::pending().await,
-            }
-        };
+        let settled_by = control.borrow().settled_by;
         tokio::select! {
             () = copied.rung() => drain(control, copied, Control::copied),
             () = completed.rung() => drain(control, completed, Control::completed),
             () = found.rung() => recover(control, found).await,
             () = gone.rung() => drain(control, gone, Control::bury),
             () = made.rung() => drain(control, made, Control::staging_made),
-            () = tick => control.borrow_mut().feed(Event::Tick),
+            () = until(timer) => control.borrow_mut().feed(Event::Tick),
             () = look_again.notified() => {}
+            () = until(settled_by) => control.borrow_mut().settle(),
             () = tokio::time::sleep(QUEUE_RETRY), if behind => control.borrow_mut().push_waiting(),
             Some(question) = reports.recv() => answer(control, question),
         }
         control.borrow_mut().flush_all();
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,7 +1,7 @@
 use crate::config::ConfigError;
 use std::path::PathBuf;
 use thiserror::Error;
-use undercroft_arena::ArenaError;
+use undercroft_arena::{ArenaError, StateError};
 use undercroft_ssd_tier::{KeyError, OpenError};
 
 /// Why the daemon could not start. Each is one line: what, where, what to do.
@@ -88,6 +88,12 @@ pub enum StartError {
         /// The file.
         path: PathBuf,
     },
+    /// The state file cannot be made.
+    #[error("the state file beside the arena: {source}")]
+    State {
+        /// What failed.
+        source: StateError,
+    },
     /// The arena cannot be had.
     #[error(
         "arena of {bytes} bytes for domain {domain}: {source}; set arena.size or the domain's dram lower"
@@ -99,6 +105,17 @@ pub enum StartError {
         bytes: u64,
         /// What failed.
         source: ArenaError,
+    },
+    /// The daemon that is to be taken over from does not hand anything over.
+    #[error(
+        "socket {}: cannot take over from the daemon there: {source}; without --takeover a new one is started",
+        path.display()
+    )]
+    TakeOver {
+        /// Its socket.
+        path: PathBuf,
+        /// What failed.
+        source: std::io::Error,
     },
     /// The metrics address cannot be bound.
     #[error(

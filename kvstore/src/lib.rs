@@ -9,6 +9,7 @@
 
 mod arena;
 mod bell;
+mod bounds;
 mod config;
 mod control;
 mod copy_pool;
@@ -16,6 +17,8 @@ mod daemon;
 mod device;
 mod domains;
 mod error;
+mod estate;
+mod inherited;
 pub mod inspect;
 mod listener;
 mod metrics;
@@ -26,9 +29,12 @@ mod peer;
 mod process;
 mod recovery;
 mod report;
+mod restoring;
 mod session;
 mod staging_maker;
 mod store;
+mod succession;
+mod takeover;
 mod waiting;
 mod web;
 

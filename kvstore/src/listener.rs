@@ -4,18 +4,22 @@ use crate::error::StartError;
 use crate::paths::{Stranger, stranger};
 use rustix::fs::Mode;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-/// A bound socket; its file is removed when this is dropped.
+/// A bound socket; its file is removed when this is dropped, unless somebody else goes on with it.
 #[derive(Debug)]
 pub(crate) struct BoundSocket {
     pub(crate) listener: UnixListener,
     path: PathBuf,
     inode: u64,
+    stays: bool,
 }
 
 impl BoundSocket {
@@ -31,7 +35,36 @@ impl BoundSocket {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o660);
         fs::set_permissions(path, mode).map_err(|e| failed("set its mode", e))?;
         let inode = fs::symlink_metadata(path).map_err(|e| failed("look at it", e))?.ino();
-        Ok(Self { listener, path: path.to_owned(), inode })
+        Ok(Self { listener, path: path.to_owned(), inode, stays: false })
+    }
+
+    /// Goes on with a socket that already listens, if it is the one at `path`: clients that wait
+    /// in it are served. One of another path is closed, and `path` is bound anew.
+    pub(crate) fn inherit(socket: OwnedFd, path: &Path) -> Result<Self, StartError> {
+        let at = rustix::net::getsockname(&socket)
+            .ok()
+            .and_then(|address| SocketAddrUnix::try_from(address).ok())
+            .and_then(|address| Some(PathBuf::from(OsStr::from_bytes(address.path_bytes()?))));
+        let facts = fs::symlink_metadata(path).ok().filter(|facts| facts.file_type().is_socket());
+        match facts.filter(|_| at.as_deref() == Some(path)) {
+            Some(facts) => {
+                let listener = UnixListener::from(socket);
+                let failed =
+                    |source| StartError::Socket { path: path.to_owned(), doing: "use it", source };
+                listener.set_nonblocking(true).map_err(failed)?;
+                Ok(Self { listener, path: path.to_owned(), inode: facts.ino(), stays: false })
+            }
+            None => {
+                tracing::warn!(inherited = ?at, configured = %path.display(), "an inherited socket is not the configured one");
+                drop(socket);
+                Self::bind(path)
+            }
+        }
+    }
+
+    /// Leaves the file where it is: the socket behind it goes on listening in other hands.
+    pub(crate) fn stay(&mut self) {
+        self.stays = true;
     }
 }
 
@@ -53,7 +86,10 @@ impl Drop for BoundSocket {
     fn drop(&mut self) {
         // Only what this daemon bound: a successor may already have put its own socket there.
         let ours = fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode);
-        if ours && let Err(error) = fs::remove_file(&self.path) {
+        if ours
+            && !self.stays
+            && let Err(error) = fs::remove_file(&self.path)
+        {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
         }
     }
@@ -153,6 +189,29 @@ mod tests {
         let path = directory.path().join("u.sock");
         let _listener = bind_closed(&path).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o177, 0);
+    }
+
+    #[test]
+    fn an_inherited_socket_is_gone_on_with_if_it_is_the_right_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("u.sock");
+        let mut first = BoundSocket::bind(&path).unwrap();
+        first.stay();
+        let kept: OwnedFd = first.listener.try_clone().unwrap().into();
+        drop(first);
+        // In between nobody serves, and nobody is refused.
+        let _waiting = UnixStream::connect(&path).unwrap();
+        let second = BoundSocket::inherit(kept, &path).unwrap();
+        second.listener.accept().unwrap();
+
+        let other = directory.path().join("other.sock");
+        let kept = second.listener.try_clone().unwrap().into();
+        drop(second);
+        let third = BoundSocket::inherit(kept, &other).unwrap();
+        UnixStream::connect(&other).unwrap();
+        assert!(UnixStream::connect(&path).is_err());
+        drop(third);
+        assert!(!other.exists());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags, Resource, getrlimit, pidfd_open, setrlimit};
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 /// Opens a descriptor that becomes readable when the process is gone. `None` when it already is,
 /// or when the system cannot say.
@@ -30,6 +31,13 @@ pub(crate) fn identity(pid: u32, process: Option<&OwnedFd>) -> u64 {
     };
     let inode = process.filter(is_pidfs).and_then(|fd| rustix::fs::fstat(fd).ok());
     inode.map_or_else(|| start_time(pid), |facts| facts.st_ino)
+}
+
+/// User and group of a process, as far as the system tells; the highest numbers, which nobody has,
+/// where it does not.
+pub(crate) fn owner(pid: u32) -> (u32, u32) {
+    let facts = fs::metadata(format!("/proc/{pid}"));
+    facts.map_or((u32::MAX, u32::MAX), |facts| (facts.uid(), facts.gid()))
 }
 
 /// When the process started, clock ticks since boot.

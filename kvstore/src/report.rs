@@ -23,7 +23,7 @@ pub(crate) fn report(control: &Control) -> StatusReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_ms: control.started.elapsed().as_millis() as u64,
-        epoch: control.epoch.0,
+        epoch: control.arena.epoch.0,
         cpu_s: process::cpu_seconds(),
         socket: control.config.socket.display().to_string(),
         start: control.start.clone(),

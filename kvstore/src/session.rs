@@ -57,6 +57,12 @@ struct Link {
 }
 
 impl Session {
+    /// A session of an earlier daemon, of which only leases are left.
+    pub(crate) fn restored(peer: Peer, domain: Option<Arc<DomainConfig>>) -> Self {
+        let (name, mode) = ("before the restart".to_owned(), Some(Mode::ZeroCopy));
+        Self { peer, domain, name, mode, staging: HashMap::new(), link: None }
+    }
+
     /// Whether the connection is over and only leases keep the session.
     pub(crate) fn is_lingering(&self) -> bool {
         self.link.is_none()
@@ -139,6 +145,11 @@ impl Session {
         if let Err(error) = shutdown(stream, Shutdown::Both) {
             tracing::debug!(%error, "socket was already closed");
         }
+    }
+
+    /// Its socket, to be written to outside of the runtime.
+    pub(crate) fn into_socket(self) -> Option<Rc<OwnedWriteHalf>> {
+        self.link.map(|link| link.socket)
     }
 
     /// Lets go of all that only a connected session needs. The other end sees the connection

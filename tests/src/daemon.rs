@@ -1,4 +1,4 @@
-use crate::program;
+use crate::{Manager, program};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
@@ -33,6 +33,8 @@ pub struct DaemonOptions {
     pub home_in: Option<PathBuf>,
     /// Where its page log lies; `None` for its folder.
     pub store_in: Option<PathBuf>,
+    /// Run it under a service manager that keeps its descriptors.
+    pub managed: bool,
 }
 
 impl Default for DaemonOptions {
@@ -47,6 +49,7 @@ impl Default for DaemonOptions {
             refuse_io_uring: false,
             home_in: None,
             store_in: None,
+            managed: false,
         }
     }
 }
@@ -55,8 +58,9 @@ impl Default for DaemonOptions {
 #[derive(Debug)]
 pub struct TestDaemon {
     options: DaemonOptions,
-    home: TempDir,
     child: Option<Child>,
+    manager: Option<Manager>,
+    home: TempDir,
 }
 
 impl TestDaemon {
@@ -79,7 +83,8 @@ impl TestDaemon {
         let parent = options.home_in.clone().unwrap_or_else(std::env::temp_dir);
         let home = tempfile::tempdir_in(&parent)
             .with_context(|| format!("cannot make a folder in {}", parent.display()))?;
-        let daemon = Self { options, home, child: None };
+        let manager = options.managed.then(|| Manager::start(home.path())).transpose()?;
+        let daemon = Self { options, child: None, manager, home };
         std::fs::write(daemon.config(), daemon.config_text())?;
         Ok(daemon)
     }
@@ -116,6 +121,12 @@ impl TestDaemon {
             0 => vec![within.to_owned()],
             some => (0..some).map(|number| within.join(format!("ssd-{number}"))).collect(),
         }
+    }
+
+    /// The service manager it runs under, if it does.
+    #[must_use]
+    pub fn manager(&self) -> Option<&Manager> {
+        self.manager.as_ref()
     }
 
     /// Everything it logged so far, of all its lives.
@@ -204,17 +215,23 @@ impl TestDaemon {
     /// # Panics
     /// If it runs.
     pub fn launch(&mut self) -> Result<()> {
+        self.launch_with(&[])
+    }
+
+    fn launch_with(&mut self, arguments: &[&str]) -> Result<()> {
         assert!(self.child.is_none(), "one at a time");
         let log = File::options().create(true).append(true).open(self.home.path().join("log"))?;
         let binary = program("undercroft");
-        let mut command = if self.options.refuse_io_uring {
-            let mut refused = Command::new(program("refuse-io-uring"));
-            refused.arg(binary);
-            refused
-        } else {
-            Command::new(binary)
+        let first =
+            if self.options.refuse_io_uring { program("refuse-io-uring") } else { binary.clone() };
+        let (mut command, _passed) = match &self.manager {
+            Some(manager) => manager.command(first)?,
+            None => (Command::new(first), Vec::new()),
         };
-        command.arg("serve").arg("--config").arg(self.config());
+        if self.options.refuse_io_uring {
+            command.arg(binary);
+        }
+        command.arg("serve").arg("--config").arg(self.config()).args(arguments);
         match &self.options.credentials {
             Some(directory) => command.env("CREDENTIALS_DIRECTORY", directory),
             None => command.env_remove("CREDENTIALS_DIRECTORY"),
@@ -222,6 +239,24 @@ impl TestDaemon {
         command.env("RUST_LOG", "info").stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.child = Some(command.spawn().context("cannot run the binary")?);
         Ok(())
+    }
+
+    /// Has another daemon take over from it, and waits until that one answers and it has ended.
+    ///
+    /// # Panics
+    /// If that does not come about.
+    pub fn take_over(&mut self) {
+        let mut old = self.child.take().expect("it runs");
+        self.launch_with(&["--takeover"]).expect("it can be started");
+        let since = Instant::now();
+        while old.try_wait().expect("our own child").is_none() {
+            assert!(since.elapsed() < PATIENCE, "the old one does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        while self.client("probe").is_none() {
+            assert!(since.elapsed() < PATIENCE, "the new one does not serve:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// `kill -9`, and waits until the process is reaped.

@@ -13,6 +13,7 @@ mod golden;
 mod hostile;
 mod ledger;
 mod lying;
+mod manager;
 mod power_cut;
 mod python;
 mod resting;
@@ -34,6 +35,7 @@ pub use hostile::{
     Deaths, DeathsReport, Footprint, LAST_STEP, RawClient, RawSpace, Witness, WitnessReport, die_at,
 };
 pub use ledger::{Ledger, Settled, StoredChain};
+pub use manager::Manager;
 pub use power_cut::{
     Cut, CutRound, DiskCounts, Moment, PowerCut, PowerCutReport, Survival, missing, run_contained,
     stop_with_input,
@@ -44,4 +46,5 @@ pub use share::Share;
 pub use sim::{Failure, Report, Seeds, Sweep, SweptFault, simulate};
 pub use skip::{skip, traces};
 pub use traffic::{Traffic, TrafficOptions, TrafficReport, Wrong};
+pub use undercroft_arena::Span;
 pub use warm_restart::{Round, WarmRestart, WarmRestartReport};

@@ -29,6 +29,7 @@ impl Raw {
             panic!("not welcome");
         };
         raw.id = welcome.session;
+        assert!(matches!(raw.reply(), Reply::BoardAdded(_)));
         for _ in 0..welcome.parts {
             assert!(matches!(raw.reply(), Reply::PartAdded(_)));
         }

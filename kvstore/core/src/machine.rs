@@ -218,6 +218,12 @@ impl Core {
         self.timers.first().map(|(due, _)| *due)
     }
 
+    /// The newest stamp given out so far.
+    #[must_use]
+    pub fn newest_stamp(&self) -> Stamp {
+        Stamp(self.last_stamp)
+    }
+
     /// A stamp newer than all before.
     pub(crate) fn next_stamp(&mut self) -> u64 {
         self.last_stamp += 1;

@@ -4,11 +4,14 @@ use super::Control;
 use crate::config::DomainConfig;
 use crate::peer::Peer;
 use crate::session::Session;
+use std::rc::Rc;
 use std::sync::Arc;
+use tokio::net::unix::OwnedWriteHalf;
+use undercroft_arena::SessionRow;
 use undercroft_core::{Event, ProcessId};
 use undercroft_wire::{
-    Hello, Mode, PROTOCOL_MAX, PROTOCOL_MIN, PartAdded, RefusedReason, Reply, RequestId, SessionId,
-    Welcome, negotiate,
+    BoardAdded, Hello, Mode, PROTOCOL_MAX, PROTOCOL_MIN, PartAdded, RefusedReason, Reply,
+    RequestId, SessionId, Welcome, negotiate,
 };
 
 /// What `status` keeps of a client's name, bytes.
@@ -49,12 +52,8 @@ impl Control {
             self.flush_all();
         }
         let leased = self.core.session_leases(id).leases > 0;
-        match process.filter(|_| leased).map(|process| self.mourner.watch(id, process)) {
-            Some(Ok(())) => {}
-            Some(Err(error)) => {
-                // The leases stay for good rather than being given up under a reader.
-                tracing::error!(session = %id, %error, "cannot watch a process: its leases stay");
-            }
+        match process.filter(|_| leased) {
+            Some(process) => self.watch(id, process),
             None => self.bury(id),
         }
     }
@@ -85,11 +84,9 @@ impl Control {
             Ok(welcome) => welcome,
             Err((reason, detail)) => return self.refuse(id, request, reason, &detail),
         };
-        let parts = welcome.parts;
+        let mode = welcome.mode;
         self.reply(id, request, &Reply::Welcome(welcome));
-        if parts > 0 {
-            self.share_arena(id, request);
-        }
+        self.share_arena(id, request, mode);
     }
 
     /// Makes a session of a connection, or says why not.
@@ -131,7 +128,7 @@ impl Control {
             Mode::Copy => 0,
         };
         let domain = domain.name.clone();
-        Ok(Welcome { version, session: id, epoch: self.epoch, mode, parts, domain })
+        Ok(Welcome { version, session: id, epoch: self.arena.epoch, mode, parts, domain })
     }
 
     /// An operator whom no domain is for may ask how the daemon is, and nothing about pages: the
@@ -141,7 +138,7 @@ impl Control {
             session.mode = Some(Mode::Copy);
             session.name = short_name(&hello.name);
         }
-        let (epoch, mode, domain) = (self.epoch, Mode::Copy, String::new());
+        let (epoch, mode, domain) = (self.arena.epoch, Mode::Copy, String::new());
         Welcome { version, session: id, epoch, mode, parts: 0, domain }
     }
 
@@ -150,8 +147,9 @@ impl Control {
         // A root client of an unprivileged daemon could re-open the arena for writing.
         let own = rustix::process::geteuid().as_raw();
         let could_write = session.peer.uid == 0 && own != 0;
-        // Without word of its end, nobody would know when the frames it reads are free.
-        let unwatched = session.peer.process.is_none();
+        // Without word of its end, nobody would know when the frames it reads are free; and without
+        // its number the next daemon could not ask for it.
+        let unwatched = session.peer.process.is_none() || session.peer.pid == 0;
         let copies = of.copy_mode || hello.copy_mode || could_write || unwatched;
         let mode = if copies { Mode::Copy } else { Mode::ZeroCopy };
         session.mode = Some(mode);
@@ -161,18 +159,52 @@ impl Control {
         let process = ProcessId { pid, start: if pid == 0 && start == 0 { id.0 } else { start } };
         let (name, domain) = (&session.name, session.domain_name());
         tracing::info!(session = %id, pid, %name, %domain, ?mode, "session");
+        if mode == Mode::ZeroCopy {
+            let ProcessId { pid, start: started } = process;
+            let row = SessionRow { session: id, pid, started, domain: of.id };
+            if let Err(unkept) = self.state.session(&row) {
+                tracing::warn!(session = %id, %unkept, "its leases would be forgotten over a restart");
+            }
+        }
         self.feed(Event::SessionOpened { session: id, domain: of.id, process, mode });
         mode
     }
 
-    /// Sends the parts of its domain's arena to a session that reads them in place.
-    fn share_arena(&mut self, id: SessionId, request: RequestId) {
+    /// The daemon at the other end wants to go on where this one is: everything ends here, and the
+    /// session is kept to hand it over by.
+    pub(super) fn hand_over(&mut self, id: SessionId, request: RequestId) {
+        let own = rustix::process::geteuid().as_raw();
+        let by = self.sessions.get(&id).map(|session| session.peer.uid);
+        if by != Some(own) {
+            let detail = "only a daemon of the same user may take over";
+            return self.refuse(id, request, RefusedReason::Denied, detail);
+        }
+        self.successor = Some(id);
+        self.leaving.notify_one();
+    }
+
+    /// The socket of the daemon that takes over, if one does.
+    pub(crate) fn take_successor(&mut self) -> Option<Rc<OwnedWriteHalf>> {
+        let id = self.successor.take()?;
+        self.sessions.remove(&id)?.into_socket()
+    }
+
+    /// Sends its domain's board, and the parts of the arena if it reads them in place.
+    fn share_arena(&mut self, id: SessionId, request: RequestId, mode: Mode) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let Some(domain) = session.domain.as_ref().map(|domain| domain.id) else { return };
+        if mode == Mode::Copy {
+            // It reads no frames, and may be one that could write what it is only to read.
+            return;
+        }
+        if let Some(shared) = self.arena.board(domain) {
+            let added = Reply::BoardAdded(BoardAdded { bytes: shared.board.bytes() });
+            session.reply_with(request, &added, Arc::clone(&shared.read_only));
+        }
         for (part_id, part) in self.arena.of(domain) {
-            let bytes = part.part.len() as u64;
-            let added = PartAdded { part: part_id, bytes, board_offset: 0 };
-            session.reply_with(request, &Reply::PartAdded(added), Arc::clone(&part.read_only));
+            let (bytes, board_offset) = (part.part.len() as u64, part.board_offset);
+            let added = Reply::PartAdded(PartAdded { part: part_id, bytes, board_offset });
+            session.reply_with(request, &added, Arc::clone(&part.read_only));
         }
     }
 }

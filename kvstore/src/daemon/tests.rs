@@ -13,6 +13,11 @@ use undercroft_wire::{
 const PAGE_BYTES: u32 = 4096;
 const BYTES: u64 = 16 << 20;
 
+/// What a daemon begins with that has no predecessor.
+fn nothing() -> (Estate, StartKind) {
+    (Estate::default(), StartKind::Cold)
+}
+
 fn config(home: &Path, directories: u32) -> Config {
     let home = home.display();
     let paths: Vec<String> = (0..directories).map(|n| format!("\"{home}/{n}\"")).collect();
@@ -75,7 +80,7 @@ fn records_come_in_pieces_small_enough_to_be_taken_in_between_requests() {
     fill(home.path().join("0"), RECORDS);
     let config = config(home.path(), 1);
     let prepared = store::prepare(config.ssd.as_ref().unwrap()).unwrap();
-    let (mut control, doors) = assemble(config, prepared).unwrap();
+    let (mut control, doors) = assemble(config, prepared, nothing()).unwrap();
     let mut known = 0;
     loop {
         let found = next(&doors);
@@ -105,7 +110,7 @@ fn a_disk_that_fails_at_the_start_costs_only_its_own_pages() {
     let config = config(home.path(), 2);
     let mut prepared = store::prepare(config.ssd.as_ref().unwrap()).unwrap();
     prepared[0].log = Opening::Failed("it is a test".to_owned());
-    let (mut control, doors) = assemble(config, prepared).unwrap();
+    let (mut control, doors) = assemble(config, prepared, nothing()).unwrap();
     while devices(&control)[1].recovery_ms.is_none() {
         control.found(next(&doors));
     }
@@ -124,14 +129,14 @@ fn a_search_that_is_not_over_does_not_keep_the_daemon_from_stopping_in_order() {
     let config = config(home.path(), 1);
     let prepared = store::prepare(config.ssd.as_ref().unwrap()).unwrap();
     let again = config.clone();
-    let (mut control, doors) = assemble(config, prepared).unwrap();
+    let (mut control, doors) = assemble(config, prepared, nothing()).unwrap();
     let opened = next(&doors);
     assert!(matches!(opened, Found::Opened { device: DeviceId(0), .. }));
     drop(doors);
     control.shut(vec![opened]);
     // Closed, so that its lock is free and nothing of it is lost.
     let prepared = store::prepare(again.ssd.as_ref().unwrap()).unwrap();
-    let (mut control, doors) = assemble(again, prepared).unwrap();
+    let (mut control, doors) = assemble(again, prepared, nothing()).unwrap();
     while devices(&control)[0].recovery_ms.is_none() {
         control.found(next(&doors));
     }

@@ -1,0 +1,56 @@
+//! What the core is told of its bounds, from the configuration.
+
+use crate::config::{Config, DomainConfig, SsdConfig};
+use crate::succession::leased_pages_per_domain;
+use undercroft_core::{DeviceConfig, DomainLimits, Limits, Policy};
+use undercroft_wire::Stamp;
+
+/// Sessions that only hold leases are counted, too: one each for as many as may be connected.
+const SESSIONS_PER_CONNECTION: u32 = 2;
+
+pub(crate) fn limits(config: &Config) -> Limits {
+    let ssd_bytes = config.ssd.as_ref().map_or(0, SsdConfig::bytes);
+    let total = config.arena_bytes().saturating_add(ssd_bytes);
+    Limits {
+        // Enough for pages of 16 KiB; smaller pages meet the bound before they fill the tiers.
+        max_pages: (total / (16 << 10)).clamp(1 << 16, 1 << 26) as u32,
+        max_sessions: config.max_sessions * SESSIONS_PER_CONNECTION,
+        max_hold_ms: config.max_hold_ms,
+        ..Limits::default()
+    }
+}
+
+/// The core's whole configuration. `seed` is drawn at random, and no stamp given out before was
+/// newer than `first_stamp`.
+pub(crate) fn core_config(
+    config: &Config,
+    limits: Limits,
+    (seed, first_stamp): (u64, Stamp),
+) -> undercroft_core::Config {
+    let directories = config.ssd.iter().flat_map(|ssd| &ssd.directories);
+    let devices = directories.map(|directory| DeviceConfig {
+        capacity_bytes: directory.bytes,
+        // The one being filled, the one kept for relocations, and one to go on with meanwhile.
+        low_water_segments: 3,
+        read_bytes_per_s: 1 << 30,
+        read_latency_us: 200,
+    });
+    let max_leased_pages = leased_pages_per_domain(config);
+    let domain = |domain: &DomainConfig| {
+        let max_sessions = domain.max_sessions.saturating_mul(SESSIONS_PER_CONNECTION);
+        let limits = DomainLimits { max_sessions, max_leased_pages, ..DomainLimits::default() };
+        undercroft_core::DomainConfig { id: domain.id, limits }
+    };
+    undercroft_core::Config {
+        domains: config.domains.iter().map(domain).collect(),
+        slab_bytes: config.slab_bytes,
+        devices: devices.collect(),
+        demote_ahead: config.demote_ahead,
+        fetch_window: config.fetch_window,
+        notes: true,
+        first_stamp: first_stamp.0,
+        policy: Policy::Lru,
+        limits,
+        seed,
+    }
+}

@@ -1,0 +1,178 @@
+//! What outlives a daemon: its listening socket, the arena's parts, boards and the state file, as
+//! descriptors with names. A service manager keeps them, or one daemon hands them to the next.
+
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::net::{AddressFamily, sockopt};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use undercroft_wire::{DomainId, PartId};
+
+/// What a descriptor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Heirloom {
+    /// The listening socket.
+    Socket,
+    /// The state file: what lies in the arena, and who may be reading it.
+    State,
+    /// A part of the arena, for its owner.
+    Part(PartId),
+    /// The same part, for readers.
+    ReadOnly(PartId),
+    /// A domain's board.
+    Board(DomainId),
+}
+
+impl fmt::Display for Heirloom {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // No colon: they separate names in LISTEN_FDNAMES.
+        match self {
+            Self::Socket => write!(f, "undercroft-socket"),
+            Self::State => write!(f, "undercroft-state"),
+            Self::Part(part) => write!(f, "undercroft-part-{part}"),
+            Self::ReadOnly(part) => write!(f, "undercroft-read-{part}"),
+            Self::Board(domain) => write!(f, "undercroft-board-{domain}"),
+        }
+    }
+}
+
+impl FromStr for Heirloom {
+    type Err = ();
+
+    fn from_str(name: &str) -> Result<Self, ()> {
+        let part = |number: &str| number.parse().map(PartId).map_err(drop);
+        match name.strip_prefix("undercroft-").ok_or(())?.split_once('-') {
+            Some(("part", number)) => part(number).map(Self::Part),
+            Some(("read", number)) => part(number).map(Self::ReadOnly),
+            Some(("board", domain)) => parse_domain(domain).map(Self::Board).ok_or(()),
+            Some(_) => Err(()),
+            None if name == "undercroft-socket" => Ok(Self::Socket),
+            None if name == "undercroft-state" => Ok(Self::State),
+            None => Err(()),
+        }
+    }
+}
+
+fn parse_domain(hex: &str) -> Option<DomainId> {
+    let mut id = [0; 16];
+    if hex.len() != 2 * id.len() || !hex.is_ascii() {
+        return None;
+    }
+    for (at, byte) in id.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).ok()?;
+    }
+    Some(DomainId(id))
+}
+
+/// Everything a daemon before this one has left.
+#[derive(Debug, Default)]
+pub(crate) struct Estate {
+    items: BTreeMap<Heirloom, OwnedFd>,
+}
+
+impl Estate {
+    /// Takes a descriptor in under the name it came with. One that is a listening socket is taken
+    /// for the daemon's, whatever a socket unit calls it; what nobody knows is closed.
+    pub(crate) fn add(&mut self, name: &str, fd: OwnedFd) {
+        let known =
+            name.parse().ok().or_else(|| is_listening(fd.as_fd()).then_some(Heirloom::Socket));
+        match known {
+            Some(heirloom) => {
+                if self.items.insert(heirloom, fd).is_some() {
+                    tracing::warn!(name, "inherited twice: the later one is used");
+                }
+            }
+            None => tracing::warn!(name, "an inherited descriptor of no known name was closed"),
+        }
+    }
+
+    pub(crate) fn take(&mut self, heirloom: Heirloom) -> Option<OwnedFd> {
+        self.items.remove(&heirloom)
+    }
+
+    /// Whether there is anything of an arena in it.
+    pub(crate) fn has_arena(&self) -> bool {
+        self.items.keys().any(|heirloom| *heirloom != Heirloom::Socket)
+    }
+
+    /// What is left in it.
+    pub(crate) fn names(&self) -> impl Iterator<Item = Heirloom> + '_ {
+        self.items.keys().copied()
+    }
+}
+
+/// Whether the descriptor is a unix socket that listens.
+fn is_listening(fd: BorrowedFd<'_>) -> bool {
+    let is_unix = sockopt::socket_domain(fd).is_ok_and(|domain| domain == AddressFamily::UNIX);
+    is_unix && sockopt::socket_acceptconn(fd).unwrap_or(false)
+}
+
+/// The service manager, if it keeps descriptors for us.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Keeper;
+
+impl Keeper {
+    /// Whether there is a service manager to talk to. Whether it keeps anything is its own
+    /// configuration (`FileDescriptorStoreMax=`).
+    pub(crate) fn is_there() -> bool {
+        std::env::var_os("NOTIFY_SOCKET").is_some()
+    }
+
+    /// Has a descriptor kept under its name. The same one kept again is kept once.
+    pub(crate) fn keep(self, heirloom: Heirloom, fd: BorrowedFd<'_>) {
+        let name = heirloom.to_string();
+        let state = [sd_notify::NotifyState::FdStore, sd_notify::NotifyState::FdName(&name)];
+        if let Err(error) = sd_notify::notify_with_fds(false, &state, &[fd]) {
+            tracing::warn!(%error, name, "the service manager does not take a descriptor");
+        }
+    }
+
+    /// Has what was kept under a name forgotten.
+    pub(crate) fn forget(self, heirloom: Heirloom) {
+        let name = heirloom.to_string();
+        let state = [sd_notify::NotifyState::FdStoreRemove, sd_notify::NotifyState::FdName(&name)];
+        if let Err(error) = sd_notify::notify(false, &state) {
+            tracing::warn!(%error, name, "the service manager does not forget a descriptor");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        let domain = DomainId::named("tenant-a");
+        for heirloom in [
+            Heirloom::Socket,
+            Heirloom::State,
+            Heirloom::Part(PartId(7)),
+            Heirloom::ReadOnly(PartId(7)),
+            Heirloom::Board(domain),
+        ] {
+            let name = heirloom.to_string();
+            assert!(!name.contains(':') && name.len() < 255, "{name}");
+            assert_eq!(name.parse(), Ok(heirloom));
+        }
+        for name in ["", "undercroft-", "undercroft-part-x", "undercroft-board-00", "stored"] {
+            assert_eq!(name.parse::<Heirloom>(), Err(()), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_listening_socket_is_known_whatever_it_is_called() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("u.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let connected = UnixStream::connect(&path).unwrap();
+        let mut estate = Estate::default();
+        estate.add("undercroft.socket", connected.into());
+        assert_eq!(estate.names().count(), 0);
+        estate.add("undercroft.socket", listener.into());
+        assert!(estate.take(Heirloom::Socket).is_some() && !estate.has_arena());
+    }
+}

@@ -1,0 +1,159 @@
+//! What a daemon goes on with: the arena of the one before it and what lies in it, or a new one.
+
+use crate::arena::Arena;
+use crate::config::{Config, DomainConfig};
+use crate::error::StartError;
+use crate::estate::{Estate, Heirloom, Keeper};
+use undercroft_arena::{PartRow, State, StateLimits};
+use undercroft_core::{DomainLimits, Limits};
+use undercroft_wire::{Epoch, StartKind, StartStatus};
+
+/// The largest part there can be: what a part may have in `arena.part`.
+const MAX_PART_BYTES: u64 = 1 << 30;
+const MAX_SLABS: u32 = 1 << 18;
+/// Rows the state file may have for leased pages.
+const MAX_LEASED_PAGES: u32 = 1 << 26;
+
+/// The arenas, and what is remembered of them.
+pub(crate) struct Succession {
+    pub(crate) arena: Arena,
+    pub(crate) state: State,
+    pub(crate) start: StartStatus,
+}
+
+/// Goes on with what is in `estate`, if it can be gone on with, else begins anew: a cache may
+/// forget, but not misremember.
+pub(crate) fn begin(
+    config: &Config,
+    limits: &Limits,
+    mut estate: Estate,
+    kind: StartKind,
+) -> Result<Succession, StartError> {
+    let mut dropped = None;
+    let mut inherited = None;
+    if estate.has_arena() {
+        match inherit(config, &mut estate) {
+            Ok(found) => inherited = Some(found),
+            Err(reason) => {
+                tracing::warn!(reason, "the arena that was kept is dropped");
+                dropped = Some(reason);
+            }
+        }
+    }
+    // What is left over is of no use to anybody: its memory goes before more is taken.
+    if Keeper::is_there() {
+        estate.names().for_each(|name| Keeper.forget(name));
+    }
+    drop(estate);
+    let kind = if inherited.is_some() { kind } else { StartKind::Cold };
+    let (mut arena, mut state) = match inherited {
+        Some(found) => found,
+        None => anew(config, limits)?,
+    };
+    for domain in &config.domains {
+        grow(config, domain, &mut arena, &mut state)?;
+    }
+    if Keeper::is_there() {
+        keep(&arena, &state);
+    }
+    let restarts = u32::try_from(state.starts() - 1).unwrap_or(u32::MAX);
+    let start = StartStatus { kind, restarts, dropped, ..StartStatus::default() };
+    Ok(Succession { arena, state, start })
+}
+
+fn inherit(config: &Config, estate: &mut Estate) -> Result<(Arena, State), String> {
+    let fd = estate.take(Heirloom::State).ok_or("its state file is missing")?;
+    let mut state = State::adopt(fd).map_err(|error| error.to_string())?;
+    if state.odd() > 0 {
+        tracing::warn!(rows = state.odd(), "rows of the state file did not prove themselves");
+    }
+    let mut arena = Arena::new(state.epoch(), config);
+    let parts: Vec<PartRow> = state.parts().collect();
+    for domain in &config.domains {
+        if parts.iter().any(|row| row.domain == domain.id) {
+            arena.adopt_board(domain.id, estate)?;
+        }
+    }
+    for row in parts {
+        if config.domains.iter().any(|domain| domain.id == row.domain) {
+            arena.adopt_part(&row, estate)?;
+        } else {
+            // The domain is gone, and its pages with it.
+            state.part_gone(row.part);
+        }
+    }
+    Ok((arena, state))
+}
+
+fn anew(config: &Config, limits: &Limits) -> Result<(Arena, State), StartError> {
+    let epoch = Epoch(crate::daemon::random());
+    let leased = leased_pages_per_domain(config).saturating_mul(config.domains.len() as u32);
+    let limits = StateLimits {
+        max_parts: limits.max_parts,
+        max_part_bytes: MAX_PART_BYTES,
+        max_slabs: MAX_SLABS,
+        max_spaces: limits.max_spaces,
+        max_sessions: limits.max_sessions,
+        max_leased_pages: leased.min(MAX_LEASED_PAGES),
+    };
+    let state = State::create(epoch, &limits).map_err(|source| StartError::State { source })?;
+    Ok((Arena::new(epoch, config), state))
+}
+
+/// Pages that the sessions of one domain may lease: all domains together no more than are
+/// remembered.
+pub(crate) fn leased_pages_per_domain(config: &Config) -> u32 {
+    let share = MAX_LEASED_PAGES / (config.domains.len().max(1) as u32);
+    DomainLimits::default().max_leased_pages.min(share)
+}
+
+/// Adds parts to a domain's arena until it is as large as configured.
+fn grow(
+    config: &Config,
+    domain: &DomainConfig,
+    arena: &mut Arena,
+    state: &mut State,
+) -> Result<(), StartError> {
+    let has: u64 = arena.of(domain.id).map(|(_, part)| part.usable_bytes).sum();
+    let mut left = domain.dram_bytes.saturating_sub(has);
+    while left > 0 {
+        let bytes = left.min(config.part_bytes);
+        add_part(bytes, domain, arena, state).map_err(|source| StartError::Arena {
+            domain: domain.name.clone(),
+            bytes: domain.dram_bytes,
+            source,
+        })?;
+        left -= bytes;
+    }
+    Ok(())
+}
+
+fn add_part(
+    bytes: u64,
+    domain: &DomainConfig,
+    arena: &mut Arena,
+    state: &mut State,
+) -> Result<(), undercroft_arena::ArenaError> {
+    let full = undercroft_arena::ArenaError::Size {
+        what: "arena",
+        found: bytes,
+        allowed: "as many parts as the state file has rows for",
+    };
+    let Some(id) = state.next_part() else { return Err(full) };
+    let part = arena.make_part(id, domain, bytes)?;
+    let row = PartRow {
+        part: id,
+        domain: domain.id,
+        bytes,
+        board_offset: part.board_offset,
+        file: part.part.file_id()?,
+        retiring: false,
+    };
+    state.part_added(&row).map_err(|_| full)
+}
+
+/// Has everything kept that the next daemon needs. What is kept already stays kept once.
+pub(crate) fn keep(arena: &Arena, state: &State) {
+    arena.estate().for_each(|(heirloom, fd)| Keeper.keep(heirloom, fd));
+    Keeper.keep(Heirloom::State, state.fd());
+}

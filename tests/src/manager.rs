@@ -1,0 +1,176 @@
+use anyhow::{Context, Result, ensure};
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fmt::Write;
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Descriptors of one message at most.
+const DESCRIPTORS: usize = 8;
+/// Numbers that no shell uses for itself.
+const HIGH: i32 = 1000;
+
+/// Stands in for a service manager: what the daemon says by `sd_notify` is heard, descriptors it
+/// wants kept are kept, and passed on to the next daemon, however the last one ended.
+#[derive(Debug)]
+pub struct Manager {
+    socket: PathBuf,
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    heard: Mutex<Heard>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    kept: BTreeMap<String, OwnedFd>,
+    /// How often a daemon was ready.
+    ready: u32,
+    over: bool,
+}
+
+impl Manager {
+    /// Listens in `home`.
+    ///
+    /// # Errors
+    /// The socket cannot be made.
+    pub fn start(home: &Path) -> Result<Self> {
+        let socket = home.join("n");
+        let notifications = UnixDatagram::bind(&socket).context("cannot make a notify socket")?;
+        let shared = Arc::new(Shared::default());
+        let hearer = Arc::clone(&shared);
+        let thread = std::thread::spawn(move || hearer.hear(&notifications));
+        Ok(Self { socket, shared, thread: Some(thread) })
+    }
+
+    /// A command that starts `program` as a service: with what is kept, and where to say things.
+    ///
+    /// # Errors
+    /// A descriptor cannot be passed on.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Result<(Command, Vec<OwnedFd>)> {
+        let heard = self.shared.lock();
+        let mut passed = Vec::new();
+        let mut script = String::from("LISTEN_PID=$$ exec \"$0\" \"$@\"");
+        for (number, fd) in heard.kept.values().enumerate() {
+            let fd = fcntl_dupfd_cloexec(fd.as_fd(), HIGH)?;
+            // Closed again by the shell where it is known by its other number.
+            fcntl_setfd(&fd, FdFlags::empty())?;
+            write!(script, " {}<&{raw} {raw}<&-", number + 3, raw = fd.as_raw_fd())?;
+            passed.push(fd);
+        }
+        let names: Vec<_> = heard.kept.keys().map(String::as_str).collect();
+        let mut command = Command::new("bash");
+        command.arg("-c").arg(script).arg(program);
+        command.env("NOTIFY_SOCKET", &self.socket);
+        command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        Ok((command, passed))
+    }
+
+    /// Names of all that is kept.
+    #[must_use]
+    pub fn kept(&self) -> Vec<String> {
+        self.shared.lock().kept.keys().cloned().collect()
+    }
+
+    /// Throws away what is kept under names that begin so.
+    pub fn forget(&self, prefix: &str) {
+        self.shared.lock().kept.retain(|name, _| !name.starts_with(prefix));
+    }
+
+    /// How often a daemon was ready so far.
+    #[must_use]
+    pub fn times_ready(&self) -> u32 {
+        self.shared.lock().ready
+    }
+
+    /// Waits until a daemon was ready more than `before` times.
+    ///
+    /// # Errors
+    /// It was not in time.
+    pub fn wait_ready(&self, before: u32, patience: Duration) -> Result<()> {
+        let until = Instant::now() + patience;
+        let mut heard = self.shared.lock();
+        while heard.ready <= before {
+            let left = until.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "no daemon was ready within {patience:?}");
+            let woken = self.shared.changed.wait_timeout(heard, left);
+            heard = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Heard> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hear(&self, notifications: &UnixDatagram) {
+        loop {
+            let Ok((text, descriptors)) = receive(notifications) else { return };
+            let mut heard = self.lock();
+            if heard.over {
+                return;
+            }
+            heard.take(&text, descriptors);
+            self.changed.notify_all();
+        }
+    }
+}
+
+impl Heard {
+    fn take(&mut self, text: &str, descriptors: Vec<OwnedFd>) {
+        let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
+        if text.lines().any(|line| line == "READY=1") {
+            self.ready += 1;
+        }
+        let name = value("FDNAME=").unwrap_or("stored").to_owned();
+        if text.lines().any(|line| line == "FDSTOREREMOVE=1") {
+            self.kept.remove(&name);
+        } else if text.lines().any(|line| line == "FDSTORE=1") {
+            // The same thing kept again is kept once.
+            self.kept.extend(descriptors.into_iter().map(|fd| (name.clone(), fd)));
+        }
+    }
+}
+
+fn receive(socket: &UnixDatagram) -> Result<(String, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; 4096];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let got = recvmsg(socket, &mut parts, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let mut descriptors = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            descriptors.extend(received);
+        }
+    }
+    Ok((String::from_utf8_lossy(&bytes[..got.bytes]).into_owned(), descriptors))
+}
+
+impl Drop for Manager {
+    fn drop(&mut self) {
+        self.shared.lock().over = true;
+        // Wakes the thread, which then sees that it is over.
+        let woken = UnixDatagram::unbound().and_then(|s| s.send_to(b"STOPPING=1", &self.socket));
+        if woken.is_ok()
+            && let Some(thread) = self.thread.take()
+        {
+            let _ended = thread.join();
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What outlives a daemon: pages in DRAM, leases on them, and the socket. No test here has an SSD,
+//! so that nothing comes back from there.
+
+use std::time::{Duration, Instant};
+use undercroft_client::wire::{Stamp, StartKind};
+use undercroft_client::{Client, FetchFrom};
+use undercroft_tests::{DaemonOptions, Engine, PAGE_BYTES, TestDaemon};
+
+const CHAINS: u32 = 8;
+const PAGES: u32 = 6;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+fn managed() -> TestDaemon {
+    let options = DaemonOptions { dram: 2 << 20, managed: true, ..DaemonOptions::default() };
+    TestDaemon::start(options)
+}
+
+fn store_all(engine: &mut Engine) {
+    for chain in 0..CHAINS {
+        let keys = engine.keys(chain, PAGES);
+        assert_eq!(engine.store(&keys, Stamp(0)).stored, PAGES);
+    }
+}
+
+/// Loads every chain with each byte compared; how many pages came.
+fn load_all(engine: &mut Engine) -> u32 {
+    (0..CHAINS).map(|chain| engine.load(&engine.keys(chain, PAGES)).pages).sum()
+}
+
+fn assert_warm(daemon: &TestDaemon, kind: StartKind) {
+    let start = daemon.status().start;
+    assert_eq!(start.kind, kind, "{start:?}");
+    assert_eq!(start.restored_pages, u64::from(CHAINS * PAGES), "{start:?}");
+}
+
+fn connected(daemon: &TestDaemon, client: &Client) {
+    assert!(client.wait_connected(PATIENCE), "{:?}\n{}", client.state(), daemon.log());
+}
+
+#[test]
+fn dram_is_warm_after_a_restart_and_the_client_comes_back_by_itself() {
+    let mut daemon = managed();
+    let client = daemon.client("engine").expect("it serves");
+    let mut engine = Engine::new(&client, "warm");
+    store_all(&mut engine);
+    daemon.stop().expect("it ran");
+    daemon.restart();
+    assert_warm(&daemon, StartKind::Warm);
+    connected(&daemon, &client);
+    assert_eq!(load_all(&mut engine), CHAINS * PAGES);
+    // And it is no different from any other daemon: it stores, and it can be restarted again.
+    let keys = engine.keys(100, PAGES);
+    assert_eq!(engine.store(&keys, Stamp(0)).stored, PAGES);
+    daemon.kill();
+    daemon.restart();
+    connected(&daemon, &client);
+    assert_eq!(engine.load(&keys).pages, PAGES);
+    assert_eq!(daemon.status().start.restarts, 2);
+}
+
+#[test]
+fn dram_is_warm_after_a_kill() {
+    let mut daemon = managed();
+    let client = daemon.client("engine").expect("it serves");
+    let mut engine = Engine::new(&client, "killed");
+    store_all(&mut engine);
+    daemon.kill();
+    daemon.restart();
+    assert_warm(&daemon, StartKind::Warm);
+    connected(&daemon, &client);
+    assert_eq!(load_all(&mut engine), CHAINS * PAGES);
+}
+
+#[test]
+fn a_client_that_never_knew_the_first_daemon_finds_its_pages() {
+    let mut daemon = managed();
+    {
+        let client = daemon.client("first").expect("it serves");
+        store_all(&mut Engine::new(&client, "shared"));
+    }
+    daemon.kill();
+    daemon.restart();
+    let client = daemon.client("second").expect("it serves");
+    assert_eq!(load_all(&mut Engine::new(&client, "shared")), CHAINS * PAGES);
+}
+
+#[test]
+fn a_lease_holds_its_pages_over_a_restart_until_it_is_released() {
+    let frames = 4 * PAGES;
+    let dram = u64::from(frames) * PAGE_BYTES;
+    let mut daemon =
+        TestDaemon::start(DaemonOptions { dram, managed: true, ..DaemonOptions::default() });
+    let client = daemon.client("reader").expect("it serves");
+    let mut engine = Engine::new(&client, "leased");
+    let keys = engine.keys(0, PAGES);
+    assert_eq!(engine.store(&keys, Stamp(0)).stored, PAGES);
+    let mut fetch = engine.space().fetch(FetchFrom::Keys(&keys), Stamp(0), PATIENCE);
+    let mut pages = Vec::new();
+    while let Some(run) = fetch.next_ready() {
+        pages.extend(run.pages);
+    }
+    assert_eq!(pages.len() as u32, PAGES);
+    let read = |pages: &[undercroft_tests::Span]| -> Vec<Vec<u8>> {
+        pages.iter().map(|page| page.read(<[u8]>::to_vec)).collect()
+    };
+    let before = read(&pages);
+
+    daemon.kill();
+    daemon.restart();
+    let writer = daemon.client("writer").expect("it serves");
+    let mut other = Engine::new(&writer, "other");
+    // Far more than there is room for: whatever can be evicted is.
+    for chain in 0..8 {
+        other.try_store(&other.keys(chain, PAGES));
+    }
+    assert_eq!(daemon.status().dram.pages, u64::from(frames));
+    assert_eq!(read(&pages), before, "a leased frame was used for something else");
+    let leased = |daemon: &TestDaemon| -> u64 {
+        daemon.status().sessions.iter().map(|session| session.leased_pages).sum()
+    };
+    assert_eq!(leased(&daemon), u64::from(PAGES));
+
+    connected(&daemon, &client);
+    drop((pages, fetch));
+    let since = Instant::now();
+    while leased(&daemon) > 0 {
+        assert!(since.elapsed() < PATIENCE, "the lease was not released: {:?}", daemon.status());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_planned_restart_without_a_service_manager_keeps_everything() {
+    let options = DaemonOptions { dram: 2 << 20, ..DaemonOptions::default() };
+    let mut daemon = TestDaemon::start(options);
+    let client = daemon.client("engine").expect("it serves");
+    let mut engine = Engine::new(&client, "taken over");
+    store_all(&mut engine);
+    daemon.take_over();
+    assert_warm(&daemon, StartKind::Takeover);
+    connected(&daemon, &client);
+    assert_eq!(load_all(&mut engine), CHAINS * PAGES);
+}
+
+#[test]
+fn without_its_state_an_arena_is_dropped_and_all_begins_anew() {
+    for lost in ["undercroft-state", "undercroft-part"] {
+        let mut daemon = managed();
+        let client = daemon.client("engine").expect("it serves");
+        let mut engine = Engine::new(&client, "lost");
+        store_all(&mut engine);
+        daemon.kill();
+        daemon.manager().expect("it has one").forget(lost);
+        daemon.restart();
+        let start = daemon.status().start;
+        assert_eq!(start.kind, StartKind::Cold, "{start:?}");
+        assert!(start.dropped.is_some(), "{start:?}");
+        connected(&daemon, &client);
+        assert_eq!(load_all(&mut engine), 0);
+        store_all(&mut engine);
+        assert_eq!(load_all(&mut engine), CHAINS * PAGES);
+        // Nothing of the old arena is kept beside the new one.
+        let kept = daemon.manager().expect("it has one").kept();
+        assert_eq!(kept.iter().filter(|name| name.starts_with("undercroft-part")).count(), 1);
+    }
+}
+
+#[test]
+fn whoever_connects_while_nobody_serves_waits_and_is_served() {
+    let mut daemon = managed();
+    daemon.stop().expect("it ran");
+    let socket = daemon.socket();
+    let waiting =
+        std::thread::spawn(move || std::os::unix::net::UnixStream::connect(socket).map(drop));
+    let connected = waiting.join().expect("it does not panic");
+    connected.expect("the socket still listens");
+    daemon.restart();
+    assert!(daemon.client("after").is_some());
+}
