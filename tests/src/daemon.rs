@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How a test wants its daemon. The defaults are tiny, so that every limit is met.
 #[derive(Debug, Clone)]
 pub struct DaemonOptions {
-    /// DRAM, bytes.
+    /// DRAM, bytes; 0 where `more` has domains that say their own.
     pub dram: u64,
     /// SSD, bytes; 0 for none. For each directory, where there are several.
     pub ssd: u64,
@@ -332,9 +332,10 @@ impl TestDaemon {
 
     fn config_text(&self) -> String {
         let DaemonOptions { dram, ssd, staging, more, .. } = &self.options;
+        let size = if *dram > 0 { format!("size = {dram}\n") } else { String::new() };
         format!(
             "[server]\nsocket = \"{socket}\"\nmetrics = \"off\"\n\
-             [arena]\nsize = {dram}\nstaging = {staging}\n\
+             [arena]\n{size}staging = {staging}\n\
              [ssd]\nsize = {ssd}\npath = {paths:?}\n{more}\n",
             socket = self.socket().display(),
             paths = self.stores(),

@@ -110,6 +110,12 @@ impl Engine {
         })
     }
 
+    /// The same engine as a tenant of another domain: its pages' bytes are that domain's.
+    #[must_use]
+    pub fn in_domain(self, name: &str) -> Self {
+        Self { domain: DomainId::named(name), ..self }
+    }
+
     /// The keys of the first `pages` pages of the conversation called `seed`.
     #[must_use]
     pub fn keys(&self, seed: u32, pages: u32) -> Vec<PageKey> {

@@ -14,6 +14,7 @@ mod hostile;
 mod ledger;
 mod lying;
 mod manager;
+mod oracle;
 mod power_cut;
 mod python;
 mod resting;
@@ -36,6 +37,7 @@ pub use hostile::{
 };
 pub use ledger::{Ledger, Settled, StoredChain};
 pub use manager::Manager;
+pub use oracle::{Distinction, coin, distinction};
 pub use power_cut::{
     Cut, CutRound, DiskCounts, Moment, PowerCut, PowerCutReport, Survival, missing, run_contained,
     stop_with_input,
