@@ -67,6 +67,7 @@ impl Resting {
             client.status(Duration::from_secs(10)).map_err(|why| anyhow::anyhow!("status: {why}"))
         };
         let empty_heap = status()?.heap_bytes;
+        self.settle(&status, go_on)?;
         let empty_cpu = self.cpu(&daemon)?;
         let shape = EngineOptions { page_bytes: PAGE_BYTES, blocks: CHAIN_PAGES };
         let mut engine = Engine::open(&client, "resting", shape)?;
@@ -77,21 +78,30 @@ impl Resting {
             let stored = engine.store(&keys, Stamp(0));
             ensure!(stored.stored as usize == keys.len(), "not all were taken: {stored:?}");
         }
-        // Pages are written ahead of need, and what is not needed is zeroed: that is no rest yet.
-        let mut written = 0;
-        loop {
-            go_on()?;
-            std::thread::sleep(self.rest.min(Duration::from_secs(2)));
-            let ssd = status()?.ssd.context("it has an SSD")?;
-            let now = ssd.written_bytes + ssd.devices.iter().map(|d| d.zeroed_bytes).sum::<u64>();
-            if now == std::mem::replace(&mut written, now) {
-                break;
-            }
-        }
+        self.settle(&status, go_on)?;
         let full_cpu = self.cpu(&daemon)?;
         let report = status()?;
         let (pages, full_heap) = (report.known_pages, report.heap_bytes);
         Ok(RestingReport { empty_cpu, empty_heap, pages, full_cpu, full_heap })
+    }
+
+    /// Waits until nothing is written any more: pages are written ahead of need, and segments
+    /// zeroed ahead of their use.
+    fn settle(
+        &self,
+        status: &dyn Fn() -> Result<Box<StatusReport>>,
+        go_on: &dyn Fn() -> Result<()>,
+    ) -> Result<()> {
+        let mut written = u64::MAX;
+        loop {
+            go_on()?;
+            let ssd = status()?.ssd.context("it has an SSD")?;
+            let now = ssd.written_bytes + ssd.devices.iter().map(|d| d.zeroed_bytes).sum::<u64>();
+            if now == std::mem::replace(&mut written, now) {
+                return Ok(());
+            }
+            std::thread::sleep(self.rest.min(Duration::from_secs(2)));
+        }
     }
 
     /// The share of a processor that the daemon uses while nobody asks it anything.
