@@ -7,6 +7,7 @@
 mod config;
 mod mutate;
 mod page_log;
+mod state_file;
 mod target;
 mod trace;
 mod wire;
@@ -14,6 +15,7 @@ mod wire;
 pub use config::config;
 pub use mutate::Mutator;
 pub use page_log::page_log;
+pub use state_file::state_file;
 pub use target::{TARGETS, Target};
 pub use trace::trace;
 pub use wire::{wire_reply, wire_request};

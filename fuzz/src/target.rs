@@ -1,4 +1,4 @@
-use crate::{config, page_log, trace, wire};
+use crate::{config, page_log, state_file, trace, wire};
 
 /// One decoder under test.
 #[derive(Clone, Copy)]
@@ -20,6 +20,8 @@ pub const TARGETS: &[Target] = &[
     Target { name: "config", run: config::config, seeds: config::seeds, cost: 4 },
     // Every run writes a file.
     Target { name: "trace", run: trace::trace, seeds: trace::seeds, cost: 40 },
+    // Every run makes a file and maps it twice.
+    Target { name: "state_file", run: state_file::state_file, seeds: state_file::seeds, cost: 40 },
     // Every run opens two real files.
     Target { name: "page_log", run: page_log::page_log, seeds: page_log::seeds, cost: 300 },
 ];
