@@ -386,8 +386,11 @@ impl Control {
             }
             body => self.feed(Event::Request { session: id, request, body }),
         }
-        if let Request::Release(release) = message {
-            self.bury_if_done(release.session);
+        match message {
+            Request::Release(release) => self.bury_if_done(release.session),
+            // The last lease of somebody who is gone may have changed hands.
+            Request::Take(_) => self.bury_all_done(),
+            _ => {}
         }
     }
 

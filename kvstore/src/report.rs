@@ -87,11 +87,13 @@ fn domains(control: &Control) -> Vec<DomainStatus> {
         let own = control.sessions.iter().filter(|(_, session)| session.is_of(domain));
         let leased_pages = own.clone().map(|(id, _)| control.core.session_leases(*id).pages).sum();
         let sessions = own.filter(|(_, session)| session.is_open()).count() as u32;
+        let known = control.core.domains().find(|report| report.domain == domain.id);
+        let (dram, evicted) =
+            known.map(|known| (known.dram, known.evicted_pages)).unwrap_or_default();
         DomainStatus {
             name: domain.name.clone(),
             arena: arena::status(control.arena.of(domain.id)),
-            dram: tier(control.core.dram(), control.core.stats().evicted_pages),
-            ssd_bytes: 0,
+            dram: tier(dram, evicted),
             sessions,
             leased_pages,
         }

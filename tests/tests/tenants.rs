@@ -14,7 +14,8 @@ fn daemon(test: &str, ssd: u64) -> Option<TestDaemon> {
         skip(test, "processes of other groups can only be started by root");
         return None;
     }
-    let options = DaemonOptions { dram: 0, ssd, more: DOMAINS.to_owned(), ..DaemonOptions::default() };
+    let options =
+        DaemonOptions { dram: 0, ssd, more: DOMAINS.to_owned(), ..DaemonOptions::default() };
     Some(TestDaemon::start(options))
 }
 

@@ -85,8 +85,6 @@ pub struct DomainStatus {
     pub arena: ArenaStatus,
     /// How full its arena is.
     pub dram: TierStatus,
-    /// Bytes of its records on SSD.
-    pub ssd_bytes: u64,
     /// Connected sessions.
     pub sessions: u32,
     /// Frames pinned by its leases.

@@ -24,6 +24,8 @@ pub(crate) struct Domain {
     pub(crate) held_pages: u32,
     /// Prefetches under way.
     pub(crate) prefetches: u32,
+    /// Pages that left its DRAM.
+    pub(crate) evicted_pages: u64,
     /// Tokens that wait to be taken.
     pub(crate) tokens: u32,
     /// The slab that one of its classes gives up for another.
@@ -60,6 +62,7 @@ impl Domains {
             holds: 0,
             held_pages: 0,
             prefetches: 0,
+            evicted_pages: 0,
             tokens: 0,
             draining: None,
         };
@@ -118,6 +121,7 @@ impl Core {
             holds: domain.holds,
             held_pages: domain.held_pages,
             prefetches: domain.prefetches,
+            evicted_pages: domain.evicted_pages,
         })
     }
 

@@ -161,6 +161,7 @@ impl Core {
         let class = self.index[id].class;
         self.frames.class_mut(class).resident -= 1;
         self.stats.evicted_pages += 1;
+        self.domains.get_mut(self.frames.class(class).domain).evicted_pages += 1;
         if !self.devices.is_empty() && !self.counts_on_ssd(&self.index[id]) {
             self.stats.lost_pages += 1;
         }

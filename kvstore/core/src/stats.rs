@@ -141,6 +141,8 @@ pub struct DomainReport {
     pub held_pages: u32,
     /// Prefetches under way.
     pub prefetches: u32,
+    /// Pages that left its DRAM, whether or not they are on SSD.
+    pub evicted_pages: u64,
 }
 
 /// How far a device is.

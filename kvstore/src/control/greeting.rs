@@ -68,6 +68,13 @@ impl Control {
         }
     }
 
+    pub(super) fn bury_all_done(&mut self) {
+        let lingering = self.sessions.iter().filter(|(_, session)| session.is_lingering());
+        for id in lingering.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.bury_if_done(id);
+        }
+    }
+
     /// A session whose connection is over is done with once its last lease was released by
     /// another of its process, which may live for long.
     pub(super) fn bury_if_done(&mut self, id: SessionId) {

@@ -181,7 +181,6 @@ fn status() -> StatusReport {
         name: "tenant-a".to_owned(),
         arena: ArenaStatus { parts: 1, bytes: 1 << 29, pages: "4k".to_owned(), locked: false },
         dram: dram.clone(),
-        ssd_bytes: 501,
         sessions: 502,
         leased_pages: 503,
     };

@@ -307,14 +307,13 @@ fn start() -> impl Strategy<Value = StartStatus> {
 }
 
 fn domain() -> impl Strategy<Value = DomainStatus> {
-    (text(), arena(), tier(), any::<(u32, [u64; 2])>()).prop_map(
-        |(name, arena, dram, (sessions, counts))| DomainStatus {
+    (text(), arena(), tier(), any::<(u32, u64)>()).prop_map(
+        |(name, arena, dram, (sessions, leased_pages))| DomainStatus {
             name,
             arena,
             dram,
-            ssd_bytes: counts[0],
             sessions,
-            leased_pages: counts[1],
+            leased_pages,
         },
     )
 }
