@@ -8,8 +8,11 @@ use rustix::process::{Pid, getpid};
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use undercroft_wire::{Epoch, Release, Request, SpaceDigest};
+
+/// How often who waits for a daemon looks whether it still hangs: nobody tells.
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// The most leases of lost connections that are remembered until they can be released.
 const MAX_ORPHANS: usize = 65_536;
@@ -103,16 +106,19 @@ impl Shared {
         }
     }
 
-    /// The connection, or the next one that is made before `until`.
+    /// The connection, or the next one that is made before `until`. One whose daemon hangs is
+    /// waited for, too: it may go on.
     pub(crate) fn connection_by(&self, until: Instant) -> Result<Arc<Connection>, MissReason> {
         loop {
-            match self.connection() {
-                Err(MissReason::Disconnected) => {}
-                other => return other,
-            }
+            let found = self.connection();
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(MissReason::Disconnected);
+            match &found {
+                Err(MissReason::Disconnected) if !left.is_zero() => {}
+                Err(MissReason::Hung) if !left.is_zero() => {
+                    std::thread::sleep(left.min(LOOK_AGAIN));
+                    continue;
+                }
+                _ => return found,
             }
             let link = locked(&self.link);
             let alive = link.connection.as_ref().is_some_and(|c| !c.is_closed());

@@ -216,10 +216,6 @@ impl Control {
             },
             _ => to.reply(request, reply),
         }
-        // Of its own domain only: what others do is not to be seen.
-        if let Some(domain) = &to.domain {
-            self.arena.beat(domain.id);
-        }
         self.unflushed.push(session);
     }
 
@@ -344,6 +340,11 @@ impl Control {
             let over = began.elapsed() >= TURN;
             Ok(if over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         });
+        // Of its own domain only, as what others do is not to be seen: a request that was taken up is a
+        // sign of life, however long its answer takes.
+        if let Some(domain) = self.sessions.get(&id).and_then(|session| session.domain.as_ref()) {
+            self.arena.beat(domain.id);
+        }
         self.flush_all();
         turn
     }
