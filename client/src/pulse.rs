@@ -1,13 +1,28 @@
+use crate::connection::locked;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 use undercroft_arena::BoardView;
+
+/// A daemon whose heartbeat stands still is given so long: a call whose deadline is shorter, or has
+/// nearly passed when it is sent, says nothing of it.
+const SUSPICION: Duration = Duration::from_millis(10);
+
+/// The heartbeat when a request was about to be sent.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Felt {
+    heartbeat: u64,
+    at: Instant,
+}
 
 /// What the daemon's board says in one session, and what follows from it: whether the daemon still
 /// turns. Without a board nothing does.
 #[derive(Debug, Default)]
 pub(crate) struct Pulse {
     board: OnceLock<Arc<BoardView>>,
-    /// A call missed its deadline and the daemon did not turn meanwhile.
+    /// The first of the calls that missed their deadlines at the heartbeat of the moment.
+    suspected: Mutex<Option<Felt>>,
+    /// Calls missed their deadlines and the daemon did not turn meanwhile.
     hung: AtomicBool,
     /// The heartbeat of that call.
     hung_at: AtomicU64,
@@ -25,15 +40,25 @@ impl Pulse {
 
     /// The heartbeat of the moment. To be felt before a request is sent: a daemon that has
     /// received it and only waits for a disk has turned since.
-    pub(crate) fn feel(&self) -> Option<u64> {
+    pub(crate) fn feel(&self) -> Option<Felt> {
+        let heartbeat = self.heartbeat()?;
+        Some(Felt { heartbeat, at: Instant::now() })
+    }
+
+    fn heartbeat(&self) -> Option<u64> {
         self.board.get().map(|board| board.heartbeat())
     }
 
     /// A call's deadline passed without an answer. What was felt before it was sent says whose
     /// fault it is.
-    pub(crate) fn missed(&self, felt: Option<u64>) {
-        if let Some(felt) = felt.filter(|felt| self.feel() == Some(*felt)) {
-            self.hung_at.store(felt, Ordering::Relaxed);
+    pub(crate) fn missed(&self, felt: Option<Felt>) {
+        let same = |felt: &Felt| self.heartbeat() == Some(felt.heartbeat);
+        let Some(felt) = felt.filter(same) else { return };
+        let mut suspected = locked(&self.suspected);
+        let first = suspected.filter(same).filter(|first| first.at <= felt.at).unwrap_or(felt);
+        *suspected = Some(first);
+        if first.at.elapsed() >= SUSPICION {
+            self.hung_at.store(felt.heartbeat, Ordering::Relaxed);
             self.hung.store(true, Ordering::Release);
         }
     }
@@ -43,7 +68,7 @@ impl Pulse {
         if !self.hung.load(Ordering::Acquire) {
             return false;
         }
-        let hung = self.feel() == Some(self.hung_at.load(Ordering::Relaxed));
+        let hung = self.heartbeat() == Some(self.hung_at.load(Ordering::Relaxed));
         if !hung {
             self.hung.store(false, Ordering::Release);
         }
@@ -74,16 +99,34 @@ mod tests {
         assert!(!pulse.is_hung(), "without a board nobody can tell");
         let view = Arc::new(BoardView::map(board.read_only_fd().unwrap()).unwrap());
         assert!(pulse.found(Arc::clone(&view)) && !pulse.found(view));
-        let felt = pulse.feel();
+        let long_ago = |felt: Option<Felt>| {
+            felt.map(|felt| Felt { at: felt.at.checked_sub(SUSPICION).unwrap(), ..felt })
+        };
+        let felt = long_ago(pulse.feel());
         board.beat();
         pulse.missed(felt);
         assert!(!pulse.is_hung(), "it was only slow");
         pulse.missed(pulse.feel());
+        assert!(!pulse.is_hung(), "it had no time to turn");
+        pulse.missed(long_ago(pulse.feel()));
         assert!(pulse.is_hung() && pulse.is_hung());
         board.beat();
         assert!(!pulse.is_hung(), "it turns again");
-        pulse.missed(pulse.feel());
+        pulse.missed(long_ago(pulse.feel()));
         pulse.answered();
         assert!(!pulse.is_hung(), "it answered");
+    }
+
+    #[test]
+    fn many_short_calls_come_to_a_long_one() {
+        let board = Board::create(Epoch(1), 1 << 20).unwrap();
+        let pulse = Pulse::default();
+        pulse.found(Arc::new(BoardView::map(board.read_only_fd().unwrap()).unwrap()));
+        let began = Instant::now();
+        while !pulse.is_hung() {
+            pulse.missed(pulse.feel());
+            assert!(began.elapsed() < 1000 * SUSPICION, "it never counts as hung");
+        }
+        assert!(began.elapsed() >= SUSPICION);
     }
 }

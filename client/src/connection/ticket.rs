@@ -1,5 +1,6 @@
 use super::{Connection, locked};
 use crate::MissReason;
+use crate::pulse::Felt;
 use std::sync::Arc;
 use std::time::Instant;
 use undercroft_wire::{Reply, RequestId};
@@ -10,7 +11,7 @@ pub(crate) struct Ticket {
     connection: Arc<Connection>,
     pub(crate) request: RequestId,
     /// The daemon's heartbeat before the request was sent.
-    felt: Option<u64>,
+    felt: Option<Felt>,
 }
 
 impl Drop for Ticket {
@@ -24,7 +25,11 @@ impl Drop for Ticket {
 }
 
 impl Ticket {
-    pub(super) fn new(connection: &Arc<Connection>, request: RequestId, felt: Option<u64>) -> Self {
+    pub(super) fn new(
+        connection: &Arc<Connection>,
+        request: RequestId,
+        felt: Option<Felt>,
+    ) -> Self {
         Self { connection: Arc::clone(connection), request, felt }
     }
 
