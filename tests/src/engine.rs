@@ -1,5 +1,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use undercroft_arena::Span;
 use undercroft_benches::{PageContent, WrongBytes};
 use undercroft_client::wire::{
     Chain, DomainId, Dtype, Family, Geometry, PageKey, Rank, Space, SpaceDigest, Stamp,
@@ -216,6 +217,14 @@ impl Engine {
 
     fn content(&self, key: &PageKey) -> PageContent {
         PageContent::new(&self.domain, &self.digest, Rank::Of { index: 0, count: 1 }, key)
+    }
+
+    /// Compares a page where it lies, as a device reads it that copies it in one piece.
+    ///
+    /// # Errors
+    /// Bytes that are not the page's.
+    pub fn look_at(&self, key: &PageKey, page: &Span) -> Result<(), WrongBytes> {
+        page.read(|bytes| self.content(key).verify(0, bytes))
     }
 
     fn each_fragment(&self, mut each: impl FnMut(u32, u32, u64)) {

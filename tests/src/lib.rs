@@ -17,6 +17,7 @@ mod manager;
 mod oracle;
 mod power_cut;
 mod python;
+mod restarts;
 mod resting;
 mod share;
 mod sim;
@@ -43,6 +44,7 @@ pub use power_cut::{
     stop_with_input,
 };
 pub use python::{python, python_with_packages, read_store};
+pub use restarts::{Ending, Restart, Restarts, RestartsReport};
 pub use resting::{Resting, RestingReport};
 pub use share::Share;
 pub use sim::{Failure, Report, Seeds, Sweep, SweptFault, simulate};

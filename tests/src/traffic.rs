@@ -50,6 +50,8 @@ pub struct TrafficReport {
     pub cut_pages: u64,
     /// Pages the daemon did not take while it lived.
     pub refused_pages: u64,
+    /// The longest call.
+    pub longest: Duration,
     /// What was wrong with the bytes that were loaded.
     pub wrong: Wrong,
 }
@@ -83,6 +85,7 @@ impl TrafficReport {
         self.loaded_pages += other.loaded_pages;
         self.cut_pages += other.cut_pages;
         self.refused_pages += other.refused_pages;
+        self.longest = self.longest.max(other.longest);
         self.wrong.add(other.wrong);
     }
 }
@@ -235,6 +238,7 @@ impl Shared {
             report.stored_pages += u64::from(pages);
             self.stored.fetch_add(u64::from(pages), Ordering::Relaxed);
         }
+        report.longest = seat.engine.longest;
         report
     }
 
@@ -269,6 +273,7 @@ impl Shared {
             };
             self.load(&mut seat.engine, *id, *pages, &mut report);
         }
+        report.longest = seat.engine.longest;
         report
     }
 

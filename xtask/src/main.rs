@@ -119,6 +119,15 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Stops, kills and takes over from the daemon under load; pages in DRAM and leases must outlive it
+    ///
+    /// `cargo xtask restarts --help` says what it takes.
+    #[command(disable_help_flag = true)]
+    Restarts {
+        /// Passed on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Cuts the power of the disk under the daemon again and again, boots, and looks at every page
     ///
     /// Takes root, FUSE, loop devices and e2fsprogs. `cargo xtask power-cut --help` says the rest.
@@ -162,6 +171,7 @@ fn run(task: Task) -> Result<()> {
         Task::Absence { arguments } => lane(&root, "absence", true, &arguments),
         Task::Resting { arguments } => lane(&root, "resting", true, &arguments),
         Task::Hostile { arguments } => lane(&root, "hostile", true, &arguments),
+        Task::Restarts { arguments } => lane(&root, "restarts", true, &arguments),
         Task::Crash { arguments } => lane(&root, "warm-restart", true, &arguments),
     }
 }
