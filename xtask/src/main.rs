@@ -128,6 +128,15 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Times one tenant's lookups of what another has stored: they must tell nothing
+    ///
+    /// `cargo xtask timing --help` says what it takes.
+    #[command(disable_help_flag = true)]
+    Timing {
+        /// Passed on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Cuts the power of the disk under the daemon again and again, boots, and looks at every page
     ///
     /// Takes root, FUSE, loop devices and e2fsprogs. `cargo xtask power-cut --help` says the rest.
@@ -172,6 +181,7 @@ fn run(task: Task) -> Result<()> {
         Task::Resting { arguments } => lane(&root, "resting", true, &arguments),
         Task::Hostile { arguments } => lane(&root, "hostile", true, &arguments),
         Task::Restarts { arguments } => lane(&root, "restarts", true, &arguments),
+        Task::Timing { arguments } => lane(&root, "timing", true, &arguments),
         Task::Crash { arguments } => lane(&root, "warm-restart", true, &arguments),
     }
 }
