@@ -133,7 +133,10 @@ impl Restarts {
         let dram = (all / self.on_ssd).max(1 << 20);
         let ssd = if self.on_ssd > 1 { 2 * all } else { 0 };
         let staging = 64 * self.page_bytes;
-        DaemonOptions { dram, ssd, staging, managed: true, ..DaemonOptions::default() }
+        // At each restart the rest of an open segment is lost, and maybe of one begun ahead.
+        let segment = (64 * self.page_bytes).max(64 << 10);
+        let more = if ssd > 0 { format!("segment = {segment}") } else { String::new() };
+        DaemonOptions { dram, ssd, staging, more, managed: true, ..DaemonOptions::default() }
     }
 
     fn traffic(&self, readers: u32, limit: u64, seed: u64) -> TrafficOptions {

@@ -22,10 +22,10 @@ struct Arguments {
     #[arg(long, default_value_t = 10_000)]
     trials: usize,
     /// Conversations of each kind
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 8)]
     count: u32,
     /// Pages of a conversation
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 4096)]
     pages: u32,
     /// Seed of the order [default: random]
     #[arg(long)]
