@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use undercroft_arena::{Span, State};
-use undercroft_core::{Action, CopyOutcome, Core, Event, FramePlace, Micros};
+use undercroft_core::{Action, CopyOutcome, Core, Event, FramePlace, Health, Micros};
 use undercroft_ssd_tier::Op;
 use undercroft_wire::{
     DeviceId, Refused, RefusedReason, Reply, Request, RequestId, SessionId, SlotId, SpaceDigest,
@@ -422,9 +422,18 @@ impl Control {
                 self.found(found);
             }
         }
-        store::close(self.devices.drain(..).filter_map(Device::into_log));
+        let devices = self.devices.len();
+        let logs: Vec<_> = self.devices.drain(..).filter_map(Device::into_log).collect();
+        // A device that stalls keeps transfers beyond its log's end.
+        let all_well = self.core.devices().all(|device| device.health == Health::Well);
+        let all_open = logs.len() == devices && all_well;
+        let all_closed = store::close(logs);
         self.arena.stop();
-        self.state.finish();
+        // Else reads may yet land in frames, ours or those of a daemon before: the next one has to
+        // wait for the locks.
+        if all_open && all_closed && self.start.quarantined_bytes == 0 {
+            self.state.finish();
+        }
     }
 }
 

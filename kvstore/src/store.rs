@@ -298,10 +298,12 @@ fn key_in_store(directories: &[PathBuf], all: bool) -> Result<Option<StoreKey>, 
 }
 
 /// Closes page logs in order, as far as their devices answer in time. What lies in `path` is then
-/// found again at the next start, but for the last of it on a device that did not.
-pub(crate) fn close(logs: impl IntoIterator<Item = (PathBuf, PageLog)>) {
+/// found again at the next start, but for the last of it on a device that did not. Says whether all of
+/// them did.
+pub(crate) fn close(logs: impl IntoIterator<Item = (PathBuf, PageLog)>) -> bool {
     let (sender, closed) = crossbeam_channel::unbounded();
     let mut open = BTreeMap::new();
+    let mut all_tried = true;
     for (index, (path, log)) in logs.into_iter().enumerate() {
         let sender = sender.clone();
         let close = move || {
@@ -312,6 +314,7 @@ pub(crate) fn close(logs: impl IntoIterator<Item = (PathBuf, PageLog)>) {
         match thread::Builder::new().name("ucft-close".to_owned()).spawn(close) {
             Ok(_) => drop(open.insert(index, path)),
             Err(error) => {
+                all_tried = false;
                 tracing::warn!(path = %path.display(), %error, "cannot start a thread to close it");
             }
         }
@@ -332,6 +335,7 @@ pub(crate) fn close(logs: impl IntoIterator<Item = (PathBuf, PageLog)>) {
              written to it may be lost"
         );
     }
+    all_tried && open.is_empty()
 }
 
 #[cfg(test)]

@@ -253,7 +253,7 @@ pub enum Request<'a> {
 }
 
 /// Answer to a hello. The domain's board follows as [`BoardAdded`], then the arena's parts as
-/// [`PartAdded`]; copy mode has no parts.
+/// [`PartAdded`]; in copy mode neither comes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
     /// The version both sides use from here on.
