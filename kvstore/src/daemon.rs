@@ -18,6 +18,7 @@ use crate::staging_maker::{Made, StagingMaker};
 use crate::store::{self, Opening, Prepared};
 use crate::succession;
 use crate::takeover;
+use crate::watchdog::{self, Watchdog};
 use crate::web::{Question, Web};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::cell::RefCell;
@@ -306,6 +307,7 @@ async fn work(
     mut reports: mpsc::Receiver<Question>,
 ) {
     let look_again = Arc::clone(&control.borrow().look_again);
+    let mut watchdog = Watchdog::of_this_process();
     loop {
         let timer = control.borrow().next_timer();
         let behind = control.borrow().is_device_behind();
@@ -318,6 +320,7 @@ async fn work(
             () = made.rung() => drain(control, made, Control::staging_made),
             () = until(timer) => control.borrow_mut().feed(Event::Tick),
             () = look_again.notified() => {}
+            () = watchdog.is_due() => watchdog::pet(),
             () = until(settled_by) => control.borrow_mut().settle(),
             () = tokio::time::sleep(QUEUE_RETRY), if behind => control.borrow_mut().push_waiting(),
             Some(question) = reports.recv() => answer(control, question),

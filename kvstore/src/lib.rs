@@ -36,6 +36,7 @@ mod store;
 mod succession;
 mod takeover;
 mod waiting;
+mod watchdog;
 mod web;
 
 pub use config::{Config, ConfigError, KEYS, Key, reference};

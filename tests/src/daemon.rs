@@ -35,6 +35,8 @@ pub struct DaemonOptions {
     pub store_in: Option<PathBuf>,
     /// Run it under a service manager that keeps its descriptors.
     pub managed: bool,
+    /// How long that one waits for a sign of life; `None` for ever.
+    pub watchdog: Option<Duration>,
 }
 
 impl Default for DaemonOptions {
@@ -50,6 +52,7 @@ impl Default for DaemonOptions {
             home_in: None,
             store_in: None,
             managed: false,
+            watchdog: None,
         }
     }
 }
@@ -225,7 +228,7 @@ impl TestDaemon {
         let first =
             if self.options.refuse_io_uring { program("refuse-io-uring") } else { binary.clone() };
         let (mut command, _passed) = match &self.manager {
-            Some(manager) => manager.command(first)?,
+            Some(manager) => manager.command(first, self.options.watchdog)?,
             None => (Command::new(first), Vec::new()),
         };
         if self.options.refuse_io_uring {

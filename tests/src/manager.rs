@@ -39,6 +39,8 @@ struct Heard {
     kept: BTreeMap<String, OwnedFd>,
     /// How often a daemon was ready.
     ready: u32,
+    /// How often a daemon said that it gets on.
+    pets: u32,
     over: bool,
 }
 
@@ -56,14 +58,19 @@ impl Manager {
         Ok(Self { socket, shared, thread: Some(thread) })
     }
 
-    /// A command that starts `program` as a service: with what is kept, and where to say things.
+    /// A command that starts `program` as a service: with what is kept, where to say things, and
+    /// how often at least to say that it gets on, if that matters.
     ///
     /// # Errors
     /// A descriptor cannot be passed on.
-    pub fn command(&self, program: impl AsRef<OsStr>) -> Result<(Command, Vec<OwnedFd>)> {
+    pub fn command(
+        &self,
+        program: impl AsRef<OsStr>,
+        watchdog: Option<Duration>,
+    ) -> Result<(Command, Vec<OwnedFd>)> {
         let heard = self.shared.lock();
         let mut passed = Vec::new();
-        let mut script = String::from("LISTEN_PID=$$ exec \"$0\" \"$@\"");
+        let mut script = String::from("LISTEN_PID=$$ WATCHDOG_PID=$$ exec \"$0\" \"$@\"");
         for (number, fd) in heard.kept.values().enumerate() {
             let fd = fcntl_dupfd_cloexec(fd.as_fd(), HIGH)?;
             // Closed again by the shell where it is known by its other number.
@@ -76,6 +83,9 @@ impl Manager {
         command.arg("-c").arg(script).arg(program);
         command.env("NOTIFY_SOCKET", &self.socket);
         command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        if let Some(patience) = watchdog {
+            command.env("WATCHDOG_USEC", patience.as_micros().to_string());
+        }
         Ok((command, passed))
     }
 
@@ -94,6 +104,12 @@ impl Manager {
     #[must_use]
     pub fn times_ready(&self) -> u32 {
         self.shared.lock().ready
+    }
+
+    /// How often a daemon said so far that it gets on.
+    #[must_use]
+    pub fn times_petted(&self) -> u32 {
+        self.shared.lock().pets
     }
 
     /// Waits until a daemon was ready more than `before` times.
@@ -136,6 +152,9 @@ impl Heard {
         let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key));
         if text.lines().any(|line| line == "READY=1") {
             self.ready += 1;
+        }
+        if text.lines().any(|line| line == "WATCHDOG=1") {
+            self.pets += 1;
         }
         let name = value("FDNAME=").unwrap_or("stored").to_owned();
         if text.lines().any(|line| line == "FDSTOREREMOVE=1") {
