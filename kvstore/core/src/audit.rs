@@ -3,7 +3,7 @@ use crate::claims::{Claim, Filling};
 use crate::fetches::{Fetch, Reader};
 use crate::frames::Class;
 use crate::jobs::{Delivery, Job};
-use crate::page::{Dram, PageId, Ssd};
+use crate::page::{Dram, Mark, PageId};
 use crate::sessions::Slot;
 use crate::timers::Timer;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -41,7 +41,6 @@ impl Core {
             *in_space.entry(page.space.0).or_default() += 1;
             assert_eq!(self.index.find(page.space, &page.key), Some(id), "a page is found");
             assert!(!page.is_idle(), "a page that nothing needs is forgotten");
-            assert_eq!(page.class, self.spaces.get(page.space).class, "a space has one class");
             if let Some(parent) = page.parent {
                 *children.entry(parent).or_default() += 1;
                 let parent = &self.index[parent];
@@ -54,11 +53,12 @@ impl Core {
             }
             assert!(page.stamp <= self.last_stamp, "no page is newer than the newest request");
         }
-        assert_eq!(count, self.index.len(), "the table names every page");
+        assert_eq!(count, self.index.len(), "pages are counted");
+        assert_eq!(count, self.index.audit(), "the table names every page");
         assert!(count <= self.config.limits.max_pages as usize, "the table is bounded");
-        for (id, page) in self.index.iter() {
+        for (id, _) in self.index.iter() {
             let counted = children.get(&id).copied().unwrap_or(0);
-            assert_eq!(counted, page.children, "a page counts its children");
+            assert_eq!(counted, self.children_of(id).count() as u32, "a page knows its children");
         }
         for space in self.spaces.iter() {
             let counted = in_space.get(&space.id.0).copied().unwrap_or(0);
@@ -70,14 +70,15 @@ impl Core {
         let total = self.frames.audit();
         let mut used = BTreeSet::new();
         let mut resident: HashMap<_, u32> = HashMap::new();
-        for (_, page) in self.index.iter() {
+        for (id, page) in self.index.iter() {
             let holds = matches!(page.dram, Dram::Filling | Dram::Reading | Dram::Resident);
-            assert_eq!(holds, page.frame.is_some(), "exactly pages in DRAM have a frame");
-            *resident.entry(page.class).or_default() += u32::from(page.dram == Dram::Resident);
-            if let Some(frame) = page.frame {
+            assert_eq!(holds, page.frame().is_some(), "exactly pages in DRAM have a frame");
+            *resident.entry(self.class_of(id)).or_default() +=
+                u32::from(page.dram == Dram::Resident);
+            if let Some(frame) = page.frame() {
                 assert!(used.insert(frame), "a frame holds one page");
                 let class = self.frames.class_of_frame(frame);
-                assert_eq!(class, page.class, "a frame has its page's size and domain");
+                assert_eq!(class, self.class_of(id), "a frame has its page's size and domain");
             }
         }
         for job in self.jobs.values() {
@@ -101,16 +102,20 @@ impl Core {
     fn audit_order(&self) {
         let mut ordered: HashMap<_, usize> = HashMap::new();
         for (id, page) in self.index.iter() {
-            assert_eq!(page.ordered, self.is_evictable(id), "exactly evictable pages are ordered");
-            if page.ordered {
-                *ordered.entry(page.class).or_default() += 1;
-                let order = &self.frames.class(page.class).order;
-                assert!(order.contains(page.order_key(id)), "a page is ordered by its key");
-            }
+            assert_eq!(
+                page.is(Mark::Ordered),
+                self.is_evictable(id),
+                "exactly evictable pages are ordered"
+            );
+            *ordered.entry(self.class_of(id)).or_default() += usize::from(page.is(Mark::Ordered));
         }
         for (id, class) in self.frames.classes() {
             let counted = ordered.get(&id).copied().unwrap_or(0);
-            assert_eq!(class.order.audit(), counted, "the order names ordered pages only");
+            assert_eq!(
+                class.order.audit(&self.index),
+                counted,
+                "the order names ordered pages only"
+            );
         }
     }
 
@@ -135,8 +140,8 @@ impl Core {
             }
         }
         for (id, page) in self.index.iter() {
-            assert_eq!(page.pins, pins.remove(&id).unwrap_or(0), "every pin has an owner");
-            assert_eq!(page.keeps, keeps.remove(&id).unwrap_or(0), "every keep has an owner");
+            assert_eq!(page.pins(), pins.remove(&id).unwrap_or(0), "every pin has an owner");
+            assert_eq!({ page.keeps }, keeps.remove(&id).unwrap_or(0), "every keep has an owner");
         }
         assert!(pins.is_empty() && keeps.is_empty(), "what is pinned or kept is known");
     }
@@ -150,7 +155,7 @@ impl Core {
                 Job::CopyIn(Filling { page, .. })
                 | Job::CopyOut(Delivery { page, .. })
                 | Job::Append { page, .. }
-                | Job::Read { page, .. } => self.index[*page].class,
+                | Job::Read { page, .. } => self.class_of(*page),
                 Job::StrayRead { class, .. } => *class,
                 Job::Relocate { page, .. } => {
                     *relocating.entry(*page).or_default() += 1;
@@ -189,14 +194,14 @@ impl Core {
                 None
             }
             Job::Append { page, device, refused } => {
-                assert_eq!(self.index[*page].ssd, Ssd::Writing(*device), "writing");
+                assert_eq!(self.index[*page].written_to(), Some(*device), "writing");
                 assert_eq!(self.index[*page].dram, Dram::Resident, "written");
                 assert!(!refused.contains(*device), "a device is asked once");
                 Some(*page)
             }
             Job::Read { page, extent, .. } => {
                 assert_eq!(self.index[*page].dram, Dram::Reading, "reading");
-                assert_eq!(self.index[*page].read_job, id, "a page knows its read");
+                assert_eq!(self.index[*page].read_job(), id, "a page knows its read");
                 assert!(self.devices.answers(extent.device), "a read without answer is a stray");
                 Some(*page)
             }

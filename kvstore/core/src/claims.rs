@@ -3,7 +3,7 @@ use crate::devices::DeviceSet;
 use crate::fetches::FetchId;
 use crate::jobs::Job;
 use crate::order::OrderKey;
-use crate::page::{Dram, PageId, Ssd};
+use crate::page::{Dram, OnSsd, PageId};
 use crate::spaces::ClassId;
 use crate::{Action, Core};
 use undercroft_wire::{CommitOutcome, DeviceId, FrameId, PageIdentity, SessionId, SlotId, SpaceId};
@@ -82,11 +82,11 @@ impl Core {
                 return if hopeless { Claimed::Full } else { Claimed::Wait };
             };
             let victim = coldest.page();
-            match (self.index[victim].ssd, purpose) {
+            match (self.index[victim].on_ssd(), purpose) {
                 (_, Purpose::Store(key)) if coldest > key && !self.devices.take_appends() => {
                     return Claimed::Full;
                 }
-                (Ssd::Writing(_), _) => return Claimed::Wait,
+                (OnSsd::Writing, _) => return Claimed::Wait,
                 _ if self.is_demotable(victim) => {
                     self.demote(victim, actions);
                     return Claimed::Wait;
@@ -193,9 +193,8 @@ impl Core {
     fn start_copy_in(&mut self, filling: Filling, frame: FrameId, actions: &mut Vec<Action>) {
         let page = &mut self.index[filling.page];
         assert_eq!(page.dram, Dram::Offered, "a committed slot's page is offered");
-        page.dram = Dram::Filling;
-        page.frame = Some(frame);
-        let class = page.class;
+        page.set_frame(frame, Dram::Filling);
+        let class = self.class_of(filling.page);
         self.frames.class_mut(class).busy += 1;
         self.note_filling(class, frame);
         let page_bytes = self.spaces.get(filling.space).page_bytes;
@@ -219,7 +218,7 @@ impl Core {
         if self.frames.has_available(class, target) {
             return;
         }
-        while let Some(key) = self.frames.class_mut(class).order.advance(target) {
+        while let Some(key) = self.frames.class_mut(class).order.advance(&self.index, target) {
             if self.is_demotable(key.page()) {
                 self.demote(key.page(), actions);
             }
@@ -228,7 +227,7 @@ impl Core {
 
     /// Has a demotable page written to the SSD that is best for it.
     pub(crate) fn demote(&mut self, id: PageId, actions: &mut Vec<Action>) {
-        if self.index[id].record().is_some() {
+        if self.index[id].has_record() {
             // It does not count, and a page has one record.
             self.stats.ssd_forgotten_copies += 1;
             self.leave_ssd(id);
@@ -247,12 +246,13 @@ impl Core {
         actions: &mut Vec<Action>,
     ) {
         let identity = self.identity(id);
+        let class = self.class_of(id);
         let page = &mut self.index[id];
         assert_eq!(page.dram, Dram::Resident, "only resident pages are demoted");
-        assert_eq!(page.ssd, Ssd::None, "a page is written once");
-        page.ssd = Ssd::Writing(device);
-        let (payload_crc, class) = (page.crc, page.class);
-        let frame = page.frame.expect("a resident page has a frame");
+        assert_eq!(page.on_ssd(), OnSsd::None, "a page is written once");
+        page.set_writing(device);
+        let payload_crc = page.crc();
+        let frame = page.frame().expect("a resident page has a frame");
         self.frames.class_mut(class).busy += 1;
         self.load(device, self.frame_bytes(class));
         let job = self.new_job(Job::Append { page: id, device, refused });

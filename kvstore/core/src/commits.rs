@@ -1,5 +1,5 @@
 use crate::claims::{Claim, Filling};
-use crate::page::{Dram, PageId};
+use crate::page::{Dram, Mark, PageId};
 use crate::{Action, CopyOutcome, Core};
 use undercroft_wire::{
     Commit, CommitOutcome, CommitReply, OfferId, RefusedReason, Reply, RequestId, SessionId,
@@ -113,14 +113,16 @@ impl Core {
         let page = filling.page;
         assert_eq!(self.index[page].dram, Dram::Filling, "a copy fills its page's frame");
         let outcome = match outcome {
-            CopyOutcome::Ok(crc) if self.is_parent_alive(page) && !self.index[page].purged => {
+            CopyOutcome::Ok(crc)
+                if self.is_parent_alive(page) && !self.index[page].is(Mark::Purged) =>
+            {
                 self.become_resident(page, crc);
                 CommitOutcome::Stored
             }
             CopyOutcome::Ok(_) => CommitOutcome::Invalid,
             CopyOutcome::Failed => CommitOutcome::Failed,
         };
-        self.unbusy(self.index[page].class);
+        self.unbusy(self.class_of(page));
         if outcome != CommitOutcome::Stored {
             self.drop_frame(page);
             self.prune(page);

@@ -1,6 +1,6 @@
 use crate::machine::BACKGROUND_PAGES;
 use crate::order::OrderKey;
-use crate::page::{PageId, Ssd};
+use crate::page::{Mark, OnSsd, Page, PageId};
 use crate::spaces::ClassId;
 use crate::{Action, Core};
 use std::collections::{BTreeSet, VecDeque};
@@ -62,13 +62,13 @@ impl Core {
             let coldest = state.order.coldest()?;
             // A class with nothing to evict has a right to some room whatever others have.
             let most = COLDER_PAGES.min(self.frames.frames_per_slab(other));
-            let enough = own.is_none_or(|own| state.order.has_below(own, most));
+            let enough = own.is_none_or(|own| state.order.has_below(&self.index, own, most));
             enough.then_some((coldest, other))
         });
         let Some((coldest, other)) = colder.min() else {
             return;
         };
-        let frame = self.index[coldest.page()].frame.expect("an ordered page has a frame");
+        let frame = self.index[coldest.page()].frame().expect("an ordered page has a frame");
         let Some(first) = self.frames.close_slab_of(frame, &mut self.notes) else {
             return;
         };
@@ -81,7 +81,7 @@ impl Core {
     /// The page can leave DRAM from here on: it does, if its slab is to become empty.
     pub(crate) fn note_leaving(&mut self, id: PageId) {
         if self.frames.has_closed()
-            && let Some(frame) = self.index[id].frame
+            && let Some(frame) = self.index[id].frame()
             && self.frames.is_closed(frame)
         {
             self.drains.leaving.insert(id);
@@ -128,7 +128,7 @@ impl Core {
         let Some(mut walk) = self.drains.walks.pop_front() else {
             return;
         };
-        if let Some(key) = self.frames.class(walk.class).order.after(walk.after) {
+        if let Some(key) = self.frames.class(walk.class).order.after(&self.index, walk.after) {
             walk.after = Some(key);
             self.drains.walks.push_front(walk);
             self.leave(key.page(), actions);
@@ -138,16 +138,16 @@ impl Core {
     /// Takes the page out of DRAM if its slab is to become empty and it can go, writing it first
     /// where that is what eviction does.
     fn leave(&mut self, id: PageId, actions: &mut Vec<Action>) {
-        let page = self.index.get(id).filter(|page| page.ordered);
-        let Some(frame) = page.and_then(|page| page.frame) else {
+        let page = self.index.get(id).filter(|page| page.is(Mark::Ordered));
+        let Some(frame) = page.and_then(Page::frame) else {
             return;
         };
         if !self.frames.is_closed(frame) {
             return;
         }
-        match self.index[id].ssd {
+        match self.index[id].on_ssd() {
             // It is looked at again when that is over.
-            Ssd::Writing(_) => {}
+            OnSsd::Writing => {}
             _ if self.is_demotable(id) => {
                 self.drains.writing.insert(id);
                 self.demote(id, actions);

@@ -62,14 +62,15 @@ impl Core {
         let mut forgotten = 0;
         while let Some(device) = self.devices.next_to_forget() {
             let segments = &mut self.devices.get_mut(device).segments;
-            let oldest = segments.iter().next().and_then(|(_, segment)| segment.newest);
+            let oldest =
+                segments.iter().next().and_then(|(_, segment)| segment.listed.iter().next());
             match oldest {
                 Some(_) if forgotten == limit => break,
                 Some(page) => {
                     self.lose_record(page);
                     forgotten += 1;
                 }
-                None => segments.forget_oldest(),
+                None => segments.forget_oldest(&mut self.segments),
             }
         }
         forgotten
@@ -88,7 +89,7 @@ impl Core {
         for id in self.jobs_of(device) {
             match self.jobs[&id] {
                 Job::Append { page, .. } => {
-                    self.unbusy(self.index[page].class);
+                    self.unbusy(self.class_of(page));
                     self.settle(page);
                 }
                 Job::Read { page, .. } => {
@@ -112,7 +113,7 @@ impl Core {
         for id in self.jobs_of(device) {
             match self.jobs[&id] {
                 Job::Append { page, .. } => {
-                    self.frames.class_mut(self.index[page].class).busy += 1;
+                    self.frames.class_mut(self.class_of(page)).busy += 1;
                     self.settle(page);
                 }
                 Job::StrayRead { class, .. } => self.frames.class_mut(class).busy += 1,
@@ -125,9 +126,8 @@ impl Core {
     pub(crate) fn part_from_read(&mut self, job: JobId, id: PageId) {
         let page = &mut self.index[id];
         assert_eq!(page.dram, Dram::Reading, "a read fills its page's frame");
-        page.dram = Dram::None;
-        let frame = page.frame.take().expect("a page in DRAM has a frame");
-        let class = page.class;
+        let frame = page.take_frame();
+        let class = self.class_of(id);
         self.note_presence(id);
         let Some(Job::Read { page, extent, .. }) = self.jobs.remove(&job) else {
             unreachable!("only reads are parted from")

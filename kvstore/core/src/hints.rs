@@ -1,5 +1,5 @@
 use crate::commits::NOT_OPEN;
-use crate::page::PageId;
+use crate::page::{Mark, PageId};
 use crate::{Action, Core};
 use undercroft_wire::{Hint, HintKind, RefusedReason, RequestId, SessionId};
 
@@ -33,15 +33,17 @@ impl Core {
     /// Makes a leaf, and the ancestors that have no other descendants, the oldest of all.
     fn cool(&mut self, leaf: PageId) {
         let mut next = Some(leaf);
-        let mut children = 0;
+        let mut has_child = false;
         while let Some(id) = next {
-            if self.index[id].children != children {
+            let first = self.index[id].first_child;
+            let only = first.is_none_or(|child| self.index[child].next_sibling.is_none());
+            if first.is_some() != has_child || !only {
                 break;
             }
             self.restamp(id, 0);
-            self.index[id].touched = false;
+            self.index[id].set(Mark::Touched, false);
             next = self.index[id].parent;
-            children = 1;
+            has_child = true;
         }
     }
 }

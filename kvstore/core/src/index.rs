@@ -1,12 +1,20 @@
 use crate::page::{Page, PageId};
-use hashbrown::HashTable;
-use std::ops;
+use std::{iter, ops};
 use undercroft_wire::{PageKey, SpaceId};
 
+/// What an entry may take, bytes. A bucket and a record's place in its segment take 10 more, and
+/// all of it is what `undercroft status` shows as the heap of each page.
+const _: () = assert!(size_of::<Option<Page>>() <= 116, "there is an entry for each page");
+
 /// All known pages by (space, key), in a table of bounded size.
+///
+/// The table is a linear hash table (Litwin, 1980): with each page that is one more than there
+/// were ever before one bucket is split in two. So it takes memory for the pages there are and not
+/// for those there may be, and never stalls the control thread to be made larger.
 #[derive(Debug)]
 pub(crate) struct PageIndex {
-    table: HashTable<PageId>,
+    /// The first page of each bucket; each names the next one.
+    buckets: Vec<Option<PageId>>,
     entries: Vec<Option<Page>>,
     free: Vec<PageId>,
     limit: usize,
@@ -32,12 +40,12 @@ impl Default for Guide {
 }
 
 impl PageIndex {
-    /// Room for `limit` pages is reserved at once: growing would stall the control thread. What
-    /// is not used stays untouched memory.
+    /// Room for `limit` pages is reserved at once: moving them would stall the control thread.
+    /// What is not used stays untouched memory.
     pub(crate) fn new(limit: u32, seed: u64) -> Self {
         let limit = limit as usize;
         Self {
-            table: HashTable::with_capacity(limit),
+            buckets: Vec::with_capacity(limit),
             entries: Vec::with_capacity(limit),
             free: Vec::with_capacity(limit),
             limit,
@@ -56,12 +64,48 @@ impl PageIndex {
     }
 
     pub(crate) fn find(&self, space: SpaceId, key: &PageKey) -> Option<PageId> {
-        let hash = Self::hash(self.seed, space, key);
-        let same = |id: &PageId| {
-            let page = &self[*id];
-            page.key == *key && page.space == space
-        };
-        self.table.find(hash, same).copied()
+        let mut next = *self.buckets.get(self.bucket_of(space, key))?;
+        while let Some(id) = next {
+            let page = &self[id];
+            if page.key == *key && page.space == space {
+                return Some(id);
+            }
+            next = page.chained;
+        }
+        None
+    }
+
+    /// The bucket of a key while there are that many: those above the highest power of two are
+    /// split off from those below.
+    fn bucket_of(&self, space: SpaceId, key: &PageKey) -> usize {
+        let hash = Self::hash(self.seed, space, key) as usize;
+        let (buckets, mask) = (self.buckets.len(), self.buckets.len().next_power_of_two() - 1);
+        if hash & mask < buckets { hash & mask } else { hash & (mask >> 1) }
+    }
+
+    /// Adds a bucket and moves into it those pages of another that belong there now.
+    fn split(&mut self) {
+        let new = self.buckets.len();
+        self.buckets.push(None);
+        if new == 0 {
+            return;
+        }
+        let old = new & ((new + 1).next_power_of_two() / 2 - 1);
+        let mut next = self.buckets[old].take();
+        while let Some(id) = next {
+            let (space, key) = (self[id].space, self[id].key);
+            next = self[id].chained;
+            let bucket = self.bucket_of(space, &key);
+            assert!(bucket == old || bucket == new, "a page stays or moves to the new bucket");
+            self[id].chained = self.buckets[bucket].replace(id);
+        }
+    }
+
+    /// A number that nobody outside can tell from the page's.
+    pub(crate) fn priority(&self, id: PageId) -> u64 {
+        let mixed = (u64::from(id.number()) ^ self.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93 ^ self.seed << 1);
+        mixed ^ mixed >> 32
     }
 
     /// As [`PageIndex::find`], for the key that follows `guide`'s last one in a chain. Pages stored
@@ -77,7 +121,7 @@ impl PageIndex {
                 && page.key == *key
                 && page.space == space
             {
-                let found = PageId(guide.next as u32);
+                let found = PageId::at(guide.next);
                 guide.next += 1;
                 guide.failures = 0;
                 return Some(found);
@@ -85,7 +129,7 @@ impl PageIndex {
             guide.failures += 1;
         }
         let found = self.find(space, key)?;
-        guide.next = found.0 as usize + 1;
+        guide.next = found.place() + 1;
         Some(found)
     }
 
@@ -95,44 +139,66 @@ impl PageIndex {
 
     /// For those who do not keep the page known: the number may be another page's by now.
     pub(crate) fn get(&self, id: PageId) -> Option<&Page> {
-        self.entries[id.0 as usize].as_ref()
+        self.entries[id.place()].as_ref()
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.table.len()
+        self.entries.len() - self.free.len()
     }
 
     /// Takes in a page that is not known yet; `None` when the table is full.
-    pub(crate) fn insert(&mut self, page: Page) -> Option<PageId> {
-        if self.table.len() >= self.limit {
+    pub(crate) fn insert(&mut self, mut page: Page) -> Option<PageId> {
+        if self.len() >= self.limit {
             return None;
         }
         let id = self.free.pop().unwrap_or_else(|| {
             self.entries.push(None);
-            PageId((self.entries.len() - 1) as u32)
+            PageId::at(self.entries.len() - 1)
         });
-        let (seed, hash) = (self.seed, Self::hash(self.seed, page.space, &page.key));
-        self.entries[id.0 as usize] = Some(page);
-        let entries = &self.entries;
-        self.table.insert_unique(hash, id, |id| {
-            let page = entries[id.0 as usize].as_ref().expect("the table names live pages only");
-            Self::hash(seed, page.space, &page.key)
-        });
+        while self.buckets.len() < self.len() {
+            self.split();
+        }
+        let bucket = self.bucket_of(page.space, &page.key);
+        let chained = self.buckets[bucket].replace(id);
+        page.chained = chained;
+        self.entries[id.place()] = Some(page);
         Some(id)
     }
 
     pub(crate) fn remove(&mut self, id: PageId) -> Page {
-        let page = self.entries[id.0 as usize].take().expect("a page is removed once");
-        let hash = Self::hash(self.seed, page.space, &page.key);
-        let entry = self.table.find_entry(hash, |other| *other == id);
-        entry.expect("a live page is in the table").remove();
+        let page = self.entries[id.place()].take().expect("a page is removed once");
+        let bucket = self.bucket_of(page.space, &page.key);
+        let (mut before, mut next) = (None, self.buckets[bucket]);
+        while next != Some(id) {
+            before = next;
+            next = self[next.expect("a live page is in its bucket")].chained;
+        }
+        match before {
+            Some(before) => self[before].chained = page.chained,
+            None => self.buckets[bucket] = page.chained,
+        }
         self.free.push(id);
         page
     }
 
+    /// Checks that the table names every page once; returns how many.
+    pub(crate) fn audit(&self) -> usize {
+        assert!(self.buckets.len() >= self.len(), "there is a bucket for each page");
+        let chain = |first: Option<PageId>| iter::successors(first, |id| self[*id].chained);
+        let chains = self.buckets.iter().enumerate();
+        let named = chains.flat_map(|(bucket, first)| chain(*first).map(move |id| (bucket, id)));
+        let mut count = 0;
+        for (bucket, id) in named {
+            let page = &self[id];
+            assert_eq!(bucket, self.bucket_of(page.space, &page.key), "a page is in its bucket");
+            count += 1;
+        }
+        count
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (PageId, &Page)> {
         let numbered = self.entries.iter().enumerate();
-        numbered.filter_map(|(at, page)| page.as_ref().map(|page| (PageId(at as u32), page)))
+        numbered.filter_map(|(at, page)| page.as_ref().map(|page| (PageId::at(at), page)))
     }
 }
 
@@ -140,12 +206,12 @@ impl ops::Index<PageId> for PageIndex {
     type Output = Page;
 
     fn index(&self, id: PageId) -> &Page {
-        self.entries[id.0 as usize].as_ref().expect("whoever names a page keeps it known")
+        self.entries[id.place()].as_ref().expect("whoever names a page keeps it known")
     }
 }
 
 impl ops::IndexMut<PageId> for PageIndex {
     fn index_mut(&mut self, id: PageId) -> &mut Page {
-        self.entries[id.0 as usize].as_mut().expect("whoever names a page keeps it known")
+        self.entries[id.place()].as_mut().expect("whoever names a page keeps it known")
     }
 }

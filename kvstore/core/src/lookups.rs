@@ -1,7 +1,7 @@
 use crate::commits::NOT_OPEN;
 use crate::holds::Hold;
 use crate::index::Guide;
-use crate::page::{Dram, Page, Ssd};
+use crate::page::{Dram, Mark, Page};
 use crate::{Action, Core};
 use undercroft_wire::{
     HoldId, Lookup, LookupReply, PageKey, RefusedReason, Reply, RequestId, SessionId, SpaceId,
@@ -71,7 +71,7 @@ impl Core {
                 break;
             };
             let page = &self.index[page];
-            if page.dram == Dram::Resident && !page.purged {
+            if page.dram == Dram::Resident && !page.is(Mark::Purged) {
                 found.dram += 1;
             } else if self.is_visible(page) {
                 self.note_read(&mut found, page);
@@ -113,9 +113,11 @@ impl Core {
     }
 
     fn note_read(&self, found: &mut Found, page: &Page) {
-        let Ssd::On(extent) = page.ssd else { unreachable!("a page that is read has a record") };
+        let record = page.record().expect("a page that is read has a record");
+        let device = self.segments.device(record.0);
         found.ssd_bytes.resize(self.config.devices.len(), 0);
-        found.ssd_bytes[usize::from(extent.device.0)] += self.frame_bytes(page.class);
+        found.ssd_bytes[usize::from(device.0)] +=
+            self.frame_bytes(self.spaces.get(page.space).class);
     }
 
     /// Time to read so many bytes from each SSD, all at once and otherwise idle.

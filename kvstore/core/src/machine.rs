@@ -7,6 +7,7 @@ use crate::frames::Frames;
 use crate::holds::Hold;
 use crate::index::PageIndex;
 use crate::jobs::Job;
+use crate::listed::SegmentNumbers;
 use crate::notes::Notes;
 use crate::page::PageId;
 use crate::reach::Reach;
@@ -50,6 +51,7 @@ pub struct Core {
     pub(crate) jobs: HashMap<JobId, Job>,
     pub(crate) timers: BTreeSet<(Micros, Timer)>,
     pub(crate) devices: Devices,
+    pub(crate) segments: SegmentNumbers,
     pub(crate) reach: Reach,
     /// Fetches to take further before the step ends.
     pub(crate) ready: VecDeque<FetchId>,
@@ -94,6 +96,7 @@ impl Core {
             jobs: HashMap::new(),
             timers: BTreeSet::new(),
             devices: Devices::new(&config.devices),
+            segments: SegmentNumbers::default(),
             reach: Reach::default(),
             ready: VecDeque::new(),
             hungry: Vec::new(),

@@ -168,10 +168,10 @@ impl Core {
     }
 
     fn recall_frame(&self, page: &Page) -> Option<Note> {
-        let frame = page.frame?;
+        let frame = page.frame()?;
         match page.dram {
             Dram::Resident => Some(self.filled(page)),
-            _ => Some(self.filling(page.class, frame)),
+            _ => Some(self.filling(self.spaces.get(page.space).class, frame)),
         }
     }
 
@@ -186,8 +186,8 @@ impl Core {
     }
 
     pub(crate) fn filled(&self, page: &Page) -> Note {
-        let frame = page.frame.expect("a page in DRAM has a frame");
-        let place = self.frames.place(page.class, frame);
+        let frame = page.frame().expect("a page in DRAM has a frame");
+        let place = self.frames.place(self.spaces.get(page.space).class, frame);
         Note::Filled {
             part: place.part,
             offset: place.offset,
@@ -195,7 +195,7 @@ impl Core {
             key: page.key,
             parent: page.parent.map(|parent| self.index[parent].key),
             depth: page.depth,
-            crc: page.crc,
+            crc: page.crc(),
             stamp: Stamp(page.stamp),
         }
     }
@@ -243,8 +243,8 @@ impl Core {
             return;
         }
         let page = &self.index[id];
-        if let (Dram::Resident, Some(frame)) = (page.dram, page.frame) {
-            let place = self.frames.place(page.class, frame);
+        if let (Dram::Resident, Some(frame)) = (page.dram, page.frame()) {
+            let place = self.frames.place(self.spaces.get(page.space).class, frame);
             let (part, offset, stamp) = (place.part, place.offset, Stamp(page.stamp));
             self.notes.list.push(Note::Touched { part, offset, stamp });
         }
@@ -256,8 +256,8 @@ impl Core {
             return None;
         };
         let page = &self.index[fetch.pages[at as usize]];
-        let frame = page.frame.expect("a leased page has a frame");
-        let place = self.frames.place(page.class, frame);
+        let frame = page.frame().expect("a leased page has a frame");
+        let place = self.frames.place(self.spaces.get(page.space).class, frame);
         let index = fetch.index_of(at);
         Some(Note::Leased { session, lease, index, part: place.part, offset: place.offset })
     }

@@ -1,6 +1,6 @@
 use crate::commits::NOT_OPEN;
 use crate::order::OrderKey;
-use crate::page::{Dram, Page, PageId};
+use crate::page::{Dram, Mark, Page, PageId};
 use crate::sessions::Slot;
 use crate::{Action, Core};
 use undercroft_wire::{
@@ -106,7 +106,7 @@ impl Core {
         let wanted = match tip.declined {
             Some(outcome) => Err(outcome),
             // Somebody leases it, and it must not be found.
-            None if known.is_some_and(|page| self.index[page].purged) => {
+            None if known.is_some_and(|page| self.index[page].is(Mark::Purged)) => {
                 Err(OfferOutcome::NotAdmitted)
             }
             None => self.want(tip, key, known),
@@ -139,7 +139,7 @@ impl Core {
     /// Whether the page need not be stored: it is in a tier that answers, or on its way. One that
     /// has not proved itself, or whose device does not answer, is as good as not there.
     fn is_held(&self, page: &Page) -> bool {
-        !page.purged && (page.dram != Dram::None || self.counts_on_ssd(page))
+        !page.is(Mark::Purged) && (page.dram != Dram::None || self.counts_on_ssd(page))
     }
 
     fn adopt(&mut self, page: PageId, above: Option<PageId>) {
@@ -157,7 +157,7 @@ impl Core {
     ) -> Result<(PageId, SlotId), OfferOutcome> {
         let class = self.spaces.get(tip.space).class;
         // Standing as the last entry there could be: a tie is settled at the commit.
-        let stands = OrderKey::new(tip.stamp, tip.depth, PageId(u32::MAX));
+        let stands = OrderKey::new(tip.stamp, tip.depth, PageId::LAST);
         if !self.may_fit(class, stands) {
             // Pages of another size may be worth less than these.
             self.frames.class_mut(class).starved = true;
@@ -171,7 +171,7 @@ impl Core {
         let page = match known {
             Some(page) => page,
             None => {
-                let page = Page::new(tip.space, class, *key, tip.depth);
+                let page = Page::new(tip.space, *key, tip.depth);
                 let page = self.index.insert(page).ok_or(OfferOutcome::Full)?;
                 self.spaces.get_mut(tip.space).pages += 1;
                 page
@@ -181,7 +181,7 @@ impl Core {
         self.touch(page, tip.stamp);
         let entry = &mut self.index[page];
         entry.dram = Dram::Offered;
-        entry.touched = false;
+        entry.set(Mark::Touched, false);
         self.note_presence(page);
         let used_as = Slot::Assigned { offer: tip.offer, page };
         let staging = self.staging_mut(tip.session, tip.space).expect("found above");

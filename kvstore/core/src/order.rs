@@ -1,6 +1,6 @@
-use crate::page::PageId;
-use std::collections::BTreeSet;
-use std::ops::Bound;
+use crate::index::PageIndex;
+use crate::page::{Links, PageId};
+use std::cmp::Ordering;
 
 /// A page's place in the eviction order, least first: older stamp, then deeper, then (never
 /// needed by one chain, but the order must be total) the number of the entry.
@@ -9,19 +9,25 @@ pub(crate) struct OrderKey(u128);
 
 impl OrderKey {
     pub(crate) fn new(stamp: u64, depth: u32, page: PageId) -> Self {
-        Self(u128::from(stamp) << 64 | u128::from(!depth) << 32 | u128::from(page.0))
+        Self(u128::from(stamp) << 64 | u128::from(!depth) << 32 | u128::from(page.number()))
     }
 
     pub(crate) fn page(self) -> PageId {
-        PageId(self.0 as u32)
+        PageId::from_number(self.0 as u32).expect("a key is made of a page's number")
     }
 }
 
 /// The pages of one frame size that may be evicted, coldest first, and how far from the cold
 /// end they have been sent to SSD ahead of need.
+///
+/// It is a treap whose nodes are the pages themselves: a search tree by [`OrderKey`] and a heap by
+/// a number drawn for each page, so that it is about as deep as a balanced tree whatever order
+/// pages come in. Links to all neighbours let a page leave without being searched for.
 #[derive(Debug, Default)]
 pub(crate) struct Order {
-    keys: BTreeSet<OrderKey>,
+    root: Option<PageId>,
+    first: Option<OrderKey>,
+    len: usize,
     /// Everything up to here has been looked at by [`Order::advance`].
     ahead: Option<OrderKey>,
     /// Keys up to `ahead`.
@@ -30,22 +36,112 @@ pub(crate) struct Order {
     stale: bool,
 }
 
+fn key_of(pages: &PageIndex, id: PageId) -> OrderKey {
+    pages[id].order_key(id)
+}
+
 impl Order {
-    pub(crate) fn insert(&mut self, key: OrderKey) {
-        let new = self.keys.insert(key);
-        assert!(new, "a page stands in the eviction order once");
+    /// Puts a page in its place; from here on its key must not change.
+    pub(crate) fn insert(&mut self, pages: &mut PageIndex, id: PageId) {
+        let key = key_of(pages, id);
+        let (mut up, mut next) = (None, self.root);
+        while let Some(at) = next {
+            up = next;
+            next = match key.cmp(&key_of(pages, at)) {
+                Ordering::Less => pages[at].links().left,
+                Ordering::Greater => pages[at].links().right,
+                Ordering::Equal => unreachable!("a page stands in the eviction order once"),
+            };
+        }
+        pages[id].set_ordered(true);
+        pages[id].set_links(Links { up, ..Links::default() });
+        match up {
+            Some(up) => {
+                let mut links = pages[up].links();
+                let side = if key < key_of(pages, up) { &mut links.left } else { &mut links.right };
+                *side = Some(id);
+                pages[up].set_links(links);
+            }
+            None => self.root = Some(id),
+        }
+        while let Some(up) = pages[id].links().up
+            && pages.priority(id) > pages.priority(up)
+        {
+            self.rotate_up(pages, id);
+        }
+        self.len += 1;
+        self.first = Some(self.first.map_or(key, |first| first.min(key)));
         if Some(key) <= self.ahead {
             self.ahead_len += 1;
             self.stale = true;
         }
     }
 
-    pub(crate) fn remove(&mut self, key: OrderKey) {
-        let known = self.keys.remove(&key);
-        assert!(known, "an ordered page is found under its key");
+    /// Takes out a page that stands in it.
+    pub(crate) fn remove(&mut self, pages: &mut PageIndex, id: PageId) {
+        let key = key_of(pages, id);
+        if self.first == Some(key) {
+            self.first = self.after(pages, Some(key));
+        }
+        loop {
+            let Links { left, right, .. } = pages[id].links();
+            let child = match (left, right) {
+                (Some(left), Some(right)) if pages.priority(left) > pages.priority(right) => left,
+                (_, Some(right)) => right,
+                (Some(left), None) => left,
+                (None, None) => break,
+            };
+            self.rotate_up(pages, child);
+        }
+        let up = pages[id].links().up;
+        self.replace_below(pages, up, id, None);
+        pages[id].set_ordered(false);
+        self.len -= 1;
         if Some(key) <= self.ahead {
             self.ahead_len -= 1;
         }
+    }
+
+    /// Lets a page and the one above it change places.
+    fn rotate_up(&mut self, pages: &mut PageIndex, id: PageId) {
+        let mut links = pages[id].links();
+        let up = links.up.expect("the root has nothing above it");
+        let mut above = pages[up].links();
+        let between = if above.left == Some(id) {
+            let between = links.right.replace(up);
+            above.left = between;
+            between
+        } else {
+            let between = links.left.replace(up);
+            above.right = between;
+            between
+        };
+        links.up = above.up.replace(id);
+        self.replace_below(pages, links.up, up, Some(id));
+        pages[id].set_links(links);
+        pages[up].set_links(above);
+        if let Some(between) = between {
+            let links = Links { up: Some(up), ..pages[between].links() };
+            pages[between].set_links(links);
+        }
+    }
+
+    /// Has `up` name another page where it names `old`.
+    fn replace_below(
+        &mut self,
+        pages: &mut PageIndex,
+        up: Option<PageId>,
+        old: PageId,
+        new: Option<PageId>,
+    ) {
+        let Some(up) = up else {
+            self.root = new;
+            return;
+        };
+        let mut links = pages[up].links();
+        let side = if links.left == Some(old) { &mut links.left } else { &mut links.right };
+        *side = new;
+        pages[up].set_links(links);
     }
 
     /// Something about the key has changed: if the cursor has passed it, it must look again.
@@ -59,26 +155,39 @@ impl Order {
     }
 
     pub(crate) fn coldest(&self) -> Option<OrderKey> {
-        self.keys.first().copied()
+        self.first
     }
 
     /// The next key after one that may be gone.
-    pub(crate) fn after(&self, key: Option<OrderKey>) -> Option<OrderKey> {
-        let from = key.map_or(Bound::Unbounded, Bound::Excluded);
-        self.keys.range((from, Bound::Unbounded)).next().copied()
+    pub(crate) fn after(&self, pages: &PageIndex, key: Option<OrderKey>) -> Option<OrderKey> {
+        let Some(key) = key else {
+            return self.first;
+        };
+        let (mut best, mut next) = (None, self.root);
+        while let Some(at) = next {
+            let (here, links) = (key_of(pages, at), pages[at].links());
+            if here > key {
+                best = Some(here);
+                next = links.left;
+            } else {
+                next = links.right;
+            }
+        }
+        best
     }
 
     /// Whether at least `count` keys are colder than this one.
-    pub(crate) fn has_below(&self, key: OrderKey, count: usize) -> bool {
-        self.keys.range(..key).nth(count - 1).is_some()
+    pub(crate) fn has_below(&self, pages: &PageIndex, key: OrderKey, count: usize) -> bool {
+        let keys = std::iter::successors(self.first, |key| self.after(pages, Some(*key)));
+        keys.take_while(|other| *other < key).take(count).count() == count
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+        self.root.is_none()
     }
 
     /// Moves the cursor to the next key while fewer than `target` lie behind it.
-    pub(crate) fn advance(&mut self, target: usize) -> Option<OrderKey> {
+    pub(crate) fn advance(&mut self, pages: &PageIndex, target: usize) -> Option<OrderKey> {
         if self.stale {
             self.ahead = None;
             self.ahead_len = 0;
@@ -87,52 +196,125 @@ impl Order {
         if self.ahead_len >= target {
             return None;
         }
-        let next = self.after(self.ahead)?;
+        let next = self.after(pages, self.ahead)?;
         self.ahead = Some(next);
         self.ahead_len += 1;
         Some(next)
     }
 
-    /// Checks the cursor's count; returns the number of keys.
-    pub(crate) fn audit(&self) -> usize {
-        let behind = self.keys.iter().filter(|key| Some(**key) <= self.ahead).count();
+    /// Checks the tree, that it holds pages that say so only, and the cursor's count; returns the
+    /// number of keys.
+    pub(crate) fn audit(&self, pages: &PageIndex) -> usize {
+        let mut keys = Vec::new();
+        // From the top: what is left of a page comes before it, what is right of it after.
+        let mut open = vec![(self.root, None, false)];
+        while let Some((at, up, passed)) = open.pop() {
+            let Some(id) = at else { continue };
+            let links = pages[id].links();
+            if passed {
+                keys.push(key_of(pages, id));
+                continue;
+            }
+            assert_eq!(links.up, up, "neighbours in the order know each other");
+            let below = up.is_none_or(|up| pages.priority(up) >= pages.priority(id));
+            assert!(below, "the order is a heap of what was drawn");
+            open.push((links.right, at, false));
+            open.push((at, up, true));
+            open.push((links.left, at, false));
+        }
+        assert!(keys.is_sorted_by(|a, b| a < b), "the order is a search tree");
+        assert_eq!(keys.first().copied(), self.first, "the coldest page is known");
+        assert_eq!(keys.len(), self.len, "the order counts its pages");
+        let behind = keys.iter().filter(|key| Some(**key) <= self.ahead).count();
         assert_eq!(behind, self.ahead_len, "the demotion cursor counts the keys behind it");
-        self.keys.len()
-    }
-
-    pub(crate) fn contains(&self, key: OrderKey) -> bool {
-        self.keys.contains(&key)
+        self.len
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
     use super::*;
+    use crate::page::Page;
+    use std::collections::BTreeSet;
+    use undercroft_wire::{PageKey, SpaceId};
+
+    fn with_page(pages: &mut PageIndex, stamp: u64) -> PageId {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&(pages.len() as u64).to_le_bytes());
+        let mut page = Page::new(SpaceId(0), PageKey(key), 0);
+        page.stamp = stamp;
+        pages.insert(page).unwrap()
+    }
 
     #[test]
     fn deeper_pages_of_one_stamp_are_colder() {
-        let key = |stamp, depth, id| OrderKey::new(stamp, depth, PageId(id));
+        let key = |stamp, depth, id| OrderKey::new(stamp, depth, PageId::at(id));
         assert!(key(1, 0, 0) < key(2, 9, 0));
         assert!(key(2, 9, 0) < key(2, 8, 0));
         assert!(key(2, 9, 0) < key(2, 9, 1));
-        assert_eq!(key(2, 9, 77).page(), PageId(77));
+        assert_eq!(key(2, 9, 77).page(), PageId::at(77));
     }
 
     #[test]
     fn the_cursor_passes_every_key_once_and_returns_for_late_ones() {
-        let mut order = Order::default();
-        let key = |stamp| OrderKey::new(stamp, 0, PageId(stamp as u32));
-        for stamp in [10, 20, 30, 40] {
-            order.insert(key(stamp));
+        let (mut order, mut pages) = (Order::default(), PageIndex::new(100, 7));
+        let ids = [10, 20, 30, 40].map(|stamp| with_page(&mut pages, stamp));
+        let keys = ids.map(|id| key_of(&pages, id));
+        for id in ids {
+            order.insert(&mut pages, id);
         }
-        assert_eq!(order.advance(2), Some(key(10)));
-        assert_eq!(order.advance(2), Some(key(20)));
-        assert_eq!(order.advance(2), None);
-        order.remove(key(10));
-        assert_eq!(order.advance(2), Some(key(30)));
-        order.insert(key(15));
-        order.audit();
-        assert_eq!(order.advance(2), Some(key(15)));
-        order.audit();
+        assert_eq!(order.advance(&pages, 2), Some(keys[0]));
+        assert_eq!(order.advance(&pages, 2), Some(keys[1]));
+        assert_eq!(order.advance(&pages, 2), None);
+        order.remove(&mut pages, ids[0]);
+        assert_eq!(order.advance(&pages, 2), Some(keys[2]));
+        let late = with_page(&mut pages, 15);
+        order.insert(&mut pages, late);
+        order.audit(&pages);
+        assert_eq!(order.advance(&pages, 2), Some(key_of(&pages, late)));
+        order.audit(&pages);
+    }
+
+    #[test]
+    fn it_does_as_a_sorted_set_does() {
+        let (mut order, mut pages) = (Order::default(), PageIndex::new(1000, 7));
+        let mut model = BTreeSet::new();
+        let stamps = (0_u64..700).map(|at| at * at % 313);
+        let ids: Vec<PageId> = stamps.map(|stamp| with_page(&mut pages, stamp)).collect();
+        for turn in 0..5000_usize {
+            let id = ids[turn * turn * 31 % ids.len()];
+            let key = key_of(&pages, id);
+            if model.remove(&key) {
+                order.remove(&mut pages, id);
+            } else {
+                order.insert(&mut pages, id);
+                model.insert(key);
+            }
+            assert_eq!(order.coldest(), model.first().copied());
+            assert_eq!(
+                order.after(&pages, Some(key)),
+                model.range(key..).find(|k| **k > key).copied()
+            );
+            let below = model.range(..key).count();
+            assert!(
+                order.has_below(&pages, key, below) && !order.has_below(&pages, key, below + 1)
+            );
+        }
+        assert_eq!(order.audit(&pages), model.len());
+    }
+
+    #[test]
+    fn pages_that_come_in_order_do_not_make_it_deep() {
+        let (mut order, mut pages) = (Order::default(), PageIndex::new(10_000, 7));
+        for stamp in 0..10_000 {
+            let id = with_page(&mut pages, stamp);
+            order.insert(&mut pages, id);
+        }
+        let above = |id: PageId| pages[id].links().up;
+        let depth = |(id, _)| std::iter::successors(Some(id), |id| above(*id)).count();
+        let deepest = pages.iter().map(depth).max().unwrap();
+        assert!(deepest < 60, "{deepest} of 10,000, where 2 ln 10,000 are 18");
     }
 }

@@ -32,12 +32,12 @@ impl Core {
     /// Whether the page still has this record to prove. No two records have one extent, so a page
     /// that has taken a forgotten one's place is told apart.
     fn is_unproved(&self, page: PageId, extent: Extent) -> bool {
-        self.index.get(page).is_some_and(|page| page.ssd == Ssd::Unproved(extent))
+        self.index.get(page).is_some_and(|page| self.ssd_of(page) == Ssd::Unproved(extent))
     }
 
     fn start_proof(&mut self, page: PageId, extent: Extent, actions: &mut Vec<Action>) {
         let identity = self.identity(page);
-        let bytes = self.frame_bytes(self.index[page].class);
+        let bytes = self.frame_bytes(self.class_of(page));
         self.begin_reading(extent, bytes);
         self.devices.get_mut(extent.device).proving += 1;
         let job = self.new_job(Job::Prove { page, extent, bytes });
@@ -64,7 +64,7 @@ impl Core {
         }
         match outcome {
             ReadOutcome::Ok(_) => {
-                self.index[page].ssd = Ssd::On(extent);
+                self.index[page].set_proved();
                 self.devices.get_mut(extent.device).unproved -= 1;
                 self.stats.unproved_records -= 1;
                 self.stats.proved_records += 1;

@@ -1,6 +1,6 @@
 use crate::fetches::FetchId;
 use crate::jobs::Job;
-use crate::page::{Dram, PageId, Ssd};
+use crate::page::{Dram, Mark, OnSsd, PageId};
 use crate::{Action, Core};
 use std::collections::BTreeSet;
 use undercroft_wire::{DomainId, FetchOutcome, HoldId, JobId, SpaceDigest, SpaceId};
@@ -67,7 +67,7 @@ impl Core {
             jobs.filter_map(|(id, job)| Some((*id, read(job)?))).collect();
         reads.sort_unstable();
         for (job, page) in reads {
-            let class = self.index[page].class;
+            let class = self.class_of(page);
             self.part_from_read(job, page);
             // Its device answers, so its end may free the frame.
             self.frames.class_mut(class).busy += 1;
@@ -76,16 +76,16 @@ impl Core {
 
     fn purge_page(&mut self, id: PageId) {
         let page = &self.index[id];
-        if page.purged {
+        if page.is(Mark::Purged) {
             return;
         }
         self.stats.purged_pages += u64::from(page.is_present() && page.dram != Dram::Offered);
-        if page.record().is_some() {
+        if page.has_record() {
             self.leave_ssd(id);
         }
         // What is offered is not there yet: if it comes, it is a store after the purge.
         if matches!(self.index[id].dram, Dram::Filling | Dram::Resident) {
-            self.index[id].purged = true;
+            self.index[id].set(Mark::Purged, true);
             self.note_presence(id);
         }
         self.settle(id);
@@ -96,9 +96,9 @@ impl Core {
     /// Takes the frame of a purged page back once nobody uses it.
     pub(crate) fn drop_purged(&mut self, id: PageId) {
         let page = &self.index[id];
-        let used = page.pins > 0 || matches!(page.ssd, Ssd::Writing(_));
-        if page.purged && page.dram == Dram::Resident && !used {
-            let class = page.class;
+        let used = page.pins() > 0 || page.on_ssd() == OnSsd::Writing;
+        if page.is(Mark::Purged) && page.dram == Dram::Resident && !used {
+            let class = self.class_of(id);
             self.frames.class_mut(class).resident -= 1;
             self.drop_frame(id);
         }

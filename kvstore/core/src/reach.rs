@@ -1,5 +1,5 @@
 use crate::Core;
-use crate::page::{Page, PageId};
+use crate::page::{Mark, Page, PageId};
 
 /// Which pages a lookup could reach: a page in a tier is unreachable while an ancestor of it is in
 /// none. Their number says how much of the tiers is dead weight.
@@ -28,7 +28,7 @@ impl Core {
 
     /// Whether lookups can find the page, or may as soon as all is known that there is to know.
     pub(crate) fn may_be_reached(&self, page: &Page) -> bool {
-        page.reached || self.is_reach_behind() || self.devices.are_recovering()
+        page.is(Mark::Reached) || self.is_reach_behind() || self.devices.are_recovering()
     }
 
     /// Whether changes wait to be passed on.
@@ -40,11 +40,11 @@ impl Core {
     pub(crate) fn note_presence(&mut self, id: PageId) {
         let page = &mut self.index[id];
         let present = page.is_present();
-        if page.present == present {
+        if page.is(Mark::Present) == present {
             return;
         }
-        page.present = present;
-        if page.reached {
+        page.set(Mark::Present, present);
+        if page.is(Mark::Reached) {
             self.look_below(id);
         } else {
             self.count_unreachable(present);
@@ -55,14 +55,17 @@ impl Core {
     pub(crate) fn note_parent(&mut self, id: PageId) {
         let page = &self.index[id];
         let reached = match page.parent {
-            Some(parent) => self.index[parent].present && self.index[parent].reached,
+            Some(parent) => {
+                let parent = &self.index[parent];
+                parent.is(Mark::Present) && parent.is(Mark::Reached)
+            }
             None => page.depth == 0,
         };
-        if page.reached == reached {
+        if page.is(Mark::Reached) == reached {
             return;
         }
-        let present = page.present;
-        self.index[id].reached = reached;
+        let present = page.is(Mark::Present);
+        self.index[id].set(Mark::Reached, reached);
         if present {
             self.count_unreachable(!reached);
             self.look_below(id);
@@ -86,8 +89,8 @@ impl Core {
     /// Has the page and the siblings behind it looked at.
     fn look_from(&mut self, id: PageId) {
         let page = &mut self.index[id];
-        if !page.pending {
-            page.pending = true;
+        if !page.is(Mark::Pending) {
+            page.set(Mark::Pending, true);
             self.reach.pending.push(id);
         }
     }
@@ -99,7 +102,7 @@ impl Core {
                 return looked;
             };
             let page = &mut self.index[id];
-            page.pending = false;
+            page.set(Mark::Pending, false);
             // Siblings wait below the page's own children: no more wait than a chain is deep.
             if let Some(sibling) = page.next_sibling {
                 self.look_from(sibling);
@@ -117,7 +120,6 @@ impl Core {
             self.index[next].prev_sibling = Some(id);
         }
         self.index[id].next_sibling = next;
-        self.index[parent].children += 1;
         self.note_parent(id);
     }
 
@@ -134,7 +136,6 @@ impl Core {
         if let Some(next) = next {
             self.index[next].prev_sibling = prev;
         }
-        self.index[parent].children -= 1;
     }
 
     /// Checks every link and count against a walk over all pages.
@@ -142,16 +143,14 @@ impl Core {
         let mut unreachable = 0;
         let mut behind = self.reach.pending.clone();
         for (id, page) in self.index.iter() {
-            assert_eq!(page.present, page.is_present(), "presence is noted");
-            assert_eq!(page.pending, self.reach.pending.contains(&id), "who waits knows");
-            unreachable += u64::from(page.present && !page.reached);
+            assert_eq!(page.is(Mark::Present), page.is_present(), "presence is noted");
+            assert_eq!(page.is(Mark::Pending), self.reach.pending.contains(&id), "who waits knows");
+            unreachable += u64::from(page.is(Mark::Present) && !page.is(Mark::Reached));
             if let Some(next) = page.next_sibling {
                 assert_eq!(self.index[next].prev_sibling, Some(id), "siblings know each other");
                 assert_eq!(self.index[next].parent, page.parent, "siblings have one parent");
             }
-            let children = self.children_of(id).collect::<Vec<_>>();
-            assert_eq!(children.len(), page.children as usize, "a page counts its children");
-            for child in children {
+            for child in self.children_of(id) {
                 assert_eq!(self.index[child].parent, Some(id), "a child knows its parent");
             }
         }
@@ -164,8 +163,10 @@ impl Core {
         }
         for (id, page) in self.index.iter().filter(|(id, _)| !waits.contains(id)) {
             let parent = page.parent.map(|parent| &self.index[parent]);
-            let reached = parent.map_or(page.depth == 0, |parent| parent.present && parent.reached);
-            assert_eq!(page.reached, reached, "page {id:?} knows whether it is reached");
+            let reached = parent.map_or(page.depth == 0, |parent| {
+                parent.is(Mark::Present) && parent.is(Mark::Reached)
+            });
+            assert_eq!(page.is(Mark::Reached), reached, "page {id:?} knows whether it is reached");
         }
     }
 

@@ -1,7 +1,7 @@
 use crate::devices::DeviceSet;
 use crate::fetches::FetchId;
 use crate::jobs::Job;
-use crate::page::{Dram, PageId, Ssd};
+use crate::page::{Dram, Mark, PageId, Ssd};
 use crate::spaces::ClassId;
 use crate::{Action, AppendOutcome, Core, ReadOutcome};
 use undercroft_wire::{DeviceId, Extent, FetchOutcome, FrameId};
@@ -16,25 +16,26 @@ impl Core {
         actions: &mut Vec<Action>,
     ) {
         let identity = self.identity(id);
+        let class = self.class_of(id);
+        let Ssd::On(extent) = self.ssd_of(&self.index[id]) else {
+            unreachable!("only pages on SSD are read")
+        };
         let page = &mut self.index[id];
-        let Ssd::On(extent) = page.ssd else { unreachable!("only pages on SSD are read") };
         assert_eq!(page.dram, Dram::None, "a page is read into one frame");
-        page.dram = Dram::Reading;
-        page.frame = Some(frame);
-        let class = page.class;
+        page.set_frame(frame, Dram::Reading);
         self.note_filling(class, frame);
         self.frames.class_mut(class).busy += 1;
         self.begin_reading(extent, self.frame_bytes(class));
         let fetches = vec![fetch];
         let job = self.new_job(Job::Read { page: id, extent, fetches });
-        self.index[id].read_job = job;
+        self.index[id].set_read_job(job);
         let frame = self.frames.place(class, frame);
         actions.push(Action::Read { job, extent, identity, frame });
     }
 
     /// Lets a fetch wait for a read that is under way.
     pub(crate) fn join_read(&mut self, id: PageId, fetch: FetchId) {
-        let job = self.index[id].read_job;
+        let job = self.index[id].read_job();
         let Some(Job::Read { fetches, .. }) = self.jobs.get_mut(&job) else {
             unreachable!("a page being read names its job")
         };
@@ -51,7 +52,7 @@ impl Core {
         outcome: ReadOutcome,
     ) {
         assert_eq!(self.index[id].dram, Dram::Reading, "a read fills its page's frame");
-        let class = self.index[id].class;
+        let class = self.class_of(id);
         self.end_reading(extent, self.frame_bytes(class));
         self.count_read(extent.device, class, outcome);
         if let ReadOutcome::Ok(crc) = outcome {
@@ -61,7 +62,7 @@ impl Core {
         if !matches!(outcome, ReadOutcome::Ok(_)) {
             self.drop_frame(id);
             // The record may have been appended anew since: then that one counts.
-            if self.index[id].ssd == Ssd::On(extent) {
+            if self.ssd_of(&self.index[id]) == Ssd::On(extent) {
                 self.leave_ssd(id);
             }
             for &fetch in &fetches {
@@ -92,10 +93,10 @@ impl Core {
         }
         // No two records have one extent: a page that has taken a forgotten one's place is told
         // apart.
-        let page = self.index.get(id).filter(|page| page.ssd == Ssd::On(extent));
+        let page = self.index.get(id).filter(|page| self.ssd_of(page) == Ssd::On(extent));
         match (outcome, page.map(|page| page.dram)) {
             (ReadOutcome::Ok(crc), Some(Dram::None)) => {
-                self.index[id].frame = Some(frame);
+                self.index[id].set_frame(frame, Dram::Reading);
                 return self.become_resident(id, crc);
             }
             (ReadOutcome::Corrupt, Some(_)) => self.lose_record(id),
@@ -149,10 +150,10 @@ impl Core {
         outcome: AppendOutcome,
         actions: &mut Vec<Action>,
     ) {
-        let class = self.index[id].class;
+        let class = self.class_of(id);
         let bytes = self.frame_bytes(class);
-        assert_eq!(self.index[id].ssd, Ssd::Writing(device), "an append ends once");
-        self.index[id].ssd = Ssd::None;
+        assert_eq!(self.index[id].written_to(), Some(device), "an append ends once");
+        self.index[id].clear_ssd();
         self.unload(device, bytes);
         let entered = match outcome {
             AppendOutcome::Written(extent) => self.enter_ssd(id, extent, true),
@@ -164,7 +165,7 @@ impl Core {
             self.stats.appended_bytes += bytes;
             of_device.appended_pages += 1;
             of_device.appended_bytes += bytes;
-            self.index[id].touched = false;
+            self.index[id].set(Mark::Touched, false);
             self.pay_for_reclaim(device);
         } else if outcome == AppendOutcome::NoSpace {
             self.stats.append_no_space += 1;
@@ -177,7 +178,7 @@ impl Core {
         } else {
             self.wake(class);
         }
-        if self.index[id].purged {
+        if self.index[id].is(Mark::Purged) {
             return self.purged_was_written(id, entered);
         }
         if !entered {
@@ -209,7 +210,7 @@ impl Core {
             self.start_append(id, next, refused, actions);
         } else if self.devices.get(device).takes_appends() {
             // A device that takes none just now says nothing of the page.
-            self.index[id].append_refused = true;
+            self.index[id].set(Mark::AppendRefused, true);
         }
     }
 }

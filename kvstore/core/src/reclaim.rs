@@ -1,6 +1,6 @@
 use crate::devices::Device;
 use crate::jobs::Job;
-use crate::page::{Dram, PageId, Ssd};
+use crate::page::{Dram, Mark, PageId, Ssd};
 use crate::segments::{Age, Move, Reclaim, Segment};
 use crate::{Action, AppendOutcome, Core};
 use undercroft_wire::{DeviceId, Extent, SegmentId, SegmentUse};
@@ -162,7 +162,7 @@ impl Core {
             }
             let paid = !self.is_held_on_ssd(id);
             reclaim.budget -= u32::from(paid);
-            let extent = self.index[id].record().expect("a page in a segment has a record");
+            let extent = self.record_of(&self.index[id]).expect("a page in a segment has a record");
             let to_move = &mut self.devices.get_mut(device).segments.to_move;
             to_move.push_back(Move { page: id, extent, paid });
         }
@@ -177,7 +177,8 @@ impl Core {
             };
             // No two records have one extent, so a page that has taken a forgotten one's place is
             // told apart.
-            let page = self.index.get(next.page).filter(|page| page.ssd == Ssd::On(next.extent));
+            let page =
+                self.index.get(next.page).filter(|page| self.ssd_of(page) == Ssd::On(next.extent));
             match page.map(|page| page.dram) {
                 Some(Dram::None | Dram::Offered | Dram::Filling) => {
                     self.start_relocate(next.page, next.paid, actions);
@@ -185,7 +186,7 @@ impl Core {
                 }
                 Some(Dram::Resident) => self.forget_copy(next.page),
                 // Somebody has wanted it since it was decided on.
-                Some(Dram::Reading) => self.index[next.page].touched = true,
+                Some(Dram::Reading) => self.index[next.page].set(Mark::Touched, true),
                 None => {}
             }
             reclaim.budget += u32::from(next.paid);
@@ -197,8 +198,8 @@ impl Core {
         self.stats.ssd_forgotten_copies += 1;
         self.leave_ssd(id);
         let page = &self.index[id];
-        if page.ordered {
-            let (class, key) = (page.class, page.order_key(id));
+        if page.is(Mark::Ordered) {
+            let (class, key) = (self.class_of(id), page.order_key(id));
             self.frames.class_mut(class).order.revisit(key);
             self.wake(class);
         }
@@ -206,7 +207,7 @@ impl Core {
     }
 
     fn drop_record(&mut self, id: PageId, reclaim: &mut Reclaim) {
-        let extent = self.index[id].record().expect("a page in a segment has a record");
+        let extent = self.record_of(&self.index[id]).expect("a page in a segment has a record");
         reclaim.dropped = true;
         self.stats.ssd_dropped_pages += 1;
         self.devices.get_mut(extent.device).stats.dropped_pages += 1;
@@ -216,11 +217,13 @@ impl Core {
 
     fn start_relocate(&mut self, id: PageId, paid: bool, actions: &mut Vec<Action>) {
         let identity = self.identity(id);
+        let Ssd::On(extent) = self.ssd_of(&self.index[id]) else {
+            unreachable!("only proved records are relocated")
+        };
         let page = &mut self.index[id];
-        let Ssd::On(extent) = page.ssd else { unreachable!("only proved records are relocated") };
         page.relocating += 1;
-        page.touched = false;
-        let bytes = self.frame_bytes(self.index[id].class);
+        page.set(Mark::Touched, false);
+        let bytes = self.frame_bytes(self.class_of(id));
         self.load(extent.device, bytes);
         let segments = &mut self.devices.get_mut(extent.device).segments;
         let segment = segments.get_mut(Age::of(extent)).expect("a record lies in a segment");
@@ -237,7 +240,7 @@ impl Core {
     ) {
         let page = &mut self.index[id];
         page.relocating = page.relocating.checked_sub(1).expect("a relocation ends once");
-        let class = page.class;
+        let class = self.class_of(id);
         let bytes = self.frame_bytes(class);
         self.unload(from.device, bytes);
         let device = self.devices.get_mut(from.device);
@@ -245,7 +248,7 @@ impl Core {
             segment.relocating -= 1;
         }
         // The record may have turned out to be damaged, or its device lost, in the meantime.
-        if self.index[id].ssd == Ssd::On(from) {
+        if self.ssd_of(&self.index[id]) == Ssd::On(from) {
             self.move_record(id, (from, paid), outcome);
         }
         self.settle(id);
@@ -254,7 +257,7 @@ impl Core {
     }
 
     fn move_record(&mut self, id: PageId, (from, paid): (Extent, bool), outcome: AppendOutcome) {
-        let bytes = self.frame_bytes(self.index[id].class);
+        let bytes = self.frame_bytes(self.class_of(id));
         if let AppendOutcome::Written(extent) = outcome {
             self.leave_ssd(id);
             if self.enter_ssd(id, extent, true) {
@@ -270,7 +273,7 @@ impl Core {
             self.leave_ssd(id);
         } else {
             // The device could not move anything: reclaim will look at the page again.
-            self.index[id].touched = true;
+            self.index[id].set(Mark::Touched, true);
             let reclaiming = &mut self.devices.get_mut(from.device).segments.reclaiming;
             if let Some(reclaim) = reclaiming.as_mut().filter(|of| of.age == Age::of(from)) {
                 reclaim.budget += u32::from(paid);
@@ -290,7 +293,7 @@ impl Core {
             return;
         };
         device.free_segments = free_segments;
-        if device.segments.freed(Age { segment_use, segment }) {
+        if device.segments.freed(Age { segment_use, segment }, &mut self.segments) {
             device.stats.freed_segments += 1;
             self.stats.freed_segments += 1;
         }

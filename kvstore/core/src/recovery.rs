@@ -1,4 +1,4 @@
-use crate::page::{Page, PageId, Ssd};
+use crate::page::{Mark, Page, PageId, Ssd};
 use crate::stats::DeviceState;
 use crate::{Core, RecoveredRecord};
 use undercroft_wire::{DeviceId, Extent, PageIdentity, PageKey, SpaceId};
@@ -68,7 +68,7 @@ impl Core {
         }
         // The log keeps the segment even if none of its records is of use. Somebody has to free it.
         let segments = &mut self.devices.get_mut(device).segments;
-        if !segments.note_found(*extent, &mut self.last_segment) {
+        if !segments.note_found(*extent, &mut self.last_segment, &mut self.segments) {
             return Recovered::Ignored;
         }
         let (domain, digest, page_bytes) = (identity.domain, identity.space, identity.page_bytes);
@@ -82,14 +82,14 @@ impl Core {
             self.prune(page);
             return Recovered::Duplicate;
         }
-        if self.index[page].record().is_some() {
+        if self.index[page].has_record() {
             self.leave_ssd(page);
         }
         let entered = self.enter_ssd(page, *extent, *sealed);
         if entered && !sealed {
             self.devices.get_mut(device).to_prove.push_back((page, *extent));
         }
-        self.index[page].touched = false;
+        self.index[page].set(Mark::Touched, false);
         self.settle(page);
         self.prune(page);
         if entered { Recovered::Taken } else { Recovered::Ignored }
@@ -99,7 +99,7 @@ impl Core {
     /// rather than one that cannot, then one that need not be proved, then the later one. Which of
     /// two on different devices is later nobody can tell, nor does it matter.
     fn supersedes(&self, page: PageId, extent: Extent, sealed: bool) -> bool {
-        let (known, proved) = match self.index[page].ssd {
+        let (known, proved) = match self.ssd_of(&self.index[page]) {
             Ssd::None => return true,
             Ssd::Writing(_) => return false,
             Ssd::On(known) => (known, true),
@@ -169,8 +169,7 @@ impl Core {
         if let Some(page) = self.find_recovered(space, &key, guess) {
             return (self.index[page].depth == depth).then_some(page);
         }
-        let class = self.spaces.get(space).class;
-        let page = self.index.insert(Page::new(space, class, key, depth))?;
+        let page = self.index.insert(Page::new(space, key, depth))?;
         self.spaces.get_mut(space).pages += 1;
         Some(page)
     }

@@ -1,5 +1,5 @@
 use crate::Core;
-use crate::page::{Dram, Page, PageId, Ssd};
+use crate::page::{Dram, Mark, OnSsd, Page, PageId};
 use crate::spaces::ClassId;
 use undercroft_wire::FrameId;
 
@@ -14,7 +14,7 @@ impl Core {
             if page.stamp >= stamp {
                 break;
             }
-            page.touched = true;
+            page.set(Mark::Touched, true);
             next = page.parent;
             self.restamp(id, stamp);
         }
@@ -24,32 +24,30 @@ impl Core {
         self.unorder(id);
         let page = &mut self.index[id];
         page.stamp = stamp;
-        page.append_refused = false;
+        page.set(Mark::AppendRefused, false);
         self.settle(id);
         self.note_touched(id);
     }
 
     fn unorder(&mut self, id: PageId) {
-        let page = &mut self.index[id];
-        if page.ordered {
-            page.ordered = false;
-            let (class, key) = (page.class, page.order_key(id));
-            self.frames.class_mut(class).order.remove(key);
+        if self.index[id].is(Mark::Ordered) {
+            let class = self.class_of(id);
+            self.frames.class_mut(class).order.remove(&mut self.index, id);
         }
     }
 
     /// Whether the page's record can be had: it has proved itself and its device answers.
     pub(crate) fn counts_on_ssd(&self, page: &Page) -> bool {
-        match page.ssd {
-            Ssd::On(extent) => self.devices.answers(extent.device),
-            Ssd::None | Ssd::Writing(_) | Ssd::Unproved(_) => false,
+        match (page.on_ssd(), page.record()) {
+            (OnSsd::On, Some((at, _))) => self.devices.answers(self.segments.device(at)),
+            _ => false,
         }
     }
 
     /// Whether a lookup may report the page.
     pub(crate) fn is_visible(&self, page: &Page) -> bool {
         match page.dram {
-            Dram::Resident => !page.purged,
+            Dram::Resident => !page.is(Mark::Purged),
             Dram::None | Dram::Reading => self.counts_on_ssd(page),
             // It has no frame to be read into, or that is being filled otherwise.
             Dram::Offered | Dram::Filling => false,
@@ -59,20 +57,20 @@ impl Core {
     /// Whether a page in DRAM could be written to SSD now, and is not there already.
     pub(crate) fn is_demotable(&self, id: PageId) -> bool {
         let page = &self.index[id];
-        let there = matches!(page.ssd, Ssd::Writing(_)) || self.counts_on_ssd(page);
-        !there && !page.append_refused && self.devices.take_appends()
+        let there = page.on_ssd() == OnSsd::Writing || self.counts_on_ssd(page);
+        !there && !page.is(Mark::AppendRefused) && self.devices.take_appends()
     }
 
     /// Whether the page may be taken from DRAM, at once or after it was written to SSD.
     pub(crate) fn is_evictable(&self, id: PageId) -> bool {
         let page = &self.index[id];
-        if page.dram != Dram::Resident || page.pins > 0 || page.purged {
+        if page.dram != Dram::Resident || page.pins() > 0 || page.is(Mark::Purged) {
             return false;
         }
-        match page.ssd {
+        match page.written_to() {
             // Nobody knows when the device is done with the frame.
-            Ssd::Writing(device) => self.devices.answers(device),
-            _ => page.keeps == 0 || self.counts_on_ssd(page) || self.is_demotable(id),
+            Some(device) => self.devices.answers(device),
+            None => page.keeps == 0 || self.counts_on_ssd(page) || self.is_demotable(id),
         }
     }
 
@@ -80,17 +78,16 @@ impl Core {
     /// changed.
     pub(crate) fn settle(&mut self, id: PageId) {
         let evictable = self.is_evictable(id);
-        let page = &mut self.index[id];
-        if evictable == page.ordered {
+        let ordered = self.index[id].is(Mark::Ordered);
+        if evictable == ordered {
             return;
         }
-        if page.ordered {
+        if ordered {
             self.unorder(id);
         } else {
-            page.ordered = true;
-            let (class, key) = (page.class, page.order_key(id));
+            let class = self.class_of(id);
             let class_state = self.frames.class_mut(class);
-            class_state.order.insert(key);
+            class_state.order.insert(&mut self.index, id);
             if !class_state.waiting.is_empty() {
                 self.wake(class);
             }
@@ -99,13 +96,12 @@ impl Core {
     }
 
     pub(crate) fn pin(&mut self, id: PageId) {
-        self.index[id].pins += 1;
-        self.settle(id);
+        self.unorder(id);
+        self.index[id].pin();
     }
 
     pub(crate) fn unpin(&mut self, id: PageId) {
-        let page = &mut self.index[id];
-        page.pins = page.pins.checked_sub(1).expect("a page is unpinned as often as pinned");
+        self.index[id].unpin();
         self.settle(id);
         self.drop_purged(id);
         self.prune(id);
@@ -117,28 +113,26 @@ impl Core {
     }
 
     pub(crate) fn unkeep(&mut self, id: PageId) {
-        let page = &mut self.index[id];
-        page.keeps = page.keeps.checked_sub(1).expect("a page is unkept as often as kept");
+        self.index[id].unkeep();
         self.settle(id);
         self.prune(id);
     }
 
     /// Turns a keep into a pin: the page is about to be delivered.
     pub(crate) fn keep_to_pin(&mut self, id: PageId) {
+        self.unorder(id);
         let page = &mut self.index[id];
-        page.pins += 1;
-        page.keeps = page.keeps.checked_sub(1).expect("a page is unkept as often as kept");
-        self.settle(id);
+        page.pin();
+        page.unkeep();
     }
 
     /// Takes the page's frame away. The caller settles what becomes of the page.
     pub(crate) fn drop_frame(&mut self, id: PageId) {
         self.unorder(id);
         let page = &mut self.index[id];
-        page.dram = Dram::None;
-        page.purged = false;
-        let frame = page.frame.take().expect("a page in DRAM has a frame");
-        let class = page.class;
+        let frame = page.take_frame();
+        page.set(Mark::Purged, false);
+        let class = self.class_of(id);
         self.note_presence(id);
         self.give_back(class, frame);
     }
@@ -157,8 +151,8 @@ impl Core {
 
     /// Takes an evictable page out of DRAM.
     pub(crate) fn evict(&mut self, id: PageId) {
-        assert!(self.index[id].ordered, "only pages in the eviction order are evicted");
-        let class = self.index[id].class;
+        assert!(self.index[id].is(Mark::Ordered), "only pages in the eviction order are evicted");
+        let class = self.class_of(id);
         self.frames.class_mut(class).resident -= 1;
         self.stats.evicted_pages += 1;
         self.domains.get_mut(self.frames.class(class).domain).evicted_pages += 1;
@@ -172,10 +166,10 @@ impl Core {
     /// The frame is filled: from here on lookups see the page.
     pub(crate) fn become_resident(&mut self, id: PageId, crc: u64) {
         let page = &mut self.index[id];
-        assert!(page.frame.is_some(), "a filled page has a frame");
+        assert!(page.frame().is_some(), "a filled page has a frame");
         page.dram = Dram::Resident;
-        page.crc = crc;
-        let class = page.class;
+        page.set_crc(crc);
+        let class = self.class_of(id);
         self.frames.class_mut(class).resident += 1;
         self.settle(id);
         self.note_filled(id);
@@ -235,6 +229,11 @@ impl Core {
             Some(parent) => self.index[parent].is_present(),
             None => page.depth == 0,
         }
+    }
+
+    /// The class of a page's frames.
+    pub(crate) fn class_of(&self, id: PageId) -> ClassId {
+        self.spaces.get(self.index[id].space).class
     }
 
     /// What a page of the class takes in any tier, bytes.

@@ -1,6 +1,6 @@
 use crate::fetches::{Fetch, FetchId, Reader};
 use crate::notes::Note;
-use crate::page::{Dram, PageId};
+use crate::page::{Dram, Mark, PageId};
 use crate::recovery::Guess;
 use crate::restored::{
     Restored, RestoredFrame, RestoredLease, RestoredPage, RestoredSession, RestoredSlab,
@@ -146,11 +146,11 @@ impl Core {
         // A descendant that came first has raised it already.
         let stamp = row.stamp.0.min(last).max(page.stamp);
         page.stamp = stamp;
-        page.touched = true;
-        page.dram = Dram::Resident;
-        page.frame = Some(frame);
-        page.crc = row.crc;
-        let (class, parent) = (page.class, page.parent);
+        page.set(Mark::Touched, true);
+        page.set_frame(frame, Dram::Resident);
+        page.set_crc(row.crc);
+        let parent = page.parent;
+        let class = self.class_of(id);
         if stamp != row.stamp.0 {
             let (part, offset, stamp) = (row.part, row.offset, Stamp(stamp));
             self.notes.add(|| Note::Touched { part, offset, stamp });
@@ -207,7 +207,7 @@ impl Core {
     fn restored_leased_page(&self, row: &RestoredLease) -> Option<PageId> {
         let (class, frame) = self.frames.find(row.part, row.offset)?;
         let page = *self.restored_frames.get(&frame)?;
-        self.index.get(page).filter(|page| page.frame == Some(frame))?;
+        self.index.get(page).filter(|page| page.frame() == Some(frame))?;
         let state = self.sessions.get(&row.session).filter(|state| state.restored)?;
         if self.frames.class(class).domain != state.domain {
             return None;

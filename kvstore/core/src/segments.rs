@@ -1,5 +1,6 @@
 use crate::Core;
-use crate::page::{PageId, Ssd};
+use crate::listed::{Listed, SegmentNumbers};
+use crate::page::{OnSsd, Page, PageId, SegmentAt, Ssd};
 use crate::stats::DeviceState;
 use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -40,14 +41,16 @@ pub(crate) struct Age {
 }
 
 /// One use of a segment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Segment {
+    /// Its number among those of all devices.
+    pub(crate) at: SegmentAt,
     /// When it was first heard of, among the segments of all devices. Only tells which of two
     /// devices' segments are older; a device's own are in the order of their [`Age`].
     pub(crate) born: u64,
-    /// The newest of its pages; each names its older neighbour.
-    pub(crate) newest: Option<PageId>,
-    /// Pages whose record lies here.
+    /// The pages whose record lies here.
+    pub(crate) listed: Listed,
+    /// How many these are.
     pub(crate) records: u32,
     /// Records ever reported here.
     pub(crate) appended: u32,
@@ -98,6 +101,19 @@ impl Age {
 }
 
 impl Segment {
+    fn new(at: SegmentAt, born: u64) -> Self {
+        Self {
+            at,
+            born,
+            listed: Listed::default(),
+            records: 0,
+            appended: 0,
+            found: false,
+            reads: 0,
+            relocating: 0,
+        }
+    }
+
     /// Whether something under way needs it to stay.
     pub(crate) fn is_busy(&self) -> bool {
         self.reads > 0 || self.relocating > 0
@@ -160,10 +176,15 @@ impl Segments {
 
     /// Makes sure that the segment a record was found in at start is known, whatever becomes of
     /// the record; false if the record cannot be there.
-    pub(crate) fn note_found(&mut self, extent: Extent, born: &mut u64) -> bool {
+    pub(crate) fn note_found(
+        &mut self,
+        extent: Extent,
+        born: &mut u64,
+        numbers: &mut SegmentNumbers,
+    ) -> bool {
         let age = Age::of(extent);
         let known = self.by_age.contains_key(&age);
-        let noted = self.note(extent, born);
+        let noted = self.note(extent, born, numbers);
         if noted && !known {
             self.by_age.get_mut(&age).expect("just noted").found = true;
             self.empty.insert(age);
@@ -173,7 +194,7 @@ impl Segments {
 
     /// Makes sure that the segment a record was reported in is known; false if that use of it is
     /// over.
-    fn note(&mut self, extent: Extent, born: &mut u64) -> bool {
+    fn note(&mut self, extent: Extent, born: &mut u64, numbers: &mut SegmentNumbers) -> bool {
         let age = Age::of(extent);
         match self.places.get(&extent.segment) {
             Some(place) if place.in_use => {
@@ -186,17 +207,19 @@ impl Segments {
         }
         self.places.insert(age.segment, Place { segment_use: age.segment_use, in_use: true });
         *born += 1;
-        self.by_age.insert(age, Segment { born: *born, ..Segment::default() });
+        let at = numbers.give(extent.device, age);
+        self.by_age.insert(age, Segment::new(at, *born));
         true
     }
 
     /// The page log has freed a segment. False if it was not asked to.
-    pub(crate) fn freed(&mut self, age: Age) -> bool {
+    pub(crate) fn freed(&mut self, age: Age, numbers: &mut SegmentNumbers) -> bool {
         let asked = |reclaim: &Reclaim| reclaim.freeing && reclaim.age == age;
         let Some(reclaim) = self.reclaiming.take_if(|reclaim| asked(reclaim)) else {
             return false;
         };
         let segment = self.by_age.remove(&age).expect("a segment is known until it is freed");
+        numbers.take_back(segment.at);
         let appended = u64::from(segment.appended);
         self.wasted = if reclaim.dropped { 0 } else { self.wasted + 2 * appended };
         self.appended -= appended;
@@ -206,65 +229,72 @@ impl Segments {
     }
 
     /// Forgets the oldest segment, which must be empty, because its device is lost.
-    pub(crate) fn forget_oldest(&mut self) {
+    pub(crate) fn forget_oldest(&mut self, numbers: &mut SegmentNumbers) {
         let forgotten = self.by_age.pop_first();
         let (age, segment) = forgotten.expect("there is a segment to forget");
         assert_eq!(segment.records, 0, "a segment's pages are forgotten before it");
+        numbers.take_back(segment.at);
         self.appended -= u64::from(segment.appended);
         self.empty.remove(&age);
     }
 }
 
 impl Core {
+    /// What the SSD has of a page, and where.
+    pub(crate) fn ssd_of(&self, page: &Page) -> Ssd {
+        let extent = || page.record().map(|record| self.segments.extent(record));
+        match page.on_ssd() {
+            OnSsd::None => Ssd::None,
+            OnSsd::Writing => page.written_to().map_or(Ssd::None, Ssd::Writing),
+            OnSsd::On => extent().map_or(Ssd::None, Ssd::On),
+            OnSsd::Unproved => extent().map_or(Ssd::None, Ssd::Unproved),
+        }
+    }
+
+    /// Where the page's record lies, whether or not that counts for anything now.
+    pub(crate) fn record_of(&self, page: &Page) -> Option<Extent> {
+        page.record().map(|record| self.segments.extent(record))
+    }
+
     /// Notes the page's record. False if the record lies in a segment that is being freed, or on
-    /// a device that is not there.
+    /// a device that is not there, or is another page's.
     pub(crate) fn enter_ssd(&mut self, id: PageId, extent: Extent, proved: bool) -> bool {
-        let bytes = u64::from(self.frames.class(self.index[id].class).frame_bytes);
+        let bytes = self.frame_bytes(self.class_of(id));
         let device = self.devices.find_mut(extent.device);
         let Some(device) = device.filter(|device| device.state != DeviceState::Lost) else {
             return false;
         };
         let segments = &mut device.segments;
-        if !segments.note(extent, &mut self.last_segment) {
+        if !segments.note(extent, &mut self.last_segment, &mut self.segments) {
             return false;
         }
+        let segment = segments.get_mut(Age::of(extent)).expect("just noted");
+        if !segment.listed.insert(extent.record, id) {
+            return false;
+        }
+        segment.records += 1;
+        segment.appended += 1;
+        let at = segment.at;
         device.unproved += u64::from(!proved);
         self.stats.unproved_records += u64::from(!proved);
         segments.used_bytes += bytes;
         segments.pages += 1;
         segments.appended += 1;
         segments.empty.remove(&Age::of(extent));
-        let segment = segments.get_mut(Age::of(extent)).expect("just noted");
-        segment.records += 1;
-        segment.appended += 1;
-        let older = segment.newest.replace(id);
-        if let Some(older) = older {
-            self.index[older].newer = Some(id);
-        }
         let page = &mut self.index[id];
-        assert_eq!(page.ssd, Ssd::None, "a page has one record");
-        page.ssd = if proved { Ssd::On(extent) } else { Ssd::Unproved(extent) };
-        page.older = older;
-        page.newer = None;
+        assert_eq!(page.on_ssd(), OnSsd::None, "a page has one record");
+        page.set_record((at, extent.record), proved);
         self.note_presence(id);
         true
     }
 
     /// Forgets the page's record. The caller settles what becomes of the page.
     pub(crate) fn leave_ssd(&mut self, id: PageId) {
-        let page = &mut self.index[id];
-        let extent = page.record().expect("only a page with a record can lose it");
-        let unproved = matches!(page.ssd, Ssd::Unproved(_));
-        page.ssd = Ssd::None;
-        let (older, newer) = (page.older.take(), page.newer.take());
-        let class = page.class;
-        if let Some(older) = older {
-            self.index[older].newer = newer;
-        }
-        if let Some(newer) = newer {
-            self.index[newer].older = older;
-        }
-        let bytes = u64::from(self.frames.class(class).frame_bytes);
+        let extent = self.record_of(&self.index[id]);
+        let extent = extent.expect("only a page with a record can lose it");
+        let unproved = self.index[id].on_ssd() == OnSsd::Unproved;
+        self.index[id].clear_ssd();
+        let bytes = self.frame_bytes(self.class_of(id));
         let device = self.devices.get_mut(extent.device);
         device.unproved -= u64::from(unproved);
         self.stats.unproved_records -= u64::from(unproved);
@@ -273,23 +303,20 @@ impl Core {
         segments.pages -= 1;
         let segment = segments.get_mut(Age::of(extent)).expect("a record lies in a segment");
         segment.records -= 1;
-        if newer.is_none() {
-            segment.newest = older;
-        }
+        segment.listed.remove(extent.record);
         if segment.found && segment.records == 0 {
             segments.empty.insert(Age::of(extent));
         }
         self.note_presence(id);
     }
 
-    /// The pages of a segment, newest first.
+    /// The pages of a segment, last record first.
     pub(crate) fn segment_pages(
         &self,
         device: DeviceId,
         age: Age,
     ) -> impl Iterator<Item = PageId> + '_ {
         let segment = self.devices.get(device).segments.get(age);
-        let newest = segment.and_then(|segment| segment.newest);
-        std::iter::successors(newest, |id| self.index[*id].older)
+        segment.into_iter().flat_map(|segment| segment.listed.iter())
     }
 }

@@ -1,6 +1,6 @@
 use crate::Core;
 use crate::devices::Device;
-use crate::page::{Dram, Page, PageId, Ssd};
+use crate::page::{Dram, Mark, OnSsd, Page, PageId};
 use crate::segments::Age;
 use undercroft_wire::DeviceId;
 
@@ -35,8 +35,8 @@ impl Core {
 
     pub(crate) fn is_held_on_ssd(&self, id: PageId) -> bool {
         let page = &self.index[id];
-        let proved = matches!(page.ssd, Ssd::On(_));
-        proved && page.dram != Dram::Resident && (page.keeps > 0 || page.pins > 0)
+        let proved = page.on_ssd() == OnSsd::On;
+        proved && page.dram != Dram::Resident && (page.keeps > 0 || page.pins() > 0)
     }
 
     /// Whether somebody holds the page, or lookups can find it and it was used since it was
@@ -44,8 +44,10 @@ impl Core {
     pub(crate) fn is_worth_moving(&self, id: PageId, outlook: &Outlook) -> bool {
         let page = &self.index[id];
         // What has not proved itself may be worth nothing, and moving it would take the proof.
-        let Ssd::On(_) = page.ssd else { return false };
-        let used = || page.touched || self.has_staying_child(id, outlook);
+        if page.on_ssd() != OnSsd::On {
+            return false;
+        }
+        let used = || page.is(Mark::Touched) || self.has_staying_child(id, outlook);
         self.is_held_on_ssd(id) || (self.may_be_reached(page) && used())
     }
 
@@ -62,14 +64,14 @@ impl Core {
             *looks -= 1;
             page.is_present()
                 && (!self.leaves(child, page, outlook)
-                    || page.touched
+                    || page.is(Mark::Touched)
                     || self.does_child_stay(child, outlook, looks))
         })
     }
 
     /// Whether the page is on an SSD only, held by nobody, in a segment that will be emptied soon.
     fn leaves(&self, id: PageId, page: &Page, outlook: &Outlook) -> bool {
-        let Some(extent) = page.record().filter(|_| page.dram == Dram::None) else {
+        let Some(extent) = self.record_of(page).filter(|_| page.dram == Dram::None) else {
             return false;
         };
         let leaving = outlook.leaving[usize::from(extent.device.0)];

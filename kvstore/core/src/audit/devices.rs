@@ -18,8 +18,10 @@ impl Core {
             self.audit_moves(device);
             self.audit_proofs(device);
         }
-        let with_record = self.index.iter().filter(|(_, page)| page.record().is_some());
+        let with_record = self.index.iter().filter(|(_, page)| page.has_record());
         assert_eq!(with_record.count(), listed.len(), "every record is listed in a segment");
+        let segments: u64 = self.devices.iter().map(|device| device.segments.count()).sum();
+        assert_eq!(segments, self.segments.len() as u64, "segments in use have a number");
         let unproved: u64 = self.devices.iter().map(|device| device.unproved).sum();
         assert_eq!(unproved, self.stats.unproved_records, "unproved records are counted");
     }
@@ -36,16 +38,14 @@ impl Core {
             let empty = segment.found && segment.records == 0;
             assert_eq!(empty, device.segments.is_empty(age), "what can be freed at once is known");
             let mut records = 0;
-            let mut newer = None;
             for id in self.segment_pages(device.id, age) {
                 records += 1;
                 let page = &self.index[id];
-                let extent = page.record().expect("a listed page has a record");
+                let extent = self.record_of(page).expect("a listed page has a record");
                 assert_eq!(extent.device, device.id, "a record is of its device");
                 assert_eq!(Age::of(extent), age, "a record is of its use");
-                assert_eq!(page.newer, newer.replace(id), "neighbours know each other");
                 assert!(listed.insert(id), "a page is listed once");
-                bytes += self.frame_bytes(page.class);
+                bytes += self.frame_bytes(self.class_of(id));
             }
             assert_eq!(records, segment.records, "a segment counts its pages");
             let here = |extent: &Extent| extent.device == device.id && Age::of(*extent) == age;
@@ -89,7 +89,7 @@ impl Core {
             Job::Prove { bytes, .. } => *bytes,
             Job::StrayRead { class, .. } => self.frame_bytes(*class),
             Job::Append { page, .. } | Job::Read { page, .. } | Job::Relocate { page, .. } => {
-                self.frame_bytes(self.index[*page].class)
+                self.frame_bytes(self.class_of(*page))
             }
             Job::CopyIn(_) | Job::CopyOut(_) => unreachable!("copies are no device's"),
         });
@@ -97,9 +97,13 @@ impl Core {
     }
 
     fn audit_proofs(&self, device: &Device) {
-        let unproved = |(_, page): &(_, &crate::page::Page)| matches!(page.ssd, Ssd::Unproved(extent) if extent.device == device.id);
-        let unproved: BTreeSet<_> =
-            self.index.iter().filter(unproved).map(|(id, page)| (id, page.record())).collect();
+        let unproved = |(_, page): &(_, &crate::page::Page)| matches!(self.ssd_of(page), Ssd::Unproved(extent) if extent.device == device.id);
+        let unproved: BTreeSet<_> = self
+            .index
+            .iter()
+            .filter(unproved)
+            .map(|(id, page)| (id, self.record_of(page)))
+            .collect();
         assert_eq!(unproved.len() as u64, device.unproved, "unproved records are counted");
         let mut known = BTreeSet::new();
         let mut proving = 0;
