@@ -1,4 +1,4 @@
-use crate::{Manager, program};
+use crate::{Manager, Site, program};
 use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-use undercroft_client::wire::{DeviceCondition, SsdDeviceStatus, StatusReport};
-use undercroft_client::{Client, ConnectOptions, Wait};
+use undercroft_client::Client;
+use undercroft_client::wire::StatusReport;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -104,6 +104,12 @@ impl TestDaemon {
         self.home.path().join("s")
     }
 
+    /// Where it serves.
+    #[must_use]
+    pub fn site(&self) -> Site {
+        Site::new(self.socket())
+    }
+
     /// Its configuration file.
     #[must_use]
     pub fn config(&self) -> PathBuf {
@@ -167,20 +173,7 @@ impl TestDaemon {
     /// # Panics
     /// If it does not answer.
     pub fn wait_recovered(&self) -> Result<()> {
-        let since = Instant::now();
-        let is_over = |device: &SsdDeviceStatus| {
-            let known = device.recovery_ms.is_some() && device.unproved_records == 0;
-            known || device.condition == DeviceCondition::Lost
-        };
-        loop {
-            let ssd = self.status().ssd;
-            if ssd.iter().flat_map(|ssd| &ssd.devices).all(is_over) {
-                return Ok(());
-            }
-            let log = || format!("not recovered within {PATIENCE:?}: {ssd:?}\n{}", self.log());
-            ensure!(since.elapsed() < PATIENCE, log());
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        self.site().wait_recovered().with_context(|| self.log())
     }
 
     /// Starts it (again) on the same folder; how long it took until it answered.
@@ -317,10 +310,7 @@ impl TestDaemon {
     /// A client of it, if it answers.
     #[must_use]
     pub fn client(&self, name: &str) -> Option<Client> {
-        let mut options = ConnectOptions::new(self.socket());
-        options.name = name.to_owned();
-        options.wait = Wait::Now(Duration::from_secs(5));
-        Client::connect(options).ok()
+        self.site().client(name)
     }
 
     /// What it says of itself.
@@ -329,8 +319,7 @@ impl TestDaemon {
     /// If it does not answer.
     #[must_use]
     pub fn status(&self) -> Box<StatusReport> {
-        let client = self.client("status").expect("the daemon answers");
-        client.status(Duration::from_secs(5)).expect("the daemon answers")
+        self.site().status()
     }
 
     fn config_text(&self) -> String {

@@ -13,7 +13,7 @@ pub use report::{CutRound, Moment, PowerCutReport};
 
 use crate::ledger::{Ledger, Settled};
 use crate::survey::{Survey, SurveyOptions, survey};
-use crate::traffic::{Traffic, TrafficOptions, locked};
+use crate::traffic::{DEADLINE, Traffic, TrafficOptions, locked};
 use crate::{DaemonOptions, PAGE_BYTES, TestDaemon};
 use anyhow::{Context, Result, ensure};
 use containment::hold_namespaces;
@@ -190,6 +190,7 @@ impl Lane<'_> {
             readers: READERS,
             pace: PACE,
             limit: u64::MAX,
+            deadline: DEADLINE,
             seed: random.u64(..),
         }
     }
@@ -201,7 +202,7 @@ impl Lane<'_> {
             ..self.traffic(&mut Rng::with_seed(self.options.seed))
         };
         daemon.wait_recovered()?;
-        let traffic = Traffic::start(daemon, &self.ledger, 0, options)?;
+        let traffic = Traffic::start(&daemon.site(), &self.ledger, 0, options)?;
         traffic.wait_for(FILL_PAGES, self.go_on)?;
         let load = traffic.stop();
         ensure!(load.refused_pages == 0, "pages were refused while the store was filled: {load:?}");
@@ -248,7 +249,7 @@ impl Lane<'_> {
             let now = Settled { died: Instant::now(), earlier: Duration::ZERO, behind: BEHIND };
             locked(&self.ledger).settled(now)
         };
-        let traffic = Traffic::start(daemon, &self.ledger, settled, self.traffic(random))?;
+        let traffic = Traffic::start(&daemon.site(), &self.ledger, settled, self.traffic(random))?;
         let load_ms = random.u64(self.options.load_ms.clone());
         let until = Instant::now() + Duration::from_millis(load_ms);
         while Instant::now() < until {

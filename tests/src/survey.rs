@@ -52,8 +52,9 @@ pub(crate) struct Survey {
 /// The daemon does not answer, or not of a device: it did not come back, or without its store.
 pub(crate) fn survey(daemon: &TestDaemon, options: SurveyOptions<'_>) -> Result<Survey> {
     let page = EngineOptions { page_bytes: options.page_bytes, blocks: options.chain_pages };
+    let site = daemon.site();
     let mut seats: Vec<Seat> = (0..options.threads)
-        .map(|thread| engine(daemon, &format!("survey-{thread}"), page))
+        .map(|thread| engine(&site, &format!("survey-{thread}"), page))
         .collect::<Result<_>>()?;
     let seen = wait_until_seen(&mut seats[0].engine, &options.chains[options.awaited.clone()]);
     daemon.wait_recovered()?;

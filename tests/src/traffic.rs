@@ -1,6 +1,6 @@
 use crate::engine::Inspected;
 use crate::ledger::Ledger;
-use crate::{Engine, EngineOptions, TestDaemon};
+use crate::{Engine, EngineOptions, Site};
 use anyhow::{Context, Result, bail};
 use fastrand::Rng;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,8 +12,8 @@ use undercroft_client::wire::Stamp;
 
 /// The model all chains of a [`Ledger`] belong to.
 pub(crate) const MODEL: &str = "ledger";
-/// No call of the load may take longer; a daemon that died is noticed at once.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// What most loads give each call; a daemon that died is noticed at once.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(10);
 /// Without a page stored for this long, the load is stuck.
 const PATIENCE: Duration = Duration::from_secs(30);
 const NAP: Duration = Duration::from_millis(1);
@@ -35,6 +35,8 @@ pub struct TrafficOptions {
     pub pace: u64,
     /// No store is begun after so many pages.
     pub limit: u64,
+    /// No call may take longer.
+    pub deadline: Duration,
     /// Seed of all choices.
     pub seed: u64,
 }
@@ -52,6 +54,8 @@ pub struct TrafficReport {
     pub refused_pages: u64,
     /// The longest call.
     pub longest: Duration,
+    /// Clients that did not find back to a daemon: looked at by [`Traffic::stop_connected`] alone.
+    pub lost_clients: u32,
     /// What was wrong with the bytes that were loaded.
     pub wrong: Wrong,
 }
@@ -86,6 +90,7 @@ impl TrafficReport {
         self.cut_pages += other.cut_pages;
         self.refused_pages += other.refused_pages;
         self.longest = self.longest.max(other.longest);
+        self.lost_clients += other.lost_clients;
         self.wrong.add(other.wrong);
     }
 }
@@ -95,7 +100,7 @@ impl TrafficReport {
 #[derive(Debug)]
 pub struct Traffic {
     shared: Arc<Shared>,
-    threads: Vec<JoinHandle<TrafficReport>>,
+    threads: Vec<JoinHandle<(TrafficReport, Seat)>>,
 }
 
 #[derive(Debug)]
@@ -112,18 +117,18 @@ struct Shared {
 }
 
 /// A client and the engine that uses it, as each thread has its own.
-pub(crate) fn engine(daemon: &TestDaemon, name: &str, page: EngineOptions) -> Result<Seat> {
-    let client = daemon.client(name).context("the daemon does not answer")?;
+pub(crate) fn engine(site: &Site, name: &str, page: EngineOptions) -> Result<Seat> {
+    let client = site.client(name).context("the daemon does not answer")?;
     let mut engine = Engine::open(&client, MODEL, page)?;
     engine.deadline = DEADLINE;
-    Ok(Seat { engine, _client: client })
+    Ok(Seat { engine, client })
 }
 
 /// See [`engine`].
 #[derive(Debug)]
 pub(crate) struct Seat {
     pub(crate) engine: Engine,
-    _client: Client,
+    pub(crate) client: Client,
 }
 
 pub(crate) fn locked(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
@@ -137,7 +142,7 @@ impl Traffic {
     /// # Errors
     /// A client cannot connect.
     pub fn start(
-        daemon: &TestDaemon,
+        site: &Site,
         ledger: &Arc<Mutex<Ledger>>,
         settled: usize,
         options: TrafficOptions,
@@ -154,15 +159,19 @@ impl Traffic {
             options,
         });
         let mut traffic = Self { shared, threads: Vec::new() };
-        let TrafficOptions { page_bytes, chain_pages, writers, readers, seed, .. } =
+        let TrafficOptions { page_bytes, chain_pages, writers, readers, deadline, seed, .. } =
             traffic.shared.options;
         for thread in 0..writers + readers {
             let page = EngineOptions { page_bytes, blocks: chain_pages };
-            let seat = engine(daemon, &format!("load-{thread}"), page)?;
+            let mut seat = engine(site, &format!("load-{thread}"), page)?;
+            seat.engine.deadline = deadline;
             let shared = Arc::clone(&traffic.shared);
             let random = Rng::with_seed(seed ^ ((u64::from(thread) + 1) << 32));
             let run = if thread < writers { Shared::write } else { Shared::read };
-            traffic.threads.push(std::thread::spawn(move || run(&shared, seat, random)));
+            traffic.threads.push(std::thread::spawn(move || {
+                let report = run(&shared, &mut seat, random);
+                (report, seat)
+            }));
         }
         Ok(traffic)
     }
@@ -202,11 +211,25 @@ impl Traffic {
     /// # Panics
     /// If a thread did.
     #[must_use]
-    pub fn stop(mut self) -> TrafficReport {
+    pub fn stop(self) -> TrafficReport {
+        self.end(|_| 0)
+    }
+
+    /// As [`Traffic::stop`], and counts clients that are not connected within `patience` then.
+    ///
+    /// # Panics
+    /// If a thread did.
+    #[must_use]
+    pub fn stop_connected(self, patience: Duration) -> TrafficReport {
+        self.end(|seat| u32::from(!seat.client.wait_connected(patience)))
+    }
+
+    fn end(mut self, lost: impl Fn(&Seat) -> u32) -> TrafficReport {
         self.shared.stop.store(true, Ordering::Relaxed);
         let mut report = TrafficReport::default();
         for thread in self.threads.drain(..) {
-            report.add(thread.join().expect("a thread of the load panicked"));
+            let (own, seat) = thread.join().expect("a thread of the load panicked");
+            report.add(TrafficReport { lost_clients: lost(&seat), ..own });
         }
         report
     }
@@ -219,7 +242,7 @@ impl Drop for Traffic {
 }
 
 impl Shared {
-    fn write(&self, mut seat: Seat, mut random: Rng) -> TrafficReport {
+    fn write(&self, seat: &mut Seat, mut random: Rng) -> TrafficReport {
         let mut report = TrafficReport::default();
         while self.may_store() {
             let pages = self.options.chain_pages;
@@ -265,7 +288,7 @@ impl Shared {
         false
     }
 
-    fn read(&self, mut seat: Seat, mut random: Rng) -> TrafficReport {
+    fn read(&self, seat: &mut Seat, mut random: Rng) -> TrafficReport {
         let mut report = TrafficReport::default();
         while !self.stop.load(Ordering::Relaxed) {
             let Some((id, pages)) = random.choice(&self.old) else {

@@ -3,7 +3,7 @@
 use crate::ledger::{Ledger, Settled};
 use crate::share::Share;
 use crate::survey::{Survey, SurveyOptions, survey};
-use crate::traffic::{Traffic, TrafficOptions, TrafficReport, Wrong, locked};
+use crate::traffic::{DEADLINE, Traffic, TrafficOptions, TrafficReport, Wrong, locked};
 use crate::{DaemonOptions, TestDaemon};
 use anyhow::{Result, bail, ensure};
 use fastrand::Rng;
@@ -147,6 +147,7 @@ impl WarmRestart {
             readers: 0,
             pace: 0,
             limit: self.pages,
+            deadline: DEADLINE,
             seed: random.u64(..),
         }
     }
@@ -161,7 +162,7 @@ impl WarmRestart {
         daemon.wait_recovered()?;
         let options = self.traffic(&mut Rng::with_seed(self.seed));
         let whole = self.pages / u64::from(self.chain_pages) * u64::from(self.chain_pages);
-        let traffic = Traffic::start(daemon, ledger, 0, options)?;
+        let traffic = Traffic::start(&daemon.site(), ledger, 0, options)?;
         traffic.wait_for(whole, go_on)?;
         let load = traffic.stop();
         // The fill is a round of its own, for nobody dies at its end.
@@ -246,7 +247,7 @@ impl WarmRestart {
             limit: self.new_pages,
             ..self.traffic(random)
         };
-        let traffic = Traffic::start(daemon, ledger, settled, options)?;
+        let traffic = Traffic::start(&daemon.site(), ledger, settled, options)?;
         let until = Instant::now() + Duration::from_millis(load_ms);
         while Instant::now() < until {
             go_on()?;

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 use undercroft_client::wire::{Stamp, StartKind};
 use undercroft_client::{Client, FetchFrom};
-use undercroft_tests::{DaemonOptions, Engine, PAGE_BYTES, TestDaemon};
+use undercroft_tests::{DaemonOptions, Engine, PAGE_BYTES, Restarts, RestartsReport, TestDaemon};
 
 const CHAINS: u32 = 8;
 const PAGES: u32 = 6;
@@ -176,4 +176,35 @@ fn whoever_connects_while_nobody_serves_waits_and_is_served() {
     connected.expect("the socket still listens");
     daemon.restart();
     assert!(daemon.client("after").is_some());
+}
+
+/// A few rounds of `cargo xtask restarts`.
+fn restarts(on_ssd: u64) -> RestartsReport {
+    let restarts = Restarts {
+        rounds: 3,
+        pages: 600,
+        new_pages: 60,
+        page_bytes: PAGE_BYTES,
+        chain_pages: PAGES,
+        load_ms: 150,
+        on_ssd,
+        seed: 1,
+    };
+    restarts.run(&|_| (), &|| Ok(())).expect("every daemon starts")
+}
+
+#[test]
+fn under_load_pages_leases_and_clients_outlive_every_kind_of_end() {
+    let report = restarts(1);
+    let bounds = report.check();
+    assert!(bounds.is_ok(), "{bounds:?}\n{report}");
+}
+
+/// How much of so little a kill may take that had just left DRAM depends on the moment: that is
+/// for the lane.
+#[test]
+fn with_reads_from_ssd_under_way_nothing_is_wrong_and_nobody_is_lost() {
+    let report = restarts(2);
+    let fine = report.restarts.iter().all(|one| one.wrong.bytes == 0 && one.lost_clients == 0);
+    assert!(fine, "{report}");
 }
