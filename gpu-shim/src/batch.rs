@@ -1,6 +1,6 @@
-use crate::layout::Layout;
 use crate::pace::{Link, sleep_until};
-use crate::{Completion, DeviceError};
+use crate::{BlockId, Completion, DeviceError, KvLayout, Run};
+use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -19,14 +19,14 @@ pub(crate) enum Direction {
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) page: Span,
-    pub(crate) block: u32,
+    pub(crate) block: BlockId,
 }
 
 /// The jobs of one call, cut into items: one layer of one job each, all jobs' first layers first,
 /// so that an engine can start on layer 0 while the rest is copied.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    layout: Layout,
+    layout: Arc<KvLayout>,
     memory: Span,
     link: Option<Arc<Link>>,
     direction: Direction,
@@ -59,13 +59,13 @@ impl Progress {
 
 impl Batch {
     pub(crate) fn new(
-        layout: Layout,
+        layout: Arc<KvLayout>,
         memory: Span,
         link: Option<Arc<Link>>,
         direction: Direction,
         jobs: Vec<Job>,
     ) -> Self {
-        let layers = layout.geometry.layers();
+        let layers = layout.geometry().layers();
         let done = if jobs.is_empty() { layers } else { 0 };
         Self {
             layout,
@@ -100,12 +100,12 @@ impl Batch {
             // A panic here is our bug. It must not become a thread that is gone and an engine that
             // waits for it: the item counts as done and the batch as failed.
             let copied = panic::catch_unwind(AssertUnwindSafe(|| {
-                self.copy_layer(&self.jobs[job], layer as u32);
+                self.copy(&self.jobs[job], layer as u32..layer as u32 + 1);
             }));
             if copied.is_err() {
                 self.lock().failed = true;
             }
-            self.pace(u64::from(self.layout.geometry.parts()));
+            self.pace(1, layer as u32..layer as u32 + 1);
             // The last to finish a layer publishes what all of them copied.
             if self.left[layer].fetch_sub(1, Ordering::AcqRel) == 1 {
                 self.publish();
@@ -116,34 +116,31 @@ impl Batch {
     /// Copies everything on the calling thread, page by page: nobody can wait for a layer
     /// meanwhile, and so the order is the memory's.
     pub(crate) fn work_alone(&self) {
+        let layers = 0..self.layout.geometry().layers();
         for job in &self.jobs {
-            for layer in 0..self.layout.geometry.layers() {
-                self.copy_layer(job, layer);
-            }
+            self.copy(job, layers.clone());
         }
-        let fragments = u64::from(self.layout.geometry.parts()) * self.items() as u64;
-        self.pace(fragments);
+        self.pace(self.jobs.len() as u64, layers);
         for left in &self.left {
             left.store(0, Ordering::Release);
         }
         self.publish();
     }
 
-    fn copy_layer(&self, job: &Job, layer: u32) {
-        let len = self.layout.fragment_bytes();
-        for part in 0..self.layout.geometry.parts() {
-            let on_device = self.layout.on_device(job.block, layer, part);
-            let in_page = self.layout.in_page(layer, part);
+    fn copy(&self, job: &Job, layers: Range<u32>) {
+        for Run { at, in_page, bytes } in self.layout.runs(job.block, layers) {
+            // The device's memory is as long as the layout, so that each address is one of it.
+            let on_device = at as usize;
             match self.direction {
-                Direction::Load => self.memory.copy_at(on_device, &job.page, in_page, len),
-                Direction::Store => job.page.copy_at(in_page, &self.memory, on_device, len),
+                Direction::Load => self.memory.copy_at(on_device, &job.page, in_page, bytes),
+                Direction::Store => job.page.copy_at(in_page, &self.memory, on_device, bytes),
             }
         }
     }
 
-    fn pace(&self, fragments: u64) {
+    fn pace(&self, jobs: u64, layers: Range<u32>) {
         if let Some(link) = &self.link {
-            sleep_until(link.book(fragments * self.layout.fragment_bytes() as u64));
+            sleep_until(link.book(jobs * self.layout.layers_bytes(layers)));
         }
     }
 

@@ -1,3 +1,4 @@
+use crate::LayoutError;
 use thiserror::Error;
 use undercroft_arena::ArenaError;
 
@@ -73,6 +74,9 @@ pub enum DeviceError {
         /// What is allowed, for people.
         allowed: &'static str,
     },
+    /// A layout that cannot be.
+    #[error("layout: {0}")]
+    Layout(#[from] LayoutError),
     /// No memory for the device.
     #[error("device memory: {0}")]
     Memory(#[from] ArenaError),

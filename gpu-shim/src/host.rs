@@ -1,11 +1,10 @@
 use crate::batch::{Batch, Direction, Job};
-use crate::layout::Layout;
 use crate::pace::Link;
 use crate::workers::Workers;
-use crate::{BlockId, Device, DeviceError, LoadJob, StoreJob, Transfer};
+use crate::{BlockId, Device, DeviceError, KvLayout, LoadJob, Run, StoreJob, Transfer};
 use std::sync::Arc;
 use undercroft_arena::{Memory, Span};
-use undercroft_wire::Geometry;
+use undercroft_wire::{Geometry, frame_bytes};
 
 const MAX_THREADS: usize = 256;
 
@@ -22,7 +21,7 @@ pub struct HostOptions {
 /// A device made of ordinary memory, laid out like an engine's.
 #[derive(Debug)]
 pub struct HostDevice {
-    layout: Layout,
+    layout: Arc<KvLayout>,
     memory: Span,
     workers: Option<Workers>,
     to_device: Option<Arc<Link>>,
@@ -30,11 +29,21 @@ pub struct HostDevice {
 }
 
 impl HostDevice {
-    /// A device of `blocks` blocks for pages of this shape. Its memory is zeroed and faulted in.
+    /// A device of `blocks` blocks for pages of this shape, each fragment in an array of its own.
+    /// Its memory is zeroed and faulted in.
     ///
     /// # Errors
     /// No blocks, a link without speed, too many threads, or more memory than the machine gives.
     pub fn new(geometry: Geometry, blocks: u32, options: HostOptions) -> Result<Self, DeviceError> {
+        Self::with_layout(KvLayout::packed(geometry, blocks)?, options)
+    }
+
+    /// A device laid out like an engine's; the layout's addresses are offsets into its memory,
+    /// which ends where the layout does.
+    ///
+    /// # Errors
+    /// A link without speed, too many threads, or more memory than the machine gives.
+    pub fn with_layout(layout: KvLayout, options: HostOptions) -> Result<Self, DeviceError> {
         if options.copy_threads > MAX_THREADS {
             let found = options.copy_threads as u64;
             return Err(DeviceError::Option { what: "copy_threads", found, allowed: "0 to 256" });
@@ -43,55 +52,20 @@ impl HostDevice {
             let (what, allowed) = ("link_bytes_per_s", "1 or more");
             return Err(DeviceError::Option { what, found: 0, allowed });
         }
-        let layout = Layout { geometry, blocks };
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let memory = Memory::new(layout.bytes(), threads)?;
+        let memory = Memory::new(layout.end(), threads)?;
         let memory = memory.span(0, memory.len())?;
         let workers = match options.copy_threads {
             0 => None,
             threads => Some(Workers::start(threads)?),
         };
         let link = || options.link_bytes_per_s.map(|speed| Arc::new(Link::new(speed)));
+        let layout = Arc::new(layout);
         Ok(Self { layout, memory, workers, to_device: link(), to_host: link() })
     }
 
-    fn fragment(&self, block: BlockId, layer: u32, part: u32) -> Result<Span, DeviceError> {
-        self.layout.check_block(block)?;
-        self.layout.check_fragment(layer, part)?;
-        let at = self.layout.on_device(block.0, layer, part);
-        Ok(self.memory.sub(at, self.layout.fragment_bytes())?)
-    }
-
-    /// Looks at a fragment. No transfer may be writing to it.
-    ///
-    /// # Errors
-    /// A block, layer or part that is not there.
-    pub fn read_fragment<R>(
-        &self,
-        block: BlockId,
-        layer: u32,
-        part: u32,
-        look: impl FnOnce(&[u8]) -> R,
-    ) -> Result<R, DeviceError> {
-        Ok(self.fragment(block, layer, part)?.read(look))
-    }
-
-    /// Changes a fragment. No transfer may touch it meanwhile.
-    ///
-    /// # Errors
-    /// A block, layer or part that is not there.
-    pub fn write_fragment<R>(
-        &self,
-        block: BlockId,
-        layer: u32,
-        part: u32,
-        change: impl FnOnce(&mut [u8]) -> R,
-    ) -> Result<R, DeviceError> {
-        Ok(self.fragment(block, layer, part)?.write(change))
-    }
-
-    /// Looks at all fragments of a block in the order they have in a page. The first argument is
-    /// where the fragment starts in the page, bytes.
+    /// Looks at a block piece by piece in the order of its page. The first argument is where the
+    /// piece starts in the page, bytes. No transfer may be writing to the block.
     ///
     /// # Errors
     /// A block that is not there.
@@ -100,11 +74,11 @@ impl HostDevice {
         block: BlockId,
         mut look: impl FnMut(usize, &[u8]),
     ) -> Result<(), DeviceError> {
-        self.each_fragment(block, |at, fragment| fragment.read(|bytes| look(at, bytes)))
+        self.each_run(block, |at, bytes| bytes.read(|bytes| look(at, bytes)))
     }
 
-    /// Changes all fragments of a block in the order they have in a page. The first argument is
-    /// where the fragment starts in the page, bytes.
+    /// Changes a block piece by piece in the order of its page. The first argument is where the
+    /// piece starts in the page, bytes. No transfer may touch the block meanwhile.
     ///
     /// # Errors
     /// A block that is not there.
@@ -113,20 +87,24 @@ impl HostDevice {
         block: BlockId,
         mut change: impl FnMut(usize, &mut [u8]),
     ) -> Result<(), DeviceError> {
-        self.each_fragment(block, |at, fragment| fragment.write(|bytes| change(at, bytes)))
+        self.each_run(block, |at, bytes| bytes.write(|bytes| change(at, bytes)))
     }
 
-    fn each_fragment(
+    /// All of the device's memory, whatever of it belongs to a block: what an engine's own
+    /// kernels would read and write. No transfer may touch it meanwhile.
+    #[must_use]
+    pub fn memory(&self) -> &Span {
+        &self.memory
+    }
+
+    fn each_run(
         &self,
         block: BlockId,
         mut visit: impl FnMut(usize, &Span),
     ) -> Result<(), DeviceError> {
-        self.layout.check_block(block)?;
-        for layer in 0..self.layout.geometry.layers() {
-            for part in 0..self.layout.geometry.parts() {
-                let fragment = self.fragment(block, layer, part)?;
-                visit(self.layout.in_page(layer, part), &fragment);
-            }
+        self.check_block(block)?;
+        for Run { at, in_page, bytes } in self.layout.runs(block, 0..self.geometry().layers()) {
+            visit(in_page, &self.memory.sub(at as usize, bytes)?);
         }
         Ok(())
     }
@@ -138,19 +116,31 @@ impl HostDevice {
         jobs: Vec<Job>,
     ) -> Result<Transfer, DeviceError> {
         let memory = self.memory.clone();
-        let batch = Batch::new(self.layout, memory, link.cloned(), direction, jobs);
+        let batch = Batch::new(Arc::clone(&self.layout), memory, link.cloned(), direction, jobs);
         let batch = Arc::new(batch);
         match &self.workers {
             None => batch.work_alone(),
             Some(workers) => workers.submit(Arc::clone(&batch))?,
         }
-        Ok(Transfer::new(self.layout.geometry.layers(), Box::new(batch)))
+        Ok(Transfer::new(self.geometry().layers(), Box::new(batch)))
+    }
+
+    fn check_block(&self, block: BlockId) -> Result<(), DeviceError> {
+        if self.layout.has_block(block) {
+            Ok(())
+        } else {
+            Err(DeviceError::Block { found: block.0, blocks: self.layout.blocks() })
+        }
     }
 
     fn check_jobs(&self, jobs: &[Job]) -> Result<(), DeviceError> {
         for job in jobs {
-            self.layout.check_block(BlockId(job.block))?;
-            self.layout.check_page(&job.page)?;
+            self.check_block(job.block)?;
+            if !self.layout.takes_page(&job.page) {
+                let page_bytes = self.geometry().page_bytes();
+                let (found, frame_bytes) = (job.page.len(), frame_bytes(page_bytes));
+                return Err(DeviceError::PageBytes { found, page_bytes, frame_bytes });
+            }
         }
         Ok(())
     }
@@ -158,7 +148,7 @@ impl HostDevice {
 
 /// Two pages written to one block at a time would leave a mixture.
 fn check_distinct(jobs: &[Job]) -> Result<(), DeviceError> {
-    let mut blocks: Vec<u32> = jobs.iter().map(|job| job.block).collect();
+    let mut blocks: Vec<u32> = jobs.iter().map(|job| job.block.0).collect();
     blocks.sort_unstable();
     match blocks.windows(2).find(|pair| pair[0] == pair[1]) {
         Some(pair) => Err(DeviceError::BlockTwice { block: pair[0] }),
@@ -168,16 +158,16 @@ fn check_distinct(jobs: &[Job]) -> Result<(), DeviceError> {
 
 impl Device for HostDevice {
     fn geometry(&self) -> Geometry {
-        self.layout.geometry
+        self.layout.geometry()
     }
 
     fn blocks(&self) -> u32 {
-        self.layout.blocks
+        self.layout.blocks()
     }
 
     fn load(&self, jobs: Vec<LoadJob>) -> Result<Transfer, DeviceError> {
         let jobs: Vec<Job> =
-            jobs.into_iter().map(|job| Job { page: job.page, block: job.block.0 }).collect();
+            jobs.into_iter().map(|job| Job { page: job.page, block: job.block }).collect();
         self.check_jobs(&jobs)?;
         check_distinct(&jobs)?;
         self.start(Direction::Load, self.to_device.as_ref(), jobs)
@@ -185,10 +175,10 @@ impl Device for HostDevice {
 
     fn store(&self, jobs: Vec<StoreJob>) -> Result<Transfer, DeviceError> {
         let jobs: Vec<Job> =
-            jobs.into_iter().map(|job| Job { page: job.page, block: job.block.0 }).collect();
+            jobs.into_iter().map(|job| Job { page: job.page, block: job.block }).collect();
         self.check_jobs(&jobs)?;
         if let Some(job) = jobs.iter().find(|job| !job.page.is_writable()) {
-            return Err(DeviceError::ReadOnly { block: job.block });
+            return Err(DeviceError::ReadOnly { block: job.block.0 });
         }
         self.start(Direction::Store, self.to_host.as_ref(), jobs)
     }

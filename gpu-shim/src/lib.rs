@@ -2,8 +2,9 @@
 //!
 //! A page is contiguous on the host and scattered on the device: per layer and part (K, V) one
 //! fragment at `base[layer][part] + block × stride`. This crate owns that difference and nothing
-//! else: it knows no keys, no daemon and no policy. [`Device`] is the seam; [`HostDevice`] is the
-//! device made of ordinary memory that tests and machines without a GPU use.
+//! else: it knows no keys, no daemon and no policy. [`Device`] is the seam, [`KvLayout`] says where
+//! an engine keeps its fragments, and [`HostDevice`] is the device made of ordinary memory that
+//! tests and machines without a GPU use.
 
 mod batch;
 mod device;
@@ -17,6 +18,7 @@ mod workers;
 pub use device::{BlockId, Device, LoadJob, StoreJob};
 pub use error::DeviceError;
 pub use host::{HostDevice, HostOptions};
+pub use layout::{KvLayout, LayoutError, Place, Run, Tensor};
 pub use transfer::{Completion, Transfer};
 
 // What a page on the host is made of; whoever uses a device needs no other part of `arena`.

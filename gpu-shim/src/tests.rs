@@ -1,5 +1,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
+mod layouts;
+
 use super::*;
 use crate::batch::{Batch, Direction, Job};
 use crate::pace::Schedule;
@@ -167,12 +169,13 @@ fn fragments_lie_where_the_geometry_says() {
     let page = pages(1, 6000).remove(0);
     page.copy_from_slice(&page_of(5, geometry()));
     device.load(vec![LoadJob { page: page.clone(), block: BlockId(3) }]).unwrap().wait().unwrap();
-    for (layer, part, at) in [(0, 0, 0), (0, 1, 1000), (1, 0, 2000), (2, 1, 5000)] {
-        let expected = page_of(5, geometry())[at..at + 1000].to_vec();
-        let seen = device.read_fragment(BlockId(3), layer, part, <[u8]>::to_vec).unwrap();
-        assert_eq!(seen, expected, "layer {layer} part {part}");
+    // Six arrays of four blocks of 1000 bytes each; block 3 is the last of each.
+    for (array, at) in [(0, 0), (1, 1000), (2, 2000), (5, 5000)] {
+        let expected = &page_of(5, geometry())[at..at + 1000];
+        let seen = device.memory().sub(array * 4000 + 3000, 1000).unwrap();
+        assert_eq!(bytes_of(&seen), expected, "array {array}");
     }
-    device.write_fragment(BlockId(3), 1, 1, |bytes| bytes.fill(1)).unwrap();
+    device.memory().sub(3 * 4000 + 3000, 1000).unwrap().write(|bytes| bytes.fill(1));
     device.store(vec![StoreJob { block: BlockId(3), page: page.clone() }]).unwrap().wait().unwrap();
     page.read(|bytes| assert!(bytes[3000..4000].iter().all(|b| *b == 1)));
 
@@ -190,11 +193,8 @@ fn fragments_lie_where_the_geometry_says() {
 #[test]
 fn access_outside_the_device_is_refused() {
     let device = host(WAYS[0]);
-    let read = |block, layer, part| device.read_fragment(BlockId(block), layer, part, |_| ());
-    assert!(matches!(read(4, 0, 0), Err(DeviceError::Block { found: 4, blocks: 4 })));
-    assert!(matches!(read(0, 3, 0), Err(DeviceError::Fragment { what: "layer", .. })));
-    assert!(matches!(read(0, 0, 2), Err(DeviceError::Fragment { what: "part", .. })));
-    assert!(matches!(device.read_block(BlockId(9), |_, _| ()), Err(DeviceError::Block { .. })));
+    let read = device.read_block(BlockId(4), |_, _| ());
+    assert!(matches!(read, Err(DeviceError::Block { found: 4, blocks: 4 })));
     assert!(matches!(device.write_block(BlockId(9), |_, _| ()), Err(DeviceError::Block { .. })));
 }
 
@@ -203,7 +203,10 @@ fn devices_that_cannot_be_are_refused() {
     let new = |blocks, copy_threads, link_bytes_per_s| {
         HostDevice::new(geometry(), blocks, HostOptions { copy_threads, link_bytes_per_s })
     };
-    assert!(matches!(new(0, 0, None), Err(DeviceError::Memory(_))));
+    assert!(matches!(new(0, 0, None), Err(DeviceError::Layout(LayoutError::NoBlocks))));
+    let far = KvLayout::cross_layer(geometry(), 1, 1 << 60).unwrap();
+    let far = HostDevice::with_layout(far, HostOptions::default());
+    assert!(matches!(far, Err(DeviceError::Memory(_))));
     assert!(matches!(new(u32::MAX, 0, Some(0)), Err(DeviceError::Option { .. })));
     assert!(matches!(new(1, 257, None), Err(DeviceError::Option { what: "copy_threads", .. })));
 }
@@ -272,12 +275,12 @@ fn a_device_that_goes_away_finishes_what_it_was_given() {
 
 #[test]
 fn a_copy_that_panics_fails_its_transfer_and_stalls_nobody() {
-    let layout = crate::layout::Layout { geometry: geometry(), blocks: 1 };
+    let layout = Arc::new(KvLayout::packed(geometry(), 1).unwrap());
     let memory = pages(1, 6000).remove(0);
     // No call lets such a page through: it ends inside layer 2.
     let page = pages(1, 5000).remove(0);
-    let jobs = vec![Job { page, block: 0 }];
-    let batch = Batch::new(layout, memory, None, Direction::Load, jobs);
+    let jobs = vec![Job { page, block: BlockId(0) }];
+    let batch = Batch::new(Arc::clone(&layout), memory, None, Direction::Load, jobs);
     let batch = Arc::new(batch);
     let workers = Workers::start(2).unwrap();
     workers.submit(Arc::clone(&batch)).unwrap();
@@ -286,7 +289,7 @@ fn a_copy_that_panics_fails_its_transfer_and_stalls_nobody() {
     // Its threads are still there for the next one.
     let (memory, page) = (pages(1, 6000).remove(0), pages(1, 6000).remove(0));
     page.write(|bytes| bytes.fill(3));
-    let jobs = vec![Job { page, block: 0 }];
+    let jobs = vec![Job { page, block: BlockId(0) }];
     let batch = Batch::new(layout, memory.clone(), None, Direction::Load, jobs);
     let batch = Arc::new(batch);
     workers.submit(Arc::clone(&batch)).unwrap();

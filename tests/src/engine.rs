@@ -40,8 +40,8 @@ pub struct Inspected {
     pub loaded: Loaded,
     /// Delivered bytes that are not the page's.
     pub wrong_bytes: u64,
-    /// The first fragment with wrong bytes: page, layer, part and where.
-    pub first_wrong: Option<(PageKey, u32, u32, WrongBytes)>,
+    /// The first wrong bytes: of which page, and where.
+    pub first_wrong: Option<(PageKey, WrongBytes)>,
 }
 
 /// A serving engine in little: a device made of host memory, one space, and pages whose every
@@ -49,7 +49,6 @@ pub struct Inspected {
 #[derive(Debug)]
 pub struct Engine {
     device: Arc<HostDevice>,
-    fragment_bytes: u32,
     space: SpaceHandle,
     family: Family,
     domain: DomainId,
@@ -101,7 +100,6 @@ impl Engine {
         let device = HostDevice::new(geometry, options.blocks, HostOptions::default());
         Ok(Self {
             device: Arc::new(device.expect("memory for a device")),
-            fragment_bytes,
             space,
             family,
             domain: DomainId::named("default"),
@@ -155,8 +153,8 @@ impl Engine {
     /// On a wrong byte.
     pub fn fetch(&mut self, keys: &[PageKey], stamp: Stamp) -> Loaded {
         let Inspected { loaded, first_wrong, .. } = self.inspect(keys, stamp);
-        if let Some((key, layer, part, wrong)) = first_wrong {
-            panic!("wrong bytes in {key:?}, layer {layer}, part {part}: {wrong}");
+        if let Some((key, wrong)) = first_wrong {
+            panic!("wrong bytes in {key:?}: {wrong}");
         }
         loaded
     }
@@ -227,43 +225,26 @@ impl Engine {
         page.read(|bytes| self.content(key).verify(0, bytes))
     }
 
-    fn each_fragment(&self, mut each: impl FnMut(u32, u32, u64)) {
-        for layer in 0..LAYERS {
-            for part in 0..PARTS {
-                let index = u64::from(layer * PARTS + part);
-                each(layer, part, index * u64::from(self.fragment_bytes));
-            }
-        }
-    }
-
     fn fill(&self, key: &PageKey, block: BlockId) {
         let content = self.content(key);
-        self.each_fragment(|layer, part, offset| {
-            self.device
-                .write_fragment(block, layer, part, |bytes| content.fill(offset, bytes))
-                .expect("a block of the device");
-        });
+        self.device
+            .write_block(block, |at, bytes| content.fill(at as u64, bytes))
+            .expect("a block of the device");
     }
 
     fn scribble(&self, block: BlockId) {
-        self.each_fragment(|layer, part, _| {
-            self.device
-                .write_fragment(block, layer, part, |bytes| bytes.fill(0xee))
-                .expect("a block of the device");
-        });
+        self.device.write_block(block, |_, bytes| bytes.fill(0xee)).expect("a block of the device");
     }
 
     fn compare(&self, key: &PageKey, block: BlockId, inspected: &mut Inspected) {
         let content = self.content(key);
-        self.each_fragment(|layer, part, offset| {
-            let compared = self
-                .device
-                .read_fragment(block, layer, part, |bytes| content.verify(offset, bytes))
-                .expect("a block of the device");
-            if let Err(wrong) = compared {
-                inspected.wrong_bytes += wrong.count;
-                inspected.first_wrong.get_or_insert((*key, layer, part, wrong));
-            }
-        });
+        self.device
+            .read_block(block, |at, bytes| {
+                if let Err(wrong) = content.verify(at as u64, bytes) {
+                    inspected.wrong_bytes += wrong.count;
+                    inspected.first_wrong.get_or_insert((*key, wrong));
+                }
+            })
+            .expect("a block of the device");
     }
 }

@@ -76,9 +76,8 @@ impl Wrong {
     }
 
     pub(crate) fn look(&mut self, chain: u32, inspected: &Inspected) {
-        let first = inspected.first_wrong.as_ref().map(|(key, layer, part, wrong)| {
-            format!("chain {chain}, {key:?}, layer {layer}, part {part}: {wrong}")
-        });
+        let first = inspected.first_wrong.as_ref();
+        let first = first.map(|(key, wrong)| format!("chain {chain}, {key:?}: {wrong}"));
         self.add(Self { bytes: inspected.wrong_bytes, first });
     }
 }

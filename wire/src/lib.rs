@@ -24,7 +24,7 @@ pub use frame::{
     decode_reply, decode_request, encode_reply, encode_request, negotiate, split_frame,
 };
 pub use geometry::{
-    FRAME_ALIGN, Geometry, GeometryError, MAX_PAGE_BYTES, MIN_PAGE_BYTES, frame_bytes,
+    FRAME_ALIGN, Geometry, GeometryError, MAX_PAGE_BYTES, MAX_PARTS, MIN_PAGE_BYTES, frame_bytes,
 };
 pub use ids::{
     DeviceId, DomainId, Epoch, FrameId, HoldId, JobId, LeaseId, OfferId, PartId, RequestId,

@@ -145,13 +145,11 @@ impl Space {
                 hasher.update(&count.to_le_bytes())
             }
         };
-        for number in [
-            self.group,
-            self.geometry.layers(),
-            self.geometry.parts(),
-            self.geometry.fragment_bytes(),
-        ] {
+        for number in [self.group, self.geometry.layers(), self.geometry.parts()] {
             hasher.update(&number.to_le_bytes());
+        }
+        for bytes in self.geometry.part_bytes() {
+            hasher.update(&bytes.to_le_bytes());
         }
         SpaceDigest(*hasher.finalize().as_bytes())
     }

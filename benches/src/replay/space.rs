@@ -72,6 +72,6 @@ mod tests {
             assert_eq!(geometry(bytes).unwrap().page_bytes(), bytes);
         }
         let two_mib = geometry(2 << 20).unwrap();
-        assert_eq!((two_mib.layers(), two_mib.fragment_bytes()), (32, 32 << 10));
+        assert_eq!((two_mib.layers(), two_mib.part_bytes()), (32, &[32 << 10; 2][..]));
     }
 }

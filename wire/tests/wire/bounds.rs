@@ -139,6 +139,21 @@ fn a_page_has_512_bytes_to_64_mib() {
         let error = Geometry::new(layers, parts, fragment).unwrap_err();
         assert!(matches!(error, GeometryError::Zero { .. }), "{error}");
     }
+    let scaled = Geometry::of_parts(32, &[4096, 4096, 128, 128]).unwrap();
+    assert_eq!((scaled.parts(), scaled.layer_bytes()), (4, 8448));
+    assert_eq!(scaled.page_bytes(), 32 * 8448);
+    assert_eq!(Geometry::of_parts(3, &[512; 2]), Geometry::new(3, 2, 512));
+    assert_eq!(Geometry::new(1, 8, 512).unwrap().parts(), MAX_PARTS as u32);
+    for parts in [vec![512; 9], vec![1; 100]] {
+        let error = Geometry::of_parts(1, &parts).unwrap_err();
+        assert_eq!(error, GeometryError::Parts { found: parts.len() as u64 });
+    }
+    assert_eq!(Geometry::new(1, u32::MAX, 512), Err(GeometryError::Parts { found: 0xffff_ffff }));
+    assert_eq!(Geometry::of_parts(1, &[]), Err(GeometryError::Zero { field: "parts" }));
+    let hole = Geometry::of_parts(1, &[512, 0, 512]);
+    assert_eq!(hole, Err(GeometryError::Zero { field: "fragment_bytes" }));
+    let huge = Geometry::of_parts(u32::MAX, &[u32::MAX; MAX_PARTS]).unwrap_err();
+    assert!(matches!(huge, GeometryError::PageBytes { .. }), "{huge}");
     assert_eq!(frame_bytes(1), FRAME_ALIGN);
     assert_eq!(frame_bytes(FRAME_ALIGN), FRAME_ALIGN);
     assert_eq!(frame_bytes(FRAME_ALIGN + 1), 2 * FRAME_ALIGN);
@@ -173,15 +188,22 @@ fn an_identity_out_of_range_names_its_field() {
 
 #[test]
 fn a_geometry_off_the_wire_is_checked_not_believed() {
-    // OpenSpace ends with the geometry: 32 layers, 2 parts, 32,768 bytes a fragment.
+    // OpenSpace ends with the geometry: 32 layers, 2 parts of 32,768 bytes, room for six more.
     let frame = request_frame(REQUEST, &Request::OpenSpace(OpenSpace { space: space() }));
-    let end = frame.len();
-    assert_eq!(&frame[end - 5..], [32, 2, 0x80, 0x80, 2]);
-    let mut bytes = frame[..end - 5].to_vec();
-    bytes.extend([0, 2, 0x80, 0x80, 2]);
-    let (_, message) = request_of(&bytes).unwrap();
-    let Request::OpenSpace(open) = message else { panic!("an open was sent") };
-    assert!(matches!(open.space.validate(), Err(SpaceError::Geometry(_))));
+    let good = [32, 0x80, 0x80, 2, 0x80, 0x80, 2, 0, 0, 0, 0, 0, 0];
+    let start = frame.len() - good.len();
+    assert_eq!(&frame[start..], good);
+    let no_layer = [0, 0x80, 0x80, 2, 0x80, 0x80, 2, 0, 0, 0, 0, 0, 0];
+    let a_hole = [32, 0x80, 0x80, 2, 0, 0x80, 0x80, 2, 0, 0, 0, 0, 0];
+    let no_part = [32, 0, 0, 0, 0, 0, 0x80, 0x80, 2, 0x80, 0x80, 2, 0];
+    for bad in [no_layer, a_hole, no_part] {
+        let mut bytes = frame[..start].to_vec();
+        bytes.extend(bad);
+        let (_, message) = request_of(&bytes).unwrap();
+        let Request::OpenSpace(open) = message else { panic!("an open was sent") };
+        let outcome = open.space.validate();
+        assert!(matches!(outcome, Err(SpaceError::Geometry(_))), "{bad:?}: {outcome:?}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use undercroft_wire::*;
 
 /// The sample with one field changed, for every field.
 fn neighbours() -> Vec<Space> {
-    let changes: [fn(&mut Space); 21] = [
+    let changes: [fn(&mut Space); 24] = [
         |_| {},
         |space| space.family.model[0] ^= 1,
         |space| space.family.model[31] ^= 0x80,
@@ -29,6 +29,9 @@ fn neighbours() -> Vec<Space> {
         |space| space.geometry = Geometry::new(31, 2, 32_768).unwrap(),
         |space| space.geometry = Geometry::new(32, 1, 32_768).unwrap(),
         |space| space.geometry = Geometry::new(32, 2, 32_767).unwrap(),
+        |space| space.geometry = Geometry::of_parts(32, &[32_768, 32_767]).unwrap(),
+        |space| space.geometry = Geometry::of_parts(32, &[32_767, 32_768]).unwrap(),
+        |space| space.geometry = Geometry::of_parts(32, &[32_768, 32_768, 64]).unwrap(),
     ];
     changes
         .iter()
@@ -93,7 +96,7 @@ fn digests_and_keys_follow_their_documented_layout() {
     assert_eq!(digest.0, blake3::derive_key("undercroft family v1", &bytes));
 
     bytes.extend([1, 3, 0, 4, 0]);
-    for number in [2_u32, 32, 2, 32_768] {
+    for number in [2_u32, 32, 2, 32_768, 32_768] {
         bytes.extend(number.to_le_bytes());
     }
     assert_eq!(space().digest().0, blake3::derive_key("undercroft space v1", &bytes));

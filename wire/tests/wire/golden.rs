@@ -91,7 +91,7 @@ fn digests_and_keys_are_what_they_always_were() {
     ];
     let wanted = [
         ("family", "71b9f9a0ae951c87057bc2e87c0914be7ba277845e922b81e3c1aba202ac79b5"),
-        ("space", "be8d4060d8fed9076d726bb1270998cfd81201780f365a10b32231219b30aad5"),
+        ("space", "3482d569e5034aa97f9fd630abd70ec9832690c0d9c07486ace767afa0b4465f"),
         ("first page", "964a44a49c4bf25c267309a8b0934aeb7d64fae7fc885c146cce6ff6cdebe888"),
         ("second page", "e6da35fc32d4c43e5bff323c11b88627b73437102e178aee6418f3b5e8cdc1dd"),
         ("engine hash", "b17dbdc225b8259d875e98ca8b5be7ce93b8031dea5464944ed8d3c5ca4c48de"),

@@ -60,10 +60,9 @@ fn space() -> impl Strategy<Value = Space> {
         Just(Rank::Shared),
         any::<(u16, u16)>().prop_map(|(index, count)| Rank::Of { index, count }),
     ];
-    let geometry =
-        (1_u32..128, 1_u32..=2, 512_u32..65_536).prop_map(|(layers, parts, fragment)| {
-            Geometry::new(layers, parts, fragment).expect("within the bounds of a page")
-        });
+    let geometry = (1_u32..128, vec(512_u32..65_536, 1..=MAX_PARTS)).prop_map(|(layers, parts)| {
+        Geometry::of_parts(layers, &parts).expect("within the bounds of a page")
+    });
     (family, rank, any::<u32>(), geometry).prop_map(|(family, rank, group, geometry)| Space {
         family,
         rank,
