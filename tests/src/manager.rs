@@ -10,12 +10,17 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Descriptors of one message at most.
 const DESCRIPTORS: usize = 8;
+/// What the manager says to itself.
+const HEARD: &str = "X_HEARD=";
+/// It hears what is said at once, unless the machine is busy.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Numbers that no shell uses for itself.
 const HIGH: i32 = 1000;
 
@@ -41,6 +46,8 @@ struct Heard {
     ready: u32,
     /// How often a daemon said that it gets on.
     pets: u32,
+    /// The last it said to itself.
+    last: u64,
     over: bool,
 }
 
@@ -68,6 +75,7 @@ impl Manager {
         program: impl AsRef<OsStr>,
         watchdog: Option<Duration>,
     ) -> Result<(Command, Vec<OwnedFd>)> {
+        self.hear_out()?;
         let heard = self.shared.lock();
         let mut passed = Vec::new();
         let mut script = String::from("LISTEN_PID=$$ WATCHDOG_PID=$$ exec \"$0\" \"$@\"");
@@ -82,11 +90,35 @@ impl Manager {
         let mut command = Command::new("bash");
         command.arg("-c").arg(script).arg(program);
         command.env("NOTIFY_SOCKET", &self.socket);
-        command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        if !names.is_empty() {
+            command.env("LISTEN_FDS", names.len().to_string());
+            command.env("LISTEN_FDNAMES", names.join(":"));
+        }
         if let Some(patience) = watchdog {
             command.env("WATCHDOG_USEC", patience.as_micros().to_string());
         }
         Ok((command, passed))
+    }
+
+    /// Waits until all is heard that a daemon has said, as any manager does before it starts the
+    /// next one.
+    fn hear_out(&self) -> Result<()> {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        let word = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+        UnixDatagram::unbound()?.send_to(format!("{HEARD}{word}").as_bytes(), &self.socket)?;
+        self.wait_until(PATIENCE, |heard| heard.last >= word).context("the manager is deaf")
+    }
+
+    fn wait_until(&self, patience: Duration, is_so: impl Fn(&Heard) -> bool) -> Result<()> {
+        let until = Instant::now() + patience;
+        let mut heard = self.shared.lock();
+        while !is_so(&heard) {
+            let left = until.saturating_duration_since(Instant::now());
+            ensure!(!left.is_zero(), "not within {patience:?}");
+            let woken = self.shared.changed.wait_timeout(heard, left);
+            heard = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
     }
 
     /// Names of all that is kept.
@@ -117,15 +149,7 @@ impl Manager {
     /// # Errors
     /// It was not in time.
     pub fn wait_ready(&self, before: u32, patience: Duration) -> Result<()> {
-        let until = Instant::now() + patience;
-        let mut heard = self.shared.lock();
-        while heard.ready <= before {
-            let left = until.saturating_duration_since(Instant::now());
-            ensure!(!left.is_zero(), "no daemon was ready within {patience:?}");
-            let woken = self.shared.changed.wait_timeout(heard, left);
-            heard = woken.unwrap_or_else(PoisonError::into_inner).0;
-        }
-        Ok(())
+        self.wait_until(patience, |heard| heard.ready > before).context("no daemon was ready")
     }
 }
 
@@ -155,6 +179,9 @@ impl Heard {
         }
         if text.lines().any(|line| line == "WATCHDOG=1") {
             self.pets += 1;
+        }
+        if let Some(word) = value(HEARD).and_then(|word| word.parse().ok()) {
+            self.last = self.last.max(word);
         }
         let name = value("FDNAME=").unwrap_or("stored").to_owned();
         if text.lines().any(|line| line == "FDSTOREREMOVE=1") {

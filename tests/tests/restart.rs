@@ -33,8 +33,14 @@ fn assert_warm(daemon: &TestDaemon, kind: StartKind) {
     assert_eq!(start.restored_pages, u64::from(CHAINS * PAGES), "{start:?}");
 }
 
+/// Waits until the client has found the daemon that runs: it may not know yet that the last one is
+/// gone.
 fn connected(daemon: &TestDaemon, client: &Client) {
-    assert!(client.wait_connected(PATIENCE), "{:?}\n{}", client.state(), daemon.log());
+    let since = Instant::now();
+    while client.ping(PATIENCE).is_err() {
+        assert!(since.elapsed() < PATIENCE, "{:?}\n{}", client.state(), daemon.log());
+        let _not_yet = client.wait_connected(PATIENCE);
+    }
 }
 
 #[test]
