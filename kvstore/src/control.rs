@@ -29,8 +29,8 @@ use undercroft_arena::{Span, State};
 use undercroft_core::{Action, CopyOutcome, Core, Event, FramePlace, Health, Micros};
 use undercroft_ssd_tier::Op;
 use undercroft_wire::{
-    DeviceId, Refused, RefusedReason, Reply, Request, RequestId, SessionId, SlotId, SpaceDigest,
-    SpaceId, Stamp, StartStatus, decode_request,
+    DeviceId, Origin, Refused, RefusedReason, Reply, Request, RequestId, SessionId, SlotId,
+    SpaceDigest, SpaceId, Stamp, StartStatus, decode_request,
 };
 
 /// How long one session's requests are handled before it is somebody else's turn.
@@ -186,14 +186,20 @@ impl Control {
             }
             Action::Append { job, device, frame, identity, payload_crc } => {
                 let payload = self.arena.frame(&frame, frame.bytes);
-                self.submit(device, Op::Append { job, identity, payload, payload_crc });
+                self.submit(
+                    device,
+                    Op::Append { job, identity, origin: Origin::default(), payload, payload_crc },
+                );
             }
             Action::Read { job, extent, identity, frame } => {
                 let into = self.arena.frame(&frame, frame.bytes);
                 self.submit(extent.device, Op::Read { job, identity, extent, into });
             }
             Action::Relocate { job, extent, identity } => {
-                self.submit(extent.device, Op::Relocate { job, identity, extent });
+                self.submit(
+                    extent.device,
+                    Op::Relocate { job, identity, origin: Origin::default(), extent },
+                );
             }
             Action::Prove { job, extent, identity } => {
                 self.submit(extent.device, Op::Prove { job, identity, extent });

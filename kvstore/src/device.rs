@@ -293,9 +293,20 @@ mod tests {
         let memory = Memory::new(8192, 0).unwrap();
         let page = |offset| memory.span(offset, 4096).unwrap();
         let [append, read, relocate, prove] = [1, 2, 3, 4].map(JobId);
-        device.submit(Op::Append { job: append, identity, payload: page(0), payload_crc: 0 });
+        device.submit(Op::Append {
+            job: append,
+            identity,
+            origin: undercroft_wire::Origin::default(),
+            payload: page(0),
+            payload_crc: 0,
+        });
         device.submit(Op::Read { job: read, identity, extent, into: page(4096) });
-        device.submit(Op::Relocate { job: relocate, identity, extent });
+        device.submit(Op::Relocate {
+            job: relocate,
+            identity,
+            origin: undercroft_wire::Origin::default(),
+            extent,
+        });
         device.submit(Op::Prove { job: prove, identity, extent });
         device.submit(Op::FreeSegment { segment, segment_use });
         assert!(device.is_behind());

@@ -3,8 +3,8 @@
 use crate::store::{KEY_NAME, LOG_NAME};
 use std::path::{Path, PathBuf};
 pub use undercroft_ssd_tier::{
-    Damage, DamagedRecord, InspectError, Inspector, KeyError, RecordFacts, SegmentContents,
-    SegmentFacts, SegmentState, StoreFacts, SuperblockCopy, Verification,
+    Damage, DamagedRecord, InspectError, Inspector, KeptPurges, KeyError, RecordFacts,
+    SegmentContents, SegmentFacts, SegmentState, StoreFacts, SuperblockCopy, Verification,
 };
 
 /// The page log that is meant by a path: the file itself, or the one in a store's directory.

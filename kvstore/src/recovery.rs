@@ -79,6 +79,6 @@ fn recover(
 }
 
 fn core_record(record: &ssd::RecoveredRecord) -> RecoveredRecord {
-    let ssd::RecoveredRecord { identity, extent, payload_crc, sealed } = *record;
+    let ssd::RecoveredRecord { identity, extent, payload_crc, sealed, .. } = *record;
     RecoveredRecord { identity, extent, payload_crc, sealed }
 }

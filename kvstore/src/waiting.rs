@@ -123,8 +123,16 @@ mod tests {
         let page = memory.span(0, 4096).unwrap();
         match kind {
             'r' => Op::Read { job, identity, extent, into: page },
-            'a' => Op::Append { job, identity, payload: page, payload_crc: 0 },
-            'm' => Op::Relocate { job, identity, extent },
+            'a' => Op::Append {
+                job,
+                identity,
+                origin: undercroft_wire::Origin::default(),
+                payload: page,
+                payload_crc: 0,
+            },
+            'm' => {
+                Op::Relocate { job, identity, origin: undercroft_wire::Origin::default(), extent }
+            }
             'p' => Op::Prove { job, identity, extent },
             _ => Op::FreeSegment { segment, segment_use },
         }

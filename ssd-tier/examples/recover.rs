@@ -65,8 +65,13 @@ fn fill(config: &LogConfig, records: u64) -> Result<(), Failure> {
             depth: 0,
             page_bytes: PAGE,
         };
-        let mut op =
-            Op::Append { job: JobId(number), identity, payload: frame.clone(), payload_crc };
+        let mut op = Op::Append {
+            job: JobId(number),
+            identity,
+            origin: undercroft_wire::Origin::default(),
+            payload: frame.clone(),
+            payload_crc,
+        };
         while let Err(refused) = log.submit(op) {
             op = refused;
             std::thread::yield_now();

@@ -23,6 +23,7 @@ pub(crate) const KEY_ID_STORE: u32 = 1;
 
 const RECORD_LABEL: &[u8] = b"undercroft record key v1";
 const TABLE_LABEL: &[u8] = b"undercroft table key v1";
+const PURGES_LABEL: &[u8] = b"undercroft purges key v1";
 
 /// The keys of one use of a segment.
 #[derive(Clone)]
@@ -130,6 +131,35 @@ impl Cipher {
     ) -> bool {
         open(&self.table_key(), nonce, bound, tag, entries)
     }
+}
+
+/// The key of a list of purges. Each list that is written draws a salt of its own.
+fn purges_key(key: &StoreKey, salt: &[u8; SALT_BYTES]) -> LessSafeKey {
+    let prk = Salt::new(HKDF_SHA256, salt).extract(key.secret());
+    let info = [PURGES_LABEL];
+    let expanded = prk.expand(&info, &AES_256_GCM);
+    LessSafeKey::new(expanded.expect("a key is shorter than HKDF's limit").into())
+}
+
+/// Encrypts a list of purges where it lies.
+pub(crate) fn seal_purges(
+    key: &StoreKey,
+    salt: &[u8; SALT_BYTES],
+    bound: &[u8],
+    purges: &mut [u8],
+) -> [u8; TAG_BYTES] {
+    seal(&purges_key(key, salt), &[0; NONCE_BYTES], bound, purges)
+}
+
+/// Decrypts a list of purges where it lies.
+pub(crate) fn open_purges(
+    key: &StoreKey,
+    salt: &[u8; SALT_BYTES],
+    bound: &[u8],
+    tag: &[u8; TAG_BYTES],
+    purges: &mut [u8],
+) -> bool {
+    open(&purges_key(key, salt), &[0; NONCE_BYTES], bound, tag, purges)
 }
 
 /// Makes the keys of each new use of a segment.

@@ -1,7 +1,7 @@
 use crate::StoreKey;
 use std::path::PathBuf;
 use std::time::Duration;
-use undercroft_wire::{DeviceId, Extent, PageIdentity};
+use undercroft_wire::{DeviceId, Extent, Origin, PageIdentity, PurgeId};
 
 /// How bytes are moved between file and memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -85,6 +85,8 @@ pub struct LogFacts {
 pub struct RecoveredRecord {
     /// Whose bytes it says it has. Proved when it is read.
     pub identity: PageIdentity,
+    /// Where it says it comes from.
+    pub origin: Origin,
     /// Where it lies.
     pub extent: Extent,
     /// CRC-64/NVME of the page.
@@ -102,6 +104,8 @@ pub struct Recovery {
     pub records: Vec<RecoveredRecord>,
     /// Free segments, the one kept for relocations included.
     pub free_segments: u32,
+    /// The newest purge that any of them had seen: the list of purges knows it, or is not the newest.
+    pub newest_purge: PurgeId,
     /// Segment headers and table blocks that did not prove themselves. The records they named are
     /// lost.
     pub corrupt_tables: u64,

@@ -1,4 +1,4 @@
-//! The bytes on disk, version 1: `docs/disk-format.md` is the same in prose.
+//! The bytes on disk, version 2: `docs/disk-format.md` is the same in prose.
 //!
 //! Everything is little-endian and lies in blocks of 4 KiB that end with the CRC-64/NVME of the
 //! bytes before. Decoding believes nothing: a block is either exactly what this version writes
@@ -10,8 +10,8 @@ use crate::proof::{Proof, ProofKind};
 use crate::seal::{UNPROVED_BYTES, Unproved};
 use undercroft_arena::checksum_bytes;
 use undercroft_wire::{
-    DomainId, MAX_PAGE_BYTES, MIN_PAGE_BYTES, PageIdentity, PageKey, SegmentId, SegmentUse,
-    SpaceDigest,
+    DomainId, MAX_PAGE_BYTES, MIN_PAGE_BYTES, Origin, PageIdentity, PageKey, PurgeId, SegmentId,
+    SegmentUse, SpaceDigest,
 };
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -21,9 +21,9 @@ pub(crate) const BLOCK: u64 = 4096;
 /// [`BLOCK`] where a length is counted in memory.
 pub(crate) const BLOCK_LEN: usize = BLOCK as usize;
 /// The version this build writes and the only one it reads.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
 /// Records one table block names.
-pub(crate) const ENTRIES_PER_TABLE: usize = 25;
+pub(crate) const ENTRIES_PER_TABLE: usize = 23;
 
 /// Generations of superblocks, and of the openings that uses of segments are numbered by, are
 /// smaller: they have half a word.
@@ -39,8 +39,8 @@ const TABLE_LATE: u16 = 2;
 const ENTRY_HAS_PARENT: u16 = 1;
 const ENTRY_VOID: u16 = 2;
 pub(crate) const COMPRESSION_NONE: u8 = 0;
-/// Where the entries of a table block lie: what is encrypted.
-const ENTRIES: std::ops::Range<usize> = 64..64 + ENTRIES_PER_TABLE * size_of::<RawEntry>();
+/// Where the entries of a table block lie, and padding behind them: what is encrypted.
+const ENTRIES: std::ops::Range<usize> = 64..64 + UNPROVED_BYTES;
 /// Where the nonce lies that they are encrypted under.
 const NONCE: std::ops::Range<usize> = 48..48 + NONCE_BYTES;
 /// From this on, a process numbers the table blocks it writes into uses that others began.
@@ -99,6 +99,7 @@ struct RawTable {
     late_nonce: [u8; NONCE_BYTES - 4],
     reserved: [u8; 4],
     entries: [RawEntry; ENTRIES_PER_TABLE],
+    padding: [u8; UNPROVED_BYTES - ENTRIES_PER_TABLE * size_of::<RawEntry>()],
     tag: [u8; TAG_BYTES],
     spare: [u8; 8],
     crc: U64,
@@ -118,18 +119,19 @@ struct RawEntry {
     flags: U16,
     compression: u8,
     proof_kind: u8,
-    reserved: [u8; 4],
+    writer: U32,
     payload_crc: U64,
     proof: [u8; 16],
+    born: U32,
+    purge: U32,
 }
 
 const _: () = {
     assert!(size_of::<RawSuperblock>() == BLOCK_LEN);
     assert!(size_of::<RawSegment>() == BLOCK_LEN);
     assert!(size_of::<RawTable>() == BLOCK_LEN);
-    assert!(size_of::<RawEntry>() == 160);
+    assert!(size_of::<RawEntry>() == 168);
     assert!(ENTRIES.end == std::mem::offset_of!(RawTable, tag));
-    assert!(ENTRIES.end - ENTRIES.start == UNPROVED_BYTES);
     assert!(NONCE.start == std::mem::offset_of!(RawTable, write));
 };
 
@@ -279,6 +281,8 @@ impl SegmentHeader {
 pub(crate) struct TableEntry {
     /// Whose bytes they are.
     pub(crate) identity: PageIdentity,
+    /// Where they come from.
+    pub(crate) origin: Origin,
     /// Where they start in the segment, in blocks.
     pub(crate) offset_blocks: u32,
     /// CRC-64/NVME of the page.
@@ -305,8 +309,11 @@ impl TableEntry {
         raw.flags = (entry_flags(identity) | void).into();
         raw.compression = COMPRESSION_NONE;
         raw.proof_kind = kind as u8;
+        raw.writer = self.origin.writer.into();
         raw.payload_crc = self.payload_crc.into();
         raw.proof = self.proof.0;
+        raw.born = self.origin.born.into();
+        raw.purge = self.origin.purge.0.into();
         raw
     }
 
@@ -326,6 +333,11 @@ impl TableEntry {
                 parent: (flags & ENTRY_HAS_PARENT != 0).then_some(PageKey(raw.parent)),
                 depth: raw.depth.get(),
                 page_bytes,
+            },
+            origin: Origin {
+                writer: raw.writer.get(),
+                born: raw.born.get(),
+                purge: PurgeId(raw.purge.get()),
             },
             offset_blocks: raw.offset_blocks.get(),
             payload_crc: raw.payload_crc.get(),
@@ -375,7 +387,7 @@ impl Table {
 
     /// Encodes the block, encrypted where the use of its segment has a cipher.
     pub(crate) fn encode(&self, store: StoreId, cipher: Option<&Cipher>) -> Block {
-        assert!(self.entries.len() <= ENTRIES_PER_TABLE, "a table block holds 25 entries");
+        assert!(self.entries.len() <= ENTRIES_PER_TABLE, "a table block holds 23 entries");
         let mut raw = RawTable::new_zeroed();
         raw.magic = TABLE_MAGIC;
         raw.version = FORMAT_VERSION.into();

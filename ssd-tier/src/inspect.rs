@@ -11,7 +11,7 @@ use crate::recovery::{CHUNK_BLOCKS, Scanner, Tables};
 use crate::segment::Record;
 use crate::storage::{Storage, block_memory, read_padded};
 use crate::store::{is_blank, read_copies};
-use crate::{KeyError, StoreKey};
+use crate::{KeptPurges, KeyError, PurgeList, StoreKey};
 use medium::Medium;
 use std::collections::BTreeMap;
 use std::io;
@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use thiserror::Error;
 use undercroft_arena::{ArenaError, Span};
-use undercroft_wire::{DeviceId, PageIdentity, SegmentId, SegmentUse};
+use undercroft_wire::{DeviceId, Origin, PageIdentity, SegmentId, SegmentUse};
 pub use verify::{Damage, DamagedRecord, Verification};
 
 /// Why a page log cannot be looked at. Each text says what, where and what is allowed.
@@ -181,6 +181,11 @@ pub struct RecordFacts {
     pub record: u32,
     /// Whose bytes it says it has.
     pub identity: PageIdentity,
+    /// Where they come from.
+    pub origin: Origin,
+    /// Whether the list of purges beside the log covers it, so that no daemon serves it; `None` if
+    /// the list cannot be read.
+    pub purged: Option<bool>,
     /// Where they lie in the file.
     pub offset: u64,
     /// Whether that is inside the segment.
@@ -217,6 +222,7 @@ pub struct Inspector {
     superblocks: [SuperblockCopy; 2],
     file_bytes: u64,
     key: Option<StoreKey>,
+    purges: KeptPurges,
 }
 
 impl Inspector {
@@ -243,7 +249,14 @@ impl Inspector {
             Decoded::Corrupt => SuperblockCopy::Damaged,
             Decoded::Foreign | Decoded::Version(_) => SuperblockCopy::Missing,
         });
-        Ok(Self { medium, path: path.into(), head, superblocks, file_bytes, key: None })
+        let purges = purges_beside(path, None);
+        Ok(Self { medium, path: path.into(), head, superblocks, file_bytes, key: None, purges })
+    }
+
+    /// The list of purges beside the log.
+    #[must_use]
+    pub fn purges(&self) -> &KeptPurges {
+        &self.purges
     }
 
     /// The log's file.
@@ -280,6 +293,7 @@ impl Inspector {
         let check = self.head.key_check;
         let fits = check == [0; 16] || key.check(self.head.store) == check;
         self.key = fits.then_some(key);
+        self.purges = purges_beside(&self.path, self.key.as_ref());
         Ok(fits)
     }
 
@@ -386,7 +400,7 @@ impl Inspector {
             contents.count_heads(&scanner, &self.head, &header, chunk)
         } else {
             let tables = scanner.read_tables(&header, contents.cipher.as_ref(), chunk);
-            tables.map(|tables| contents.take(&tables, &self.head))
+            tables.map(|tables| contents.take(&tables, &self.head, &self.purges))
         };
         if read.is_err() {
             contents.facts.state = SegmentState::Unreadable;
@@ -416,7 +430,7 @@ impl SegmentContents {
     }
 
     /// Takes in what the tables say.
-    fn take(&mut self, tables: &Tables, head: &Superblock) {
+    fn take(&mut self, tables: &Tables, head: &Superblock, purges: &KeptPurges) {
         self.found(tables.sealed, tables.corrupt);
         for table in tables.batches.values() {
             let first = table.batch * crate::format::ENTRIES_PER_TABLE as u32;
@@ -430,6 +444,13 @@ impl SegmentContents {
                 self.records.push(RecordFacts {
                     record,
                     identity: entry.identity,
+                    origin: entry.origin,
+                    purged: match purges {
+                        KeptPurges::Known(list) => {
+                            Some(list.covers(&entry.identity, &entry.origin))
+                        }
+                        KeptPurges::Unknown => None,
+                    },
                     offset: head.layout.segment_at(self.facts.segment) + offset,
                     inside: place.is_inside(head.layout.segment_bytes),
                     void: entry.void,
@@ -483,6 +504,11 @@ impl SegmentContents {
         self.facts.page_bytes = None;
         Ok(())
     }
+}
+
+fn purges_beside(path: &Path, key: Option<&StoreKey>) -> KeptPurges {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    PurgeList::load(directory, key).unwrap_or(KeptPurges::Unknown)
 }
 
 /// The superblock that counts.

@@ -24,6 +24,7 @@ mod machine;
 mod op;
 mod pool;
 mod proof;
+mod purges;
 mod recovery;
 mod ring;
 mod scratch;
@@ -46,6 +47,7 @@ pub use key::{KeyError, StoreKey};
 pub use log::{PageLog, PreparedLog, Sink};
 pub use machine::Machine;
 pub use op::{AppendOutcome, Completion, Health, Op, ReadOutcome, RelocateOutcome};
+pub use purges::{KeptPurges, PurgeList};
 pub use storage::Storage;
 
 #[cfg(test)]

@@ -7,11 +7,13 @@ use crate::ring::{self, Ring};
 use crate::storage::LockedFile;
 use crate::store::{self, Head};
 use crate::{
-    Completion, EngineChoice, Health, LogConfig, LogCounters, LogFacts, Op, OpenError, Recovery,
+    Completion, EngineChoice, Health, KeptPurges, LogConfig, LogCounters, LogFacts, Op, OpenError,
+    PurgeList, Recovery,
 };
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -51,9 +53,16 @@ pub struct PreparedLog {
     config: LogConfig,
     file: LockedFile,
     head: Head,
+    purges: KeptPurges,
 }
 
 impl PreparedLog {
+    /// The purges that its records must be held against, as the file beside it has them.
+    #[must_use]
+    pub fn purges(&self) -> &KeptPurges {
+        &self.purges
+    }
+
     /// Finds the records and starts the log's thread. Takes as long as reading all tables takes,
     /// so that an owner with something else to do calls it on a thread of its own. `memory` is
     /// registered with the ring where that is allowed; spans from elsewhere work too.
@@ -75,7 +84,7 @@ impl PreparedLog {
         sink: Sink,
         wrap: impl FnOnce(Box<dyn Engine>) -> Box<dyn Engine> + Send + 'static,
     ) -> Result<(PageLog, Recovery), OpenError> {
-        let Self { config, file, head } = self;
+        let Self { config, file, head, .. } = self;
         let refused = file.refused();
         let layout = head.superblock.layout;
         let set_aside = head.set_aside.clone();
@@ -136,7 +145,10 @@ impl PageLog {
             ring::probe().map_err(|source| OpenError::Engine { source })?;
         }
         let (file, head) = store::open(&config)?;
-        Ok(PreparedLog { config, file, head })
+        // Under the lock: whoever had the log before writes no more of them.
+        let directory = config.path.parent().unwrap_or(Path::new("."));
+        let purges = PurgeList::load(directory, config.key.as_ref())?;
+        Ok(PreparedLog { config, file, head, purges })
     }
 
     /// [`PageLog::prepare`] and [`PreparedLog::start`] in one.

@@ -22,7 +22,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::time::Duration;
 use undercroft_arena::{ArenaError, Span};
-use undercroft_wire::{DeviceId, Extent, JobId, PageIdentity, frame_bytes};
+use undercroft_wire::{DeviceId, Extent, JobId, Origin, PageIdentity, frame_bytes};
 use writing::{Append, Outgoing};
 use zeroing::Zeroing;
 
@@ -95,7 +95,7 @@ struct Lift {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Errand {
     /// To be appended anew.
-    Relocate,
+    Relocate(Origin),
     /// To prove itself.
     Prove,
 }
@@ -213,15 +213,15 @@ impl Machine {
             Op::Append { job, payload, .. } if !self.watch.takes_writes() => {
                 self.appended(job, payload, AppendOutcome::Failed);
             }
-            Op::Append { job, identity, payload, payload_crc } => {
-                self.append(Append { job, identity, payload, payload_crc }, now);
+            Op::Append { job, identity, origin, payload, payload_crc } => {
+                self.append(Append { job, identity, origin, payload, payload_crc }, now);
             }
             Op::Read { job, into, .. } if !self.watch.takes_reads() => {
                 self.answers.push(Completion::Read { job, into, outcome: ReadOutcome::Failed });
             }
             Op::Read { job, identity, extent, into } => self.read(job, identity, extent, into),
-            Op::Relocate { job, identity, extent } => {
-                self.lift(Lift { job, identity, extent, errand: Errand::Relocate });
+            Op::Relocate { job, identity, origin, extent } => {
+                self.lift(Lift { job, identity, extent, errand: Errand::Relocate(origin) });
             }
             Op::Prove { job, identity, extent } => {
                 self.lift(Lift { job, identity, extent, errand: Errand::Prove });

@@ -1,5 +1,5 @@
 use undercroft_arena::Span;
-use undercroft_wire::{DeviceId, Extent, JobId, PageIdentity, SegmentId, SegmentUse};
+use undercroft_wire::{DeviceId, Extent, JobId, Origin, PageIdentity, SegmentId, SegmentUse};
 
 /// Something to do. A span travels with its operation and comes back in the completion; until
 /// then the kernel may touch its bytes.
@@ -12,6 +12,8 @@ pub enum Op {
         job: JobId,
         /// What the record will prove.
         identity: PageIdentity,
+        /// Where the page comes from.
+        origin: Origin,
         /// The frame. Nobody changes it until the completion.
         payload: Span,
         /// CRC-64/NVME of the page, made when the frame was filled. It is not computed again, so
@@ -37,6 +39,8 @@ pub enum Op {
         job: JobId,
         /// What the record must prove.
         identity: PageIdentity,
+        /// Where the page comes from, as the new record says it.
+        origin: Origin,
         /// Where it lies.
         extent: Extent,
     },

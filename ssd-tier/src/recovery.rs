@@ -113,7 +113,10 @@ fn gather(found: BTreeMap<u32, Found>) -> Scan {
         }
     }
     batches.sort_by_key(|(segment_use, _)| *segment_use);
-    scan.recovery.records = batches.into_iter().flat_map(|(_, records)| records).collect();
+    let records = &mut scan.recovery.records;
+    *records = batches.into_iter().flat_map(|(_, records)| records).collect();
+    let seen = records.iter().map(|record| record.origin.purge);
+    scan.recovery.newest_purge = seen.max().unwrap_or_default();
     scan
 }
 
@@ -308,6 +311,7 @@ impl Tables {
                 found.records.push(kept);
                 found.recovered.push(RecoveredRecord {
                     identity: entry.identity,
+                    origin: entry.origin,
                     extent: Extent { device, segment, segment_use, record },
                     payload_crc: entry.payload_crc,
                     sealed: self.speak_for(record),

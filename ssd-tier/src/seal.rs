@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// Bytes of the bitmap: as many as the entries of a table block take.
+/// Bytes of the bitmap: as many as a table block has room for entries.
 pub(crate) const UNPROVED_BYTES: usize = 4000;
 
 /// The records of a segment that did not prove themselves, by number. There is room for numbers

@@ -12,7 +12,7 @@ use crate::segment::{Phase, Record, Segment};
 pub(crate) use mending::Patient;
 use std::collections::VecDeque;
 use std::time::Duration;
-use undercroft_wire::{DeviceId, Extent, PageIdentity, SegmentId, SegmentUse, frame_bytes};
+use undercroft_wire::{DeviceId, Extent, Origin, PageIdentity, SegmentId, SegmentUse, frame_bytes};
 
 /// How long a complete segment may wait for the flush that precedes its seal. One flush serves
 /// all that became complete meanwhile.
@@ -200,7 +200,7 @@ impl Writer {
     /// says [`Writer::written`].
     pub(crate) fn place(
         &mut self,
-        identity: &PageIdentity,
+        (identity, origin): (&PageIdentity, Origin),
         payload_crc: u64,
         purpose: Purpose,
     ) -> Placement {
@@ -224,7 +224,7 @@ impl Writer {
             self.close_open();
             self.open_next();
         }
-        self.add_record(identity, payload_crc)
+        self.add_record(identity, origin, payload_crc)
     }
 
     fn open_next(&mut self) {
@@ -245,7 +245,12 @@ impl Writer {
         }
     }
 
-    fn add_record(&mut self, identity: &PageIdentity, payload_crc: u64) -> Placement {
+    fn add_record(
+        &mut self,
+        identity: &PageIdentity,
+        origin: Origin,
+        payload_crc: u64,
+    ) -> Placement {
         let draft = self.drafts.last_mut().expect("a segment is open");
         let (record, offset_blocks) = draft.next();
         let (segment, segment_use) = (draft.segment, draft.segment_use);
@@ -257,7 +262,7 @@ impl Writer {
             None => Subject { identity, position, payload_crc }.crc_proof(),
         };
         let identity = *identity;
-        draft.add(TableEntry { identity, offset_blocks, payload_crc, proof, void: false });
+        draft.add(TableEntry { identity, origin, offset_blocks, payload_crc, proof, void: false });
         let records = &mut state.records;
         assert_eq!(records.len(), record as usize, "records are numbered without gaps");
         // Not readable before it is written: the length stays 0.

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 BLOCK = 4096
 DATA_START = 65536
-VERSION = 1
+VERSION = 2
 LAST_GENERATION = (1 << 32) - 1
 MAX_SEGMENT_BYTES = 8 << 30
-ENTRIES = 25
-ENTRY_BYTES = 160
+ENTRIES = 23
+ENTRY_BYTES = 168
 KEY_ID_STORE = 1
 CRC_PROOF, TAG_PROOF = 1, 2
 PROOF_NAMES = {CRC_PROOF: "crc-64-nvme", TAG_PROOF: "aes-256-gcm"}
@@ -29,7 +29,10 @@ PROOF_NAMES = {CRC_PROOF: "crc-64-nvme", TAG_PROOF: "aes-256-gcm"}
 SUPERBLOCK = struct.Struct("<8sII16sQQQI16s")
 HEADER = struct.Struct("<8sII16sIIQ32s")
 TABLE = struct.Struct("<8sIHH16sIIQ12s")
-ENTRY = struct.Struct("<16s32s32s32sIIIIHBB4xQ16s")
+ENTRY = struct.Struct("<16s32s32s32sIIIIHBBIQ16sII")
+PURGES = struct.Struct("<8sIIIIII32s")
+PURGE = struct.Struct("<16s32sIIB7x")
+MAX_PURGES_BYTES = 64 + 4096 * 64 + 24
 PREAMBLE = struct.Struct("<8sIHBB16sIIQ16s32s32s32sIIIIQ")
 
 
@@ -178,6 +181,9 @@ class Record:
     proof_kind: int
     payload_crc: int
     proof: bytes
+    writer: int
+    born: int
+    purge: int
 
     @property
     def offset(self):
@@ -269,7 +275,7 @@ def read_table(block, use, secret):
 def read_entry(entries, index, use, number):
     fields = ENTRY.unpack_from(entries, index * ENTRY_BYTES)
     domain, space, key, parent, depth, page, stored, offset, *fields = fields
-    flags, packing, kind, crc, proof = fields
+    flags, packing, kind, writer, crc, proof, born, purge = fields
     expected = TAG_PROOF if use.encrypted else CRC_PROOF
     allowed = flags & ~3 == 0 and packing == 0 and kind == expected and stored == page
     if not allowed or not 512 <= page <= 64 << 20:
@@ -277,7 +283,61 @@ def read_entry(entries, index, use, number):
     parent = parent if flags & 1 else None
     void = bool(flags & 2)
     place = (depth, page, offset, void)
-    return Record(use, number, domain, space, key, parent, *place, kind, crc, proof)
+    origin = (writer, born, purge)
+    return Record(use, number, domain, space, key, parent, *place, kind, crc, proof, *origin)
+
+
+@dataclass
+class Purges:
+    """What was forgotten for good, as the file beside the page log lists it."""
+
+    last: int = 0
+    floor: int = 0
+    purges: list = field(default_factory=list)
+
+    def covers(self, record):
+        """Whether a record was purged after it was written."""
+        if record.purge < self.floor:
+            return True
+        of = (record.domain, record.space, record.writer)
+        return any(
+            record.purge < number and all(named in (None, own) for named, own in zip(scope, of))
+            for number, scope in self.purges
+        )
+
+
+def read_purges(path, secret):
+    """The list beside a page log; None if it cannot be read, and an empty one if there is none."""
+    try:
+        with open(os.path.join(os.path.dirname(path), "purges"), "rb") as file:
+            found = file.read(MAX_PURGES_BYTES + 1)
+    except FileNotFoundError:
+        return Purges()
+    except OSError:
+        return None
+    if not 88 <= len(found) <= MAX_PURGES_BYTES:
+        return None
+    magic, version, flags, last, floor, count, _, salt = PURGES.unpack_from(found)
+    head, purges, tag = found[:64], found[64:-24], found[-24:-8]
+    if crc64(found[:-8]) != int.from_bytes(found[-8:], "little"):
+        return None
+    if magic != b"UCROFTPL" or version != VERSION or flags > 1 or len(purges) != 64 * count:
+        return None
+    if flags == 1:
+        if secret is None:
+            return None
+        key = hkdf(salt, secret, b"undercroft purges key v1", 32)
+        try:
+            purges = open_sealed(key, bytes(12), purges, tag, head)
+        except Corrupt:
+            return None
+    listed = []
+    for domain, space, writer, number, named in PURGE.iter_unpack(purges):
+        if not 1 <= named <= 7 or not floor < number <= last:
+            return None
+        scope = [value if named >> bit & 1 else None for bit, value in enumerate((domain, space, writer))]
+        listed.append((number, scope))
+    return Purges(last, floor, listed) if floor <= last else None
 
 
 # Reading a store.
@@ -299,6 +359,7 @@ class Reader:
         self.locked_segments = 0
         self.store = self.find_store()
         self.check_key()
+        self.purges = read_purges(path, secret)
 
     def read(self, offset, length):
         found = os.pread(self.file.fileno(), length, offset)
@@ -390,7 +451,7 @@ class Reader:
             raise Corrupt("the CRC of the page does not agree")
 
 
-def describe(record):
+def describe(record, purges):
     return {
         "segment": record.use.segment,
         "use": record.use.number,
@@ -401,6 +462,10 @@ def describe(record):
         "parent": None if record.parent is None else record.parent.hex(),
         "depth": record.depth,
         "page_bytes": record.page_bytes,
+        "writer": record.writer,
+        "born": record.born,
+        "purge": record.purge,
+        "purged": None if purges is None else purges.covers(record),
         "offset": record.offset,
         "void": record.void,
         "sealed": record.use.speaks_for(record.number),
@@ -415,7 +480,7 @@ def report(reader):
     records, segments = [], []
     for use in reader.uses():
         for record in use.records:
-            line = describe(record)
+            line = describe(record, reader.purges)
             if not record.void:
                 try:
                     reader.verify(record)
@@ -448,7 +513,7 @@ def report(reader):
 
 def show(found):
     for line in found["records"]:
-        state = "void" if line["void"] else line["damage"] or "good"
+        state = "void" if line["void"] else line["damage"] or ("purged" if line["purged"] else "good")
         print(
             f"segment {line['segment']} record {line['record']}: key {line['key'][:16]} "
             f"depth {line['depth']}, {line['page_bytes']} bytes at {line['offset']}, "

@@ -178,7 +178,7 @@ fn check_lookup(lookup: Lookup<'_>) -> Result<Lookup<'_>, DecodeError> {
 }
 
 fn check_purge(purge: Purge) -> Result<Purge, DecodeError> {
-    let found = purge.domain.len();
+    let found = purge.domain.as_ref().map_or(0, String::len);
     if found > MAX_TEXT_BYTES {
         let (field, allowed) = ("purge.domain", "at most 256 bytes");
         return Err(DecodeError::Field { field, found: found as u64, allowed });

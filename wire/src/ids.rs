@@ -63,6 +63,11 @@ id!(
     DeviceId(u8)
 );
 id!(
+    /// A purge. A later one has the larger number, on this node and for good: the seconds since
+    /// 1970 when it began, or more. 0: none.
+    PurgeId(u32)
+);
+id!(
     /// A segment's position on its device.
     SegmentId(u32)
 );

@@ -27,17 +27,20 @@ pub use geometry::{
     FRAME_ALIGN, Geometry, GeometryError, MAX_PAGE_BYTES, MAX_PARTS, MIN_PAGE_BYTES, frame_bytes,
 };
 pub use ids::{
-    DeviceId, DomainId, Epoch, FrameId, HoldId, JobId, LeaseId, OfferId, PartId, RequestId,
-    SegmentId, SegmentUse, SessionId, SlotId, SpaceId, Stamp, Token,
+    DeviceId, DomainId, Epoch, FrameId, HoldId, JobId, LeaseId, OfferId, PartId, PurgeId,
+    RequestId, SegmentId, SegmentUse, SessionId, SlotId, SpaceId, Stamp, Token,
 };
 pub use key::{Chain, PageKey};
 pub use message::{
     BoardAdded, Commit, CommitReply, DropHold, Fetch, FetchEnd, FetchReady, FetchSource, Gift,
     Give, Given, Heirloom, Hello, Hint, HintKind, Lookup, LookupReply, Mode, Offer, OfferReply,
-    OpenSpace, PartAdded, PartLetGo, PartRetired, Prefetch, PrefetchReply, Purge, PurgeScope,
-    Purged, Refused, RefusedReason, Release, Reply, Request, SpaceOpened, Take, TakenHold, Welcome,
+    OpenSpace, PartAdded, PartLetGo, PartRetired, Prefetch, PrefetchReply, Purge, Purged, Refused,
+    RefusedReason, Release, Reply, Request, SpaceOpened, Take, TakenHold, Welcome,
 };
-pub use page::{CommitOutcome, Extent, FetchOutcome, OfferOutcome, PageIdentity, PagePlace, Tier};
+pub use page::{
+    CommitOutcome, Extent, FetchOutcome, OfferOutcome, Origin, PageIdentity, PagePlace, PurgeScope,
+    Tier,
+};
 pub use run::{KeyRun, MAX_KEYS};
 pub use space::{
     Dtype, Family, FamilyDigest, MAX_SPACES_PER_LOOKUP, MAX_TEXT_BYTES, Rank, Space, SpaceDigest,

@@ -207,24 +207,17 @@ pub struct PartLetGo {
     pub part: PartId,
 }
 
-/// Which pages of a domain are purged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum PurgeScope {
-    /// All.
-    Domain,
-    /// Those of one space.
-    Space(SpaceDigest),
-    /// Those stored by processes of this user.
-    Writer(u32),
-}
-
-/// Forgets pages for good, in every tier. For the daemon's own user and root.
+/// Forgets pages for good, in every tier: those that have all of what is named, and something is.
+/// A session may purge its own domain; the daemon's own user and root may purge every domain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Purge {
-    /// The domain's name, as configured.
-    pub domain: String,
-    /// Which of its pages.
-    pub scope: PurgeScope,
+    /// The name of the domain whose pages they are, configured now or once; `None`: of every
+    /// domain that the asker may purge.
+    pub domain: Option<String>,
+    /// The space they are of; `None`: any.
+    pub space: Option<SpaceDigest>,
+    /// The user whose processes stored them; `None`: anybody.
+    pub writer: Option<u32>,
 }
 
 /// Everything a client may say.
@@ -395,10 +388,18 @@ pub struct TakenHold {
 }
 
 /// What a purge has removed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Purged {
     /// Pages that no lookup will find again, in whatever tier they were.
     pub pages: u64,
+    /// What they took in DRAM, bytes.
+    pub dram_bytes: u64,
+    /// What they took on SSDs, bytes. It lies there until it is overwritten, and is never served.
+    pub ssd_bytes: u64,
+    /// Directories of SSDs that could not take it down. Should the next start find nothing but
+    /// these, pages come back: the purge is to be asked again once they are well. At most 256, of
+    /// 256 bytes each.
+    pub missed: Vec<String>,
 }
 
 /// Something that outlives a daemon; its descriptor travels with the message. `Done` follows the

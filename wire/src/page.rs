@@ -1,4 +1,4 @@
-use crate::{DeviceId, DomainId, PageKey, PartId, SegmentId, SegmentUse, SpaceDigest};
+use crate::{DeviceId, DomainId, PageKey, PartId, PurgeId, SegmentId, SegmentUse, SpaceDigest};
 use serde::{Deserialize, Serialize};
 
 /// Everything a record on disk must prove about itself besides its position.
@@ -16,6 +16,47 @@ pub struct PageIdentity {
     pub depth: u32,
     /// Payload length, bytes.
     pub page_bytes: u32,
+}
+
+/// Where a page comes from: what decides, beside its name, whether it may still be served. Kept by
+/// whatever moves it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Origin {
+    /// The user whose process stored it.
+    pub writer: u32,
+    /// When it was stored, seconds since 1970; 0: nobody knows.
+    pub born: u32,
+    /// The newest purge that was over when its record was written: none up to it means the page.
+    pub purge: PurgeId,
+}
+
+/// Which pages a purge means: those that have all of what is named. What is `None` may be anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct PurgeScope {
+    /// The tenant whose pages they are.
+    pub domain: Option<DomainId>,
+    /// The space they are of.
+    pub space: Option<SpaceDigest>,
+    /// The user whose processes stored them.
+    pub writer: Option<u32>,
+}
+
+impl PurgeScope {
+    /// Whether it means a page of that domain and space, stored by `writer`.
+    #[must_use]
+    pub fn means(&self, domain: DomainId, space: SpaceDigest, writer: u32) -> bool {
+        self.domain.is_none_or(|named| named == domain)
+            && self.space.is_none_or(|named| named == space)
+            && self.writer.is_none_or(|named| named == writer)
+    }
+
+    /// Whether it means every page that `other` means.
+    #[must_use]
+    pub fn includes(&self, other: &Self) -> bool {
+        self.domain.is_none_or(|named| other.domain == Some(named))
+            && self.space.is_none_or(|named| other.space == Some(named))
+            && self.writer.is_none_or(|named| other.writer == Some(named))
+    }
 }
 
 /// Where a page lies on an SSD.

@@ -3,8 +3,10 @@
 use super::{Key, Log, View};
 use serde_json::{Value, json};
 use std::fmt::Write;
+use undercroft_client::wire::{PurgeId, PurgeScope};
 use undercroft_kvstore::inspect::{
-    Damage, DamagedRecord, RecordFacts, SegmentContents, SegmentFacts, SuperblockCopy, Verification,
+    Damage, DamagedRecord, KeptPurges, RecordFacts, SegmentContents, SegmentFacts, SuperblockCopy,
+    Verification,
 };
 
 pub(super) fn show(log: &Log, view: &View) -> String {
@@ -55,6 +57,25 @@ fn head(log: &Log) -> Value {
         "key": key,
         "key_file": key_file.map(|file| file.display().to_string()),
         "superblocks": copies,
+        "purges": purges(log.inspector.purges()),
+    })
+}
+
+/// `null`: the list cannot be read.
+fn purges(kept: &KeptPurges) -> Value {
+    let KeptPurges::Known(list) = kept else { return Value::Null };
+    let one = |(scope, id): &(PurgeScope, PurgeId)| {
+        json!({
+            "purge": id.0,
+            "domain": scope.domain.map(|domain| hex(&domain.0)),
+            "space": scope.space.map(|space| hex(&space.0)),
+            "writer": scope.writer,
+        })
+    };
+    json!({
+        "newest": list.last().0,
+        "floor": list.floor().0,
+        "list": list.purges().iter().map(one).collect::<Value>(),
     })
 }
 
@@ -94,6 +115,10 @@ fn one_record(segment: &SegmentFacts, record: &RecordFacts) -> Value {
         "parent": identity.parent.map(|parent| hex(&parent.0)),
         "depth": identity.depth,
         "page_bytes": identity.page_bytes,
+        "writer": record.origin.writer,
+        "born": record.origin.born,
+        "purge": record.origin.purge.0,
+        "purged": record.purged,
         "offset": record.offset,
         "void": record.void,
         "sealed": record.sealed,

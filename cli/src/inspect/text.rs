@@ -4,7 +4,8 @@ use super::json::hex;
 use super::{Key, Log, View};
 use std::fmt::Display;
 use undercroft_kvstore::inspect::{
-    Damage, RecordFacts, SegmentContents, SegmentFacts, SegmentState, SuperblockCopy, Verification,
+    Damage, KeptPurges, RecordFacts, SegmentContents, SegmentFacts, SegmentState, SuperblockCopy,
+    Verification,
 };
 
 /// Damaged records that are shown by name; `--json` has more.
@@ -50,6 +51,7 @@ fn head(log: &Log, out: &mut Lines) {
         SuperblockCopy::Missing => "missing".to_owned(),
     });
     out.line("heads", format!("{} at 0, {} at 4096", copies[0], copies[1]));
+    out.line("purges", purges(log.inspector.purges()));
     let hidden = "records of encrypted segments are not shown";
     out.line(
         "key",
@@ -60,6 +62,18 @@ fn head(log: &Log, out: &mut Lines) {
             Key::Unusable(why) => format!("{why}: {hidden}"),
         },
     );
+}
+
+fn purges(kept: &KeptPurges) -> String {
+    match kept {
+        KeptPurges::Known(list) => match list.purges().len() {
+            0 => "none remembered".to_owned(),
+            count => format!("{count} remembered, the newest {}", list.last()),
+        },
+        KeptPurges::Unknown => {
+            "the list beside the log cannot be read: no record here is believed".to_owned()
+        }
+    }
 }
 
 fn list(segments: &[SegmentFacts], out: &mut Lines) {
@@ -127,7 +141,11 @@ fn records(contents: &SegmentContents, out: &mut Lines) {
             identity.depth,
             identity.page_bytes,
             record.offset,
-            if record.void { "  void" } else { "" },
+            match record {
+                _ if record.void => "  void",
+                _ if record.purged == Some(true) => "  purged",
+                _ => "",
+            },
         ));
     }
 }
@@ -155,6 +173,14 @@ fn one_record(
     out.line("parent", identity.parent.map_or("none".to_owned(), |parent| hex(&parent.0)));
     out.line("depth", identity.depth);
     out.line("page", format!("{} bytes at {} of the file", identity.page_bytes, record.offset));
+    let purged = if record.purged == Some(true) { ", purged since" } else { "" };
+    out.line(
+        "origin",
+        format!(
+            "stored by user {} at {} s since 1970, after purge {}{purged}",
+            record.origin.writer, record.origin.born, record.origin.purge
+        ),
+    );
     out.line("crc", format!("{:016x}", record.payload_crc));
     out.line("proof", format!("{} {}", proof_kind(record), hex(&record.proof)));
     out.line(

@@ -49,7 +49,14 @@ fn fill(directory: PathBuf, records: u64) {
             page_bytes: PAGE_BYTES,
         };
         let payload = memory.span(0, PAGE_BYTES as usize).unwrap();
-        log.submit(Op::Append { job: JobId(number), identity, payload, payload_crc: 0 }).unwrap();
+        log.submit(Op::Append {
+            job: JobId(number),
+            identity,
+            origin: undercroft_wire::Origin::default(),
+            payload,
+            payload_crc: 0,
+        })
+        .unwrap();
         let Completion::Appended { outcome, .. } = completions.recv().unwrap() else {
             panic!("one append at a time");
         };

@@ -84,10 +84,10 @@ impl Machine {
         let job = lift.job;
         match (lift.errand, outcome) {
             (Errand::Prove, outcome) => self.answers.push(Completion::Proved { job, outcome }),
-            (Errand::Relocate, ReadOutcome::Corrupt) => {
+            (Errand::Relocate(_), ReadOutcome::Corrupt) => {
                 self.relocated(job, RelocateOutcome::Corrupt);
             }
-            (Errand::Relocate, _) => self.relocated(job, RelocateOutcome::Failed),
+            (Errand::Relocate(_), _) => self.relocated(job, RelocateOutcome::Failed),
         }
     }
 
@@ -124,8 +124,8 @@ impl Machine {
     fn lifted(&mut self, lift: Lift, record: Record, page: ScratchPage, ok: bool) {
         let outcome = self.verify(&lift.identity, &lift.extent, &record, &page.frame, ok);
         match (lift.errand, outcome) {
-            (Errand::Relocate, ReadOutcome::Verified { payload_crc }) => {
-                self.restore(lift, payload_crc, page);
+            (Errand::Relocate(origin), ReadOutcome::Verified { payload_crc }) => {
+                self.restore(lift, origin, payload_crc, page);
             }
             (_, outcome) => {
                 self.put_down(page);

@@ -1,6 +1,6 @@
 //! Appends: finding room, encrypting, writing.
 
-use super::{Errand, Lift, Machine, Task, is_frame};
+use super::{Lift, Machine, Task, is_frame};
 use crate::engine::{Io, Kind};
 use crate::proof::Subject;
 use crate::scratch::ScratchPage;
@@ -9,7 +9,7 @@ use crate::{AppendOutcome, Completion};
 use std::collections::VecDeque;
 use std::time::Duration;
 use undercroft_arena::Span;
-use undercroft_wire::{Extent, JobId, PageIdentity};
+use undercroft_wire::{Extent, JobId, Origin, PageIdentity};
 
 /// How long an append may wait for a segment to become free.
 const APPEND_WAIT: Duration = Duration::from_secs(2);
@@ -21,6 +21,7 @@ const MAX_WAITING_APPENDS: usize = 4096;
 pub(super) struct Append {
     pub(super) job: JobId,
     pub(super) identity: PageIdentity,
+    pub(super) origin: Origin,
     pub(super) payload: Span,
     pub(super) payload_crc: u64,
 }
@@ -49,7 +50,7 @@ impl Machine {
 
     fn try_append(&mut self, append: Append, now: Duration) {
         let purpose = Purpose::Append;
-        match self.writer.place(&append.identity, append.payload_crc, purpose) {
+        match self.writer.place((&append.identity, append.origin), append.payload_crc, purpose) {
             Placement::At(extent, offset) => self.write_out(append, extent, offset),
             Placement::NoSegment => self.wait_for_segment(append, now),
             Placement::TooLarge => {
@@ -91,7 +92,8 @@ impl Machine {
         let mut rest: VecDeque<_> = std::mem::take(&mut self.waiting);
         while let Some((append, since)) = rest.pop_front() {
             let purpose = Purpose::Append;
-            match self.writer.place(&append.identity, append.payload_crc, purpose) {
+            match self.writer.place((&append.identity, append.origin), append.payload_crc, purpose)
+            {
                 Placement::At(extent, offset) => self.write_out(append, extent, offset),
                 _ if self.closing || now >= since + APPEND_WAIT => self.no_space(append),
                 _ => {
@@ -193,10 +195,15 @@ impl Machine {
     }
 
     /// Appends a page that was lifted out of its segment and has proved itself.
-    pub(super) fn restore(&mut self, lift: Lift, payload_crc: u64, page: ScratchPage) {
-        debug_assert_eq!(lift.errand, Errand::Relocate, "only relocations are written anew");
+    pub(super) fn restore(
+        &mut self,
+        lift: Lift,
+        origin: Origin,
+        payload_crc: u64,
+        page: ScratchPage,
+    ) {
         let identity = lift.identity;
-        let placed = self.writer.place(&identity, payload_crc, Purpose::Relocation);
+        let placed = self.writer.place((&identity, origin), payload_crc, Purpose::Relocation);
         let Placement::At(extent, offset) = placed else {
             self.counters.no_space += 1;
             self.put_down(page);

@@ -3,7 +3,7 @@
 use super::rig::{Rig, Setting, Stored, identity, tiny};
 use crate::{AppendOutcome, Completion, EngineChoice, Op, ReadOutcome, RelocateOutcome};
 use std::io::Write as _;
-use undercroft_wire::{Extent, SegmentId, SegmentUse};
+use undercroft_wire::{Extent, Origin, SegmentId, SegmentUse};
 
 /// One test per setting; where io_uring is refused, its tests say that they did not run.
 macro_rules! contract {
@@ -299,7 +299,7 @@ fn invalid_operations_fail_alone(setting: Setting) {
     assert!(matches!(answer, Completion::Read { outcome: ReadOutcome::Failed, .. }));
     let payload = rig.frame(0, 8192).sub(512, 4096).unwrap();
     let (job, identity) = (rig.job(), identity(3, 4096));
-    rig.submit(Op::Append { job, identity, payload, payload_crc: 0 });
+    rig.submit(Op::Append { job, identity, origin: Origin::default(), payload, payload_crc: 0 });
     let answer = rig.answer();
     let failed = matches!(answer, Completion::Appended { outcome: AppendOutcome::Failed, .. });
     assert!(failed, "{answer:?}");
@@ -315,7 +315,7 @@ fn memory_outside_the_arena_works(setting: Setting) {
     let payload = memory.span(4096, 4096).unwrap();
     let payload_crc = super::rig::fill(&payload, 5, 4096);
     let (job, identity) = (rig.job(), identity(5, 4096));
-    rig.submit(Op::Append { job, identity, payload, payload_crc });
+    rig.submit(Op::Append { job, identity, origin: Origin::default(), payload, payload_crc });
     let Completion::Appended { outcome, .. } = rig.answer() else { panic!() };
     let AppendOutcome::Written(extent) = outcome else { panic!("{outcome:?}") };
     rig.assert_reads(&Stored { number: 5, page_bytes: 4096, extent });
@@ -329,7 +329,13 @@ fn a_page_that_rots_in_memory_is_never_served(setting: Setting) {
     let payload_crc = super::rig::fill(&payload, 1, 4096);
     payload.write(|bytes| bytes[77] ^= 4);
     let (job, rotten) = (rig.job(), identity(1, 4096));
-    rig.submit(Op::Append { job, identity: rotten, payload, payload_crc });
+    rig.submit(Op::Append {
+        job,
+        identity: rotten,
+        origin: Origin::default(),
+        payload,
+        payload_crc,
+    });
     let Completion::Appended { outcome, .. } = rig.answer() else { panic!() };
     match outcome {
         // A tag would vouch for it, so it gets none.

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use undercroft_arena::{Memory, Span, checksum_bytes};
-use undercroft_wire::{JobId, frame_bytes};
+use undercroft_wire::{JobId, Origin, frame_bytes};
 
 const SIZES: [u32; 4] = [512, 4096, 5000, 8192];
 
@@ -43,7 +43,10 @@ fn image(frame: &Span, config: &LogConfig) -> (Vec<u8>, Vec<Stored>) {
         let payload_crc = fill(&payload, number, page_bytes);
         let identity = super::rig::identity(number, page_bytes);
         let job = JobId(number);
-        let answer = run(&mut log, Op::Append { job, identity, payload, payload_crc });
+        let answer = run(
+            &mut log,
+            Op::Append { job, identity, origin: Origin::default(), payload, payload_crc },
+        );
         let Completion::Appended { outcome: AppendOutcome::Written(extent), .. } = answer else {
             panic!("{answer:?}");
         };

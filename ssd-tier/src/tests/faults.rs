@@ -186,7 +186,13 @@ fn assert_lost(mut rig: Rig) {
         let (job, payload) = (rig.job(), rig.frame(0, PAGE));
         let identity = super::rig::identity(number, PAGE);
         number += 1;
-        match rig.log.submit(Op::Append { job, identity, payload, payload_crc: 0 }) {
+        match rig.log.submit(Op::Append {
+            job,
+            identity,
+            origin: undercroft_wire::Origin::default(),
+            payload,
+            payload_crc: 0,
+        }) {
             Ok(()) => std::thread::sleep(Duration::from_millis(5)),
             Err(_) => break,
         }

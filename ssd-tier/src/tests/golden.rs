@@ -8,7 +8,9 @@ use crate::layout::{DATA_START, Layout, table_room};
 use crate::proof::{Proof, Subject};
 use crate::{LogConfig, OpenError};
 use undercroft_arena::checksum_bytes;
-use undercroft_wire::{DomainId, PageIdentity, PageKey, SegmentId, SegmentUse, SpaceDigest};
+use undercroft_wire::{
+    DomainId, Origin, PageIdentity, PageKey, PurgeId, SegmentId, SegmentUse, SpaceDigest,
+};
 
 const STORE: StoreId = StoreId([0xab; 16]);
 
@@ -39,7 +41,7 @@ fn superblock() {
     let superblock = Superblock { store: STORE, generation: 7, layout, key_check: [0xcc; 16] };
     let mut expected = [0; BLOCK_LEN];
     put(&mut expected, 0, b"UCROFTSB");
-    put(&mut expected, 8, &1_u32.to_le_bytes());
+    put(&mut expected, 8, &2_u32.to_le_bytes());
     put(&mut expected, 16, &[0xab; 16]);
     put(&mut expected, 32, &7_u64.to_le_bytes());
     put(&mut expected, 40, &0x0040_3000_u64.to_le_bytes());
@@ -61,7 +63,7 @@ fn segment_header() {
     };
     let mut expected = [0; BLOCK_LEN];
     put(&mut expected, 0, b"UCROFTSG");
-    put(&mut expected, 8, &1_u32.to_le_bytes());
+    put(&mut expected, 8, &2_u32.to_le_bytes());
     put(&mut expected, 12, &1_u32.to_le_bytes());
     put(&mut expected, 16, &[0xab; 16]);
     put(&mut expected, 32, &3_u32.to_le_bytes());
@@ -79,6 +81,7 @@ fn segment_header() {
 fn table() -> Table {
     let entry = |void| TableEntry {
         identity: identity(),
+        origin: Origin { writer: 1000, born: 1_700_000_000, purge: PurgeId(7) },
         offset_blocks: 17,
         payload_crc: 99,
         proof: Proof([0xdd; 16]),
@@ -99,14 +102,14 @@ fn table() -> Table {
 fn table_block() {
     let mut expected = [0; BLOCK_LEN];
     put(&mut expected, 0, b"UCROFTTB");
-    put(&mut expected, 8, &1_u32.to_le_bytes());
+    put(&mut expected, 8, &2_u32.to_le_bytes());
     put(&mut expected, 14, &2_u16.to_le_bytes());
     put(&mut expected, 16, &[0xab; 16]);
     put(&mut expected, 32, &3_u32.to_le_bytes());
     put(&mut expected, 36, &2_u32.to_le_bytes());
     put(&mut expected, 40, &8_u64.to_le_bytes());
     put(&mut expected, 48, &6_u32.to_le_bytes());
-    for (at, flags) in [(64, 1_u16), (224, 3)] {
+    for (at, flags) in [(64, 1_u16), (232, 3)] {
         put(&mut expected, at, &[1; 16]);
         put(&mut expected, at + 16, &[2; 32]);
         put(&mut expected, at + 48, &[3; 32]);
@@ -117,8 +120,11 @@ fn table_block() {
         put(&mut expected, at + 124, &17_u32.to_le_bytes());
         put(&mut expected, at + 128, &flags.to_le_bytes());
         put(&mut expected, at + 131, &[1]);
+        put(&mut expected, at + 132, &1000_u32.to_le_bytes());
         put(&mut expected, at + 136, &99_u64.to_le_bytes());
         put(&mut expected, at + 144, &[0xdd; 16]);
+        put(&mut expected, at + 160, &1_700_000_000_u32.to_le_bytes());
+        put(&mut expected, at + 164, &7_u32.to_le_bytes());
     }
     let expected = finish(expected);
     assert_eq!(table().encode(STORE, None), expected);
@@ -135,7 +141,7 @@ fn record_proof() {
     let payload: Vec<u8> = (0..70_000_u32).map(|n| (n % 251) as u8).collect();
     let mut bytes = Vec::new();
     bytes.extend_from_slice(b"UCROFTRC");
-    bytes.extend_from_slice(&1_u32.to_le_bytes());
+    bytes.extend_from_slice(&2_u32.to_le_bytes());
     bytes.extend_from_slice(&1_u16.to_le_bytes());
     bytes.extend_from_slice(&[0, 1]);
     bytes.extend_from_slice(&[0xab; 16]);
@@ -215,6 +221,6 @@ fn default_shapes_have_room_for_their_capacity() -> Result<(), OpenError> {
         let whole = u64::from(segments) * room;
         assert!(spent < whole / 50, "headers and tables are few: {spent}");
     }
-    assert_eq!([table_room(1), table_room(25), table_room(26)], [8192, 8192, 12288]);
+    assert_eq!([table_room(1), table_room(23), table_room(24)], [8192, 8192, 12288]);
     Ok(())
 }

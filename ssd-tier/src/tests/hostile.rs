@@ -13,7 +13,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use undercroft_arena::{Memory, Span};
-use undercroft_wire::{JobId, SegmentId, SegmentUse};
+use undercroft_wire::{JobId, Origin, SegmentId, SegmentUse};
 
 const PAGE: u32 = 4096;
 
@@ -31,7 +31,8 @@ fn image() -> (Vec<u8>, Superblock) {
         let payload = memory.span(number * u64::from(PAGE), PAGE as usize).unwrap();
         let payload_crc = super::rig::fill(&payload, number, PAGE);
         let (job, identity) = (JobId(number), super::rig::identity(number, PAGE));
-        let op = crate::Op::Append { job, identity, payload, payload_crc };
+        let op =
+            crate::Op::Append { job, identity, origin: Origin::default(), payload, payload_crc };
         log.machine.accept(op, log.now);
     }
     log.close();
@@ -83,6 +84,7 @@ fn numbers_at_the_end_of_their_range_are_misses() {
     let first = intact.recovery.records[0];
     let (segment, segment_use) = (first.extent.segment, first.extent.segment_use);
     let entry = TableEntry {
+        origin: super::rig::origin(1),
         identity: first.identity,
         offset_blocks: u32::MAX,
         payload_crc: 0,

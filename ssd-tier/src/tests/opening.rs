@@ -73,20 +73,21 @@ fn other_versions_and_damaged_heads_are_set_aside() {
     let path = dir.path().join("log");
     Rig::open(config(&path)).log.close();
     let file = fs::File::options().read(true).write(true).open(&path).unwrap();
-    let mut newer = [0; BLOCK_LEN];
-    file.read_exact_at(&mut newer, 0).unwrap();
-    newer[8] = 2;
-    let sum = undercroft_arena::checksum_bytes(&newer[..BLOCK_LEN - 8]);
-    newer[BLOCK_LEN - 8..].copy_from_slice(&sum.to_le_bytes());
     let mut both = [0; 2 * BLOCK_LEN];
     file.read_exact_at(&mut both, 0).unwrap();
-    file.write_all_at(&newer, 0).unwrap();
-    let rig = Rig::open(config(&path));
-    assert!(rig.recovery.created);
-    let aside = rig.log.facts().set_aside.clone().unwrap();
-    rig.log.close();
-    assert_eq!(file.metadata().unwrap().ino(), fs::metadata(&aside).unwrap().ino());
-    fs::rename(&aside, &path).unwrap();
+    for version in [1, 3] {
+        let mut other: [u8; BLOCK_LEN] = both[..BLOCK_LEN].try_into().unwrap();
+        other[8] = version;
+        let sum = undercroft_arena::checksum_bytes(&other[..BLOCK_LEN - 8]);
+        other[BLOCK_LEN - 8..].copy_from_slice(&sum.to_le_bytes());
+        file.write_all_at(&other, 0).unwrap();
+        let rig = Rig::open(config(&path));
+        assert!(rig.recovery.created, "version {version}");
+        let aside = rig.log.facts().set_aside.clone().unwrap();
+        rig.log.close();
+        assert_eq!(file.metadata().unwrap().ino(), fs::metadata(&aside).unwrap().ino());
+        fs::rename(&aside, &path).unwrap();
+    }
     // One damaged copy is repaired, two are not.
     file.write_all_at(&both, 0).unwrap();
     file.write_all_at(&[0xff; 8], BLOCK + 100).unwrap();

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use undercroft_arena::{Part, PartOptions, Span, checksum_bytes};
 use undercroft_wire::{
-    DomainId, Extent, JobId, PageIdentity, PageKey, PartId, SegmentId, SegmentUse, SpaceDigest,
-    frame_bytes,
+    DomainId, Extent, JobId, Origin, PageIdentity, PageKey, PartId, PurgeId, SegmentId, SegmentUse,
+    SpaceDigest, frame_bytes,
 };
 
 /// Longer than any answer may take.
@@ -37,6 +37,12 @@ impl Numbers {
     pub(super) fn below(&mut self, limit: u64) -> u64 {
         self.next() % limit
     }
+}
+
+/// Where page `number` comes from: no two are the same.
+pub(super) fn origin(number: u64) -> Origin {
+    let number = number as u32;
+    Origin { writer: 1000 + number, born: 1_700_000_000 + number, purge: PurgeId(number / 7) }
 }
 
 /// The page numbered `number`: every field of its identity follows from the number.
@@ -189,8 +195,8 @@ impl Rig {
     pub(super) fn start_append(&mut self, number: u64, page_bytes: u32) {
         let payload = self.frame(number, page_bytes);
         let payload_crc = fill(&payload, number, page_bytes);
-        let (job, identity) = (self.job(), identity(number, page_bytes));
-        self.submit(Op::Append { job, identity, payload, payload_crc });
+        let (job, identity, origin) = (self.job(), identity(number, page_bytes), origin(number));
+        self.submit(Op::Append { job, identity, origin, payload, payload_crc });
     }
 
     pub(super) fn append(&mut self, number: u64, page_bytes: u32) -> AppendOutcome {
@@ -240,7 +246,8 @@ impl Rig {
 
     pub(super) fn relocate(&mut self, stored: &Stored) -> RelocateOutcome {
         let (job, identity, extent) = (self.job(), stored.identity(), stored.extent);
-        self.submit(Op::Relocate { job, identity, extent });
+        let origin = origin(stored.number);
+        self.submit(Op::Relocate { job, identity, origin, extent });
         match self.answer() {
             Completion::Relocated { outcome, .. } => outcome,
             other => panic!("a relocation was answered with {other:?}"),
@@ -282,6 +289,7 @@ impl Rig {
         let find = |record: &crate::RecoveredRecord| {
             let stored = known.iter().find(|stored| stored.extent == record.extent).unwrap();
             assert_eq!(record.identity, stored.identity());
+            assert_eq!(record.origin, origin(stored.number));
             let crc = checksum_bytes(&content(stored.number, stored.page_bytes));
             assert_eq!(record.payload_crc, crc);
             stored.number

@@ -7,7 +7,7 @@ use crate::{AppendOutcome, Completion, EngineChoice, LogConfig, Op, RelocateOutc
 use std::path::Path;
 use std::sync::Arc;
 use undercroft_arena::Memory;
-use undercroft_wire::{Extent, JobId, frame_bytes};
+use undercroft_wire::{Extent, JobId, Origin, frame_bytes};
 
 /// Of this size three fit into the memory of a log that has one transfer at a time, whatever the
 /// number of pages that may be lifted.
@@ -35,7 +35,7 @@ impl Tight {
         let payload = self.memory.span(number * u64::from(frame), frame as usize).unwrap();
         let payload_crc = fill(&payload, number, PAGE);
         let (job, identity) = (JobId(number), identity(number, PAGE));
-        let op = Op::Append { job, identity, payload, payload_crc };
+        let op = Op::Append { job, identity, origin: Origin::default(), payload, payload_crc };
         self.log.machine.accept(op, self.log.now);
     }
 
@@ -68,7 +68,7 @@ fn relocations_and_appends_never_wait_for_each_others_memory() {
     }
     for (number, extent) in &stored {
         let (job, identity) = (JobId(100 + number), identity(*number, PAGE));
-        let op = Op::Relocate { job, identity, extent: *extent };
+        let op = Op::Relocate { job, identity, origin: Origin::default(), extent: *extent };
         tight.log.machine.accept(op, tight.log.now);
     }
     (4..6).for_each(|number| tight.append(number));

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
 use undercroft_arena::{Memory, Span};
-use undercroft_wire::{Extent, JobId, SegmentUse, frame_bytes};
+use undercroft_wire::{Extent, JobId, Origin, SegmentUse, frame_bytes};
 
 const FRAME: usize = 16 << 10;
 const FRAMES: u64 = 64;
@@ -73,7 +73,13 @@ impl Model {
             let payload_crc = fill(&payload, job, page_bytes);
             let identity = identity(job, page_bytes);
             self.expected.insert(job, Expected::Append { number: job, page_bytes });
-            let op = Op::Append { job: JobId(job), identity, payload, payload_crc };
+            let op = Op::Append {
+                job: JobId(job),
+                identity,
+                origin: Origin::default(),
+                payload,
+                payload_crc,
+            };
             return log.machine.accept(op, log.now);
         }
         let index = self.numbers.below(self.stored.len() as u64) as usize;
@@ -88,7 +94,7 @@ impl Model {
             Op::Prove { job: JobId(job), identity, extent }
         } else if choice < 94 {
             self.expected.insert(job, Expected::Relocate(stored));
-            Op::Relocate { job: JobId(job), identity, extent }
+            Op::Relocate { job: JobId(job), identity, origin: Origin::default(), extent }
         } else {
             let oldest = self.stored.iter().map(|stored| stored.extent);
             let oldest = oldest.min_by_key(|extent| extent.segment_use).unwrap();

@@ -1,10 +1,10 @@
-//! Whole stores of format version 1, kept as files: what was written once is read for good, and
+//! Whole stores of format version 2, kept as files: what was written once is read for good, and
 //! the same calls still write the same bytes.
 //!
 //! `cargo test -p undercroft-ssd-tier -- --ignored write_the_golden_stores` writes them anew,
 //! which is right only if what a store holds has changed and the format has not.
 
-use super::rig::{Numbers, Setting, Stored, fill, holds, identity, tiny};
+use super::rig::{Numbers, Setting, Stored, fill, holds, identity, origin, tiny};
 use super::sim::Disk;
 use crate::engine::{Done, Engine, Io, Kind};
 use crate::{
@@ -189,8 +189,8 @@ impl Life {
         // What lies behind a page in its frame is written too, if it is not encrypted.
         payload.write(|bytes| bytes.fill(0xee));
         let payload_crc = fill(&payload, number, page_bytes);
-        let (job, identity) = (JobId(number), identity(number, page_bytes));
-        match self.ask(Op::Append { job, identity, payload, payload_crc }) {
+        let (job, identity, origin) = (JobId(number), identity(number, page_bytes), origin(number));
+        match self.ask(Op::Append { job, identity, origin, payload, payload_crc }) {
             Completion::Appended { outcome, .. } => outcome,
             other => panic!("an append was answered with {other:?}"),
         }
@@ -205,7 +205,8 @@ impl Life {
 
     fn relocate(&mut self, stored: &Stored) {
         let (job, identity, extent) = (JobId(0), stored.identity(), stored.extent);
-        match self.ask(Op::Relocate { job, identity, extent }) {
+        let origin = origin(stored.number);
+        match self.ask(Op::Relocate { job, identity, origin, extent }) {
             Completion::Relocated { outcome: RelocateOutcome::Written(_), .. } => {}
             other => panic!("a relocation was answered with {other:?}"),
         }
@@ -384,6 +385,7 @@ fn every_page_of_the_golden_stores_reads() {
         assert_eq!(records.len(), pages.len(), "{records:?}");
         for (record, (number, page_bytes)) in records.iter().zip(pages) {
             assert_eq!(record.identity, identity(number, page_bytes), "page {number}");
+            assert_eq!(record.origin, origin(number), "page {number}");
             life.assert_reads(&Stored { number, page_bytes, extent: record.extent });
         }
     }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use undercroft_arena::Memory;
-use undercroft_wire::{JobId, frame_bytes};
+use undercroft_wire::{JobId, Origin, frame_bytes};
 
 const PAGE: u32 = 8192;
 const FAILING: Faults = Faults { error: 1000, short: 0, lost: 0, misdirected: 0, flipped: 0 };
@@ -48,7 +48,13 @@ impl Patient {
     fn append(&mut self, number: u64) -> JobId {
         self.submit(|job, payload| {
             let payload_crc = fill(&payload, number, PAGE);
-            Op::Append { job, identity: identity(number, PAGE), payload, payload_crc }
+            Op::Append {
+                job,
+                identity: identity(number, PAGE),
+                origin: Origin::default(),
+                payload,
+                payload_crc,
+            }
         })
     }
 
@@ -140,7 +146,8 @@ fn a_stall_is_said_within_its_time_and_what_waits_is_answered() {
     assert_eq!(patient.outcome(stored[0]), ReadOutcome::Failed);
     assert_eq!(patient.appended(101), AppendOutcome::Failed);
     let (job, extent) = (JobId(9000), stored[1].extent);
-    let op = Op::Relocate { job, identity: stored[1].identity(), extent };
+    let op =
+        Op::Relocate { job, identity: stored[1].identity(), origin: Origin::default(), extent };
     patient.log.machine.accept(op, patient.log.now);
     let answer = patient.until(|a| matches!(a, Completion::Relocated { .. }));
     assert!(matches!(answer, Completion::Relocated { outcome: RelocateOutcome::Failed, .. }));

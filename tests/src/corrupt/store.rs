@@ -19,9 +19,9 @@ pub(super) const SECTOR: usize = 512;
 /// Where the first segment lies.
 pub(super) const SEGMENTS_AT: usize = 65_536;
 /// Records that a table block names, where the first entry lies in it, and how long each is.
-pub(super) const ENTRIES: u32 = 25;
+pub(super) const ENTRIES: u32 = 23;
 pub(super) const ENTRY_AT: usize = 64;
-pub(super) const ENTRY_BYTES: usize = 160;
+pub(super) const ENTRY_BYTES: usize = 168;
 /// Records a segment has room for: two batches, one of them not full.
 const SEGMENT_RECORDS: u32 = 40;
 /// Of the last segment, so many are used; nobody seals it.
@@ -270,7 +270,13 @@ impl Life {
         let (payload, identity) = (self.frame.clone(), *identity);
         payload.write(|room| room[..bytes.len()].copy_from_slice(&bytes));
         let payload_crc = checksum_bytes(&bytes);
-        match self.ask(Op::Append { job: JobId(0), identity, payload, payload_crc }) {
+        match self.ask(Op::Append {
+            job: JobId(0),
+            identity,
+            origin: undercroft_wire::Origin::default(),
+            payload,
+            payload_crc,
+        }) {
             Ok(Completion::Appended { outcome: AppendOutcome::Written(extent), .. }) => {
                 Ok(Some(extent))
             }

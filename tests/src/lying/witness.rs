@@ -8,7 +8,7 @@ const BLOCK: u64 = 4096;
 /// Where the first segment starts.
 pub(super) const DATA_START: u64 = 65_536;
 /// Records that one table block names.
-const ENTRIES: u32 = 25;
+const ENTRIES: u32 = 23;
 
 /// Bytes 0 to 8 of a block.
 const SUPERBLOCK: &[u8] = b"UCROFTSB";

@@ -127,7 +127,7 @@ impl Device {
             Op::Read { job, identity, extent, into } => {
                 (*job, Asked::new(AskedKind::Read(*extent), identity, Some(into)))
             }
-            Op::Relocate { job, identity, extent } => {
+            Op::Relocate { job, identity, extent, .. } => {
                 (*job, Asked::new(AskedKind::Relocate(*extent), identity, None))
             }
             Op::Prove { job, identity, extent } => {

@@ -12,7 +12,7 @@ use undercroft_arena::{Memory, Span, checksum_bytes};
 use undercroft_core::{Action, CopyOutcome, Core, Event, FramePlace, Micros, ReadOutcome};
 use undercroft_ssd_tier::{Completion, Op};
 use undercroft_wire::{
-    DeviceId, JobId, PageIdentity, PagePlace, PartId, SessionId, SlotId, SpaceId,
+    DeviceId, JobId, Origin, PageIdentity, PagePlace, PartId, SessionId, SlotId, SpaceId,
 };
 
 /// Says what happens, to whoever looks for why a run failed.
@@ -199,7 +199,10 @@ impl World {
                 assert_eq!(payload_crc, checksum(identity), "the checksum born with the page");
                 let payload = self.span(frame);
                 let (job, identity) = (*job, *identity);
-                self.submit(*device, Op::Append { job, identity, payload, payload_crc });
+                self.submit(
+                    *device,
+                    Op::Append { job, identity, origin: Origin::default(), payload, payload_crc },
+                );
             }
             Action::Read { job, extent, identity, frame } => {
                 self.claim(frame);
@@ -209,7 +212,10 @@ impl World {
             }
             Action::Relocate { job, extent, identity } => {
                 let (job, extent, identity) = (*job, *extent, *identity);
-                self.submit(extent.device, Op::Relocate { job, identity, extent });
+                self.submit(
+                    extent.device,
+                    Op::Relocate { job, identity, origin: Origin::default(), extent },
+                );
             }
             Action::Prove { job, extent, identity } => {
                 let (job, extent, identity) = (*job, *extent, *identity);

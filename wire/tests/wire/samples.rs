@@ -86,9 +86,9 @@ pub(crate) fn requests() -> Vec<(&'static str, Request<'static>)> {
         ),
         ("take-hold", Request::Take(Take { token: token(), lease: LeaseId(0), space: None })),
         ("part-let-go", Request::PartLetGo(PartLetGo { part: PartId(1) })),
-        ("purge", Request::Purge(purge(PurgeScope::Domain))),
-        ("purge-space", Request::Purge(purge(PurgeScope::Space(SpaceDigest(key(3).0))))),
-        ("purge-writer", Request::Purge(purge(PurgeScope::Writer(1_000)))),
+        ("purge", Request::Purge(purge(None, None))),
+        ("purge-space", Request::Purge(purge(Some(SpaceDigest(key(3).0)), None))),
+        ("purge-writer", Request::Purge(Purge { domain: None, ..purge(None, Some(1_000)) })),
         ("take-over", Request::TakeOver),
     ]
 }
@@ -97,8 +97,8 @@ fn token() -> Token {
     Token(std::array::from_fn(|index| 0xa0 + index as u8))
 }
 
-fn purge(scope: PurgeScope) -> Purge {
-    Purge { domain: "tenant-a".to_owned(), scope }
+fn purge(space: Option<SpaceDigest>, writer: Option<u32>) -> Purge {
+    Purge { domain: Some("tenant-a".to_owned()), space, writer }
 }
 
 pub(crate) fn replies() -> Vec<(&'static str, Reply)> {
@@ -155,7 +155,15 @@ pub(crate) fn replies() -> Vec<(&'static str, Reply)> {
         ("part-retired", Reply::PartRetired(PartRetired { part: PartId(1) })),
         ("given", Reply::Given(Given { token: token() })),
         ("taken-hold", Reply::TakenHold(TakenHold { hold: HoldId(9), pages: 12 })),
-        ("purged", Reply::Purged(Purged { pages: 77 })),
+        (
+            "purged",
+            Reply::Purged(Purged {
+                pages: 77,
+                dram_bytes: 40 << 12,
+                ssd_bytes: 60 << 12,
+                missed: vec!["/srv/b".to_owned()],
+            }),
+        ),
         ("heirloom", Reply::Heirloom(Heirloom { name: "undercroft-state".to_owned() })),
     ]
 }

@@ -180,12 +180,9 @@ fn between_sessions() -> impl Strategy<Value = Request<'static>> {
     let space = proptest::option::of(any::<u32>().prop_map(SpaceId));
     let take = (token(), any::<u64>().prop_map(LeaseId), space)
         .prop_map(|(token, lease, space)| Take { token, lease, space });
-    let scope = prop_oneof![
-        Just(PurgeScope::Domain),
-        any::<[u8; 32]>().prop_map(|digest| PurgeScope::Space(SpaceDigest(digest))),
-        any::<u32>().prop_map(PurgeScope::Writer),
-    ];
-    let purge = (text(), scope).prop_map(|(domain, scope)| Purge { domain, scope });
+    let space = proptest::option::of(any::<[u8; 32]>().prop_map(SpaceDigest));
+    let purge = (proptest::option::of(text()), space, any::<Option<u32>>())
+        .prop_map(|(domain, space, writer)| Purge { domain, space, writer });
     prop_oneof![
         gift.prop_map(|what| Request::Give(Give { what })),
         take.prop_map(Request::Take),
@@ -459,7 +456,11 @@ fn outliving() -> impl Strategy<Value = Reply> {
         token().prop_map(|token| Reply::Given(Given { token })),
         any::<(u64, u32)>()
             .prop_map(|(hold, pages)| Reply::TakenHold(TakenHold { hold: HoldId(hold), pages })),
-        any::<u64>().prop_map(|pages| Reply::Purged(Purged { pages })),
+        (any::<[u64; 3]>(), prop::collection::vec(text(), 0..3)).prop_map(
+            |([pages, dram_bytes, ssd_bytes], missed)| {
+                Reply::Purged(Purged { pages, dram_bytes, ssd_bytes, missed })
+            }
+        ),
         text().prop_map(|name| Reply::Heirloom(Heirloom { name })),
     ]
 }
