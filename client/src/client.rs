@@ -133,6 +133,8 @@ impl Client {
         match opened {
             Ok(()) => Ok(handle),
             Err(OpenError::Unanswered(_)) if self.inner.options.wait == Wait::Background => {
+                // It asks for the space again until it is open.
+                self.inner.bell.ring();
                 Ok(handle)
             }
             Err(error) => {

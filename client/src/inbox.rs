@@ -255,6 +255,12 @@ impl Inbox {
             let (request, reply) = decode_reply(&header, body)?;
             self.pulse.answered();
             match reply {
+                // What is mapped belongs to the next connection by now.
+                Reply::BoardAdded(_) | Reply::PartAdded(_) | Reply::SpaceOpened(_)
+                    if self.closed.is_some() =>
+                {
+                    drop(fds.pop_front());
+                }
                 Reply::Welcome(welcome) => self.greeted(request, welcome)?,
                 Reply::BoardAdded(_) => self.add_board(fds)?,
                 Reply::PartAdded(added) => self.add_part(added, fds)?,
@@ -262,10 +268,22 @@ impl Inbox {
                 Reply::SpaceOpened(opened) => self.opened(generation, request, opened, fds)?,
                 Reply::FetchReady(ready) => self.deliver(&ready)?,
                 Reply::FetchEnd(end) => self.end_fetch(end),
-                reply => chores.extend(self.put(request, reply)),
+                reply => {
+                    self.note_refusal(generation, request, &reply);
+                    chores.extend(self.put(request, reply));
+                }
             }
         }
         Ok(())
+    }
+
+    /// A space that was refused is asked for again, whether somebody still waits for it or not.
+    fn note_refusal(&self, generation: u64, request: RequestId, reply: &Reply) {
+        if let (Reply::Refused(refused), Some(Expects::Opening(state))) =
+            (reply, self.mailboxes.get(&request).map(|m| &m.expects))
+        {
+            state.refused(generation, refused.reason);
+        }
     }
 
     /// Puts a reply into its mailbox, or says what must be given back if there is none.

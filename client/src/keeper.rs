@@ -2,7 +2,7 @@ use crate::bell::from_now;
 use crate::connection::{Connection, Lost};
 use crate::handshake::shake_hands;
 use crate::shared::Shared;
-use crate::space::open;
+use crate::space::{ask, open};
 use crate::{ConnectError, MissReason, OpenError};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
@@ -25,7 +25,7 @@ const QUIET: Duration = Duration::from_secs(1);
 /// is twice the last.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
-/// How often refused spaces are tried again.
+/// How often spaces that are not open are asked for again.
 const RETRY_SPACES: Duration = Duration::from_secs(1);
 
 /// Starts the thread that keeps a client connected.
@@ -64,15 +64,13 @@ impl Keeper {
         let mut look = FIRST_LOOK;
         let mut requests = 0;
         while !connection.is_closed() && !self.shared.is_stopped() {
-            let refused = self.shared.refused_spaces(connection.generation);
-            if refused.is_empty() {
+            let unopened = self.shared.unopened_spaces(connection.generation);
+            if unopened.is_empty() {
                 retry_at = None;
             } else if *retry_at.get_or_insert_with(|| from_now(RETRY_SPACES)) <= Instant::now() {
-                for space in refused {
-                    let _still_refused = open(connection, &space, from_now(OPENING));
-                }
-                retry_at = None;
-                continue;
+                // Without waiting: who sends on what the callers' socket did not take, if not we?
+                unopened.iter().for_each(|space| ask(connection, space));
+                retry_at = Some(from_now(RETRY_SPACES));
             }
             let look_at = if self.shared.arena.tend(Some(connection)) {
                 look = (look * 2).min(LONGEST_LOOK);

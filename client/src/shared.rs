@@ -147,7 +147,7 @@ impl Shared {
             link.failure = connection.end();
             link.connection = None;
         }
-        locked(&self.spaces).values().for_each(|space| space.close());
+        locked(&self.spaces).values().for_each(|space| space.close(connection.generation));
     }
 
     /// Hands a connection to the callers, unless some space is not open in it yet: that one must
@@ -187,10 +187,11 @@ impl Shared {
         locked(&self.spaces).remove(&space.digest());
     }
 
-    /// Spaces that were refused in this session for reasons that pass, to be tried again.
-    pub(crate) fn refused_spaces(&self, generation: u64) -> Vec<Arc<SpaceState>> {
+    /// Spaces that are not open in this session: refused for reasons that pass, not asked for
+    /// while the daemon hung, or asked for and not answered yet.
+    pub(crate) fn unopened_spaces(&self, generation: u64) -> Vec<Arc<SpaceState>> {
         let spaces = locked(&self.spaces);
-        spaces.values().filter(|s| s.is_refused_in(generation)).cloned().collect()
+        spaces.values().filter(|space| !space.is_open_in(generation)).cloned().collect()
     }
 
     /// Releases pages of a lease made in `session`, in the session of the moment if that one is

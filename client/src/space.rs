@@ -1,6 +1,6 @@
 use crate::bell::{from_now, whole_ms};
 use crate::client::{Inner, not_expected};
-use crate::connection::{Connection, locked};
+use crate::connection::{Connection, Ticket, locked};
 use crate::inbox::Expects;
 use crate::{MissReason, OpenError};
 use std::sync::{Arc, Mutex};
@@ -22,13 +22,38 @@ pub(crate) struct SpaceState {
     standing: Mutex<Standing>,
 }
 
+/// Each but the first is of one connection; one of an older connection never replaces it.
 #[derive(Debug, Clone)]
 enum Standing {
     Closed,
-    /// Asked for in the connection of this generation.
+    /// Asked for in the connection of this generation, and not answered yet.
     Asked(u64),
     Refused(u64, RefusedReason),
     Open(Arc<Opened>),
+}
+
+impl Standing {
+    /// 0 before the first connection.
+    fn generation(&self) -> u64 {
+        match self {
+            Self::Closed => 0,
+            Self::Asked(generation) | Self::Refused(generation, _) => *generation,
+            Self::Open(opened) => opened.generation,
+        }
+    }
+}
+
+/// Who may ask for a space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    /// The one who claimed it.
+    Ours,
+    /// Somebody has asked and not been answered.
+    Theirs,
+    /// It is open.
+    Settled,
+    /// Nobody: there is a newer connection.
+    Outdated,
 }
 
 /// What a session knows about an open space.
@@ -58,24 +83,35 @@ impl SpaceState {
     }
 
     pub(crate) fn opened(&self, opened: Opened) {
-        *locked(&self.standing) = Standing::Open(Arc::new(opened));
+        self.stand(Standing::Open(Arc::new(opened)));
     }
 
-    /// The connection is gone, and with it the space's number and staging.
-    pub(crate) fn close(&self) {
-        *locked(&self.standing) = Standing::Closed;
+    pub(crate) fn refused(&self, generation: u64, reason: RefusedReason) {
+        self.stand(Standing::Refused(generation, reason));
     }
 
-    pub(crate) fn was_asked_in(&self, generation: u64) -> bool {
-        match &*locked(&self.standing) {
-            Standing::Closed => false,
-            Standing::Asked(asked) | Standing::Refused(asked, _) => *asked == generation,
-            Standing::Open(opened) => opened.generation == generation,
+    fn stand(&self, new: Standing) {
+        let mut standing = locked(&self.standing);
+        if standing.generation() <= new.generation() {
+            *standing = new;
         }
     }
 
-    pub(crate) fn is_refused_in(&self, generation: u64) -> bool {
-        matches!(&*locked(&self.standing), Standing::Refused(asked, _) if *asked == generation)
+    /// The connection is gone, and with it the space's number and staging.
+    pub(crate) fn close(&self, generation: u64) {
+        let mut standing = locked(&self.standing);
+        if standing.generation() <= generation {
+            *standing = Standing::Closed;
+        }
+    }
+
+    /// Whether it was asked for in this connection, whatever the answer.
+    pub(crate) fn was_asked_in(&self, generation: u64) -> bool {
+        locked(&self.standing).generation() == generation
+    }
+
+    pub(crate) fn is_open_in(&self, generation: u64) -> bool {
+        matches!(&*locked(&self.standing), Standing::Open(opened) if opened.generation == generation)
     }
 
     fn in_generation(&self, generation: u64) -> Result<Arc<Opened>, MissReason> {
@@ -88,22 +124,18 @@ impl SpaceState {
         }
     }
 
-    /// Claims the right to ask for it: nobody else is asking in this generation.
-    fn claim(&self, generation: u64) -> bool {
+    /// Claims the right to ask for it, unless somebody has it in this generation.
+    fn claim(&self, generation: u64) -> Claim {
         let mut standing = locked(&self.standing);
-        let asked = match &*standing {
-            Standing::Asked(asked) => *asked == generation,
-            Standing::Open(opened) => opened.generation == generation,
-            Standing::Closed | Standing::Refused(..) => false,
-        };
-        if !asked {
-            *standing = Standing::Asked(generation);
+        match &*standing {
+            newer if newer.generation() > generation => Claim::Outdated,
+            Standing::Asked(asked) if *asked == generation => Claim::Theirs,
+            Standing::Open(opened) if opened.generation == generation => Claim::Settled,
+            _ => {
+                *standing = Standing::Asked(generation);
+                Claim::Ours
+            }
         }
-        !asked
-    }
-
-    fn refused(&self, generation: u64, refused: &Refused) {
-        *locked(&self.standing) = Standing::Refused(generation, refused.reason);
     }
 
     /// The request was not sent: it may be asked for again.
@@ -121,53 +153,71 @@ pub(crate) fn open(
     state: &Arc<SpaceState>,
     until: Instant,
 ) -> Result<(), OpenError> {
-    let generation = connection.generation;
-    if !state.claim(generation) {
-        return wait_for_other(connection, state, until);
+    let mut has_waited = false;
+    loop {
+        if has_waited
+            && let Err(MissReason::Refused(reason)) = state.in_generation(connection.generation)
+        {
+            let detail = "another thread asked for it".into();
+            return Err(OpenError::Refused { reason, detail });
+        }
+        let missed = match post(connection, state, until) {
+            Ok(Claimed::Asked(ticket)) => return hear(connection, &ticket, until),
+            Ok(Claimed::Settled) => return Ok(()),
+            Ok(Claimed::Theirs) if connection.is_closed() => MissReason::Disconnected,
+            Ok(Claimed::Theirs) if Instant::now() >= until => MissReason::Deadline,
+            Ok(Claimed::Theirs) => {
+                let _nothing = connection.drain();
+                std::thread::sleep(LOOK_AGAIN);
+                has_waited = true;
+                continue;
+            }
+            Err(reason) => reason,
+        };
+        return Err(OpenError::Unanswered(missed));
+    }
+}
+
+/// Asks for a space without waiting for anything: the answer settles it whenever it comes. Where
+/// it cannot be sent at once, or somebody has asked already, nothing happens.
+pub(crate) fn ask(connection: &Arc<Connection>, state: &Arc<SpaceState>) {
+    let _given_up = post(connection, state, Instant::now());
+}
+
+enum Claimed {
+    Asked(Ticket),
+    Theirs,
+    Settled,
+}
+
+fn post(
+    connection: &Arc<Connection>,
+    state: &Arc<SpaceState>,
+    until: Instant,
+) -> Result<Claimed, MissReason> {
+    match state.claim(connection.generation) {
+        Claim::Ours => {}
+        Claim::Theirs => return Ok(Claimed::Theirs),
+        Claim::Settled => return Ok(Claimed::Settled),
+        Claim::Outdated => return Err(MissReason::Disconnected),
     }
     let request = Request::OpenSpace(OpenSpace { space: state.space.clone() });
-    let ticket = connection.post(&request, Expects::Opening(Arc::clone(state)), until).map_err(
-        |reason| {
-            state.unclaim(generation);
-            OpenError::Unanswered(reason)
-        },
-    )?;
-    // If no answer comes in time, it still opens the space when it does come.
+    let posted = connection.post(&request, Expects::Opening(Arc::clone(state)), until);
+    if posted.is_err() {
+        state.unclaim(connection.generation);
+    }
+    posted.map(Claimed::Asked)
+}
+
+/// Waits for the answer. If none comes in time, it still settles the space when it does come.
+fn hear(connection: &Connection, ticket: &Ticket, until: Instant) -> Result<(), OpenError> {
     match ticket.reply(until).map_err(OpenError::Unanswered)? {
         Reply::SpaceOpened(_) => Ok(()),
-        Reply::Refused(refused) => {
-            state.refused(generation, &refused);
-            Err(OpenError::Refused { reason: refused.reason, detail: refused.detail })
-        }
+        Reply::Refused(Refused { reason, detail }) => Err(OpenError::Refused { reason, detail }),
         other => {
             let reason = not_expected(connection, &other, "an open space");
             Err(OpenError::Unanswered(reason))
         }
-    }
-}
-
-fn wait_for_other(
-    connection: &Connection,
-    state: &SpaceState,
-    until: Instant,
-) -> Result<(), OpenError> {
-    loop {
-        match state.in_generation(connection.generation) {
-            Ok(_) => return Ok(()),
-            Err(MissReason::Refused(reason)) => {
-                let detail = "another thread asked for it".into();
-                return Err(OpenError::Refused { reason, detail });
-            }
-            Err(_) if connection.is_closed() => {
-                return Err(OpenError::Unanswered(MissReason::Disconnected));
-            }
-            Err(_) if Instant::now() >= until => {
-                return Err(OpenError::Unanswered(MissReason::Deadline));
-            }
-            Err(_) => {}
-        }
-        let _nothing = connection.drain();
-        std::thread::sleep(LOOK_AGAIN);
     }
 }
 
@@ -260,5 +310,65 @@ impl SpaceHandle {
             other => other?,
         };
         Ok((connection, opened))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+    use undercroft_arena::Staging;
+    use undercroft_wire::{Dtype, Family, Geometry, Rank};
+
+    pub(crate) fn state() -> SpaceState {
+        let family = Family {
+            model: [7; 32],
+            adapter: [0; 32],
+            dtype: Dtype::Bf16,
+            quantization: "none".into(),
+            attention: "rope".into(),
+            layout: "nhd".into(),
+            layers: 1,
+            kv_heads: 1,
+            page_tokens: 16,
+        };
+        let geometry = Geometry::new(1, 2, 2048).unwrap();
+        SpaceState::new(Space { family, rank: Rank::Shared, group: 0, geometry })
+    }
+
+    fn opened(generation: u64) -> Opened {
+        let staging = Staging::create(1, 4096).unwrap();
+        let fd = staging.fd().try_clone_to_owned().unwrap();
+        let staging = StagingView::map(fd, 1, 4096).unwrap();
+        Opened { generation, id: SpaceId(generation as u32), staging }
+    }
+
+    /// A thread that was interrupted with an old connection in its hands.
+    #[test]
+    fn an_older_connection_never_takes_a_space_from_a_newer_one() {
+        let state = state();
+        assert_eq!(state.claim(1), Claim::Ours);
+        assert_eq!(state.claim(1), Claim::Theirs);
+        state.close(1);
+        assert_eq!(state.claim(2), Claim::Ours);
+        state.opened(opened(2));
+        assert_eq!((state.claim(1), state.claim(2)), (Claim::Outdated, Claim::Settled));
+        state.unclaim(1);
+        state.refused(1, RefusedReason::Busy);
+        state.opened(opened(1));
+        state.close(1);
+        assert_eq!(state.in_generation(2).unwrap().id, SpaceId(2));
+        state.close(2);
+        assert_eq!(state.in_generation(2).unwrap_err(), MissReason::NotOpen);
+    }
+
+    #[test]
+    fn a_space_that_could_not_be_asked_for_is_nobodys() {
+        let state = state();
+        assert_eq!(state.claim(1), Claim::Ours);
+        state.unclaim(1);
+        assert!(!state.was_asked_in(1));
+        assert_eq!(state.claim(1), Claim::Ours);
     }
 }

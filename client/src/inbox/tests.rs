@@ -61,10 +61,16 @@ fn replies() -> Vec<Reply> {
 
 /// Sorts bytes as if they had come in at once.
 fn sort(inbox: &mut Inbox, bytes: &[u8]) -> Result<Vec<Chore>, Lost> {
+    sort_with(inbox, bytes, None)
+}
+
+/// The same with a descriptor.
+fn sort_with(inbox: &mut Inbox, bytes: &[u8], fd: Option<OwnedFd>) -> Result<Vec<Chore>, Lost> {
     let (mut ours, theirs) = UnixStream::pair().unwrap();
     ours.write_all(bytes).unwrap();
     let mut reader = Reader::new();
     reader.fill(theirs.as_fd())?;
+    reader.fds.extend(fd);
     let mut chores = Vec::new();
     inbox.sort(1, &mut reader, &mut chores)?;
     Ok(chores)
@@ -163,4 +169,23 @@ fn a_second_welcome_and_a_part_without_its_descriptor_break_the_rules() {
     assert!(sort(&mut inbox, &welcome).is_err());
     let added = PartAdded { part: PartId(0), bytes: 4096, board_offset: 0 };
     assert!(sort(&mut inbox, &frame(0, &Reply::PartAdded(added))).is_err());
+}
+
+/// Another connection may have its own by then.
+#[test]
+fn what_comes_with_descriptors_after_the_end_changes_nothing() {
+    let state = Arc::new(crate::space::tests::state());
+    let mut inbox = inbox();
+    sort(&mut inbox, &frame(1, &replies()[0])).unwrap();
+    let request = inbox.expect(Expects::Opening(Arc::clone(&state))).unwrap();
+    inbox.enter().unwrap();
+    inbox.close(Lost::Ended);
+    let staging = undercroft_arena::Staging::create(1, 4096).unwrap();
+    let fd = || Some(staging.fd().try_clone_to_owned().unwrap());
+    let opened = SpaceOpened { space: SPACE, slots: 1, slot_bytes: 4096 };
+    sort_with(&mut inbox, &frame(request.0, &Reply::SpaceOpened(opened)), fd()).unwrap();
+    assert!(!state.is_open_in(1));
+    let added = PartAdded { part: PartId(0), bytes: 4096, board_offset: 0 };
+    sort_with(&mut inbox, &frame(0, &Reply::PartAdded(added)), fd()).unwrap();
+    assert!(inbox.parts.is_empty() && inbox.early.is_empty());
 }

@@ -9,6 +9,7 @@ mod fake_daemon;
 mod faults;
 mod happy;
 mod many_threads;
+mod opening;
 mod reconnect;
 mod shelf;
 mod slots;
