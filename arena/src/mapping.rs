@@ -3,7 +3,7 @@
     reason = "mapping memory is a raw system call; the only mmap of the workspace"
 )]
 
-use crate::smaps;
+use crate::{memfd, smaps};
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -61,12 +61,31 @@ impl Mapping {
             return map.map_err(|e| errno(&e)).and_then(Self::anywhere);
         }
         let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
-        let reserved = Aligned::reserve(len)?;
+        if memfd::is_hugetlb(fd) {
+            // The kernel aligns reserved huge pages by itself, and refuses them where it has none.
+            // SAFETY: no address is asked for, so nothing existing is replaced.
+            let base =
+                unsafe { rustix::mm::mmap(ptr::null_mut(), len, prot, MapFlags::SHARED, fd, 0)? };
+            let base = NonNull::new(base.cast()).ok_or(Errno::NOMEM)?;
+            return Ok(Self::aligned(Aligned { base, len }));
+        }
+        let none = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        let reserved = Aligned::anonymous(len, ProtFlags::empty(), none)?;
         let at = reserved.base.as_ptr().cast::<c_void>();
         // SAFETY: `at..at + len` is the reservation made above: mapped by us, used by nobody, and
         // replaced as a whole.
-        unsafe { rustix::mm::mmap(at, len, prot, MapFlags::SHARED | MapFlags::FIXED, fd, 0)? };
-        Ok(Self::aligned(reserved))
+        let placed =
+            unsafe { rustix::mm::mmap(at, len, prot, MapFlags::SHARED | MapFlags::FIXED, fd, 0) };
+        match placed {
+            Ok(_) => Ok(Self::aligned(reserved)),
+            Err(errno) => {
+                // The kernel may have taken the reservation away before it failed, and another
+                // thread may have mapped something there since: it is not ours to unmap any more.
+                // What is left of it is addresses without memory.
+                std::mem::forget(reserved);
+                Err(errno)
+            }
+        }
     }
 
     /// Maps `len` bytes of private zeroed memory.
@@ -75,12 +94,8 @@ impl Mapping {
             let map = options(len).map_anon().map_err(|e| errno(&e))?;
             return Self::anywhere(map.into());
         }
-        let reserved = Aligned::reserve(len)?;
-        let at = reserved.base.as_ptr().cast::<c_void>();
         let prot = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: as in `shared`.
-        unsafe { rustix::mm::mmap_anonymous(at, len, prot, MapFlags::PRIVATE | MapFlags::FIXED)? };
-        Ok(Self::aligned(reserved))
+        Aligned::anonymous(len, prot, MapFlags::PRIVATE).map(Self::aligned)
     }
 
     fn anywhere(map: MmapRaw) -> Result<Self, Errno> {
@@ -175,17 +190,14 @@ impl Mapping {
 }
 
 impl Aligned {
-    /// Reserves `len` bytes of addresses without memory behind them.
-    fn reserve(len: usize) -> Result<Self, Errno> {
+    /// Maps `len` bytes without a file.
+    fn anonymous(len: usize, prot: ProtFlags, flags: MapFlags) -> Result<Self, Errno> {
         let whole = len.checked_add(HUGE_BYTES).ok_or(Errno::NOMEM)?;
-        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: no address is asked for, so nothing existing is replaced.
-        let start = unsafe {
-            rustix::mm::mmap_anonymous(ptr::null_mut(), whole, ProtFlags::empty(), flags)?
-        };
+        let start = unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), whole, prot, flags)? };
         let start = start.cast::<u8>();
         let head = start.align_offset(HUGE_BYTES);
-        // SAFETY: `head <= HUGE_BYTES`, so all three ranges lie inside the reservation; nobody
+        // SAFETY: `head <= HUGE_BYTES`, so all three ranges lie inside what was just mapped; nobody
         // knows its address yet.
         unsafe {
             if head > 0 {
