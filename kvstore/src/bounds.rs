@@ -7,6 +7,8 @@ use undercroft_wire::Stamp;
 
 /// Sessions that only hold leases are counted, too: one each for as many as may be connected.
 const SESSIONS_PER_CONNECTION: u32 = 2;
+/// Pages that one step of the control thread looks at for one request: some 200 microseconds.
+const STEP_PAGES: u32 = 1024;
 
 pub(crate) fn limits(config: &Config) -> Limits {
     let ssd_bytes = config.ssd.as_ref().map_or(0, SsdConfig::bytes);
@@ -47,6 +49,7 @@ pub(crate) fn core_config(
         devices: devices.collect(),
         demote_ahead: config.demote_ahead,
         fetch_window: config.fetch_window,
+        step_pages: STEP_PAGES,
         notes: true,
         first_stamp: first_stamp.0,
         policy: Policy::Lru,

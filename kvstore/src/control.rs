@@ -39,6 +39,8 @@ const TURN: Duration = Duration::from_millis(1);
 const STAMPS: u64 = 1 << 20;
 /// Answers are sent at the end of a turn, or as soon as so many bytes wait.
 const FLUSH_BYTES: usize = 256 << 10;
+/// Actions that there is kept room for, however many a step had.
+const KEPT_ACTIONS: usize = 4096;
 
 /// The control thread's state.
 pub(crate) struct Control {
@@ -164,6 +166,7 @@ impl Control {
         for action in actions.drain(..) {
             self.perform(action);
         }
+        actions.shrink_to(KEPT_ACTIONS);
         self.actions = actions;
     }
 

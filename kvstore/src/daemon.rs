@@ -331,6 +331,8 @@ async fn work(
 
 async fn until(at: Option<Instant>) {
     match at {
+        // The runtime's clock ticks once a millisecond: what is due goes on as soon as sessions had their turn.
+        Some(at) if at <= Instant::now() => tokio::task::yield_now().await,
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
     }

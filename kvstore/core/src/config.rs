@@ -122,6 +122,9 @@ pub struct Config {
     pub demote_ahead: u32,
     /// Pages a fetch may have in flight from SSD.
     pub fetch_window: u32,
+    /// Pages that one step looks at on behalf of whoever asked for more. The rest is done in the steps
+    /// that follow.
+    pub step_pages: u32,
     /// Whether to collect what must be remembered over a restart
     /// ([`crate::Core::drain_notes`]).
     pub notes: bool,
@@ -161,6 +164,7 @@ impl Default for Config {
             devices: Vec::new(),
             demote_ahead: 64,
             fetch_window: 32,
+            step_pages: 1024,
             notes: false,
             first_stamp: 0,
             policy: Policy::Lru,
@@ -193,6 +197,7 @@ impl Config {
         range(devices <= MAX_DEVICES, "devices", devices as u64, "64 or fewer")?;
         let window = self.fetch_window;
         range(window > 0, "fetch_window", 0, "1 or more")?;
+        range(self.step_pages > 0, "step_pages", 0, "1 or more")?;
         let limits = &self.limits;
         range(limits.max_proofs_per_device > 0, "max_proofs_per_device", 0, "1 or more")?;
         range(limits.max_relocations_per_device > 0, "max_relocations_per_device", 0, "1 or more")?;

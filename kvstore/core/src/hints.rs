@@ -1,5 +1,4 @@
 use crate::commits::NOT_OPEN;
-use crate::page::{Mark, PageId};
 use crate::{Action, Core};
 use undercroft_wire::{Hint, HintKind, RefusedReason, RequestId, SessionId};
 
@@ -28,22 +27,5 @@ impl Core {
             _ => {}
         }
         self.done(session, request, actions);
-    }
-
-    /// Makes a leaf, and the ancestors that have no other descendants, the oldest of all.
-    fn cool(&mut self, leaf: PageId) {
-        let mut next = Some(leaf);
-        let mut has_child = false;
-        while let Some(id) = next {
-            let first = self.index[id].first_child;
-            let only = first.is_none_or(|child| self.index[child].next_sibling.is_none());
-            if first.is_some() != has_child || !only {
-                break;
-            }
-            self.restamp(id, 0);
-            self.index[id].set(Mark::Touched, false);
-            next = self.index[id].parent;
-            has_child = true;
-        }
     }
 }

@@ -52,6 +52,7 @@ mod spaces;
 mod stats;
 mod timers;
 mod tokens;
+mod waves;
 mod worth;
 
 pub use action::{Action, FramePlace};

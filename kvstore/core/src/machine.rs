@@ -16,6 +16,7 @@ use crate::spaces::{ClassId, Space, Spaces};
 use crate::stats::{SessionLeases, SpaceInfo, Stats};
 use crate::timers::Timer;
 use crate::tokens::Tokens;
+use crate::waves::Waves;
 use crate::{Action, Config, ConfigError, Event, Micros};
 use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -53,6 +54,7 @@ pub struct Core {
     pub(crate) devices: Devices,
     pub(crate) segments: SegmentNumbers,
     pub(crate) reach: Reach,
+    pub(crate) waves: Waves,
     /// Fetches to take further before the step ends.
     pub(crate) ready: VecDeque<FetchId>,
     /// Classes to look at before the step ends.
@@ -98,6 +100,7 @@ impl Core {
             devices: Devices::new(&config.devices),
             segments: SegmentNumbers::default(),
             reach: Reach::default(),
+            waves: Waves::new(config.domains.len()),
             ready: VecDeque::new(),
             hungry: Vec::new(),
             tokens: Tokens::new(config.seed),
@@ -115,6 +118,8 @@ impl Core {
     /// backwards: a `now` before an earlier one counts as that earlier one.
     pub fn step(&mut self, now: Micros, event: Event<'_>, actions: &mut Vec<Action>) {
         self.now = self.now.max(now);
+        self.notes.trim();
+        self.waves.left = self.config.step_pages;
         self.expire(actions);
         match event {
             Event::Tick => {}
@@ -189,7 +194,7 @@ impl Core {
 
     /// Follows up what the event has set in motion until nothing moves without the world.
     fn come_to_rest(&mut self, actions: &mut Vec<Action>) {
-        let mut budget = BACKGROUND_PAGES;
+        let mut budget = BACKGROUND_PAGES.min(self.config.step_pages as usize);
         for round in 0_u32.. {
             debug_assert!(round < 1 << 20, "what an event sets in motion comes to rest");
             if let Some(fetch) = self.ready.pop_front() {
@@ -203,6 +208,7 @@ impl Core {
                 self.prove(actions);
                 budget -= self.forget_lost(budget);
                 budget -= self.pass_on_reach(budget);
+                budget -= self.pass_on_waves(budget);
                 if self.ready.is_empty() && self.hungry.is_empty() {
                     return;
                 }
@@ -215,7 +221,7 @@ impl Core {
     #[must_use]
     pub fn next_timer(&self) -> Option<Micros> {
         let behind = self.devices.next_to_forget().is_some() || self.is_reach_behind();
-        if behind || self.is_draining() {
+        if behind || self.has_waves() || self.is_draining() {
             return Some(self.now);
         }
         self.timers.first().map(|(due, _)| *due)

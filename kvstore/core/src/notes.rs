@@ -125,9 +125,19 @@ pub(crate) struct Notes {
     list: Vec<Note>,
 }
 
+/// Notes that the list keeps room for, whatever a step before had to say.
+const KEPT_NOTES: usize = 4096;
+
 impl Notes {
     pub(crate) fn new(wanted: bool) -> Self {
         Self { wanted, list: Vec::new() }
+    }
+
+    /// Gives back the room that only a rare step needs.
+    pub(crate) fn trim(&mut self) {
+        if self.list.is_empty() {
+            self.list.shrink_to(KEPT_NOTES);
+        }
     }
 
     pub(crate) fn add(&mut self, note: impl FnOnce() -> Note) {

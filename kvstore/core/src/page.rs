@@ -90,6 +90,8 @@ pub(crate) enum Mark {
     Pending = 1 << 5,
     /// Stands in its class's eviction order.
     Ordered = 1 << 6,
+    /// May be newer than its parent, which waits to be looked at.
+    Rising = 1 << 7,
 }
 
 /// All that is known of one page. Without any tier it stays only while it has children or
@@ -306,6 +308,7 @@ impl Page {
             && self.keeps == 0
             && self.relocating == 0
             && !self.is(Mark::Pending)
+            && !self.is(Mark::Rising)
     }
 
     /// Where it stands in the eviction order.

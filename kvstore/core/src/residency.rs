@@ -5,21 +5,6 @@ use undercroft_wire::FrameId;
 
 /// What happens to one page, whoever asks: touching, pinning, leaving a tier, being forgotten.
 impl Core {
-    /// Marks a page as used by the request `stamp`. Ancestors are used with it, so a page is
-    /// never newer than the one before it: raising stops where that holds already.
-    pub(crate) fn touch(&mut self, page: PageId, stamp: u64) {
-        let mut next = Some(page);
-        while let Some(id) = next {
-            let page = &mut self.index[id];
-            if page.stamp >= stamp {
-                break;
-            }
-            page.set(Mark::Touched, true);
-            next = page.parent;
-            self.restamp(id, stamp);
-        }
-    }
-
     pub(crate) fn restamp(&mut self, id: PageId, stamp: u64) {
         self.unorder(id);
         let page = &mut self.index[id];

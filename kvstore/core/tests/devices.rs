@@ -253,6 +253,7 @@ fn a_lost_device_takes_its_own_pages_only() {
     world.lose(FIRST);
     assert_eq!(world.outcome(1, 1), FetchOutcome::Missing);
     assert_eq!(world.lookup(1, space, &left).pages, 0);
+    world.advance(world.now);
     let state = world.report(FIRST);
     assert_eq!((state.state, state.fill.pages), (DeviceState::Lost, 0));
     assert_eq!(world.core.ssd().unwrap().capacity_bytes, 100 * 4096);

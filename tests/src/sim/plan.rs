@@ -237,6 +237,7 @@ fn core_config(
         fetch_window: rng.u32(1..=4),
         limits: Limits { max_pages: 4096, max_sessions: 64, ..Limits::default() },
         seed: rng.u64(..),
+        step_pages: rng.u32(1..=8),
         ..Config::default()
     }
 }

@@ -43,6 +43,7 @@ pub(crate) fn config(sizes: &[Size]) -> Config {
         slab_bytes: 2 * 4096,
         demote_ahead: 2,
         fetch_window: 2,
+        step_pages: 2,
         ..Config::default()
     }
 }

@@ -127,6 +127,8 @@ pub(crate) struct World {
     pub(crate) modes: HashMap<SessionId, Mode>,
     pub(crate) processes: HashMap<SessionId, u32>,
     pub(crate) audits: bool,
+    /// The most notes that one step made.
+    pub(crate) most_notes: usize,
     pub(crate) config: Config,
     /// What is remembered of this daemon.
     pub(crate) state: State,
@@ -165,6 +167,7 @@ impl World {
             modes: HashMap::new(),
             processes: HashMap::new(),
             audits: true,
+            most_notes: 0,
             next_part: 0,
             next_lease: 0,
             next_request: 0,
@@ -203,7 +206,9 @@ impl World {
             self.dead = true;
             return;
         }
-        self.core.drain_notes().for_each(|note| self.state.note(note));
+        let mut notes = 0;
+        self.core.drain_notes().inspect(|_| notes += 1).for_each(|note| self.state.note(note));
+        self.most_notes = self.most_notes.max(notes);
         if self.audits {
             self.core.audit();
             self.state.check(&self.core);

@@ -1,0 +1,203 @@
+use crate::Core;
+use crate::domains::DomainAt;
+use crate::page::{Mark, PageId};
+use std::collections::VecDeque;
+use undercroft_wire::{PageKey, SpaceId};
+
+/// Chains of one domain that wait to be cooled further. A hint beyond that reaches no further than
+/// its step does.
+const MAX_COOLING: usize = 64;
+
+/// Changes of stamps that are passed on along chains, from pages to those before them.
+///
+/// A chain may be as long as the index, and one small request touches all of it. So a step passes
+/// on as much as [`crate::Config::step_pages`], and what is left goes on a few pages a step,
+/// domain by domain in turn. Until it has arrived a page may be newer than the one before it;
+/// [`Core::next_timer`] is due as long.
+#[derive(Debug)]
+pub(crate) struct Waves {
+    domains: Vec<DomainWaves>,
+    /// Whose turn it is.
+    turn: usize,
+    /// How many entries there are over all domains.
+    waiting: usize,
+    /// Pages that the step under way may still do at once.
+    pub(crate) left: u32,
+}
+
+#[derive(Debug, Default)]
+struct DomainWaves {
+    /// Pages that may be newer than their parent. They stay known until they are looked at. The
+    /// last comes first: a later wave runs into an earlier one and ends it.
+    rising: Vec<PageId>,
+    /// Pages that are to be cooled if their only child is.
+    cooling: VecDeque<(SpaceId, PageKey)>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Wave {
+    Rising(PageId),
+    Cooling(SpaceId, PageKey),
+}
+
+impl Waves {
+    pub(crate) fn new(domains: usize) -> Self {
+        let domains = (0..domains).map(|_| DomainWaves::default()).collect();
+        Self { domains, turn: 0, waiting: 0, left: 0 }
+    }
+
+    fn of(&mut self, domain: DomainAt) -> &mut DomainWaves {
+        &mut self.domains[domain.0 as usize]
+    }
+
+    fn rise(&mut self, domain: DomainAt, page: PageId) {
+        self.of(domain).rising.push(page);
+        self.waiting += 1;
+    }
+
+    fn cool(&mut self, domain: DomainAt, page: (SpaceId, PageKey)) {
+        let cooling = &mut self.of(domain).cooling;
+        if cooling.len() < MAX_COOLING {
+            cooling.push_back(page);
+            self.waiting += 1;
+        }
+    }
+
+    fn pop(&mut self) -> Option<Wave> {
+        if self.waiting == 0 {
+            return None;
+        }
+        loop {
+            self.turn = (self.turn + 1) % self.domains.len();
+            let domain = &mut self.domains[self.turn];
+            let rising = domain.rising.pop().map(Wave::Rising);
+            let cooling =
+                || domain.cooling.pop_front().map(|(space, key)| Wave::Cooling(space, key));
+            if let Some(wave) = rising.or_else(cooling) {
+                self.waiting -= 1;
+                return Some(wave);
+            }
+        }
+    }
+
+    /// Checks the count; returns the pages that may be newer than their parents.
+    pub(crate) fn audit(&self) -> impl Iterator<Item = PageId> + '_ {
+        let waiting = self.domains.iter().map(|domain| domain.rising.len() + domain.cooling.len());
+        assert_eq!(waiting.sum::<usize>(), self.waiting, "waves are counted");
+        self.domains.iter().flat_map(|domain| &domain.rising).copied()
+    }
+}
+
+impl Core {
+    /// Whether changes of stamps wait to be passed on.
+    pub(crate) fn has_waves(&self) -> bool {
+        self.waves.waiting > 0
+    }
+
+    /// Whether the step under way may look at one more page of a chain.
+    fn may_go_on(&mut self) -> bool {
+        let may = self.waves.left > 0;
+        self.waves.left -= u32::from(may);
+        may
+    }
+
+    /// Marks a page as used by the request `stamp`. Ancestors are used with it, so a page is
+    /// never newer than the one before it: raising stops where that holds already.
+    pub(crate) fn touch(&mut self, page: PageId, stamp: u64) {
+        if self.index[page].stamp >= stamp {
+            return;
+        }
+        self.raise(page, stamp);
+        let mut id = page;
+        while let Some(parent) = self.older_parent(id) {
+            if !self.may_go_on() {
+                return self.raise_later(id);
+            }
+            self.raise(parent, stamp);
+            id = parent;
+        }
+    }
+
+    fn raise(&mut self, id: PageId, stamp: u64) {
+        self.index[id].set(Mark::Touched, true);
+        self.restamp(id, stamp);
+    }
+
+    /// The page's parent, if that is the older one.
+    fn older_parent(&self, id: PageId) -> Option<PageId> {
+        let page = &self.index[id];
+        page.parent.filter(|parent| self.index[*parent].stamp < page.stamp)
+    }
+
+    fn raise_later(&mut self, id: PageId) {
+        if self.index[id].is(Mark::Rising) {
+            return;
+        }
+        self.index[id].set(Mark::Rising, true);
+        let domain = self.domain_of_space(self.index[id].space);
+        self.waves.rise(domain, id);
+    }
+
+    /// Makes a leaf, and the ancestors that have no other descendants, the oldest of all.
+    pub(crate) fn cool(&mut self, leaf: PageId) {
+        if self.index[leaf].first_child.is_none() {
+            self.cool_one(leaf);
+            self.cool_above(leaf);
+        }
+    }
+
+    fn cool_one(&mut self, id: PageId) {
+        self.restamp(id, 0);
+        self.index[id].set(Mark::Touched, false);
+    }
+
+    fn cool_above(&mut self, cooled: PageId) {
+        let mut id = cooled;
+        while let Some(parent) = self.index[id].parent.filter(|parent| self.may_cool(*parent)) {
+            if !self.may_go_on() {
+                let page = &self.index[parent];
+                let (space, key) = (page.space, page.key);
+                let domain = self.domain_of_space(space);
+                return self.waves.cool(domain, (space, key));
+            }
+            self.cool_one(parent);
+            id = parent;
+        }
+    }
+
+    /// Whether the page has one child, and that is of the oldest.
+    fn may_cool(&self, id: PageId) -> bool {
+        let child = self.index[id].first_child.map(|child| &self.index[child]);
+        child.is_some_and(|child| child.next_sibling.is_none() && child.stamp == 0)
+    }
+
+    /// Goes on with no more than `limit` pages; returns with how many.
+    pub(crate) fn pass_on_waves(&mut self, limit: usize) -> usize {
+        for passed in 0..limit {
+            match self.waves.pop() {
+                None => return passed,
+                Some(Wave::Rising(id)) => self.rise_on(id),
+                Some(Wave::Cooling(space, key)) => {
+                    if let Some(id) = self.index.find(space, &key).filter(|id| self.may_cool(*id)) {
+                        self.waves.left = 0;
+                        self.cool_one(id);
+                        self.cool_above(id);
+                    }
+                }
+            }
+        }
+        limit
+    }
+
+    fn rise_on(&mut self, id: PageId) {
+        self.index[id].set(Mark::Rising, false);
+        if let Some(parent) = self.older_parent(id) {
+            let stamp = self.index[id].stamp;
+            self.raise(parent, stamp);
+            if self.older_parent(parent).is_some() {
+                self.raise_later(parent);
+            }
+        }
+        self.prune(id);
+    }
+}

@@ -1,0 +1,82 @@
+//! One small request may concern as much as there is. No step does all of it: what is done of it in
+//! one is bounded, the rest goes on between other requests, and in the end it is as if it had been
+//! done at once.
+
+#![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+mod world;
+
+use undercroft_core::Config;
+use undercroft_wire::{Hint, HintKind, Mode, PageKey, Request, SpaceId, Stamp};
+use world::{World, key};
+
+const STEP: u32 = 16;
+const LONG: u64 = 1000;
+
+/// A world with room for `frames` pages whose steps do no more than [`STEP`] pages.
+fn world(frames: u64) -> (World, SpaceId) {
+    let config = Config { slab_bytes: 64 * 4096, step_pages: STEP, ..Config::default() };
+    let mut world = World::with_frames(frames, config);
+    world.audits = false;
+    world.open(1, 1, Mode::ZeroCopy);
+    let space = world.open_space(1, 1, 4096, 64);
+    (world, space)
+}
+
+fn chain(number: u64, length: u64) -> Vec<PageKey> {
+    (0..length).map(|depth| key(number, depth)).collect()
+}
+
+fn hint(world: &mut World, space: SpaceId, leaf: PageKey, kind: HintKind) {
+    let keys = std::slice::from_ref(&leaf);
+    world.ask(1, &Request::Hint(Hint { space, keys: keys.into(), kind }));
+}
+
+/// Lets the core do all that it has put off.
+fn rest(world: &mut World) {
+    world.advance(world.now);
+    world.core.audit();
+    world.state.check(&world.core);
+}
+
+#[test]
+fn a_hint_on_a_long_chain_is_passed_on_a_few_pages_a_step() {
+    let (mut world, space) = world(2 * LONG);
+    let (old, new) = (chain(1, LONG), chain(2, LONG));
+    for keys in [&old, &new] {
+        assert_eq!(world.store(1, space, keys, 0, Stamp(0)), keys.len());
+    }
+    rest(&mut world);
+    world.most_notes = 0;
+    for _ in 0..3 {
+        hint(&mut world, space, old[LONG as usize - 1], HintKind::Active);
+        world.core.audit();
+    }
+    assert!(world.core.next_timer().is_some(), "there is more to pass on");
+    rest(&mut world);
+    let most = 2 * STEP as usize + 1;
+    assert!(world.most_notes <= most, "{} pages in one step", world.most_notes);
+    // The chain that was used last stays, and all of it.
+    assert_eq!(world.store(1, space, &chain(3, LONG), 0, Stamp(0)), LONG as usize);
+    assert_eq!(world.lookup(1, space, &old).pages, LONG as u32);
+    assert_eq!(world.lookup(1, space, &new).pages, 0);
+}
+
+#[test]
+fn a_chain_that_has_ended_is_cooled_a_few_pages_a_step() {
+    let (mut world, space) = world(2 * LONG);
+    let (old, new) = (chain(1, LONG), chain(2, LONG));
+    for keys in [&old, &new] {
+        assert_eq!(world.store(1, space, keys, 0, Stamp(0)), keys.len());
+    }
+    rest(&mut world);
+    world.most_notes = 0;
+    hint(&mut world, space, new[LONG as usize - 1], HintKind::Ended);
+    assert!(world.core.next_timer().is_some(), "there is more to cool");
+    rest(&mut world);
+    let most = 2 * STEP as usize + 1;
+    assert!(world.most_notes <= most, "{} pages in one step", world.most_notes);
+    assert_eq!(world.store(1, space, &chain(3, LONG), 0, Stamp(0)), LONG as usize);
+    assert_eq!(world.lookup(1, space, &old).pages, LONG as u32);
+    assert_eq!(world.lookup(1, space, &new).pages, 0);
+}
