@@ -29,6 +29,12 @@ pub(crate) fn create(bytes: u64, hugetlb: bool) -> Result<OwnedFd, ArenaError> {
     Ok(fd)
 }
 
+/// Whether the kernel makes no memfd that can never be run as a program.
+pub(crate) fn is_refused_noexec() -> bool {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL;
+    matches!(rustix::fs::memfd_create(NAME, flags), Err(Errno::INVAL))
+}
+
 /// Opens the same memory once more, unable to write: a descriptor fit to be handed out.
 pub(crate) fn reopen_read_only(fd: &OwnedFd, bytes: u64) -> Result<OwnedFd, ArenaError> {
     let path = format!("/proc/self/fd/{}", fd.as_raw_fd());

@@ -5,8 +5,8 @@ use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
 use undercroft_client::wire::{
-    DeviceCondition, DomainStatus, Mode, SsdDeviceStatus, SsdStatus, StartKind, StartStatus,
-    StatusReport, TierStatus,
+    DeviceCondition, DomainStatus, Mode, ProcessState, SessionStatus, SsdDeviceStatus, SsdStatus,
+    StartKind, StartStatus, StatusReport, TierStatus,
 };
 use undercroft_client::{Client, ConnectOptions, Wait};
 
@@ -240,32 +240,52 @@ fn render_traffic(report: &StatusReport, out: &mut Lines) {
         );
     }
     for session in &report.sessions {
-        let mode = match session.mode {
-            Mode::ZeroCopy => "zero-copy",
-            Mode::Copy => "copy",
-        };
-        let lingering = if session.lingering { ", gone but still leasing" } else { "" };
-        out.line(
-            "session",
-            format!(
-                "{} \"{}\" pid {} uid {}: {mode}, {} leases on {} pages{lingering}",
-                session.session,
-                session.name,
-                session.pid,
-                session.uid,
-                session.leases,
-                session.leased_pages
-            ),
-        );
+        render_session(session, out);
     }
     for refused in &report.refused {
         out.line("refused", refused.clone());
+    }
+    for fallback in &report.fallbacks {
+        out.line("fallback", fallback.to_string());
     }
     if report.protocol_errors > 0 {
         out.line(
             "protocol",
             format!("{} session(s) closed for malformed messages", report.protocol_errors),
         );
+    }
+}
+
+fn render_session(session: &SessionStatus, out: &mut Lines) {
+    let mode = match (session.mode, session.copy_reason) {
+        (Mode::ZeroCopy, _) => "zero-copy".to_owned(),
+        (Mode::Copy, None) => "copy".to_owned(),
+        (Mode::Copy, Some(reason)) => format!("copy ({reason})"),
+    };
+    let lingering = if session.lingering { ", gone but still leasing" } else { "" };
+    out.line(
+        "session",
+        format!(
+            "{} \"{}\" pid {} uid {}: {mode}, {} leases on {} pages ({}){lingering}",
+            session.session,
+            session.name,
+            session.pid,
+            session.uid,
+            session.leases,
+            session.leased_pages,
+            bytes(session.leased_bytes),
+        ),
+    );
+    if session.alarm {
+        let does = match session.process {
+            ProcessState::Unknown => "silent",
+            ProcessState::Alive => "alive but silent",
+            ProcessState::Stopped => "stopped, and silent",
+            ProcessState::Dead => "dead, and silent",
+        };
+        let (pid, held) = (session.pid, bytes(session.leased_bytes));
+        let silent = age(session.silent_ms);
+        out.line("ALARM", format!("process {pid} is {does} for {silent} and holds {held} of DRAM"));
     }
 }
 

@@ -144,6 +144,11 @@ impl Arena {
         self.iter().filter(move |(_, part)| part.domain == domain)
     }
 
+    /// Whether nobody but the daemon can open a domain's parts for writing, whatever his rights.
+    pub(crate) fn is_protected(&self, domain: DomainId) -> bool {
+        self.of(domain).all(|(_, part)| part.part.is_protected())
+    }
+
     pub(crate) fn board(&self, domain: DomainId) -> Option<&SharedBoard> {
         self.boards.get(&domain)
     }

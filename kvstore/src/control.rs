@@ -3,6 +3,7 @@
 
 mod greeting;
 mod inheriting;
+mod silence;
 mod spaces;
 
 use crate::arena::Arena;
@@ -11,6 +12,7 @@ use crate::copy_pool::{Copied, CopyJob, CopyPool, Direction};
 use crate::device::{Completed, Device};
 use crate::domains::Domains;
 use crate::estate::Heirloom;
+use crate::kernel;
 use crate::listener::BoundSocket;
 use crate::mourner::Mourner;
 use crate::recovery::Found;
@@ -29,8 +31,8 @@ use undercroft_arena::{Span, State};
 use undercroft_core::{Action, CopyOutcome, Core, Event, FramePlace, Health, Micros};
 use undercroft_ssd_tier::Op;
 use undercroft_wire::{
-    DeviceId, Origin, Refused, RefusedReason, Reply, Request, RequestId, SessionId, SlotId,
-    SpaceDigest, SpaceId, Stamp, StartStatus, decode_request,
+    DeviceId, Fallback, Origin, Refused, RefusedReason, Reply, Request, RequestId, SessionId,
+    SlotId, SpaceDigest, SpaceId, Stamp, StartStatus, decode_request,
 };
 
 /// How long one session's requests are handled before it is somebody else's turn.
@@ -73,6 +75,12 @@ pub(crate) struct Control {
     unlocked: HashSet<DeviceId>,
     /// When frames that were being filled then are free although no device says so.
     pub(crate) settled_by: Option<Instant>,
+    /// When sessions that hold frames are next looked at for their silence; `None` while none does.
+    pub(crate) listen_at: Option<Instant>,
+    /// How often one was found silent for too long.
+    pub(crate) lease_alarms: u64,
+    /// What the kernel does not have.
+    pub(crate) fallbacks: Vec<Fallback>,
     /// The session of the daemon that takes over.
     successor: Option<SessionId>,
     /// Rung when another daemon takes over.
@@ -115,6 +123,9 @@ impl Control {
             look_again: Arc::new(Notify::new()),
             unlocked: HashSet::new(),
             settled_by: None,
+            listen_at: None,
+            lease_alarms: 0,
+            fallbacks: kernel::fallbacks(),
             successor: None,
             leaving: Arc::new(Notify::new()),
         }
@@ -336,6 +347,9 @@ impl Control {
     /// Handles whole frames of `inbox` for one turn.
     pub(crate) fn frames(&mut self, id: SessionId, inbox: &[u8]) -> Result<Turn, FrameError> {
         let began = Instant::now();
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.heard = began;
+        }
         let turn = each_frame(inbox, |header, body| {
             if !self.sessions.get(&id).is_some_and(Session::is_open) {
                 return Err(FrameError::Dismissed);
@@ -398,8 +412,12 @@ impl Control {
         }
         match message {
             Request::Release(release) => self.bury_if_done(release.session),
-            // The last lease of somebody who is gone may have changed hands.
-            Request::Take(_) => self.bury_all_done(),
+            Request::Fetch(_) => self.listen_for_silence(),
+            Request::Take(_) => {
+                // The last lease of somebody who is gone may have changed hands.
+                self.bury_all_done();
+                self.listen_for_silence();
+            }
             _ => {}
         }
     }

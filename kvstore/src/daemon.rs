@@ -11,6 +11,7 @@ use crate::estate::{Estate, Heirloom, Keeper};
 use crate::inherited;
 use crate::listener::BoundSocket;
 use crate::mourner::Mourner;
+use crate::peer::Peer;
 use crate::process;
 use crate::recovery::{self, Found};
 use crate::session;
@@ -28,7 +29,7 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
@@ -93,6 +94,7 @@ impl Daemon {
     ) -> Result<Self, StartError> {
         let began = Instant::now();
         process::raise_file_limit();
+        process::keep_to_itself();
         let mut socket = match estate.take(Heirloom::Socket) {
             Some(inherited) => BoundSocket::inherit(inherited, &config.socket)?,
             None => BoundSocket::bind(&config.socket)?,
@@ -260,6 +262,7 @@ fn broke_off() -> Result<PreparedLog, OpenError> {
 
 async fn accept(listener: UnixListener, control: &Rc<RefCell<Control>>) -> Infallible {
     let mut serving = JoinSet::new();
+    let mut turned_away = TurnedAway::default();
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -273,20 +276,55 @@ async fn accept(listener: UnixListener, control: &Rc<RefCell<Control>>) -> Infal
             }
         };
         match accepted {
-            Ok((stream, _)) if control.borrow().has_room() => {
-                let id = control.borrow_mut().next_session();
-                match session::admit(stream, id, Rc::clone(control)) {
-                    Ok(session) => drop(serving.spawn_local(session)),
-                    Err(error) => {
-                        tracing::warn!(%error, "a peer without credentials was turned away");
-                    }
+            Ok((stream, _)) => {
+                if let Some(session) = admit(stream, control, &mut turned_away) {
+                    drop(serving.spawn_local(session));
+                    // What it has said already counts before the next one is looked at.
+                    tokio::task::yield_now().await;
                 }
             }
-            Ok(_) => tracing::warn!("server.max_sessions is reached: a connection was closed"),
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
+        }
+    }
+}
+
+/// Makes a session of a connection, unless there is no room for it: then it is closed.
+fn admit(
+    stream: UnixStream,
+    control: &Rc<RefCell<Control>>,
+    turned_away: &mut TurnedAway,
+) -> Option<impl Future<Output = ()> + use<>> {
+    let peer = match Peer::of(&stream) {
+        Ok(peer) => peer,
+        Err(error) => {
+            turned_away.one(&format!("it has no credentials: {error}"));
+            return None;
+        }
+    };
+    if let Err(why) = control.borrow().has_room(&peer) {
+        turned_away.one(&why);
+        return None;
+    }
+    let id = control.borrow_mut().next_session();
+    Some(session::admit(stream, peer, id, Rc::clone(control)))
+}
+
+/// Connections that were closed at once. A flood of them is told in a line a second.
+#[derive(Debug, Default)]
+struct TurnedAway {
+    count: u64,
+    told: Option<Instant>,
+}
+
+impl TurnedAway {
+    fn one(&mut self, why: &str) {
+        self.count += 1;
+        if self.told.is_none_or(|told| told.elapsed() >= Duration::from_secs(1)) {
+            tracing::warn!(why, closed = self.count, "connections are closed at once");
+            (self.count, self.told) = (0, Some(Instant::now()));
         }
     }
 }
@@ -312,6 +350,7 @@ async fn work(
         let timer = control.borrow().next_timer();
         let behind = control.borrow().is_device_behind();
         let settled_by = control.borrow().settled_by;
+        let listen_at = control.borrow().listen_at;
         tokio::select! {
             () = copied.rung() => drain(control, copied, Control::copied),
             () = completed.rung() => drain(control, completed, Control::completed),
@@ -322,6 +361,7 @@ async fn work(
             () = look_again.notified() => {}
             () = watchdog.is_due() => watchdog::pet(),
             () = until(settled_by) => control.borrow_mut().settle(),
+            () = until(listen_at) => control.borrow_mut().listen(),
             () = tokio::time::sleep(QUEUE_RETRY), if behind => control.borrow_mut().push_waiting(),
             Some(question) = reports.recv() => answer(control, question),
         }

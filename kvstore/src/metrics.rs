@@ -50,6 +50,8 @@ impl Collector for Snapshot {
         out.counter("held_pages", "Offered keys already held", report.stores.held)?;
         out.counter("declined_pages", "Offered keys declined", report.stores.declined)?;
         out.counter("failed_pages", "Pages whose copy failed", report.stores.failed)?;
+        out.gauge("open_descriptors", "Descriptors that are open", report.descriptors.into())?;
+        out.silence(report)?;
         match &report.ssd {
             Some(ssd) => out.ssd(ssd),
             None => Ok(()),
@@ -136,6 +138,23 @@ impl Out<'_, '_> {
         }
         let (name, pages) = ("ssd_unreachable_pages", ssd.unreachable_pages);
         self.gauge(name, "Pages without ancestors", pages as f64)
+    }
+
+    /// Processes that hold frames and say nothing.
+    fn silence(&mut self, report: &StatusReport) -> Result<(), std::fmt::Error> {
+        let help = "Times a process was found to hold frames in silence";
+        self.counter("lease_alarms", help, report.lease_alarms)?;
+        let help = "Bytes of frames held by a process that says nothing";
+        let mut family = self.family("silent_leased_bytes", help, MetricType::Gauge)?;
+        for session in report.sessions.iter().filter(|session| session.alarm) {
+            let labels = [
+                ("session", session.session.to_string()),
+                ("domain", label(&session.domain)),
+                ("pid", session.pid.to_string()),
+            ];
+            ConstGauge::new(session.leased_bytes as f64).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
     }
 
     fn family(

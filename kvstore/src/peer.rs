@@ -61,6 +61,12 @@ fn cgroup_path(line: &str) -> Option<&str> {
     chosen.then_some(path)
 }
 
+/// Whether the kernel tells which very process is at the other end.
+pub(crate) fn has_pidfd() -> bool {
+    let pair = std::os::unix::net::UnixStream::pair();
+    pair.is_ok_and(|(ours, _theirs)| peer_pidfd(ours.as_fd()).is_some())
+}
+
 /// The descriptor of the very process that connected; `None` before Linux 6.5.
 fn peer_pidfd(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
     let mut fd: libc::c_int = -1;

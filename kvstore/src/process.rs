@@ -2,15 +2,26 @@
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
-use rustix::process::{Pid, PidfdFlags, Resource, getrlimit, pidfd_open, setrlimit};
+use rustix::io::Errno;
+use rustix::process::{
+    DumpableBehavior, Pid, PidfdFlags, Resource, getrlimit, pidfd_open, set_dumpable_behavior,
+    setrlimit, test_kill_process,
+};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use undercroft_wire::ProcessState;
 
 /// Opens a descriptor that becomes readable when the process is gone. `None` when it already is,
 /// or when the system cannot say.
 pub(crate) fn watch(pid: u32) -> Option<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
     pidfd_open(pid, PidfdFlags::NONBLOCK).ok()
+}
+
+/// Whether some process has this number. One that cannot be asked is there.
+pub(crate) fn is_there(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+    pid.is_none_or(|pid| test_kill_process(pid) != Err(Errno::SRCH))
 }
 
 /// Whether the process behind a descriptor is gone.
@@ -24,13 +35,24 @@ pub(crate) fn is_gone(process: &OwnedFd) -> bool {
 /// What names the process for ever together with its pid: the number of its pidfd, which is never
 /// used twice (Linux 6.9), else the time it started. 0 where neither can be had.
 pub(crate) fn identity(pid: u32, process: Option<&OwnedFd>) -> u64 {
-    /// The type of a file system whose inodes are processes.
-    const PID_FS_MAGIC: u64 = 0x5049_4446;
-    let is_pidfs = |fd: &&OwnedFd| {
-        rustix::fs::fstatfs(fd).is_ok_and(|facts| facts.f_type as u64 == PID_FS_MAGIC)
-    };
-    let inode = process.filter(is_pidfs).and_then(|fd| rustix::fs::fstat(fd).ok());
+    let inode = process.filter(|fd| is_pidfs(fd)).and_then(|fd| rustix::fs::fstat(fd).ok());
     inode.map_or_else(|| start_time(pid), |facts| facts.st_ino)
+}
+
+/// Whether the inodes of pidfds are processes.
+pub(crate) fn is_pidfs(process: &OwnedFd) -> bool {
+    const PID_FS_MAGIC: u64 = 0x5049_4446;
+    rustix::fs::fstatfs(process).is_ok_and(|facts| facts.f_type as u64 == PID_FS_MAGIC)
+}
+
+/// What a process does.
+pub(crate) fn state(pid: u32) -> ProcessState {
+    match stat_field(pid, 0).and_then(|state| state.chars().next()) {
+        Some('T' | 't') => ProcessState::Stopped,
+        Some('Z' | 'X' | 'x') => ProcessState::Dead,
+        Some(_) => ProcessState::Alive,
+        None => ProcessState::Unknown,
+    }
 }
 
 /// User and group of a process, as far as the system tells; the highest numbers, which nobody has,
@@ -42,10 +64,29 @@ pub(crate) fn owner(pid: u32) -> (u32, u32) {
 
 /// When the process started, clock ticks since boot.
 fn start_time(pid: u32) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The command name may hold spaces and parentheses: fields are counted after the last one.
-    let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-    fields.split(' ').nth(19).and_then(|f| f.parse().ok()).unwrap_or(0)
+    stat_field(pid, 19).and_then(|field| field.parse().ok()).unwrap_or(0)
+}
+
+/// A field of `/proc/PID/stat`, counted from the one after the command's name.
+fn stat_field(pid: u32, number: usize) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command's name may hold spaces and parentheses: fields are counted after the last one.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    fields.split(' ').nth(number).map(str::to_owned)
+}
+
+/// Shuts the daemon's memory and descriptors to everybody but root: no debugger of the same user,
+/// no `/proc/PID/mem`, no descriptor fetched out of it, and no core file with keys and prompts.
+pub(crate) fn keep_to_itself() {
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "processes of the daemon's user may look into it");
+    }
+}
+
+/// Descriptors that this process has open. 0 where the system does not tell.
+pub(crate) fn open_descriptors() -> u32 {
+    // The one that reads the directory is among them.
+    fs::read_dir("/proc/self/fd").map_or(0, |all| all.count().saturating_sub(1) as u32)
 }
 
 /// Processor time of this process so far, seconds, user and system.
@@ -94,6 +135,23 @@ mod tests {
         let touched = vec![1_u8; 64 << 20];
         let grown = heap_bytes().saturating_sub(before);
         assert!(before > 0 && grown >= 60 << 20, "{before} bytes, {grown} more: {}", touched[1]);
+    }
+
+    #[test]
+    fn a_process_that_stops_is_seen_to() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_child(&child);
+        assert_eq!(state(child.id()), ProcessState::Alive);
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).unwrap();
+        while state(child.id()) == ProcessState::Alive {
+            std::thread::yield_now();
+        }
+        assert_eq!(state(child.id()), ProcessState::Stopped);
+        child.kill().unwrap();
+        assert!(is_there(child.id()));
+        child.wait().unwrap();
+        assert!(!is_there(child.id()));
+        assert_eq!(state(child.id()), ProcessState::Unknown);
     }
 
     #[test]

@@ -8,8 +8,8 @@ use crate::process;
 use std::sync::Arc;
 use undercroft_core::{DeviceReport, DeviceState, Health, Stats, TierFill};
 use undercroft_wire::{
-    DeviceCondition, DomainStatus, HitStatus, Mode, SessionId, SessionStatus, SpaceStatus,
-    SsdDeviceStatus, SsdStatus, StatusReport, StoreStatus, TierStatus,
+    DeviceCondition, DomainStatus, Fallback, HitStatus, Mode, SessionId, SessionStatus,
+    SpaceStatus, SsdDeviceStatus, SsdStatus, StatusReport, StoreStatus, TierStatus,
 };
 
 /// The version of the report's layout.
@@ -52,6 +52,9 @@ pub(crate) fn report(control: &Control) -> StatusReport {
         sessions: sessions(control),
         refused: refused(control),
         protocol_errors: control.protocol_errors,
+        descriptors: process::open_descriptors(),
+        fallbacks: fallbacks(control),
+        lease_alarms: control.lease_alarms,
     }
 }
 
@@ -193,6 +196,7 @@ fn sessions(control: &Control) -> Vec<SessionStatus> {
     let mut sessions: Vec<_> = greeted
         .map(|(id, session)| {
             let held = control.core.session_leases(*id);
+            let (silent, alarm) = control.silence_of(session, held);
             SessionStatus {
                 session: id.0,
                 domain: session.domain_name().to_owned(),
@@ -204,11 +208,27 @@ fn sessions(control: &Control) -> Vec<SessionStatus> {
                 leases: held.leases,
                 leased_pages: held.pages,
                 lingering: session.is_lingering(),
+                copy_reason: session.copy_reason,
+                leased_bytes: held.bytes,
+                silent_ms: silent.as_millis() as u64,
+                process: alarm.unwrap_or_default(),
+                alarm: alarm.is_some(),
             }
         })
         .collect();
     sessions.sort_by_key(|s| s.session);
     sessions
+}
+
+fn fallbacks(control: &Control) -> Vec<Fallback> {
+    let mut fallbacks = control.fallbacks.clone();
+    let facts = control.devices.iter().filter_map(Device::facts);
+    for fallback in facts.flat_map(|facts| &facts.fallbacks) {
+        if !fallbacks.contains(fallback) {
+            fallbacks.push(fallback.clone());
+        }
+    }
+    fallbacks
 }
 
 fn refused(control: &Control) -> Vec<String> {

@@ -11,7 +11,7 @@ use std::ops::ControlFlow;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::net::UnixStream;
@@ -19,8 +19,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use undercroft_arena::Staging;
 use undercroft_wire::{
-    DecodeError, HEADER_BYTES, MAX_BODY_BYTES, Mode, Reply, RequestId, SessionId, SpaceId,
-    split_frame,
+    CopyReason, DecodeError, HEADER_BYTES, MAX_BODY_BYTES, Mode, Reply, RequestId, SessionId,
+    SpaceId, split_frame,
 };
 
 /// A connection says hello within this time or is closed.
@@ -41,7 +41,15 @@ pub(crate) struct Session {
     pub(crate) name: String,
     /// `None` until the hello.
     pub(crate) mode: Option<Mode>,
+    /// Why pages are copied for it, where they are.
+    pub(crate) copy_reason: Option<CopyReason>,
     pub(crate) staging: HashMap<SpaceId, Arc<Staging>>,
+    /// When it last said something.
+    pub(crate) heard: Instant,
+    /// Whether somebody was told that it holds frames and says nothing.
+    pub(crate) alarmed: bool,
+    /// Whether nobody tells of its process's end.
+    pub(crate) is_looked_for: bool,
     /// `None` once the connection is over; leases may still be open.
     link: Option<Link>,
 }
@@ -60,7 +68,22 @@ impl Session {
     /// A session of an earlier daemon, of which only leases are left.
     pub(crate) fn restored(peer: Peer, domain: Option<Arc<DomainConfig>>) -> Self {
         let (name, mode) = ("before the restart".to_owned(), Some(Mode::ZeroCopy));
-        Self { peer, domain, name, mode, staging: HashMap::new(), link: None }
+        Self { name, mode, ..Self::new(peer, domain, None) }
+    }
+
+    fn new(peer: Peer, domain: Option<Arc<DomainConfig>>, link: Option<Link>) -> Self {
+        Self {
+            peer,
+            domain,
+            name: String::new(),
+            mode: None,
+            copy_reason: None,
+            staging: HashMap::new(),
+            heard: Instant::now(),
+            alarmed: false,
+            is_looked_for: false,
+            link,
+        }
     }
 
     /// Whether the connection is over and only leases keep the session.
@@ -163,10 +186,10 @@ impl Session {
 /// Admits an accepted connection; the future serves it until it ends. Its leases may outlive it.
 pub(crate) fn admit(
     stream: UnixStream,
+    peer: Peer,
     id: SessionId,
     control: Rc<RefCell<Control>>,
-) -> std::io::Result<impl Future<Output = ()>> {
-    let peer = Peer::of(&stream)?;
+) -> impl Future<Output = ()> {
     let domain = control.borrow().domains.of(&peer);
     let pid = peer.pid;
     let process = peer.process.as_ref().and_then(|process| process.try_clone().ok());
@@ -179,16 +202,8 @@ pub(crate) fn admit(
         blocked: Rc::clone(&blocked),
         closed: false,
     };
-    let session = Session {
-        peer,
-        domain,
-        name: String::new(),
-        mode: None,
-        staging: HashMap::new(),
-        link: Some(link),
-    };
-    control.borrow_mut().admit(id, session);
-    Ok(async move {
+    control.borrow_mut().admit(id, Session::new(peer, domain, Some(link)));
+    async move {
         let ended = tokio::select! {
             // In this order: what a process said before its end still counts.
             biased;
@@ -198,7 +213,7 @@ pub(crate) fn admit(
         };
         report_end(id, pid, &ended, &control);
         control.borrow_mut().disconnect(id);
-    })
+    }
 }
 
 /// How a connection ended.

@@ -1,7 +1,7 @@
 use crate::StoreKey;
 use std::path::PathBuf;
 use std::time::Duration;
-use undercroft_wire::{DeviceId, Extent, Origin, PageIdentity, PurgeId};
+use undercroft_wire::{DeviceId, Extent, Fallback, Origin, PageIdentity, PurgeId};
 
 /// How bytes are moved between file and memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -70,6 +70,8 @@ pub struct LogFacts {
     pub registered_buffers: bool,
     /// What was refused, one line each.
     pub refused: Vec<String>,
+    /// Calls the kernel does not have or refuses, and what is done without them.
+    pub fallbacks: Vec<Fallback>,
     /// Whether pages are encrypted.
     pub encrypted: bool,
     /// Where a file was moved that this build cannot read or that is damaged beyond use.

@@ -18,6 +18,7 @@ mod error;
 mod format;
 mod inspect;
 mod key;
+mod lacks;
 mod layout;
 mod log;
 mod machine;

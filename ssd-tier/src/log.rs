@@ -1,5 +1,6 @@
 use crate::engine::{Done, Doorbell, Engine};
 use crate::entropy;
+use crate::lacks::Lacks;
 use crate::machine::{Machine, OTHERS_IN_FLIGHT};
 use crate::pool::Pool;
 use crate::recovery::THREADS;
@@ -100,7 +101,7 @@ impl PreparedLog {
             file: Arc::new(file),
             memory,
             scratch: machine.scratch_region().clone(),
-            refused,
+            lacks: Lacks { refused, fallbacks: Vec::new() },
             depth,
         };
         let worker = Worker {
@@ -113,11 +114,12 @@ impl PreparedLog {
             memory: Arc::clone(&new_memory),
         };
         let (thread, started) = start_thread(config.device, setup, worker, wrap)?;
-        let Ready { engine, registered_buffers, refused, bell } = started;
+        let Ready { engine, registered_buffers, lacks, bell } = started;
         let facts = LogFacts {
             engine,
             registered_buffers,
-            refused,
+            refused: lacks.refused,
+            fallbacks: lacks.fallbacks,
             encrypted: config.key.is_some(),
             set_aside,
             segment_bytes: layout.segment_bytes,
@@ -226,7 +228,7 @@ struct Setup {
     memory: Vec<Arc<Part>>,
     /// The log's own memory for pages.
     scratch: Span,
-    refused: Vec<String>,
+    lacks: Lacks,
     depth: usize,
 }
 
@@ -234,7 +236,7 @@ struct Setup {
 struct Ready {
     engine: &'static str,
     registered_buffers: bool,
-    refused: Vec<String>,
+    lacks: Lacks,
     bell: Arc<Doorbell>,
 }
 
@@ -253,7 +255,7 @@ fn start_thread(
                 let facts = Ready {
                     engine: engine.name(),
                     registered_buffers: engine.registered_buffers(),
-                    refused: setup.refused,
+                    lacks: setup.lacks,
                     bell: Arc::clone(&bell),
                 };
                 if ready.send(Ok(facts)).is_ok() {
@@ -278,14 +280,14 @@ impl Setup {
         if self.choice != EngineChoice::Threads {
             let memory = std::mem::take(&mut self.memory);
             let scratch = self.scratch.clone();
-            match Ring::new(file.raw_fd(), capacity, (memory, scratch), &mut self.refused) {
+            match Ring::new(file.raw_fd(), capacity, (memory, scratch), &mut self.lacks) {
                 Ok((ring, bell)) => {
                     return Ok((Box::new(FileRing { ring, _file: file }), bell));
                 }
                 Err(source) if self.choice == EngineChoice::Uring => {
                     return Err(OpenError::Engine { source });
                 }
-                Err(e) => self.refused.push(format!("io_uring: {e}, threads are used")),
+                Err(e) => self.lacks.no_ring(&e),
             }
         }
         let pool = Pool::new(file, capacity);

@@ -7,6 +7,7 @@
 mod buffers;
 
 use crate::engine::{Done, Doorbell, Engine, Io, Kind};
+use crate::lacks::Lacks;
 use buffers::Buffers;
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use rustix::event::{EventfdFlags, eventfd};
@@ -40,18 +41,20 @@ pub(crate) struct Ring {
 
 impl Ring {
     /// A ring for up to `capacity` transfers at once on the file `fd`, and the bell that wakes
-    /// its owner. The arena's parts and the log's own memory are registered with it. What was
-    /// refused but can be done without is added to `refused`. To be called on the thread that will
-    /// use it.
+    /// its owner. The arena's parts and the log's own memory are registered with it. What can be
+    /// done without is added to `lacks`. To be called on the thread that will use it.
     pub(crate) fn new(
         fd: RawFd,
         capacity: usize,
         memory: (Vec<Arc<Part>>, Span),
-        refused: &mut Vec<String>,
+        lacks: &mut Lacks,
     ) -> io::Result<(Self, Arc<Doorbell>)> {
-        let ring = build(capacity as u32 + 1)?;
+        let (ring, deferred) = build(capacity as u32 + 1)?;
+        if !deferred {
+            lacks.no_deferred_work();
+        }
         ring.submitter().register_files(&[fd])?;
-        let buffers = Buffers::register(&ring, memory, refused);
+        let buffers = Buffers::register(&ring, memory, lacks);
         let bell = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let sender = Arc::clone(&bell);
         let doorbell = Doorbell::new(move || {
@@ -159,21 +162,22 @@ impl Ring {
     }
 }
 
-/// The best ring the kernel gives. Each step needs a newer kernel than the one below it.
-fn build(entries: u32) -> io::Result<IoUring> {
+/// The best ring the kernel gives, and whether it does its work when this thread asks for it. Each
+/// step needs a newer kernel than the one below it.
+fn build(entries: u32) -> io::Result<(IoUring, bool)> {
     let completions = entries * 2;
     let mut best = IoUring::builder();
     best.setup_single_issuer().setup_defer_taskrun().setup_cqsize(completions).dontfork();
     let mut plain = IoUring::builder();
     plain.setup_cqsize(completions).dontfork();
-    let ring = match best.build(entries) {
-        Err(e) if e.kind() == io::ErrorKind::InvalidInput => plain.build(entries)?,
-        result => result?,
+    let (ring, deferred) = match best.build(entries) {
+        Err(e) if e.kind() == io::ErrorKind::InvalidInput => (plain.build(entries)?, false),
+        result => (result?, true),
     };
     if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel is too old"));
     }
-    Ok(ring)
+    Ok((ring, deferred))
 }
 
 /// Whether the kernel gives rings at all.

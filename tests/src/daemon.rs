@@ -27,8 +27,8 @@ pub struct DaemonOptions {
     pub more: String,
     /// The directory with its credentials; `None` for none.
     pub credentials: Option<PathBuf>,
-    /// Run it where io_uring is forbidden.
-    pub refuse_io_uring: bool,
+    /// Run it on a machine that lacks these calls, by the names the program `refuse` has for them.
+    pub refuse: Vec<&'static str>,
     /// Where to make its folder; `None` for the system's place for temporary files.
     pub home_in: Option<PathBuf>,
     /// Where its page log lies; `None` for its folder.
@@ -48,7 +48,7 @@ impl Default for DaemonOptions {
             staging: 256 << 10,
             more: String::new(),
             credentials: None,
-            refuse_io_uring: false,
+            refuse: Vec::new(),
             home_in: None,
             store_in: None,
             managed: false,
@@ -218,14 +218,14 @@ impl TestDaemon {
         assert!(self.child.is_none(), "one at a time");
         let log = File::options().create(true).append(true).open(self.home.path().join("log"))?;
         let binary = program("undercroft");
-        let first =
-            if self.options.refuse_io_uring { program("refuse-io-uring") } else { binary.clone() };
+        let refuse = self.options.refuse.join(",");
+        let first = if refuse.is_empty() { binary.clone() } else { program("refuse") };
         let (mut command, _passed) = match &self.manager {
             Some(manager) => manager.command(first, self.options.watchdog)?,
             None => (Command::new(first), Vec::new()),
         };
-        if self.options.refuse_io_uring {
-            command.arg(binary);
+        if !refuse.is_empty() {
+            command.arg(refuse).arg(binary);
         }
         command.arg("serve").arg("--config").arg(self.config()).args(arguments);
         match &self.options.credentials {

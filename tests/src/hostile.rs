@@ -1,11 +1,13 @@
 //! Clients that do not play by the rules, and what shows that nobody else notices.
 
+mod accomplice;
 mod deaths;
 mod footprint;
 mod raw;
 mod script;
 mod witness;
 
+pub use accomplice::Accomplice;
 pub use deaths::{Deaths, DeathsReport};
 pub use footprint::Footprint;
 pub use raw::{RawClient, RawSpace};

@@ -35,7 +35,8 @@ pub use engine::{Engine, EngineOptions, Inspected, PAGE_BYTES};
 pub use gate::{Gate, Way};
 pub use golden::golden_store;
 pub use hostile::{
-    Deaths, DeathsReport, Footprint, LAST_STEP, RawClient, RawSpace, Witness, WitnessReport, die_at,
+    Accomplice, Deaths, DeathsReport, Footprint, LAST_STEP, RawClient, RawSpace, Witness,
+    WitnessReport, die_at,
 };
 pub use ledger::{Ledger, Settled, StoredChain};
 pub use manager::Manager;

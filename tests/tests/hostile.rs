@@ -2,10 +2,9 @@
 //! Garbage on the wire is in `protocol.rs`, floods of requests are in `sessions.rs`.
 
 use rustix::process::{Pid, Signal, kill_process};
-use std::io::{BufRead, BufReader, Error};
+use std::io::Error;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use undercroft_client::wire::{
@@ -13,8 +12,8 @@ use undercroft_client::wire::{
     SessionStatus, Stamp,
 };
 use undercroft_tests::{
-    DaemonOptions, Deaths, Engine, Footprint, PAGE_BYTES, RawClient, TestDaemon, Witness, program,
-    run_as_ordinary_user, skip,
+    Accomplice, DaemonOptions, Deaths, Engine, Footprint, PAGE_BYTES, RawClient, TestDaemon,
+    Witness, program, run_as_ordinary_user, skip,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -41,32 +40,6 @@ fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// A client of another process. Ended when dropped.
-struct Other(Child);
-
-impl Other {
-    fn start(arguments: &[&str], daemon: &TestDaemon) -> Self {
-        let mut command = Command::new(program("hostile-client"));
-        command.arg(arguments[0]).arg(daemon.socket()).args(&arguments[1..]);
-        Self(command.stdout(Stdio::piped()).spawn().expect("the client runs"))
-    }
-
-    /// The next line it writes.
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        let mut byte = BufReader::with_capacity(1, self.0.stdout.as_mut().expect("it is piped"));
-        byte.read_line(&mut line).expect("it writes lines");
-        line.trim_end().to_owned()
-    }
-}
-
-impl Drop for Other {
-    fn drop(&mut self) {
-        let _gone = self.0.kill();
-        let _reaped = self.0.wait();
-    }
-}
-
 #[test]
 fn clients_that_die_anywhere_leave_nothing() {
     let report = Deaths { deaths: 200 }.run(&|| Ok(())).expect("clients live and die");
@@ -90,9 +63,9 @@ fn guessing_gets_nothing_that_is_another_ones() {
         panic!("no answer to a lookup");
     };
     let hold = found.hold.expect("a hold");
-    let mut robber = Other::start(&["rob", &owner.session.0.to_string()], &daemon);
+    let mut robber = Accomplice::start(&["rob", &owner.session.0.to_string()], &daemon);
     assert_eq!(robber.line(), "released 0, fetched 0, taken 0");
-    assert!(robber.0.wait().expect("our child").success());
+    assert!(robber.wait().success());
     let left = hostile_sessions(&daemon);
     assert_eq!(left.iter().map(|session| session.leased_pages).sum::<u64>(), 6, "{left:?}");
     let source = FetchSource::Hold { hold, first: 0, count: 6 };
@@ -130,17 +103,14 @@ fn nobody_but_the_daemon_writes_the_arena() {
 fn a_stopped_client_keeps_its_pages_until_it_dies_and_holds_nobody_up() {
     let daemon = daemon();
     let witness = Witness::start(&daemon);
-    let mut stopped = Other::start(&["stop"], &daemon);
-    let stat = format!("/proc/{}/stat", stopped.0.id());
-    let state = || std::fs::read_to_string(&stat).unwrap_or_default();
-    wait_until("it does not stop", || state().contains(") T "));
+    let mut stopped = Accomplice::start(&["stop"], &daemon);
+    wait_until("it does not stop", || stopped.is_stopped());
     let sessions = hostile_sessions(&daemon);
     assert_eq!(sessions.len(), 1);
     // Two leases on the same pages: the second one's pages lie in its socket.
     assert_eq!((sessions[0].leases, sessions[0].lingering), (2, false), "{sessions:?}");
     std::thread::sleep(Duration::from_millis(100));
-    stopped.0.kill().expect("our child");
-    stopped.0.wait().expect("our child");
+    stopped.kill();
     let reaped = Instant::now();
     wait_until("its leases stay", || hostile_sessions(&daemon).is_empty());
     assert!(reaped.elapsed() < Duration::from_secs(2), "{:?}", reaped.elapsed());
@@ -151,15 +121,14 @@ fn a_stopped_client_keeps_its_pages_until_it_dies_and_holds_nobody_up() {
 fn a_child_that_inherits_a_session_does_not_keep_it() {
     let daemon = daemon();
     let witness = Witness::start(&daemon);
-    let mut parent = Other::start(&["leave"], &daemon);
+    let mut parent = Accomplice::start(&["leave"], &daemon);
     let mut lines = [parent.line(), parent.line()];
     lines.sort_unstable();
     assert_eq!(lines[1], "inherited", "{lines:?}");
     let child = lines[0].strip_prefix("child ").and_then(|pid| pid.parse().ok());
     let child = child.and_then(Pid::from_raw).expect("the child's number");
     assert_eq!(hostile_sessions(&daemon).len(), 1);
-    parent.0.kill().expect("our child");
-    parent.0.wait().expect("our child");
+    parent.kill();
     wait_until("a child keeps the session", || hostile_sessions(&daemon).is_empty());
     kill_process(child, Signal::KILL).expect("it still runs");
     untroubled(witness);

@@ -274,7 +274,7 @@ fn where_io_uring_is_refused_the_same_replay_passes() {
     let daemon = TestDaemon::start(DaemonOptions {
         dram: 4 << 20,
         ssd: 64 << 20,
-        refuse_io_uring: true,
+        refuse: vec!["io-uring"],
         ..DaemonOptions::default()
     });
     let engine = |daemon: &TestDaemon| {

@@ -16,6 +16,7 @@ mod message;
 mod page;
 mod run;
 mod space;
+mod standing;
 mod status;
 
 pub use error::DecodeError;
@@ -46,6 +47,7 @@ pub use space::{
     Dtype, Family, FamilyDigest, MAX_SPACES_PER_LOOKUP, MAX_TEXT_BYTES, Rank, Space, SpaceDigest,
     SpaceError,
 };
+pub use standing::{CopyReason, Fallback, ProcessState};
 pub use status::{
     ArenaStatus, DeviceCondition, DomainStatus, HitStatus, SessionStatus, SpaceStatus,
     SsdDeviceStatus, SsdStatus, StartKind, StartStatus, StatusReport, StoreStatus, TierStatus,

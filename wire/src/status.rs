@@ -1,4 +1,4 @@
-use crate::Mode;
+use crate::{CopyReason, Fallback, Mode, ProcessState};
 use serde::{Deserialize, Serialize};
 
 /// What `undercroft status` shows. Serialized as JSON by the command line under `schema` 1.
@@ -44,6 +44,13 @@ pub struct StatusReport {
     pub refused: Vec<String>,
     /// Sessions closed because of a malformed or out-of-order message.
     pub protocol_errors: u64,
+    /// Descriptors the daemon has open.
+    pub descriptors: u32,
+    /// Calls the kernel does not have or refuses, and what is done without them.
+    pub fallbacks: Vec<Fallback>,
+    /// How often a session was found to hold frames without a word for longer than
+    /// `policy.silence_ms`.
+    pub lease_alarms: u64,
 }
 
 /// How a daemon came by its arena.
@@ -301,4 +308,14 @@ pub struct SessionStatus {
     pub leased_pages: u64,
     /// Whether the socket is closed and the process still lives, so that its leases stay.
     pub lingering: bool,
+    /// Why pages are copied, where they are.
+    pub copy_reason: Option<CopyReason>,
+    /// Bytes of the frames pinned by its leases.
+    pub leased_bytes: u64,
+    /// Time since it last said something, milliseconds.
+    pub silent_ms: u64,
+    /// What its process does.
+    pub process: ProcessState,
+    /// Whether it holds frames and has been silent for longer than `policy.silence_ms`.
+    pub alarm: bool,
 }

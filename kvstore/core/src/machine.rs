@@ -331,12 +331,18 @@ impl Core {
         let held = |fetch: &FetchId| {
             let fetch = &self.fetches[fetch];
             assert!(matches!(fetch.reader, Reader::Lease { .. }), "prefetches are nobody's");
-            u64::from(fetch.delivered - fetch.released)
+            let pages = u64::from(fetch.delivered - fetch.released);
+            (pages, pages * u64::from(self.frames.class(fetch.class).frame_bytes))
         };
-        SessionLeases {
+        let none = SessionLeases {
             leases: session.leases.len() as u32,
-            pages: session.leases.values().map(held).sum(),
             lingering: !session.open,
-        }
+            ..SessionLeases::default()
+        };
+        session.leases.values().map(held).fold(none, |all, (pages, bytes)| SessionLeases {
+            pages: all.pages + pages,
+            bytes: all.bytes + bytes,
+            ..all
+        })
     }
 }

@@ -223,6 +223,8 @@ pub struct SessionLeases {
     pub leases: u32,
     /// Pages delivered under them and not released.
     pub pages: u64,
+    /// Bytes of the frames of these pages.
+    pub bytes: u64,
     /// Whether the socket is closed and the leases are still held.
     pub lingering: bool,
 }

@@ -169,6 +169,12 @@ pub const KEYS: &[Key] = &[
         what: "Longest hold a lookup may ask for.",
     },
     Key {
+        name: "policy.silence_ms",
+        default: "60000",
+        allowed: "10..=86400000",
+        what: "A process that holds pages of the arena and has said nothing for this long raises an alarm: in the log, in `status` and in the metrics. The pages stay its own.",
+    },
+    Key {
         name: "domain.name",
         default: "none: it must be given",
         allowed: "1..=64 letters, digits, `-`, `_` or `.`, different for each domain",

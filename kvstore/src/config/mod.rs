@@ -14,6 +14,7 @@ use crate::paths;
 use raw::{Quantity, RawArena, RawConfig, RawCopy, RawPolicy, RawServer};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use thiserror::Error;
 
 pub(crate) use domains::{DomainConfig, Rule};
@@ -75,6 +76,8 @@ pub struct Config {
     pub(crate) demote_ahead: u32,
     pub(crate) fetch_window: u32,
     pub(crate) max_hold_ms: u32,
+    /// How long a session may hold frames without a word.
+    pub(crate) silence: Duration,
 }
 
 impl Config {
@@ -189,6 +192,7 @@ fn check_arena(raw: &RawArena) -> Result<Config, ConfigError> {
         demote_ahead: 0,
         fetch_window: 0,
         max_hold_ms: 0,
+        silence: Duration::ZERO,
     })
 }
 
@@ -241,6 +245,8 @@ fn check_policy(config: &mut Config, raw: &RawPolicy) -> Result<(), ConfigError>
     config.fetch_window = number("policy.fetch_window", raw.fetch_window, 32, 1, 4096)? as u32;
     config.max_hold_ms =
         number("policy.max_hold_ms", raw.max_hold_ms, 60_000, 1, 3_600_000)? as u32;
+    let silence = number("policy.silence_ms", raw.silence_ms, 60_000, 10, 86_400_000)?;
+    config.silence = Duration::from_millis(silence);
     Ok(())
 }
 

@@ -62,6 +62,7 @@ pub(crate) struct RawPolicy {
     pub(crate) demote_ahead: Option<u64>,
     pub(crate) fetch_window: Option<u64>,
     pub(crate) max_hold_ms: Option<u64>,
+    pub(crate) silence_ms: Option<u64>,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]

@@ -4,16 +4,19 @@ use super::Control;
 use crate::config::DomainConfig;
 use crate::peer::Peer;
 use crate::session::Session;
+use crate::standing;
 use std::rc::Rc;
 use std::sync::Arc;
 use tokio::net::unix::OwnedWriteHalf;
 use undercroft_arena::SessionRow;
 use undercroft_core::{Event, ProcessId};
 use undercroft_wire::{
-    BoardAdded, Hello, Mode, PROTOCOL_MAX, PROTOCOL_MIN, PartAdded, RefusedReason, Reply,
-    RequestId, SessionId, Welcome, negotiate,
+    BoardAdded, CopyReason, Hello, Mode, PROTOCOL_MAX, PROTOCOL_MIN, PartAdded, RefusedReason,
+    Reply, RequestId, SessionId, Welcome, negotiate,
 };
 
+/// So many connections of a user may be about to say hello, however few sessions there may be.
+const FEW_SILENT: usize = 8;
 /// What `status` keeps of a client's name, bytes.
 const MAX_NAME_BYTES: usize = 64;
 
@@ -23,11 +26,22 @@ impl Control {
         self.sessions.insert(id, session);
     }
 
-    /// Whether there is room for one more connection. Sessions that only hold leases are bounded
-    /// by the core: a process that has reconnected must not shut others out.
-    pub(crate) fn has_room(&self) -> bool {
-        let connected = self.sessions.values().filter(|s| !s.is_lingering()).count();
-        connected < self.config.max_sessions as usize && self.core.has_session_room()
+    /// Whether there is room for one more connection, of this peer; else why not. Sessions that
+    /// only hold leases are bounded by the core: a process that has reconnected must not shut others
+    /// out.
+    pub(crate) fn has_room(&self, peer: &Peer) -> Result<(), String> {
+        let most = self.config.max_sessions as usize;
+        let connected = || self.sessions.values().filter(|session| !session.is_lingering());
+        if connected().count() >= most || !self.core.has_session_room() {
+            return Err(format!("server.max_sessions is reached ({most})"));
+        }
+        let silent = |s: &&Session| s.mode.is_none() && s.peer.uid == peer.uid;
+        if connected().filter(silent).count() >= most.div_ceil(2).max(FEW_SILENT) {
+            let Peer { uid, .. } = peer;
+            let half = "half of server.max_sessions have not said hello";
+            return Err(format!("connections of user {uid}: {half}"));
+        }
+        Ok(())
     }
 
     /// Whether the session has said hello.
@@ -150,22 +164,18 @@ impl Control {
     }
 
     fn begin(&mut self, id: SessionId, hello: &Hello, of: &DomainConfig) -> Mode {
+        let copy_reason = self.copy_reason(id, hello, of);
+        let mode = if copy_reason.is_some() { Mode::Copy } else { Mode::ZeroCopy };
         let session = self.sessions.get_mut(&id).expect("it has just said hello");
-        // A root client of an unprivileged daemon could re-open the arena for writing.
-        let own = rustix::process::geteuid().as_raw();
-        let could_write = session.peer.uid == 0 && own != 0;
-        // Without word of its end, nobody would know when the frames it reads are free; and without
-        // its number the next daemon could not ask for it.
-        let unwatched = session.peer.process.is_none() || session.peer.pid == 0;
-        let copies = of.copy_mode || hello.copy_mode || could_write || unwatched;
-        let mode = if copies { Mode::Copy } else { Mode::ZeroCopy };
         session.mode = Some(mode);
+        session.copy_reason = copy_reason;
         session.name = short_name(&hello.name);
         let Peer { pid, start, .. } = session.peer;
         // Processes of other pid namespaces have no number here, and none is the same as another.
         let process = ProcessId { pid, start: if pid == 0 && start == 0 { id.0 } else { start } };
         let (name, domain) = (&session.name, session.domain_name());
-        tracing::info!(session = %id, pid, %name, %domain, ?mode, "session");
+        let why = copy_reason.map(|why| why.to_string()).unwrap_or_default();
+        tracing::info!(session = %id, pid, %name, %domain, ?mode, why, "session");
         if mode == Mode::ZeroCopy {
             let ProcessId { pid, start: started } = process;
             let row = SessionRow { session: id, pid, started, domain: of.id };
@@ -175,6 +185,23 @@ impl Control {
         }
         self.feed(Event::SessionOpened { session: id, domain: of.id, process, mode });
         mode
+    }
+
+    /// Why a session is not to map the arena; `None` if it is.
+    fn copy_reason(&self, id: SessionId, hello: &Hello, of: &DomainConfig) -> Option<CopyReason> {
+        let peer = &self.sessions.get(&id)?.peer;
+        if hello.copy_mode {
+            return Some(CopyReason::Asked);
+        }
+        if of.copy_mode {
+            return Some(CopyReason::Configured);
+        }
+        // Without word of its end, nobody would know when the frames it reads are free; and without
+        // its number the next daemon could not ask for it.
+        if peer.process.is_none() || peer.pid == 0 {
+            return Some(CopyReason::Unwatched);
+        }
+        if self.arena.is_protected(of.id) { None } else { standing::danger(peer) }
     }
 
     /// The daemon at the other end wants to go on where this one is: everything ends here, and the

@@ -50,10 +50,11 @@ impl Control {
         let (uid, gid) = process::owner(row.pid);
         let peer = Peer { pid: row.pid, uid, gid, start: row.started, process: None };
         self.sessions.insert(id, Session::restored(peer, domain));
-        if let Some(process) = process.filter(|_| alive) {
-            self.watch(id, process);
-        } else {
-            self.bury(id);
+        match process {
+            Some(process) if alive => self.watch(id, process),
+            // Whether it is the one that leased is not to be told: it is taken to be.
+            None if process::is_there(row.pid) => self.look_for(id),
+            _ => self.bury(id),
         }
     }
 
@@ -80,8 +81,17 @@ impl Control {
     /// Buries the session when its process is gone.
     pub(super) fn watch(&mut self, id: SessionId, process: OwnedFd) {
         if let Err(error) = self.mourner.watch(id, process) {
-            // The leases stay for good rather than being given up under a reader.
-            tracing::error!(session = %id, %error, "cannot watch a process: its leases stay");
+            // The leases stay too long rather than being given up under a reader.
+            tracing::error!(session = %id, %error, "cannot watch a process: it is looked for");
+            self.look_for(id);
         }
+    }
+
+    /// Looks now and then whether the session's process is there: nobody tells of its end.
+    fn look_for(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.is_looked_for = true;
+        }
+        self.listen_for_silence();
     }
 }

@@ -1,3 +1,4 @@
+use crate::lacks::Lacks;
 use io_uring::IoUring;
 use std::io;
 use std::sync::Arc;
@@ -29,11 +30,11 @@ struct Piece {
 
 impl Buffers {
     /// Registers the arena's parts and the log's own memory, as far as the machine allows: what
-    /// was refused is added to `refused`.
+    /// it does not is added to `lacks`.
     pub(super) fn register(
         ring: &IoUring,
         (parts, scratch): (Vec<Arc<Part>>, Span),
-        refused: &mut Vec<String>,
+        lacks: &mut Lacks,
     ) -> Self {
         let mut buffers = Self { pieces: vec![], free: vec![], parts: vec![], _scratch: scratch };
         let own = pieces_of(buffers._scratch.as_ptr().expose_provenance(), buffers._scratch.len());
@@ -44,10 +45,13 @@ impl Buffers {
                 added.and_then(|()| buffers.add_parts(ring, &parts))
             }
             // Before Linux 5.19: all at once, and none that come later.
-            Err(_) => buffers.register_all(ring, own, &parts),
+            Err(_) => {
+                lacks.no_sparse_buffers();
+                buffers.register_all(ring, own, &parts)
+            }
         };
         if let Err(error) = registered {
-            refused.push(format!("registered buffers: {error} (memlock limit)"));
+            lacks.refused.push(format!("registered buffers: {error} (memlock limit)"));
         }
         buffers
     }
@@ -189,12 +193,12 @@ mod tests {
 
     /// A ring with one part, or why there is none.
     fn ring(first: &Arc<Part>) -> Result<(IoUring, Buffers), String> {
-        let ring = super::super::build(4).map_err(|error| format!("io_uring: {error}"))?;
+        let (ring, _) = super::super::build(4).map_err(|error| format!("io_uring: {error}"))?;
         let own = Memory::new(1 << 20, 0).unwrap().span(0, 1 << 20).unwrap();
-        let mut refused = Vec::new();
-        let buffers = Buffers::register(&ring, (vec![Arc::clone(first)], own), &mut refused);
-        if buffers.free.is_empty() || !refused.is_empty() {
-            return Err(format!("buffers cannot be registered one by one: {refused:?}"));
+        let mut lacks = Lacks::default();
+        let buffers = Buffers::register(&ring, (vec![Arc::clone(first)], own), &mut lacks);
+        if buffers.free.is_empty() || !lacks.refused.is_empty() {
+            return Err(format!("buffers cannot be registered one by one: {lacks:?}"));
         }
         Ok((ring, buffers))
     }

@@ -211,6 +211,11 @@ fn status() -> StatusReport {
         leases: 2,
         leased_pages: 40,
         lingering: true,
+        copy_reason: Some(CopyReason::Container),
+        leased_bytes: 801,
+        silent_ms: 802,
+        process: ProcessState::Stopped,
+        alarm: true,
     };
     StatusReport {
         schema: 1,
@@ -245,6 +250,9 @@ fn status() -> StatusReport {
         sessions: vec![session],
         refused: vec!["mlock: not permitted".to_owned()],
         protocol_errors: 1,
+        descriptors: 803,
+        fallbacks: vec![Fallback::new("SO_PEERPIDFD", "Linux 6.5", "pidfd_open", "a race")],
+        lease_alarms: 804,
     }
 }
 

@@ -260,8 +260,12 @@ fn ssd_device() -> impl Strategy<Value = SsdDeviceStatus> {
 }
 
 fn session() -> impl Strategy<Value = SessionStatus> {
-    (any::<[u32; 4]>(), any::<[u64; 2]>(), [text(), text()], mode(), any::<bool>()).prop_map(
-        |([pid, uid, gid, leases], [session, leased_pages], texts, mode, lingering)| {
+    let numbers = (any::<[u32; 4]>(), any::<[u64; 4]>());
+    let standing = (mode(), prop::option::of(copy_reason()), process_state());
+    (numbers, [text(), text()], standing, any::<[bool; 2]>()).prop_map(
+        |((ids, counts), texts, (mode, copy_reason, process), [lingering, alarm])| {
+            let [pid, uid, gid, leases] = ids;
+            let [session, leased_pages, leased_bytes, silent_ms] = counts;
             SessionStatus {
                 session,
                 domain: texts[0].clone(),
@@ -273,9 +277,44 @@ fn session() -> impl Strategy<Value = SessionStatus> {
                 leases,
                 leased_pages,
                 lingering,
+                copy_reason,
+                leased_bytes,
+                silent_ms,
+                process,
+                alarm,
             }
         },
     )
+}
+
+fn copy_reason() -> impl Strategy<Value = CopyReason> {
+    prop::sample::select(vec![
+        CopyReason::Asked,
+        CopyReason::Configured,
+        CopyReason::Unwatched,
+        CopyReason::Privileged,
+        CopyReason::OwnUserContained,
+        CopyReason::Container,
+        CopyReason::Unknown,
+    ])
+}
+
+fn process_state() -> impl Strategy<Value = ProcessState> {
+    prop::sample::select(vec![
+        ProcessState::Unknown,
+        ProcessState::Alive,
+        ProcessState::Stopped,
+        ProcessState::Dead,
+    ])
+}
+
+fn fallback() -> impl Strategy<Value = Fallback> {
+    [text(), text(), text(), text()].prop_map(|[call, since, instead, cost]| Fallback {
+        call,
+        since,
+        instead,
+        cost,
+    })
 }
 
 fn arena() -> impl Strategy<Value = ArenaStatus> {
@@ -315,7 +354,7 @@ fn domain() -> impl Strategy<Value = DomainStatus> {
 }
 
 fn status() -> impl Strategy<Value = StatusReport> {
-    let numbers = (any::<[u32; 2]>(), any::<[u64; 5]>(), -1e12_f64..1e12);
+    let numbers = (any::<[u32; 3]>(), any::<[u64; 6]>(), -1e12_f64..1e12);
     let hits = any::<[u64; 6]>().prop_map(|counts| HitStatus {
         lookups: counts[0],
         keys: counts[1],
@@ -332,11 +371,12 @@ fn status() -> impl Strategy<Value = StatusReport> {
     );
     let tiers = (start(), arena(), tier(), prop::option::of(ssd()));
     let lists = (vec(domain(), 0..3), vec(space, 0..3), vec(session(), 0..3), vec(text(), 0..3));
+    let lists = (lists, vec(fallback(), 0..3));
     (numbers, (text(), text()), tiers, (hits, stores), lists).prop_map(
         |(numbers, (version, socket), (start, arena, dram, ssd), (hits, stores), lists)| {
-            let ([schema, pid], counts, cpu_s) = numbers;
-            let [uptime_ms, epoch, protocol_errors, heap_bytes, known_pages] = counts;
-            let (domains, spaces, sessions, refused) = lists;
+            let ([schema, pid, descriptors], counts, cpu_s) = numbers;
+            let [uptime_ms, epoch, protocol_errors, heap_bytes, known_pages, lease_alarms] = counts;
+            let ((domains, spaces, sessions, refused), fallbacks) = lists;
             StatusReport {
                 schema,
                 version,
@@ -358,6 +398,9 @@ fn status() -> impl Strategy<Value = StatusReport> {
                 sessions,
                 refused,
                 protocol_errors,
+                descriptors,
+                fallbacks,
+                lease_alarms,
             }
         },
     )
