@@ -25,7 +25,8 @@ pub struct ConnectOptions {
     /// Have pages delivered into staging although the arena could be mapped.
     pub copy_mode: bool,
     /// The user the daemon's socket must be served by. `None`: root, this process's own user, or
-    /// the owner of the directory the socket lies in. With systemd's socket activation it is root
+    /// the owner of the directory the socket lies in, unless that directory lies in one that others
+    /// may write to, as `/tmp` is. With systemd's socket activation it is root
     /// who serves, whatever user the daemon runs as.
     pub daemon_uid: Option<u32>,
     /// Whether to insist on a daemon.
