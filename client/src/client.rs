@@ -137,12 +137,8 @@ impl Client {
                 self.inner.bell.ring();
                 Ok(handle)
             }
-            Err(error) => {
-                if matches!(&error, OpenError::Refused { .. }) {
-                    self.inner.forget(&state);
-                }
-                Err(error)
-            }
+            // Other handles of the space are kept, and with them the space.
+            Err(error) => Err(error),
         }
     }
 

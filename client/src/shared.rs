@@ -34,7 +34,7 @@ pub(crate) struct Shared {
     /// Releases that a socket took last. If the daemon closes it unread and lives on, they are
     /// told again, or pages would stay leased for good.
     recent: Mutex<VecDeque<(Epoch, Release)>>,
-    /// Every space ever opened, to be opened again in each new session.
+    /// Every space that somebody has a handle of, to be opened again in each new session.
     spaces: Mutex<HashMap<SpaceDigest, Arc<SpaceState>>>,
     stopped: AtomicBool,
     generations: AtomicU64,
@@ -176,15 +176,25 @@ impl Shared {
         Ok(())
     }
 
-    /// Remembers a space for every session to come; the same space is only opened once.
+    /// Remembers a space for every session to come, and counts a handle of it; the same space is
+    /// only opened once.
     pub(crate) fn remember(&self, space: SpaceState) -> Arc<SpaceState> {
         let mut spaces = locked(&self.spaces);
-        Arc::clone(spaces.entry(space.digest()).or_insert_with(|| Arc::new(space)))
+        let state = spaces.entry(space.digest()).or_insert_with(|| Arc::new(space));
+        state.add_handle();
+        Arc::clone(state)
     }
 
-    /// Forgets a space that the daemon would not open.
-    pub(crate) fn forget(&self, space: &SpaceState) {
-        locked(&self.spaces).remove(&space.digest());
+    /// A handle is gone; with the last one the space is forgotten.
+    pub(crate) fn let_go(&self, space: &SpaceState) {
+        // A thread of the other process may have had the lock when it forked.
+        if self.is_foreign() {
+            return;
+        }
+        let mut spaces = locked(&self.spaces);
+        if space.drop_handle() {
+            spaces.remove(&space.digest());
+        }
     }
 
     /// Spaces that are not open in this session: refused for reasons that pass, not asked for

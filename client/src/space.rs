@@ -3,6 +3,7 @@ use crate::client::{Inner, not_expected};
 use crate::connection::{Connection, Ticket, locked};
 use crate::inbox::Expects;
 use crate::{MissReason, OpenError};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use undercroft_arena::StagingView;
@@ -20,6 +21,8 @@ pub(crate) struct SpaceState {
     space: Space,
     digest: SpaceDigest,
     standing: Mutex<Standing>,
+    /// How many handles there are. Changed to and from 0 only under the lock of the client's spaces.
+    handles: AtomicUsize,
 }
 
 /// Each but the first is of one connection; one of an older connection never replaces it.
@@ -67,7 +70,8 @@ pub(crate) struct Opened {
 impl SpaceState {
     pub(crate) fn new(space: Space) -> Self {
         let digest = space.digest();
-        Self { space, digest, standing: Mutex::new(Standing::Closed) }
+        let standing = Mutex::new(Standing::Closed);
+        Self { space, digest, standing, handles: AtomicUsize::new(0) }
     }
 
     pub(crate) fn digest(&self) -> SpaceDigest {
@@ -80,6 +84,15 @@ impl SpaceState {
 
     pub(crate) fn page_bytes(&self) -> usize {
         self.space.geometry.page_bytes() as usize
+    }
+
+    pub(crate) fn add_handle(&self) {
+        self.handles.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Says whether it was the last one.
+    pub(crate) fn drop_handle(&self) -> bool {
+        self.handles.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
     pub(crate) fn opened(&self, opened: Opened) {
@@ -222,11 +235,24 @@ fn hear(connection: &Connection, ticket: &Ticket, until: Instant) -> Result<(), 
 }
 
 /// An open space: what lookups, fetches and stores are asked of. Cheap to clone. It stays valid
-/// over lost connections.
-#[derive(Debug, Clone)]
+/// over lost connections. Without a handle the space is not opened in later sessions.
+#[derive(Debug)]
 pub struct SpaceHandle {
     pub(crate) client: Arc<Inner>,
     pub(crate) state: Arc<SpaceState>,
+}
+
+impl Clone for SpaceHandle {
+    fn clone(&self) -> Self {
+        self.state.add_handle();
+        Self::new(Arc::clone(&self.client), Arc::clone(&self.state))
+    }
+}
+
+impl Drop for SpaceHandle {
+    fn drop(&mut self) {
+        self.client.let_go(&self.state);
+    }
 }
 
 /// What a prefetch set in motion.
@@ -239,6 +265,7 @@ pub struct Prefetched {
 }
 
 impl SpaceHandle {
+    /// Takes over the handle that `state` was counted for.
     pub(crate) fn new(client: Arc<Inner>, state: Arc<SpaceState>) -> Self {
         Self { client, state }
     }

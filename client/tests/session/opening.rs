@@ -5,7 +5,7 @@ use crate::world::*;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use undercroft_client::{Client, LookupOptions, MissReason, Wait};
+use undercroft_client::{Client, ConnectOptions, LookupOptions, MissReason, OpenError, Wait};
 use undercroft_wire::{Mode, RefusedReason, Request, Space};
 
 fn other(group: u32) -> Space {
@@ -60,4 +60,42 @@ fn a_space_whose_refusal_came_too_late_is_asked_for_again() {
     let client = patient(&world);
     let space = in_time(SHORT, || client.open_space(&space(), SHORT)).unwrap();
     soon("the space is open", || space.is_open());
+}
+
+#[test]
+fn a_refused_handle_leaves_those_that_were_given_out() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+    let (busy, asked) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
+    let (is_busy, times) = (Arc::clone(&busy), Arc::clone(&asked));
+    let daemon = world.daemon_with(&shelf, move |peer, id, request| {
+        let opening = matches!(request, Request::OpenSpace(_));
+        times.fetch_add(usize::from(opening), Ordering::SeqCst);
+        let refuse = opening && is_busy.load(Ordering::SeqCst);
+        if refuse {
+            peer.reply(id, &refused(RefusedReason::Busy));
+        }
+        refuse
+    });
+    // Without a daemon the handle is given out, and the daemon refuses the space later.
+    let client = Client::connect(ConnectOptions {
+        socket: world.directory.path().join("later"),
+        ..world.options(Wait::Background)
+    });
+    let client = client.unwrap();
+    let space = client.open_space(&space(), Duration::ZERO).unwrap();
+    std::os::unix::fs::symlink(world.socket(), world.directory.path().join("later")).unwrap();
+    assert!(client.wait_connected(LONG));
+    let again = client.open_space(&crate::world::space(), LONG).unwrap_err();
+    assert!(matches!(again, OpenError::Refused { reason: RefusedReason::Busy, .. }), "{again}");
+    busy.store(false, Ordering::SeqCst);
+    soon("the space is open", || space.is_open());
+    // The last handle takes the space along.
+    drop(space);
+    daemon.cut();
+    let before = asked.load(Ordering::SeqCst);
+    soon("a new session", || daemon.connections.load(Ordering::SeqCst) == 2);
+    assert!(client.wait_connected(LONG));
+    client.ping(LONG).unwrap();
+    assert_eq!(asked.load(Ordering::SeqCst), before);
 }
