@@ -122,14 +122,34 @@ impl Manager {
     }
 
     /// Names of all that is kept.
-    #[must_use]
-    pub fn kept(&self) -> Vec<String> {
-        self.shared.lock().kept.keys().cloned().collect()
+    ///
+    /// # Errors
+    /// Not all is heard that was said.
+    pub fn kept(&self) -> Result<Vec<String>> {
+        self.hear_out()?;
+        let kept = self.shared.lock().kept.keys().cloned().collect();
+        Ok(kept)
     }
 
     /// Throws away what is kept under names that begin so.
-    pub fn forget(&self, prefix: &str) {
+    ///
+    /// # Errors
+    /// Not all is heard that was said.
+    pub fn forget(&self, prefix: &str) -> Result<()> {
+        self.hear_out()?;
         self.shared.lock().kept.retain(|name, _| !name.starts_with(prefix));
+        Ok(())
+    }
+
+    /// The descriptor that is kept under a name.
+    ///
+    /// # Errors
+    /// There is none, or not all is heard that was said.
+    pub fn copy(&self, name: &str) -> Result<OwnedFd> {
+        self.hear_out()?;
+        let heard = self.shared.lock();
+        let kept = heard.kept.get(name).with_context(|| format!("{name} is not kept"))?;
+        Ok(kept.try_clone()?)
     }
 
     /// How often a daemon was ready so far.

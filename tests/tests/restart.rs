@@ -156,7 +156,7 @@ fn without_its_state_an_arena_is_dropped_and_all_begins_anew() {
         let mut engine = Engine::new(&client, "lost");
         store_all(&mut engine);
         daemon.kill();
-        daemon.manager().expect("it has one").forget(lost);
+        daemon.manager().expect("it has one").forget(lost).expect("it hears");
         daemon.restart();
         let start = daemon.status().start;
         assert_eq!(start.kind, StartKind::Cold, "{start:?}");
@@ -166,7 +166,7 @@ fn without_its_state_an_arena_is_dropped_and_all_begins_anew() {
         store_all(&mut engine);
         assert_eq!(load_all(&mut engine), CHAINS * PAGES);
         // Nothing of the old arena is kept beside the new one.
-        let kept = daemon.manager().expect("it has one").kept();
+        let kept = daemon.manager().expect("it has one").kept().expect("it hears");
         assert_eq!(kept.iter().filter(|name| name.starts_with("undercroft-part")).count(), 1);
     }
 }
