@@ -104,7 +104,9 @@ impl Daemon {
             socket.stay();
         }
         let metrics = config.metrics.map(listen).transpose()?;
-        let prepared = config.ssd.as_ref().map(store::prepare).transpose()?.unwrap_or_default();
+        let succeeds = estate.has_arena();
+        let prepared = config.ssd.as_ref().map(|ssd| store::prepare(ssd, succeeds)).transpose()?;
+        let prepared = prepared.unwrap_or_default();
         let (control, doors) = assemble(config, prepared, (estate, kind))?;
         Ok(Self { control, doors, socket, metrics, began })
     }

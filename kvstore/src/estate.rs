@@ -78,7 +78,8 @@ impl Estate {
             name.parse().ok().or_else(|| is_listening(fd.as_fd()).then_some(Heirloom::Socket));
         match known {
             Some(heirloom) => {
-                if self.items.insert(heirloom, fd).is_some() {
+                // A socket comes from its own unit and from what was kept: it is the same one.
+                if self.items.insert(heirloom, fd).is_some() && heirloom != Heirloom::Socket {
                     tracing::warn!(name, "inherited twice: the later one is used");
                 }
             }

@@ -30,6 +30,8 @@ const LOCK_PAUSE: Duration = Duration::from_secs(1);
 /// How long it may take until the page logs are open. A disk that takes longer is not waited for: the
 /// others are served. Long enough for a large file to be reserved.
 const OPEN_PATIENCE: Duration = Duration::from_secs(10);
+/// As long for a daemon that goes on with an arena: what is in DRAM does not wait for a disk.
+const WARM_PATIENCE: Duration = Duration::from_millis(150);
 const SILENT: &str = "it does not answer";
 const NO_KEY: &str = "the store key may lie on a disk that fails or does not answer";
 
@@ -65,16 +67,18 @@ struct Disks {
 /// Makes the directories, gets the key, and opens all page logs at the same time.
 ///
 /// A device that fails by itself or does not answer is not a reason to refuse: the others can be
-/// served.
-pub(crate) fn prepare(config: &SsdConfig) -> Result<Vec<Prepared>, StartError> {
+/// served. `succeeds` says that this daemon goes on with the arena of one that is gone.
+pub(crate) fn prepare(config: &SsdConfig, succeeds: bool) -> Result<Vec<Prepared>, StartError> {
     let disks = Disks { make: Arc::new(make_directory), open: Arc::new(PageLog::prepare) };
-    prepare_on(&disks, config, OPEN_PATIENCE)
+    let patience = if succeeds { WARM_PATIENCE } else { OPEN_PATIENCE };
+    prepare_on(&disks, config, patience, succeeds)
 }
 
 fn prepare_on(
     disks: &Disks,
     config: &SsdConfig,
     patience: Duration,
+    succeeds: bool,
 ) -> Result<Vec<Prepared>, StartError> {
     let until = Instant::now() + patience;
     let sick = make_directories(disks, config, until)?;
@@ -127,21 +131,22 @@ fn prepare_on(
         };
         prepared.push(Prepared { device, directory, log });
     }
-    wait_for_locks(disks, &mut prepared, locked)?;
+    wait_for_locks(disks, &mut prepared, locked, succeeds)?;
     Ok(prepared)
 }
 
-/// Page logs that others hold. A store of which nothing can be had is most likely another daemon's.
-/// One of several most likely belongs to a killed daemon whose last transfers hang: it is taken as
-/// soon as they end.
+/// Page logs that others hold. A store of which nothing can be had is most likely another daemon's,
+/// unless this one goes on with the arena of a daemon that is gone. One of several, or its, most
+/// likely belongs to a killed daemon whose last transfers hang: it is taken as soon as they end.
 fn wait_for_locks(
     disks: &Disks,
     prepared: &mut [Prepared],
     locked: Vec<(usize, LogConfig, OpenError)>,
+    succeeds: bool,
 ) -> Result<(), StartError> {
     let any_open = prepared.iter().any(|one| matches!(one.log, Opening::Open(_)));
     for (at, config, error) in locked {
-        if !any_open {
+        if !any_open && !succeeds {
             return Err(error.into());
         }
         tracing::error!(%error, "an SSD is left out until its page log is let go of");

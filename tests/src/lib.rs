@@ -11,6 +11,7 @@ mod engine;
 mod gate;
 mod golden;
 mod hostile;
+mod late_reads;
 mod ledger;
 mod lying;
 mod manager;
@@ -24,6 +25,7 @@ mod sim;
 mod site;
 mod skip;
 mod survey;
+mod systemd;
 mod traffic;
 mod warm_restart;
 
@@ -38,6 +40,7 @@ pub use hostile::{
     Accomplice, Deaths, DeathsReport, Footprint, LAST_STEP, RawClient, RawSpace, Witness,
     WitnessReport, die_at,
 };
+pub use late_reads::{LateReadsReport, late_reads};
 pub use ledger::{Ledger, Settled, StoredChain};
 pub use manager::Manager;
 pub use oracle::{Distinction, coin, distinction};
@@ -52,6 +55,7 @@ pub use share::Share;
 pub use sim::{Failure, Report, Seeds, Sweep, SweptFault, simulate};
 pub use site::Site;
 pub use skip::{skip, traces};
+pub use systemd::{ControlGroup, be_engines, be_operator, boot, unbootable};
 pub use traffic::{Traffic, TrafficOptions, TrafficReport, Wrong};
 pub use undercroft_arena::Span;
 pub use warm_restart::{Round, WarmRestart, WarmRestartReport};

@@ -6,21 +6,23 @@ mod fuse_file;
 mod lossy_disk;
 mod medium;
 mod report;
+mod stall;
 
 pub use containment::{missing, run_contained, stop_with_input};
 pub use lossy_disk::{Cut, DiskCounts, Survival};
 pub use report::{CutRound, Moment, PowerCutReport};
+
+pub(crate) use containment::hold_namespaces;
+pub(crate) use lossy_disk::LossyDisk;
+pub(crate) use medium::{Attached, Medium};
 
 use crate::ledger::{Ledger, Settled};
 use crate::survey::{Survey, SurveyOptions, survey};
 use crate::traffic::{DEADLINE, Traffic, TrafficOptions, locked};
 use crate::{DaemonOptions, PAGE_BYTES, TestDaemon};
 use anyhow::{Context, Result, ensure};
-use containment::hold_namespaces;
 use fastrand::Rng;
 use fuse_file::locked as disk_of;
-use lossy_disk::LossyDisk;
-use medium::{Attached, Medium};
 use std::fs::File;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

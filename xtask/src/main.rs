@@ -128,6 +128,15 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// Boots a real systemd with our units, and does to the daemon there what happens to daemons
+    ///
+    /// Takes root. `cargo xtask systemd --help` says the rest.
+    #[command(disable_help_flag = true)]
+    Systemd {
+        /// Passed on
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
     /// Times one tenant's lookups of what another has stored: they must tell nothing
     ///
     /// `cargo xtask timing --help` says what it takes.
@@ -181,6 +190,7 @@ fn run(task: Task) -> Result<()> {
         Task::Resting { arguments } => lane(&root, "resting", true, &arguments),
         Task::Hostile { arguments } => lane(&root, "hostile", true, &arguments),
         Task::Restarts { arguments } => lane(&root, "restarts", true, &arguments),
+        Task::Systemd { arguments } => lane(&root, "systemd", true, &arguments),
         Task::Timing { arguments } => lane(&root, "timing", true, &arguments),
         Task::Crash { arguments } => lane(&root, "warm-restart", true, &arguments),
     }

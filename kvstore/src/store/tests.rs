@@ -29,7 +29,7 @@ fn disks(
 }
 
 fn refusal(config: &SsdConfig) -> String {
-    prepare(config).unwrap_err().to_string()
+    prepare(config, false).unwrap_err().to_string()
 }
 
 #[test]
@@ -63,12 +63,12 @@ fn a_store_or_log_of_another_user_is_refused() {
 #[test]
 fn one_key_serves_all_directories_whatever_their_order() {
     let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    assert_eq!(prepare(&config(&[one.path(), two.path()])).unwrap().len(), 2);
+    assert_eq!(prepare(&config(&[one.path(), two.path()]), false).unwrap().len(), 2);
     let key = fs::read(one.path().join(KEY_NAME)).unwrap();
     let mode = fs::metadata(one.path().join(KEY_NAME)).unwrap().permissions().mode();
     assert_eq!(mode & 0o7777, 0o600);
     assert!(!two.path().join(KEY_NAME).exists());
-    let prepared = prepare(&config(&[two.path(), one.path()])).unwrap();
+    let prepared = prepare(&config(&[two.path(), one.path()]), false).unwrap();
     assert!(prepared.iter().all(|one| is_open(&one.log)));
     assert!(!two.path().join(KEY_NAME).exists());
     assert_eq!(fs::read(one.path().join(KEY_NAME)).unwrap(), key);
@@ -88,7 +88,7 @@ fn a_named_key_is_never_made() {
     let line = refusal(&named);
     assert!(line.contains("a.key") && line.contains("ssd.key_file"), "{line}");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    assert!(is_open(&prepare(&named).unwrap()[0].log));
+    assert!(is_open(&prepare(&named, false).unwrap()[0].log));
 }
 
 #[test]
@@ -115,7 +115,7 @@ fn a_disk_that_hangs_keeps_nobody_waiting_and_is_taken_when_it_answers() {
         PageLog::prepare(log)
     });
     let both = config(&[one.path(), two.path()]);
-    let mut prepared = prepare_on(&hangs, &both, Duration::from_secs(2)).unwrap();
+    let mut prepared = prepare_on(&hangs, &both, Duration::from_secs(2), false).unwrap();
     assert!(is_open(&prepared[1].log));
     let Opening::Late(late) = &prepared[0].log else { panic!("it has not answered") };
     assert!(late.is_empty());
@@ -132,7 +132,7 @@ fn a_disk_that_hangs_keeps_nobody_waiting_and_is_taken_when_it_answers() {
         make_directory(path)
     };
     let silent = Disks { make: Arc::new(make), ..disks(PageLog::prepare) };
-    let prepared = prepare_on(&silent, &both, Duration::from_millis(100)).unwrap();
+    let prepared = prepare_on(&silent, &both, Duration::from_millis(100), false).unwrap();
     let reason = |at: usize| match &prepared[at].log {
         Opening::Failed(reason) => reason.as_str(),
         other => panic!("{other:?}"),
@@ -157,7 +157,7 @@ fn a_directory_on_a_disk_that_fails_costs_only_that_disk() {
     let both = SsdConfig { key_file: None, ..config(&[one.path(), two.path()]) };
     let prepare = |errno| {
         let disks = Disks { make: Arc::new(failing(errno)), ..disks(PageLog::prepare) };
-        prepare_on(&disks, &both, OPEN_PATIENCE)
+        prepare_on(&disks, &both, OPEN_PATIENCE, false)
     };
     let prepared = prepare(Errno::IO).unwrap();
     assert!(is_open(&prepared[0].log));
@@ -177,7 +177,7 @@ fn a_locked_log_is_waited_for_beside_others_and_refused_alone() {
         DeviceId(0) if held.is_empty() => Err(OpenError::Locked { path: log.path }),
         _ => PageLog::prepare(log),
     });
-    let prepared = prepare_on(&holder, &both, OPEN_PATIENCE).unwrap();
+    let prepared = prepare_on(&holder, &both, OPEN_PATIENCE, false).unwrap();
     assert!(is_open(&prepared[1].log));
     let Opening::Late(late) = &prepared[0].log else { panic!("it is locked") };
     assert!(late.is_empty());
@@ -185,6 +185,9 @@ fn a_locked_log_is_waited_for_beside_others_and_refused_alone() {
     assert!(late.recv().unwrap().is_ok());
     drop(prepared);
     let all_held = disks(|log| Err(OpenError::Locked { path: log.path }));
-    let error = prepare_on(&all_held, &both, OPEN_PATIENCE).unwrap_err();
+    let error = prepare_on(&all_held, &both, OPEN_PATIENCE, false).unwrap_err();
     assert!(error.to_string().contains("in use by another process"), "{error}");
+    // Nobody but a dead daemon's transfers can hold what its successor wants.
+    let succeeded = prepare_on(&all_held, &both, OPEN_PATIENCE, true).unwrap();
+    assert!(succeeded.iter().all(|prepared| matches!(prepared.log, Opening::Late(_))));
 }

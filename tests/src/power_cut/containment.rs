@@ -86,7 +86,7 @@ pub fn stop_with_input() -> Arc<AtomicBool> {
 ///
 /// # Errors
 /// It cannot be started.
-pub(super) fn hold_namespaces() -> Result<Holder> {
+pub(crate) fn hold_namespaces() -> Result<Holder> {
     // In a group of its own, for a signal to ours must not take it first.
     let mut command = Command::new("sleep");
     Ok(Holder(command.arg("infinity").process_group(0).spawn().context("cannot run sleep")?))
@@ -94,7 +94,7 @@ pub(super) fn hold_namespaces() -> Result<Holder> {
 
 /// See [`hold_namespaces`].
 #[derive(Debug)]
-pub(super) struct Holder(Child);
+pub(crate) struct Holder(Child);
 
 impl Drop for Holder {
     fn drop(&mut self) {

@@ -1,4 +1,5 @@
 use super::lossy_disk::{DiskError, LossyDisk};
+use super::stall::{HeldRead, Stall};
 use fuser::{
     Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, LockOwner,
     OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, Request,
@@ -20,13 +21,14 @@ const KNOWN_FOR: Duration = Duration::from_secs(3600);
 #[derive(Debug)]
 pub(crate) struct DiskFile {
     disk: Arc<Mutex<LossyDisk>>,
+    stall: Arc<Stall>,
     bytes: u64,
 }
 
 impl DiskFile {
-    pub(crate) fn new(disk: Arc<Mutex<LossyDisk>>) -> Self {
+    pub(crate) fn new(disk: Arc<Mutex<LossyDisk>>, stall: Arc<Stall>) -> Self {
         let bytes = locked(&disk).bytes();
-        Self { disk, bytes }
+        Self { disk, stall, bytes }
     }
 
     fn attributes(&self, inode: INodeNo) -> FileAttr {
@@ -61,6 +63,16 @@ fn errno(_error: DiskError) -> Errno {
     Errno::EIO
 }
 
+pub(super) fn answer_read(disk: &Mutex<LossyDisk>, HeldRead { at, bytes, reply }: HeldRead) {
+    let disk = locked(disk);
+    // A file may be read beyond its end, a disk may not.
+    let left = disk.bytes().saturating_sub(at).min(u64::from(bytes)) as usize;
+    match disk.read(at.min(disk.bytes()), left) {
+        Ok(bytes) => reply.data(bytes),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
 impl Filesystem for DiskFile {
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         if parent == INodeNo::ROOT && name == FILE_NAME {
@@ -91,11 +103,8 @@ impl Filesystem for DiskFile {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        // A file may be read beyond its end, a disk may not.
-        let left = self.bytes.saturating_sub(at).min(u64::from(bytes)) as usize;
-        match locked(&self.disk).read(at.min(self.bytes), left) {
-            Ok(bytes) => reply.data(bytes),
-            Err(error) => reply.error(errno(error)),
+        if let Some(read) = self.stall.hold(HeldRead { at, bytes, reply }) {
+            answer_read(&self.disk, read);
         }
     }
 

@@ -1,5 +1,6 @@
 use super::fuse_file::{DiskFile, FILE_NAME, locked};
 use super::lossy_disk::{LossyDisk, Survival};
+use super::stall::Stall;
 use anyhow::{Context, Result, bail, ensure};
 use fastrand::Rng;
 use fuser::{BackgroundSession, MountOption};
@@ -19,6 +20,7 @@ const NAP: Duration = Duration::from_millis(5);
 pub(crate) struct Medium {
     home: TempDir,
     disk: Arc<Mutex<LossyDisk>>,
+    stall: Arc<Stall>,
 }
 
 /// A disk that is attached: a file (FUSE), a block device over it (loop), a file system (ext4).
@@ -26,6 +28,7 @@ pub(crate) struct Medium {
 #[derive(Debug)]
 pub(crate) struct Attached {
     disk: Arc<Mutex<LossyDisk>>,
+    stall: Arc<Stall>,
     fuse: Option<BackgroundSession>,
     fuse_at: PathBuf,
     ext4_at: PathBuf,
@@ -39,11 +42,16 @@ impl Medium {
         for name in ["fuse", "ext4"] {
             std::fs::create_dir(home.path().join(name))?;
         }
-        Ok(Self { home, disk: Arc::new(Mutex::new(disk)) })
+        Ok(Self { home, disk: Arc::new(Mutex::new(disk)), stall: Arc::default() })
     }
 
     pub(crate) fn disk(&self) -> &Mutex<LossyDisk> {
         &self.disk
+    }
+
+    /// What makes its reads hang.
+    pub(crate) fn stall(&self) -> &Stall {
+        &self.stall
     }
 
     /// Where the file system is mounted while it is attached.
@@ -81,10 +89,12 @@ impl Medium {
         let fuse_at = self.home.path().join("fuse");
         let mut options = fuser::Config::default();
         options.mount_options = vec![MountOption::FSName("lossy".to_owned())];
-        let fuse = fuser::spawn_mount(DiskFile::new(Arc::clone(&self.disk)), &fuse_at, &options)
+        let file = DiskFile::new(Arc::clone(&self.disk), Arc::clone(&self.stall));
+        let fuse = fuser::spawn_mount(file, &fuse_at, &options)
             .with_context(|| format!("cannot mount FUSE at {}", fuse_at.display()))?;
         let mut attached = Attached {
             disk: Arc::clone(&self.disk),
+            stall: Arc::clone(&self.stall),
             fuse: Some(fuse),
             fuse_at,
             ext4_at: self.directory(),
@@ -157,6 +167,7 @@ impl Drop for Attached {
         }
         // Without power nothing that is still on its way can block.
         locked(&self.disk).cut(Survival::None, &mut Rng::with_seed(0));
+        self.stall.end(&self.disk);
         if let Err(error) = self.take_apart() {
             eprintln!("left behind until this process ends: {error:#}");
         }

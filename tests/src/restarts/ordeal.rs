@@ -94,6 +94,18 @@ impl<'a> Ordeal<'a> {
         Ok(restart)
     }
 
+    /// Looks for every page again after a start that kept none of them: what is served all the same
+    /// must be right.
+    ///
+    /// # Errors
+    /// It is not.
+    pub(crate) fn nothing_wrong(&self, site: &Site) -> Result<()> {
+        let mut wrong = Wrong::default();
+        self.survey(site, &mut wrong)?;
+        ensure!(wrong.bytes == 0, "{} wrong bytes, first {:?}", wrong.bytes, wrong.first);
+        Ok(())
+    }
+
     fn traffic(&self, readers: u32, limit: u64, seed: u64) -> TrafficOptions {
         TrafficOptions {
             page_bytes: self.options.page_bytes,
