@@ -32,7 +32,8 @@ pub struct Loaded {
 impl SpaceHandle {
     /// Fetches pages and scatters each into its block of `device` as soon as it is ready:
     /// page `i` of the source into `blocks[i]`. Returns when every page is in place, or when the
-    /// rest will not come. No new copy is begun after the deadline.
+    /// rest will not come. No new copy is begun after the deadline. No block may be named twice:
+    /// [`MissReason::Invalid`].
     pub fn fetch_into(
         &self,
         device: &dyn Device,
@@ -41,7 +42,8 @@ impl SpaceHandle {
         stamp: Stamp,
         deadline: Duration,
     ) -> Loaded {
-        if blocks.len() != source.pages() || device.geometry() != self.space().geometry {
+        let fits = blocks.len() == source.pages() && device.geometry() == self.space().geometry;
+        if !fits || is_named_twice(blocks) {
             return Loaded { why: Some(MissReason::Invalid), ..Loaded::default() };
         }
         let until = from_now(deadline);
@@ -58,12 +60,21 @@ impl SpaceHandle {
         blocks: &[BlockId],
         deadline: Duration,
     ) -> Loaded {
-        if device.geometry() != self.space().geometry {
+        if device.geometry() != self.space().geometry || is_named_twice(blocks) {
             return Loaded { why: Some(MissReason::Invalid), ..Loaded::default() };
         }
         let until = from_now(deadline);
         Loading::of(self.take_lease(token, deadline), self, device, blocks, until).run()
     }
+}
+
+/// Whether two pages would go into the same block: what lies there in the end is one of them, and
+/// the other one would have been reported as loaded.
+fn is_named_twice(blocks: &[BlockId]) -> bool {
+    let mut numbers: Vec<u32> = blocks.iter().map(|block| block.0).collect();
+    // Engines name blocks in runs, which are sorted in one pass.
+    numbers.sort_unstable();
+    numbers.windows(2).any(|pair| pair[0] == pair[1])
 }
 
 /// Copies under way, how many, and the page after the last one.

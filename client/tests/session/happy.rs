@@ -5,6 +5,7 @@ use undercroft_client::{
     ClientState, FetchFrom, FetchReport, LookupOptions, MissReason, Prefetched, StoreOptions,
     StoreRun,
 };
+use undercroft_gpu_shim::BlockId;
 use undercroft_wire::{
     Epoch, Geometry, HintKind, Mode, RefusedReason, Request, SessionId, Space, Stamp,
 };
@@ -216,4 +217,19 @@ fn a_refusal_is_a_reason() {
     let run = StoreRun { parent: None, first: 0, keys: &keys, stamp: STAMP };
     assert_eq!(space.store(run, &device, &blocks(2), patient()).why, busy);
     assert!(shelf.lock().unwrap().releases.is_empty(), "there was no lease to release");
+}
+
+/// Far enough apart to be handed to the device in different pieces.
+#[test]
+fn a_block_that_is_named_twice_is_refused_before_anything_is_loaded() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+    (0..3).for_each(|at| shelf.lock().unwrap().put(key(at), at as u8));
+    let _daemon = world.daemon(&shelf);
+    let (_client, space) = world.open();
+    let device = device(3);
+    let twice = [BlockId(0), BlockId(1), BlockId(0)];
+    let loaded = space.fetch_into(&device, FetchFrom::Keys(&keys(3)), &twice, Stamp(1), LONG);
+    assert_eq!((loaded.pages, loaded.why), (0, Some(MissReason::Invalid)));
+    assert!(is_copy(&device, 0, 0) && is_copy(&device, 1, 1));
 }
