@@ -7,7 +7,7 @@ use crate::space::{Opened, SpaceHandle, SpaceState};
 use crate::{Hold, MissReason};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use undercroft_arena::{BoardView, Span, StagingView};
 use undercroft_wire::{
@@ -43,10 +43,12 @@ pub struct ReadyRun {
     /// Index of the first one, counted from the start of the fetch.
     pub first: u32,
     /// The pages' bytes: in the arena, or in staging in copy mode. They keep the mapping alive,
-    /// but their content only stays while the fetch does.
+    /// but their content only stays while the fetch or this run does.
     pub pages: Vec<Span>,
     pub(crate) proof: Proof,
     count: usize,
+    /// Held for the bytes' sake; `None` until somebody is handed the run.
+    _lease: Option<Arc<Lease>>,
 }
 
 impl ReadyRun {
@@ -72,12 +74,13 @@ pub struct FetchReport {
     pub why: Option<MissReason>,
 }
 
-/// Pages on their way, under a lease. While it lives, the daemon leaves the bytes of every
-/// delivered page as they are; dropping it gives up what was not delivered and releases the rest.
-/// A device copy out of the pages must be over before that.
+/// Pages on their way, under a lease. While it or a run of it lives, the daemon leaves the bytes of
+/// every delivered page as they are, but for those let go by [`Fetch::release_upto`]; with the last
+/// of them what was not delivered is given up and the rest is released. A device copy out of the
+/// pages must be over before that.
 #[derive(Debug)]
 pub struct Fetch {
-    pub(crate) lease: Option<Lease>,
+    pub(crate) lease: Option<Arc<Lease>>,
     until: Instant,
     delivered: u32,
     end: Option<FetchReport>,
@@ -128,7 +131,7 @@ impl SpaceHandle {
 impl Fetch {
     pub(crate) fn of(lease: Result<Lease, MissReason>, until: Instant) -> Self {
         match lease {
-            Ok(lease) => Self { lease: Some(lease), until, delivered: 0, end: None },
+            Ok(lease) => Self { lease: Some(Arc::new(lease)), until, delivered: 0, end: None },
             Err(why) => {
                 let end = Some(FetchReport { pages: 0, ssd_pages: 0, why: Some(why) });
                 Self { lease: None, until, delivered: 0, end }
@@ -170,10 +173,9 @@ impl Fetch {
     /// change from now on. A run longer than DRAM only goes on when its early pages are let go.
     pub fn release_upto(&mut self, upto: u32) {
         let upto = upto.min(self.delivered);
-        if let Some(lease) = &mut self.lease
-            && upto > lease.released
+        if let Some(lease) = &self.lease
+            && upto > lease.released.fetch_max(upto, Ordering::Relaxed)
         {
-            lease.released = upto;
             lease.release(upto);
         }
     }
@@ -189,15 +191,15 @@ impl Fetch {
         if self.end.is_some() {
             return None;
         }
-        let lease = self.lease.as_mut()?;
+        let lease = self.lease.as_ref()?;
         match lease.hear(until) {
             Ok(Heard::Pages(run)) => {
                 self.delivered += run.pages.len() as u32;
-                return Some(run);
+                return Some(ReadyRun { _lease: Some(Arc::clone(lease)), ..run });
             }
             Ok(Heard::End(end)) => self.ended(end),
             Ok(Heard::Refused(refused)) => {
-                lease.refused = true;
+                lease.refused.store(true, Ordering::Relaxed);
                 self.cut(MissReason::Refused(refused.reason));
             }
             Err(MissReason::Deadline) if Instant::now() < self.until => {}
@@ -237,19 +239,21 @@ pub(crate) struct Lease {
     pub(crate) client: Arc<Inner>,
     ticket: Ticket,
     pub(crate) id: LeaseId,
-    released: u32,
+    /// Pages before this one were let go.
+    released: AtomicU32,
     /// The daemon never gave it.
-    refused: bool,
+    refused: AtomicBool,
 }
 
 impl Lease {
     pub(crate) fn new(client: Arc<Inner>, ticket: Ticket, id: LeaseId) -> Self {
-        Self { client, ticket, id, released: 0, refused: false }
+        let (released, refused) = (AtomicU32::new(0), AtomicBool::new(false));
+        Self { client, ticket, id, released, refused }
     }
 
     /// Whether nothing of it was let go.
     pub(crate) fn is_whole(&self) -> bool {
-        self.released == 0 && !self.refused
+        self.released.load(Ordering::Relaxed) == 0 && !self.refused.load(Ordering::Relaxed)
     }
 
     fn hear(&self, until: Instant) -> Result<Heard, MissReason> {
@@ -275,7 +279,7 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if !self.refused {
+        if !self.refused.load(Ordering::Relaxed) {
             self.release(ALL);
         }
     }
@@ -339,7 +343,7 @@ impl Delivery {
             }
         }
         self.delivered += count as u32;
-        self.runs.push_back(ReadyRun { first: ready.first, pages, proof, count });
+        self.runs.push_back(ReadyRun { first: ready.first, pages, proof, count, _lease: None });
         Ok(())
     }
 

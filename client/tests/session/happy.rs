@@ -233,3 +233,20 @@ fn a_block_that_is_named_twice_is_refused_before_anything_is_loaded() {
     assert_eq!((loaded.pages, loaded.why), (0, Some(MissReason::Invalid)));
     assert!(is_copy(&device, 0, 0) && is_copy(&device, 1, 1));
 }
+
+#[test]
+fn a_lease_lasts_as_long_as_a_run_of_it() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+    (0..3).for_each(|at| shelf.lock().unwrap().put(key(at), at as u8));
+    let _daemon = world.daemon(&shelf);
+    let (client, space) = world.open();
+    let mut fetch = space.fetch(FetchFrom::Keys(&keys(3)), Stamp(1), LONG);
+    let runs: Vec<_> = std::iter::from_fn(|| fetch.next_ready()).collect();
+    assert_eq!(runs.len(), 2);
+    drop(fetch);
+    client.ping(LONG).unwrap();
+    assert_eq!(shelf.lock().unwrap().releases, []);
+    drop(runs);
+    soon("the lease ends", || shelf.lock().unwrap().releases.len() == 1);
+}
