@@ -320,7 +320,8 @@ impl Delivery {
         board: Option<&Arc<BoardView>>,
     ) -> Result<(), String> {
         let count = ready.places.len();
-        let in_order = ready.first == self.delivered && self.end.is_none();
+        // Nothing at all could be said for ever, and would be kept.
+        let in_order = count > 0 && ready.first == self.delivered && self.end.is_none();
         if !in_order || self.delivered as usize + count > self.wanted as usize {
             return Err(format!(
                 "pages {}..+{count} of a fetch of {} after {}",

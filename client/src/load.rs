@@ -164,7 +164,11 @@ impl<'a> Loading<'a> {
                     None => return Ok(()),
                 },
             };
-            self.launch(run)?;
+            // What is delivered page by page may go on coming after the deadline.
+            self.late |= Instant::now() >= self.until;
+            if !self.is_cut() {
+                self.launch(run)?;
+            }
             if self.is_cut() {
                 return Ok(());
             }

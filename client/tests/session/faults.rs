@@ -156,6 +156,7 @@ fn pages_out_of_order_or_outside_of_the_arena_are_never_handed_out() {
     let at = |part, offset| PagePlace { part: PartId(part), offset };
     let cases: Vec<(u32, Vec<PagePlace>)> = vec![
         (1, vec![at(3, 0)]),
+        (0, vec![]),
         (0, vec![at(3, 0); 3]),
         (0, vec![at(4, 0)]),
         (0, vec![at(3, u64::MAX)]),
