@@ -82,6 +82,8 @@ pub struct FetchReport {
 pub struct Fetch {
     pub(crate) lease: Option<Arc<Lease>>,
     until: Instant,
+    /// How many pages a complete one has; `None` where only the daemon knows.
+    wanted: Option<u32>,
     delivered: u32,
     end: Option<FetchReport>,
 }
@@ -91,7 +93,9 @@ impl SpaceHandle {
     /// does. `stamp` is what the request's lookup answered with, [`Stamp`] 0 for none.
     pub fn fetch(&self, from: FetchFrom<'_>, stamp: Stamp, deadline: Duration) -> Fetch {
         let until = from_now(deadline);
-        Fetch::of(self.lease(from, stamp, until), until)
+        // More than a number of 32 bits are refused before any are asked for.
+        let wanted = Some(u32::try_from(from.pages()).unwrap_or(u32::MAX));
+        Fetch::of(self.lease(from, stamp, until), wanted, until)
     }
 
     fn lease(
@@ -129,12 +133,18 @@ impl SpaceHandle {
 }
 
 impl Fetch {
-    pub(crate) fn of(lease: Result<Lease, MissReason>, until: Instant) -> Self {
+    pub(crate) fn of(
+        lease: Result<Lease, MissReason>,
+        wanted: Option<u32>,
+        until: Instant,
+    ) -> Self {
         match lease {
-            Ok(lease) => Self { lease: Some(Arc::new(lease)), until, delivered: 0, end: None },
+            Ok(lease) => {
+                Self { lease: Some(Arc::new(lease)), until, wanted, delivered: 0, end: None }
+            }
             Err(why) => {
                 let end = Some(FetchReport { pages: 0, ssd_pages: 0, why: Some(why) });
-                Self { lease: None, until, delivered: 0, end }
+                Self { lease: None, until, wanted, delivered: 0, end }
             }
         }
     }
@@ -214,7 +224,10 @@ impl Fetch {
 
     fn ended(&mut self, end: FetchEnd) {
         let outcome = FetchOutcome::from_byte(end.outcome);
-        let told_right = end.ready == self.delivered && end.ssd <= end.ready;
+        let is_whole = self.wanted.is_none_or(|wanted| self.delivered == wanted);
+        let told_right = end.ready == self.delivered
+            && end.ssd <= end.ready
+            && (is_whole || outcome != Some(FetchOutcome::Complete));
         let Some(outcome) = outcome.filter(|_| told_right) else {
             if let Some(lease) = &self.lease {
                 lease.ticket.connection().violated("a fetch's end contradicts its pages");

@@ -85,7 +85,7 @@ impl SpaceHandle {
     /// or has expired.
     pub fn take_lease(&self, token: Token, deadline: Duration) -> Fetch {
         let until = from_now(deadline);
-        Fetch::of(self.take(token, until), until)
+        Fetch::of(self.take(token, until), None, until)
     }
 
     fn take(&self, token: Token, until: Instant) -> Result<Lease, MissReason> {

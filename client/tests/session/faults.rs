@@ -201,6 +201,25 @@ fn a_fetch_that_claims_more_than_it_gave_is_cut() {
 }
 
 #[test]
+fn a_fetch_that_is_called_complete_and_is_not_is_cut() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+    let _daemon = world.daemon_with(&shelf, |peer, id, request| {
+        let Request::Fetch(fetch) = request else {
+            return false;
+        };
+        let places = vec![PagePlace { part: PartId(3), offset: 0 }];
+        peer.reply(id, &Reply::FetchReady(FetchReady { lease: fetch.lease, first: 0, places }));
+        let end = FetchEnd { lease: fetch.lease, ready: 1, ssd: 0, outcome: 0 };
+        peer.reply(id, &Reply::FetchEnd(end));
+        true
+    });
+    let (_client, space) = world.open();
+    let report = space.fetch(FetchFrom::Keys(&keys(2)), Stamp(1), LONG).outcome();
+    assert_eq!((report.pages, report.why), (1, Some(MissReason::Disconnected)));
+}
+
+#[test]
 fn death_amid_a_fetch_leaves_the_delivered_pages_readable() {
     let world = World::new();
     let shelf = Shelf::new(1, Mode::ZeroCopy, 4);

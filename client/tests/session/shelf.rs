@@ -260,7 +260,11 @@ impl Shelf {
         };
         let there: Vec<PagePlace> =
             keys.iter().map_while(|key| self.pages.get(key).copied()).collect();
-        let whole = there.len() == keys.len();
+        let asked = match &fetch.source {
+            FetchSource::Keys { .. } => keys.len(),
+            FetchSource::Hold { count, .. } => *count as usize,
+        };
+        let whole = there.len() == asked;
         let lease = (self.session_of[&peer.number], fetch.lease);
         self.leases.insert(lease, (fetch.space, there));
         let outcome = if whole { FetchOutcome::Complete } else { FetchOutcome::Missing };
