@@ -11,8 +11,11 @@ use undercroft_wire::{Epoch, PartAdded, PartId, PartLetGo, Request};
 /// The most parts an arena may have.
 pub(crate) const MAX_PARTS: usize = 65_536;
 
-/// Which file a descriptor is of, and its length, bytes.
+/// Which file a descriptor is of, and its length, bytes. Only memory has seals to ask for: of
+/// anything else nothing more is asked, as it may be a file system that never answers.
 fn file_of(fd: &OwnedFd) -> Result<(FileId, i64), Lost> {
+    rustix::fs::fcntl_get_seals(fd)
+        .map_err(|errno| Lost::Protocol(format!("a descriptor that is not memory: {errno}")))?;
     let stat = rustix::fs::fstat(fd).map_err(Lost::System)?;
     Ok((FileId { device: stat.st_dev, inode: stat.st_ino }, stat.st_size))
 }
@@ -250,10 +253,24 @@ impl Kept {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
     use super::*;
 
     /// Has every lock there is.
     pub(crate) fn hold(arena: &Arena) -> impl Sized {
         (locked(&arena.watchers), locked(&arena.kept))
+    }
+
+    #[test]
+    fn nothing_is_asked_of_a_descriptor_that_is_not_memory() {
+        let (pipe, _other) = rustix::pipe::pipe().unwrap();
+        let disk = OwnedFd::from(std::fs::File::open("/proc/self/exe").unwrap());
+        let socket = OwnedFd::from(std::os::unix::net::UnixStream::pair().unwrap().0);
+        for fd in [pipe, disk, socket] {
+            assert!(matches!(file_of(&fd), Err(Lost::Protocol(_))), "{fd:?}");
+        }
+        let memory = undercroft_arena::Staging::create(1, 4096).unwrap();
+        assert_eq!(file_of(&memory.fd().try_clone_to_owned().unwrap()).unwrap().1, 4096);
     }
 }
