@@ -29,6 +29,8 @@ pub(crate) enum Lost {
     Ended,
     /// The kernel refused to read or write.
     System(Errno),
+    /// The kernel did not hand over a descriptor of the daemon's.
+    DescriptorRefused,
     /// The daemon said what it may not say.
     Protocol(String),
     /// The daemon does not read, and too much waits for it.
@@ -42,6 +44,11 @@ impl fmt::Display for Lost {
         match self {
             Self::Ended => write!(f, "the daemon closed it"),
             Self::System(errno) => write!(f, "{errno}"),
+            Self::DescriptorRefused => write!(
+                f,
+                "a descriptor of the daemon's could not be taken: this process has as many open as \
+                 it may (`ulimit -n`), or too many came at once"
+            ),
             Self::Protocol(what) => write!(f, "protocol violation: {what}"),
             Self::NotReading => write!(f, "the daemon does not read"),
             Self::Dropped => write!(f, "the client was dropped"),

@@ -274,6 +274,9 @@ impl Inbox {
                 }
             }
         }
+        if reader.has_stray_fds() {
+            return Err(violation("a descriptor that no frame carries"));
+        }
         Ok(())
     }
 

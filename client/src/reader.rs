@@ -11,10 +11,10 @@ use undercroft_wire::{DecodeError, HEADER_BYTES, Header, split_frame};
 
 /// Read at once where nothing longer is announced, bytes.
 const READ_BYTES: usize = 64 << 10;
-/// The most descriptors one message can carry (the kernel's `SCM_MAX_FD`).
-const MAX_FDS_AT_ONCE: usize = 253;
-/// The most descriptors that may wait for the frames they belong to.
-const MAX_FDS_WAITING: usize = 1024;
+/// The most descriptors taken from one message, and the most that may wait for the frames they
+/// belong to. A daemon sends one with each frame that carries one; more would fill up the engine's
+/// table, so the kernel is given no room for them.
+const MAX_FDS: usize = 16;
 
 /// The receiving side of a connection. Whoever holds it reads for everybody.
 pub(crate) struct Reader {
@@ -36,7 +36,7 @@ impl fmt::Debug for Reader {
 
 impl Reader {
     pub(crate) fn new() -> Self {
-        let control = rustix::cmsg_space!(ScmRights(MAX_FDS_AT_ONCE));
+        let control = rustix::cmsg_space!(ScmRights(MAX_FDS));
         Self {
             buffer: vec![0; READ_BYTES],
             start: 0,
@@ -64,7 +64,10 @@ impl Reader {
                 self.fds.extend(fds);
             }
         }
-        if got.flags.contains(ReturnFlags::CTRUNC) || self.fds.len() > MAX_FDS_WAITING {
+        if got.flags.contains(ReturnFlags::CTRUNC) {
+            return Err(Lost::DescriptorRefused);
+        }
+        if self.fds.len() > MAX_FDS {
             return Err(Lost::Protocol("more descriptors than frames for them".into()));
         }
         if got.bytes == 0 {
@@ -83,6 +86,11 @@ impl Reader {
         let body = self.start + HEADER_BYTES..self.start + taken;
         self.start += taken;
         Ok(Some((header, body)))
+    }
+
+    /// Whether descriptors are left although every frame that began was taken.
+    pub(crate) fn has_stray_fds(&self) -> bool {
+        self.start == self.end && !self.fds.is_empty()
     }
 
     /// The bytes of a frame's body and the descriptors that wait, together.

@@ -74,6 +74,23 @@ pub(crate) fn encoded(request: RequestId, reply: &Reply) -> Vec<u8> {
     bytes
 }
 
+/// Sends a reply with as many copies of a descriptor, which it may not carry.
+pub(crate) fn reply_with_many(
+    peer: &Peer,
+    id: RequestId,
+    reply: &Reply,
+    fd: BorrowedFd<'_>,
+    count: usize,
+) {
+    let bytes = encoded(id, reply);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(64))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = vec![fd; count];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+    let _gone =
+        sendmsg(peer.stream.as_fd(), &[IoSlice::new(&bytes)], &mut control, SendFlags::NOSIGNAL);
+}
+
 fn send_with(stream: &UnixStream, request: RequestId, reply: &Reply, fd: BorrowedFd<'_>) {
     let bytes = encoded(request, reply);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -1,7 +1,8 @@
-use crate::fake_daemon::{FakeDaemon, encoded};
+use crate::fake_daemon::{FakeDaemon, encoded, reply_with_many};
 use crate::shelf::Shelf;
 use crate::world::*;
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -148,6 +149,28 @@ fn a_daemon_that_breaks_the_rules_is_left_and_met_anew() {
         soon(name, || space.lookup(&keys(2), PLAIN).why == Some(MissReason::Absent));
         assert!(matches!(client.state(), ClientState::Connected { .. }));
         assert_eq!(daemon.connections.load(Ordering::SeqCst), 2, "{name}");
+    }
+}
+
+/// One or many: a frame that carries none brings none into the engine's table.
+#[test]
+fn descriptors_that_no_frame_carries_end_the_session() {
+    for count in [1, 64] {
+        let world = World::new();
+        let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+        let daemon = world.daemon_with(&shelf, move |peer, id, request| {
+            let bad = peer.number == 0 && matches!(request, Request::Ping);
+            if bad {
+                let fd = std::fs::File::open("/dev/null").unwrap();
+                reply_with_many(peer, id, &Reply::Done, fd.as_fd(), count);
+            }
+            bad
+        });
+        let (client, _space) = world.open();
+        let _answered_or_not = client.ping(LONG);
+        soon("a new session", || daemon.connections.load(Ordering::SeqCst) == 2);
+        client.wait_connected(LONG).then_some(()).unwrap();
+        client.ping(LONG).unwrap();
     }
 }
 
