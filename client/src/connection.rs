@@ -5,6 +5,8 @@ use crate::outbox::{NotSent, Outbox, Sent};
 use crate::parts::Arena;
 use crate::pulse::Pulse;
 use crate::reader::Reader;
+use crate::releases::ALL;
+use crate::shared::Shared;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, getpid};
@@ -14,8 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 use undercroft_wire::{
-    Commit, DecodeError, DropHold, Epoch, LeaseId, PartId, Reply, Request, RequestId, Welcome,
-    encode_request,
+    Commit, DecodeError, DropHold, Epoch, LeaseId, PartId, Release, Reply, Request, RequestId,
+    Welcome, encode_request,
 };
 
 mod ticket;
@@ -99,14 +101,12 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    pub(crate) fn new(
-        socket: OwnedFd,
-        generation: u64,
-        arena: Arc<Arena>,
-        bell: Arc<Bell>,
-    ) -> Self {
+    pub(crate) fn new(socket: OwnedFd, shared: &Shared) -> Self {
+        let generation = shared.next_generation();
+        let (arena, bell) = (Arc::clone(&shared.arena), Arc::clone(&shared.bell));
         let pulse = Arc::new(Pulse::default());
-        let inbox = Inbox::new(Reader::new(), Arc::clone(&arena), Arc::clone(&pulse));
+        let releases = Arc::clone(&shared.releases);
+        let inbox = Inbox::new(Reader::new(), Arc::clone(&arena), Arc::clone(&pulse), releases);
         Self {
             generation,
             pid: getpid(),
@@ -199,6 +199,22 @@ impl Connection {
             encode_request(out, RequestId(0), message);
         });
         self.after_send(sent)
+    }
+
+    /// Tells how far a lease is let go. Of its end the daemon's confirmation is looked out for.
+    pub(crate) fn release(&self, release: Release) -> Result<(), MissReason> {
+        let ends = release.upto == ALL;
+        let expects = Expects::Released(release.session, release.lease);
+        // Where too many answers are waited for it is told all the same, and told again later.
+        let request = ends.then(|| locked(&self.inbox).expect(expects).ok()).flatten();
+        let sent = self.outbox.send_unasked(self.socket.as_fd(), |out| {
+            encode_request(out, request.unwrap_or(RequestId(0)), &Request::Release(release));
+        });
+        let told = self.after_send(sent);
+        if let Some(request) = request.filter(|_| told.is_err()) {
+            locked(&self.inbox).forget(request);
+        }
+        told
     }
 
     fn after_send(&self, sent: Result<Sent, NotSent>) -> Result<(), MissReason> {

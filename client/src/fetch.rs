@@ -3,6 +3,7 @@ use crate::client::Inner;
 use crate::connection::{Connection, Ticket};
 use crate::inbox::{Expects, Heard, Placed};
 use crate::proof::Proof;
+use crate::releases::ALL;
 use crate::space::{Opened, SpaceHandle, SpaceState};
 use crate::{Hold, MissReason};
 use std::collections::{HashMap, VecDeque};
@@ -14,9 +15,6 @@ use undercroft_wire::{
     FetchEnd, FetchOutcome, FetchReady, FetchSource, KeyRun, LeaseId, MAX_KEYS, PageKey, PagePlace,
     PartId, Release, Request, SlotId, Stamp,
 };
-
-/// `Release::upto` that ends the lease.
-const ALL: u32 = u32::MAX;
 
 /// What to fetch.
 #[derive(Debug, Clone, Copy)]

@@ -28,8 +28,7 @@ pub(crate) fn shake_hands(
     let path = &shared.options.socket;
     let socket = connect(path, until, patience)?;
     server::check(&socket, path, shared.options.daemon_uid)?;
-    let (arena, bell) = (Arc::clone(&shared.arena), Arc::clone(&shared.bell));
-    let connection = Arc::new(Connection::new(socket, shared.next_generation(), arena, bell));
+    let connection = Arc::new(Connection::new(socket, shared));
     match greet(&connection, shared, until) {
         Ok(()) => Ok(connection),
         Err(Unwelcome::Refused(error)) => {

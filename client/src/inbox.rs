@@ -4,6 +4,7 @@ use crate::fetch::{Delivery, ReadyRun};
 use crate::parts::Arena;
 use crate::pulse::Pulse;
 use crate::reader::Reader;
+use crate::releases::Releases;
 use crate::space::{Opened, SpaceState};
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -11,7 +12,7 @@ use std::sync::{Arc, Condvar};
 use undercroft_arena::StagingView;
 use undercroft_wire::{
     FetchEnd, FetchReady, HoldId, LeaseId, OfferId, PartAdded, PartId, PartRetired, Reply,
-    RequestId, SlotId, SpaceId, SpaceOpened, Welcome, decode_reply,
+    RequestId, SessionId, SlotId, SpaceId, SpaceOpened, Welcome, decode_reply,
 };
 
 mod places;
@@ -37,6 +38,7 @@ pub(crate) struct Inbox {
     welcome: Option<Welcome>,
     arena: Arc<Arena>,
     pulse: Arc<Pulse>,
+    releases: Arc<Releases>,
     /// Parts that came before the arena was entered, and whether they retire already.
     early: Vec<(PartAdded, OwnedFd, bool)>,
     entered: bool,
@@ -54,6 +56,8 @@ pub(crate) enum Expects {
     Opening(Arc<SpaceState>),
     /// Pages under a lease.
     Pages(LeaseId, Delivery),
+    /// That this lease has ended. Nobody waits for it.
+    Released(SessionId, LeaseId),
 }
 
 /// Something the daemon gave to a caller that is gone: it must be given back.
@@ -116,7 +120,12 @@ fn violation(what: &str) -> Lost {
 }
 
 impl Inbox {
-    pub(crate) fn new(reader: Reader, arena: Arc<Arena>, pulse: Arc<Pulse>) -> Self {
+    pub(crate) fn new(
+        reader: Reader,
+        arena: Arc<Arena>,
+        pulse: Arc<Pulse>,
+        releases: Arc<Releases>,
+    ) -> Self {
         Self {
             reader: Some(reader),
             closed: None,
@@ -128,6 +137,7 @@ impl Inbox {
             welcome: None,
             arena,
             pulse,
+            releases,
             early: Vec::new(),
             entered: false,
             parts: HashMap::new(),
@@ -153,7 +163,8 @@ impl Inbox {
             self.leases.insert(*lease, request);
             self.last_lease = self.last_lease.max(*lease);
         }
-        let mailbox = Mailbox { expects, reply: None, parked: None, given_up: false };
+        let given_up = matches!(expects, Expects::Released(..));
+        let mailbox = Mailbox { expects, reply: None, parked: None, given_up };
         self.mailboxes.insert(request, mailbox);
         Ok(request)
     }
@@ -294,6 +305,9 @@ impl Inbox {
         let Some(mailbox) = self.mailboxes.get_mut(&request) else {
             return hold_of(&reply);
         };
+        if let Expects::Released(session, lease) = mailbox.expects {
+            self.releases.forget(session, lease);
+        }
         if mailbox.given_up {
             let chore = mailbox.chore(reply);
             self.forget(request);

@@ -26,6 +26,7 @@ mod parts;
 mod proof;
 mod pulse;
 mod reader;
+mod releases;
 mod server;
 mod shared;
 mod space;

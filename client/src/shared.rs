@@ -3,22 +3,17 @@ use crate::bell::Bell;
 use crate::connection::{Connection, Lost, locked};
 use crate::options::ConnectOptions;
 use crate::parts::Arena;
+use crate::releases::Releases;
 use crate::space::SpaceState;
 use rustix::process::{Pid, getpid};
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use undercroft_wire::{Epoch, Release, Request, SpaceDigest};
+use undercroft_wire::{Release, SpaceDigest};
 
 /// How often who waits for a daemon looks whether it still hangs: nobody tells.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
-
-/// The most leases of lost connections that are remembered until they can be released.
-const MAX_ORPHANS: usize = 65_536;
-
-/// How many releases are remembered in case the daemon closed the connection before it read them.
-const MAX_RECENT: usize = 256;
 
 /// What the handles of one client and its keeper thread share.
 #[derive(Debug)]
@@ -31,9 +26,7 @@ pub(crate) struct Shared {
     link: Mutex<Link>,
     /// Signalled when a connection is there.
     linked: Condvar,
-    /// Releases that a socket took last. If the daemon closes it unread and lives on, they are
-    /// told again, or pages would stay leased for good.
-    recent: Mutex<VecDeque<(Epoch, Release)>>,
+    pub(crate) releases: Arc<Releases>,
     /// Every space that somebody has a handle of, to be opened again in each new session.
     spaces: Mutex<HashMap<SpaceDigest, Arc<SpaceState>>>,
     stopped: AtomicBool,
@@ -52,8 +45,6 @@ struct Link {
     connection: Option<Arc<Connection>>,
     /// Why there is none.
     failure: Option<String>,
-    /// Leases of lost connections whose arena may live on.
-    orphans: Vec<(Epoch, Release)>,
 }
 
 impl Shared {
@@ -66,7 +57,7 @@ impl Shared {
             counts: Counts::default(),
             link: Mutex::default(),
             linked: Condvar::new(),
-            recent: Mutex::default(),
+            releases: Arc::default(),
             spaces: Mutex::default(),
             stopped: AtomicBool::new(false),
             generations: AtomicU64::new(1),
@@ -159,19 +150,17 @@ impl Shared {
         if !unasked.is_empty() {
             return Err(unasked);
         }
-        let mut orphans = {
+        {
             let mut link = locked(&self.link);
             link.connection = Some(Arc::clone(connection));
             link.failure = None;
-            std::mem::take(&mut link.orphans)
-        };
+        }
         drop(spaces);
         self.linked.notify_all();
-        orphans.extend(locked(&self.recent).drain(..));
+        // From here on who releases tells this connection, so that none is missed.
         let epoch = connection.welcome().map(|welcome| welcome.epoch);
-        // Leases in another arena ended with it.
-        for (_, release) in orphans.into_iter().filter(|(of, _)| Some(*of) == epoch) {
-            let _ended_again = connection.tell(&Request::Release(release));
+        for release in epoch.map(|epoch| self.releases.to_tell(epoch)).unwrap_or_default() {
+            let _ended_again = connection.release(release);
         }
         Ok(())
     }
@@ -214,24 +203,17 @@ impl Shared {
         let Some(epoch) = session.welcome().map(|welcome| welcome.epoch) else {
             return;
         };
-        if session.tell(&Request::Release(release)).is_ok() {
-            let mut recent = locked(&self.recent);
-            if recent.len() == MAX_RECENT {
-                recent.pop_front();
-            }
-            recent.push_back((epoch, release));
+        self.releases.keep(epoch, release);
+        if session.release(release).is_ok() {
             return;
         }
-        let mut link = locked(&self.link);
-        let current = link.connection.as_ref().filter(|c| !c.is_closed());
-        if let Some(current) = current {
-            let same = current.welcome().is_some_and(|welcome| welcome.epoch == epoch);
-            if !same || current.tell(&Request::Release(release)).is_ok() {
-                return;
-            }
-        }
-        if link.orphans.len() < MAX_ORPHANS {
-            link.orphans.push((epoch, release));
+        let current = locked(&self.link).connection.clone();
+        // Without one, the next one is told.
+        let Some(current) = current.filter(|current| !current.is_closed()) else { return };
+        if current.welcome().is_some_and(|welcome| welcome.epoch == epoch) {
+            let _told_in_the_next_one = current.release(release);
+        } else {
+            self.releases.forget(release.session, release.lease);
         }
     }
 
@@ -273,7 +255,8 @@ pub(crate) mod tests {
 
     /// Has every lock of its own.
     pub(crate) fn hold(shared: &Shared) -> impl Sized {
-        (locked(&shared.link), locked(&shared.spaces), locked(&shared.recent))
+        let releases = crate::releases::tests::hold(&shared.releases);
+        (locked(&shared.link), locked(&shared.spaces), releases)
     }
 
     #[test]
@@ -283,30 +266,5 @@ pub(crate) mod tests {
         assert_eq!(shared.connection().unwrap_err(), MissReason::Forked);
         assert_eq!(shared.connection_by(Instant::now()).unwrap_err(), MissReason::Forked);
         drop(held);
-    }
-
-    #[test]
-    fn orphans_are_bounded_and_wait_for_their_own_arena() {
-        let shared = Shared::new(ConnectOptions::new("/nowhere"), inherited().bell);
-        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        let (arena, bell) = (Arc::clone(&shared.arena), Arc::clone(&shared.bell));
-        let lost = Connection::new(ours.into(), 1, arena, bell);
-        lost.greeted(undercroft_wire::Welcome {
-            version: 2,
-            session: undercroft_wire::SessionId(5),
-            epoch: Epoch(9),
-            mode: undercroft_wire::Mode::ZeroCopy,
-            parts: 0,
-            domain: "default".into(),
-        });
-        lost.close(Lost::Ended);
-        let session = undercroft_wire::SessionId(5);
-        for lease in 0..MAX_ORPHANS as u64 + 10 {
-            let lease = undercroft_wire::LeaseId(lease);
-            shared.release(&lost, Release { session, lease, upto: u32::MAX });
-        }
-        let link = locked(&shared.link);
-        assert_eq!(link.orphans.len(), MAX_ORPHANS);
-        assert!(link.orphans.iter().all(|(epoch, _)| *epoch == Epoch(9)));
     }
 }

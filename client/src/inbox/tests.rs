@@ -16,7 +16,7 @@ fn arena() -> Arc<Arena> {
 }
 
 fn inbox() -> Inbox {
-    let mut inbox = Inbox::new(Reader::new(), arena(), Arc::default());
+    let mut inbox = Inbox::new(Reader::new(), arena(), Arc::default(), Arc::default());
     for _ in 0..3 {
         inbox.expect(Expects::Reply).unwrap();
     }
@@ -150,7 +150,7 @@ fn a_mailbox_goes_with_the_reply_taken_from_it() {
 
 #[test]
 fn mailboxes_are_bounded_and_their_numbers_never_meet() {
-    let mut inbox = Inbox::new(Reader::new(), arena(), Arc::default());
+    let mut inbox = Inbox::new(Reader::new(), arena(), Arc::default(), Arc::default());
     inbox.last_request = u32::MAX - 10;
     for _ in 0..MAX_MAILBOXES {
         assert_ne!(inbox.expect(Expects::Reply).unwrap(), RequestId(0));

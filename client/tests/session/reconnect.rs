@@ -83,6 +83,41 @@ fn releases_that_the_daemon_may_not_have_read_are_told_again() {
     assert_eq!((release.session, release.upto), (SessionId(41), u32::MAX));
 }
 
+/// However many they are, and however often each lease was let go in part before.
+#[test]
+fn no_release_is_lost_that_the_daemon_did_not_confirm() {
+    const LEASES: usize = 300;
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+    (0..4).for_each(|at| shelf.lock().unwrap().put(key(at), at as u8));
+    let daemon = world.daemon_with(&shelf, |peer, _, request| {
+        peer.number == 0 && matches!(request, Request::Release(_))
+    });
+    let (client, space) = world.open();
+    for _ in 0..LEASES {
+        let mut fetch = space.fetch(FetchFrom::Keys(&keys(4)), Stamp(1), LONG);
+        assert_eq!(fetch.outcome().pages, 4);
+        (1..4).for_each(|upto| fetch.release_upto(upto));
+    }
+    client.ping(LONG).unwrap();
+    daemon.cut();
+    let ended = || {
+        let shelf = shelf.lock().unwrap();
+        let ends = shelf.releases.iter().filter(|release| release.upto == u32::MAX);
+        ends.map(|release| release.lease).collect::<BTreeSet<_>>().len()
+    };
+    soon("all leases end after all", || ended() == LEASES);
+    assert_eq!(shelf.lock().unwrap().releases.len(), LEASES, "once each");
+    // What was confirmed is not told again.
+    client.wait_connected(LONG).then_some(()).unwrap();
+    client.ping(LONG).unwrap();
+    daemon.cut();
+    soon("a third session", || daemon.connections.load(Ordering::SeqCst) == 3);
+    client.wait_connected(LONG).then_some(()).unwrap();
+    client.ping(LONG).unwrap();
+    assert_eq!(shelf.lock().unwrap().releases.len(), LEASES);
+}
+
 #[test]
 fn a_client_in_the_background_finds_its_daemon_when_it_appears() {
     let world = World::new();

@@ -171,7 +171,10 @@ impl Shelf {
             Request::Hello(_) => return self.greet(peer, id),
             Request::OpenSpace(open) => return self.open(peer, id, open),
             Request::Fetch(fetch) => return self.fetch(peer, id, fetch),
-            Request::Release(release) => return self.release(*release),
+            Request::Release(release) => {
+                self.release(*release);
+                Reply::Done
+            }
             Request::DropHold(drop) => return self.drop_hold(peer, drop.hold),
             Request::Lookup(lookup) => self.look_up(peer, &lookup.keys, lookup.hold_ms),
             Request::Give(give) => self.give(peer, give.what),
