@@ -19,6 +19,7 @@ use crate::recovery::Found;
 use crate::restoring::remember;
 use crate::session::{FrameError, Session, Turn, each_frame};
 use crate::staging_maker::StagingMaker;
+use crate::standing;
 use crate::store;
 use crate::succession::Succession;
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -81,6 +82,8 @@ pub(crate) struct Control {
     pub(crate) lease_alarms: u64,
     /// What the kernel does not have.
     pub(crate) fallbacks: Vec<Fallback>,
+    /// Whether processes of other users are hidden from us.
+    pub(crate) is_blind: bool,
     /// The session of the daemon that takes over.
     successor: Option<SessionId>,
     /// Rung when another daemon takes over.
@@ -126,6 +129,7 @@ impl Control {
             listen_at: None,
             lease_alarms: 0,
             fallbacks: kernel::fallbacks(),
+            is_blind: standing::is_blind(),
             successor: None,
             leaving: Arc::new(Notify::new()),
         }

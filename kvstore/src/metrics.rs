@@ -192,6 +192,7 @@ impl Out<'_, '_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use undercroft_wire::{Mode, ProcessState, SessionStatus};
 
     #[test]
     fn the_report_is_there_in_prometheus_words() {
@@ -206,8 +207,30 @@ mod tests {
         };
         let devices = vec![SsdDeviceStatus::default(), device];
         report.ssd = Some(SsdStatus { devices, ..SsdStatus::default() });
+        let one = |pid, alarm| SessionStatus {
+            session: 5,
+            domain: "tenant".to_owned(),
+            name: String::new(),
+            pid,
+            uid: 0,
+            gid: 0,
+            mode: Mode::ZeroCopy,
+            leases: 1,
+            leased_pages: 1,
+            lingering: false,
+            copy_reason: None,
+            leased_bytes: 4096,
+            silent_ms: 0,
+            process: ProcessState::Unknown,
+            alarm,
+        };
+        report.sessions = vec![one(77, true), one(78, false)];
+        report.lease_alarms = 3;
         let text = encode(&report);
+        assert!(!text.contains("pid=\"78\""), "{text}");
         for line in [
+            "undercroft_lease_alarms_total 3",
+            "undercroft_silent_leased_bytes{session=\"5\",domain=\"tenant\",pid=\"77\"} 4096.0",
             "undercroft_hit_dram_pages_total 7",
             "undercroft_ssd_io_uring{device=\"0\"} 0.0",
             "undercroft_ssd_io_uring{device=\"1\"} 1.0",

@@ -233,6 +233,13 @@ fn fallbacks(control: &Control) -> Vec<Fallback> {
 
 fn refused(control: &Control) -> Vec<String> {
     let mut lines = control.arena.refused();
+    if control.is_blind
+        && !control.domains.iter().all(|domain| control.arena.is_protected(domain.id))
+    {
+        let line = "processes of other users are hidden (ProtectProc=, hidepid): those in containers \
+                    map the arena unless they are root";
+        lines.push(line.to_owned());
+    }
     for line in control.devices.iter().filter_map(Device::facts).flat_map(|facts| &facts.refused) {
         // All devices of a machine are mostly refused the same.
         if !lines.contains(line) {

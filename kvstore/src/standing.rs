@@ -43,8 +43,22 @@ pub(crate) fn danger(peer: &Peer) -> Option<CopyReason> {
     let standing = Standing::of(peer.pid);
     // Read by number: if the process was gone by now, it may have been another's.
     let is_its = peer.process.as_ref().is_some_and(|process| !process::is_gone(process));
-    let Some(standing) = standing.filter(|_| is_its) else { return Some(CopyReason::Unknown) };
-    standing.danger()
+    match standing {
+        Some(standing) if is_its => standing.danger(),
+        Some(_) => Some(CopyReason::Unknown),
+        None => danger_of_user(peer.uid, rustix::process::geteuid().as_raw()),
+    }
+}
+
+/// The same where the system tells nothing of a process but its user.
+fn danger_of_user(uid: u32, own: u32) -> Option<CopyReason> {
+    (uid == 0 || uid == own).then_some(CopyReason::Unknown)
+}
+
+/// Whether the system hides processes of other users: then nobody can say of them what they could
+/// do, and they are judged by their user alone.
+pub(crate) fn is_blind() -> bool {
+    fs::read_to_string("/proc/1/status").is_err()
 }
 
 impl Standing {
@@ -155,6 +169,13 @@ mod tests {
         ] {
             assert_eq!(standing.danger(), danger, "{standing:?}");
         }
+    }
+
+    #[test]
+    fn where_nothing_is_told_the_user_decides() {
+        assert_eq!(danger_of_user(1000, 990), None);
+        assert_eq!(danger_of_user(0, 990), Some(CopyReason::Unknown));
+        assert_eq!(danger_of_user(990, 990), Some(CopyReason::Unknown));
     }
 
     #[test]

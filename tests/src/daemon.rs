@@ -110,6 +110,17 @@ impl TestDaemon {
         Site::new(self.socket())
     }
 
+    /// Lets processes of every user connect to it.
+    ///
+    /// # Panics
+    /// If its folder is not ours.
+    pub fn open_to_all(&self) {
+        for path in [self.home().to_owned(), self.socket()] {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+            std::fs::set_permissions(path, mode).expect("it is ours");
+        }
+    }
+
     /// Its configuration file.
     #[must_use]
     pub fn config(&self) -> PathBuf {

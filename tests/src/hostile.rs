@@ -3,6 +3,7 @@
 mod accomplice;
 mod deaths;
 mod footprint;
+mod place;
 mod raw;
 mod script;
 mod witness;
@@ -10,6 +11,7 @@ mod witness;
 pub use accomplice::Accomplice;
 pub use deaths::{Deaths, DeathsReport};
 pub use footprint::Footprint;
+pub use place::Place;
 pub use raw::{RawClient, RawSpace};
 pub use script::{LAST_STEP, die_at};
 pub use witness::{Witness, WitnessReport};

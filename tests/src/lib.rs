@@ -37,7 +37,7 @@ pub use engine::{Engine, EngineOptions, Inspected, PAGE_BYTES};
 pub use gate::{Gate, Way};
 pub use golden::golden_store;
 pub use hostile::{
-    Accomplice, Deaths, DeathsReport, Footprint, LAST_STEP, RawClient, RawSpace, Witness,
+    Accomplice, Deaths, DeathsReport, Footprint, LAST_STEP, Place, RawClient, RawSpace, Witness,
     WitnessReport, die_at,
 };
 pub use late_reads::{LateReadsReport, late_reads};

@@ -3,17 +3,16 @@
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::Error;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use undercroft_client::wire::{
-    Commit, CommitOutcome, FetchSource, KeyRun, LeaseId, Lookup, Mode, Reply, Request,
-    SessionStatus, Stamp,
+    Commit, CommitOutcome, CopyReason, FetchSource, KeyRun, LeaseId, Lookup, Mode, ProcessState,
+    Reply, Request, SessionStatus, Stamp,
 };
 use undercroft_tests::{
-    Accomplice, DaemonOptions, Deaths, Engine, Footprint, PAGE_BYTES, RawClient, TestDaemon,
-    Witness, program, run_as_ordinary_user, skip,
+    Accomplice, DaemonOptions, Deaths, Engine, Footprint, PAGE_BYTES, Place, RawClient, TestDaemon,
+    Witness, program, skip,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -40,10 +39,22 @@ fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+fn die(test: &str, place: Place, deaths: u32) {
+    if let Some(missing) = place.missing() {
+        return skip(test, &missing);
+    }
+    let report = Deaths { deaths, place }.run(&|| Ok(())).expect("clients live and die");
+    report.check().unwrap_or_else(|what| panic!("{what:#}\n{report}"));
+}
+
 #[test]
 fn clients_that_die_anywhere_leave_nothing() {
-    let report = Deaths { deaths: 200 }.run(&|| Ok(())).expect("clients live and die");
-    report.check().unwrap_or_else(|what| panic!("{what:#}\n{report}"));
+    die("clients_that_die_anywhere_leave_nothing", Place::Beside, 200);
+}
+
+#[test]
+fn roots_of_containers_that_die_anywhere_leave_nothing() {
+    die("roots_of_containers_that_die_anywhere_leave_nothing", Place::Container, 100);
 }
 
 #[test]
@@ -73,30 +84,59 @@ fn guessing_gets_nothing_that_is_another_ones() {
     assert_eq!(end.ready, 6, "its hold is still good");
 }
 
+/// What a client could do from there, line by line.
+fn seize(daemon: &TestDaemon, place: Place) -> Vec<String> {
+    let mut command = place.command(&program("hostile-client"));
+    let output = command.arg("seize").arg(daemon.socket()).output().expect("the client runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let wrong = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "as {place}: {said}{wrong}");
+    said.lines().map(str::to_owned).collect()
+}
+
 #[test]
 fn nobody_but_the_daemon_writes_the_arena() {
     let test = "nobody_but_the_daemon_writes_the_arena";
-    if !rustix::process::geteuid().is_root() {
-        return skip(test, "only root can run a client as another user than the daemon");
-    }
     let daemon = daemon();
+    daemon.open_to_all();
     let witness = Witness::start(&daemon);
-    let open_to_all = |path: &std::path::Path| {
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).expect("it is ours");
-    };
-    open_to_all(daemon.home());
-    open_to_all(&daemon.socket());
-    let output =
-        run_as_ordinary_user(&program("hostile-client")).arg("seize").arg(daemon.socket()).output();
-    let output = match output {
-        Ok(output) => output,
-        Err(error) => return skip(test, &format!("the client cannot be run as a user: {error}")),
-    };
-    let said = String::from_utf8_lossy(&output.stdout);
-    let wrong = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}{wrong}");
-    assert_eq!(said.lines().collect::<Vec<_>>(), ["parts 1", "over"], "what it could do");
+    for (place, why) in [
+        (Place::User, None),
+        (Place::UserNamespace, Some(CopyReason::Container)),
+        (Place::Container, Some(CopyReason::OwnUserContained)),
+        (Place::Privileged, Some(CopyReason::OwnUserContained)),
+    ] {
+        if let Some(missing) = place.missing() {
+            skip(test, &missing);
+            continue;
+        }
+        let lines = seize(&daemon, place);
+        let mapped = ["mode ZeroCopy", "parts 1", "over"];
+        let copied = ["mode Copy", "parts 0", "over"];
+        assert_eq!(lines, if why.is_none() { mapped } else { copied }, "as {place}");
+        let Some(why) = why else { continue };
+        let own = !rustix::process::geteuid().is_root();
+        let why = if own { CopyReason::OwnUserContained } else { why };
+        assert!(daemon.log().contains(&why.to_string()), "as {place}: no word of {why}");
+    }
     untroubled(witness);
+}
+
+/// What is tried works where nothing is in its way: else the test above could not fail.
+#[test]
+fn the_daemons_own_user_is_trusted_with_the_arena() {
+    let daemon = daemon();
+    let lines = seize(&daemon, Place::Beside);
+    assert!(lines.iter().any(|line| line == "mode ZeroCopy"), "{lines:?}");
+    assert!(lines.iter().any(|line| line == "arena: opened for writing"), "{lines:?}");
+    let is_root = rustix::process::geteuid().is_root();
+    let of_the_daemon =
+        ["read its memory", "wrote its memory", "fetched a descriptor", "traced it"];
+    for what in of_the_daemon {
+        let done = lines.contains(&format!("daemon: {what}"));
+        // Root may; another process of the daemon's user may not.
+        assert!(done == is_root, "{what}: {lines:?}");
+    }
 }
 
 #[test]
@@ -114,6 +154,85 @@ fn a_stopped_client_keeps_its_pages_until_it_dies_and_holds_nobody_up() {
     let reaped = Instant::now();
     wait_until("its leases stay", || hostile_sessions(&daemon).is_empty());
     assert!(reaped.elapsed() < Duration::from_secs(2), "{:?}", reaped.elapsed());
+    untroubled(witness);
+}
+
+#[test]
+fn a_reader_that_is_stopped_raises_an_alarm_and_reads_on_rightly() {
+    let more = "[policy]\nsilence_ms = 200".to_owned();
+    let options = DaemonOptions { dram: 4 << 20, more, ..DaemonOptions::default() };
+    let daemon = TestDaemon::start(options);
+    let witness = Witness::start(&daemon);
+    let mut reader = Accomplice::start(&["read-slowly"], &daemon);
+    assert_eq!(reader.line(), "right");
+    reader.signal(Signal::STOP);
+    wait_until("it does not stop", || reader.is_stopped());
+    let alarm = || hostile_sessions(&daemon).into_iter().find(|session| session.alarm);
+    wait_until("there is no alarm", || alarm().is_some());
+    let session = alarm().expect("it was there");
+    assert_eq!((session.pid, session.process), (reader.pid(), ProcessState::Stopped));
+    assert_eq!((session.leased_pages, session.leased_bytes), (6, 6 * PAGE_BYTES), "{session:?}");
+    assert!(session.silent_ms >= 200, "{session:?}");
+    // All of DRAM changes hands but what it holds.
+    let client = daemon.client("engine").expect("the daemon answers");
+    let mut engine = Engine::new(&client, "model");
+    for chain in 0..24 {
+        let keys = engine.keys(chain, 32);
+        assert_eq!(engine.store(&keys, Stamp(0)).stored, 32, "others go on");
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(daemon.status().lease_alarms, 1, "told more than once");
+    let log = daemon.log();
+    let told: Vec<_> = log.lines().filter(|line| line.contains("ALARM")).collect();
+    assert_eq!(told.len(), 1, "{told:?}");
+    for word in [format!("pid={}", reader.pid()), format!("bytes={}", 6 * PAGE_BYTES)] {
+        assert!(told[0].contains(&word), "{word} is not in {told:?}");
+    }
+    reader.signal(Signal::CONT);
+    for _ in 0..20 {
+        assert_eq!(reader.line(), "right", "its pages are not as they were");
+    }
+    reader.kill();
+    wait_until("its leases stay", || hostile_sessions(&daemon).is_empty());
+    untroubled(witness);
+}
+
+#[test]
+fn a_forked_child_has_no_part_in_its_parents_session() {
+    let daemon = daemon();
+    let witness = Witness::start(&daemon);
+    let mut parent = Accomplice::start(&["child-dies"], &daemon);
+    assert_eq!(parent.line(), "by returning: it goes on");
+    assert_eq!(parent.line(), "by signal: it goes on");
+    assert_eq!(parent.line(), "released");
+    let sessions = hostile_sessions(&daemon);
+    assert_eq!(sessions.len(), 2, "the client and the one that offers: {sessions:?}");
+    assert!(sessions.iter().all(|session| session.leases == 0), "{sessions:?}");
+    parent.kill();
+    wait_until("sessions stay", || hostile_sessions(&daemon).is_empty());
+    untroubled(witness);
+}
+
+#[test]
+fn a_parent_that_dies_before_its_forked_child_leaves_nothing() {
+    let daemon = daemon();
+    let witness = Witness::start(&daemon);
+    let mut parent = Accomplice::start(&["parent-dies"], &daemon);
+    let mut lines = [parent.line(), parent.line()];
+    lines.sort_unstable();
+    assert_eq!(lines[1], "inherited", "{lines:?}");
+    let child = lines[0].strip_prefix("child ").and_then(|pid| pid.parse().ok());
+    let child = child.and_then(Pid::from_raw).expect("the child's number");
+    let of_parent = |session: &SessionStatus| session.pid == parent.pid();
+    assert_eq!(hostile_sessions(&daemon).iter().filter(|s| of_parent(s)).count(), 2);
+    assert!(hostile_sessions(&daemon).iter().any(|session| session.leased_pages == 6));
+    let pid = parent.pid();
+    parent.kill();
+    wait_until("a dead parent's session stays", || {
+        hostile_sessions(&daemon).iter().all(|session| session.pid != pid)
+    });
+    kill_process(child, Signal::KILL).expect("it still runs");
+    wait_until("sessions stay", || hostile_sessions(&daemon).is_empty());
     untroubled(witness);
 }
 
@@ -138,13 +257,14 @@ fn a_child_that_inherits_a_session_does_not_keep_it() {
 fn descriptors_that_are_sent_to_the_daemon_are_not_kept() {
     let daemon = daemon();
     let witness = Witness::start(&daemon);
+    let asker = daemon.client("asker").expect("the daemon answers");
     let mut flood = RawClient::connect(&daemon.socket()).expect("welcome");
-    let before = Footprint::of(&daemon);
+    let before = Footprint::of(&daemon, &asker);
     for _ in 0..100 {
         flood.send_with_descriptors(&Request::Ping).expect("the daemon reads");
         assert!(matches!(flood.reply().expect("an answer"), Reply::Done));
     }
-    let after = Footprint::of(&daemon);
+    let after = Footprint::of(&daemon, &asker);
     assert_eq!(after.descriptors, before.descriptors, "{before} -> {after}");
     untroubled(witness);
 }
@@ -153,16 +273,38 @@ fn descriptors_that_are_sent_to_the_daemon_are_not_kept() {
 fn a_flood_of_connections_turns_the_flood_away_and_ends_with_it() {
     let daemon = daemon();
     let witness = Witness::start(&daemon);
-    let before = Footprint::of(&daemon);
+    let asker = daemon.client("asker").expect("the daemon answers");
+    let before = Footprint::of(&daemon, &asker);
     // server.max_sessions is 64.
     let flood: Vec<UnixStream> =
         (0..1000).filter_map(|_| UnixStream::connect(daemon.socket()).ok()).collect();
     assert!(flood.len() > 64, "{} connections", flood.len());
-    let during = Footprint::of(&daemon);
+    let during = Footprint::of(&daemon, &asker);
     assert!(during.descriptors < before.descriptors + 3 * 64, "{before} -> {during}");
     drop(flood);
     wait_until("the flood is not over", || daemon.client("after").is_some());
-    wait_until("descriptors are left", || Footprint::of(&daemon).descriptors <= before.descriptors);
+    wait_until("descriptors are left", || {
+        Footprint::of(&daemon, &asker).descriptors <= before.descriptors
+    });
+    untroubled(witness);
+}
+
+#[test]
+fn one_users_silent_connections_leave_room_for_others() {
+    let test = "one_users_silent_connections_leave_room_for_others";
+    if let Some(missing) = Place::User.missing() {
+        return skip(test, &missing);
+    }
+    let daemon = daemon();
+    daemon.open_to_all();
+    let witness = Witness::start(&daemon);
+    let mut flood = Accomplice::start_in(Place::User, &["flood"], &daemon);
+    assert_eq!(flood.line(), "flooded");
+    let client = daemon.client("engine").expect("there is room for others");
+    let mut engine = Engine::new(&client, "model");
+    let keys = engine.keys(1, 4);
+    assert_eq!(engine.store(&keys, Stamp(0)).stored, 4);
+    assert!(daemon.log().contains("have not said hello"), "nobody was turned away");
     untroubled(witness);
 }
 
@@ -170,7 +312,8 @@ fn a_flood_of_connections_turns_the_flood_away_and_ends_with_it() {
 fn many_spaces_are_refused_and_given_back() {
     let daemon = daemon();
     let witness = Witness::start(&daemon);
-    let before = Footprint::of(&daemon);
+    let asker = daemon.client("asker").expect("the daemon answers");
+    let before = Footprint::of(&daemon, &asker);
     let mut greedy = RawClient::connect(&daemon.socket()).expect("welcome");
     let mut opened = Vec::new();
     let refused = (0..1000).find_map(|rank| match greedy.open(rank).expect("an answer") {
@@ -182,7 +325,9 @@ fn many_spaces_are_refused_and_given_back() {
     });
     assert!(refused.is_some(), "{} spaces were opened", opened.len());
     drop((greedy, opened));
-    wait_until("descriptors are left", || Footprint::of(&daemon).descriptors <= before.descriptors);
+    wait_until("descriptors are left", || {
+        Footprint::of(&daemon, &asker).descriptors <= before.descriptors
+    });
     untroubled(witness);
 }
 

@@ -1,11 +1,11 @@
 //! `cargo xtask hostile`: clients die at every step of what a client does, by the thousand, and
 //! nothing may be left of them.
 
-use anyhow::Result;
-use clap::Parser;
+use anyhow::{Result, bail};
+use clap::{Parser, ValueEnum};
 use std::process::ExitCode;
 use undercroft_benches::Interrupt;
-use undercroft_tests::Deaths;
+use undercroft_tests::{Deaths, Place};
 
 /// Clients that die
 ///
@@ -20,6 +20,36 @@ struct Arguments {
     /// How many clients die
     #[arg(long, default_value_t = 10_000)]
     deaths: u32,
+    /// Where they live: with the daemon's user, as another user, or as root in a container
+    #[arg(long, value_enum, default_value_t = As::User)]
+    r#as: As,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum As {
+    /// The daemon's own user
+    Own,
+    /// An ordinary user; the daemon's own, where that is one
+    User,
+    /// Root of a user namespace
+    UserNamespace,
+    /// Root in a container, with the rights that container engines give
+    Container,
+    /// Root in a container with nearly all rights
+    Privileged,
+}
+
+impl As {
+    fn place(self) -> Place {
+        match self {
+            Self::Own => Place::Beside,
+            Self::User if !rustix::process::geteuid().is_root() => Place::Beside,
+            Self::User => Place::User,
+            Self::UserNamespace => Place::UserNamespace,
+            Self::Container => Place::Container,
+            Self::Privileged => Place::Privileged,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -34,7 +64,11 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     let interrupt = Interrupt::watch()?;
-    let report = Deaths { deaths: arguments.deaths }.run(&|| Ok(interrupt.check()?))?;
+    let (deaths, place) = (arguments.deaths, arguments.r#as.place());
+    if let Some(missing) = place.missing() {
+        bail!(missing);
+    }
+    let report = Deaths { deaths, place }.run(&|| Ok(interrupt.check()?))?;
     println!("{report}");
     report.check()
 }

@@ -1,6 +1,8 @@
+use super::Place;
 use crate::{TestDaemon, program};
+use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 
 /// A client in a process of its own, which does what its first argument says
 /// (`tests/src/bin/hostile_client`). Ended when dropped.
@@ -14,7 +16,16 @@ impl Accomplice {
     /// If it does not run.
     #[must_use]
     pub fn start(arguments: &[&str], daemon: &TestDaemon) -> Self {
-        let mut command = Command::new(program("hostile-client"));
+        Self::start_in(Place::Beside, arguments, daemon)
+    }
+
+    /// As [`Accomplice::start`], in a place of its own.
+    ///
+    /// # Panics
+    /// If it does not run.
+    #[must_use]
+    pub fn start_in(place: Place, arguments: &[&str], daemon: &TestDaemon) -> Self {
+        let mut command = place.command(&program("hostile-client"));
         command.arg(arguments[0]).arg(daemon.socket()).args(&arguments[1..]);
         Self(command.stdout(Stdio::piped()).spawn().expect("the client runs"))
     }
@@ -41,6 +52,14 @@ impl Accomplice {
     pub fn is_stopped(&self) -> bool {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()));
         stat.is_ok_and(|stat| stat.contains(") T "))
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// If it is not there.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).expect("our child");
     }
 
     /// Waits for its end.

@@ -1,8 +1,9 @@
-use super::{Footprint, LAST_STEP, Witness, WitnessReport};
+use super::{Footprint, LAST_STEP, Place, Witness, WitnessReport};
 use crate::{DaemonOptions, Engine, EngineOptions, PAGE_BYTES, TestDaemon, program};
 use anyhow::{Context, Result, ensure};
 use std::fmt;
-use std::process::{Command, Stdio};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::{Duration, Instant};
 use undercroft_client::Client;
 use undercroft_client::wire::{Stamp, StatusReport};
@@ -22,6 +23,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Deaths {
     /// How many.
     pub deaths: u32,
+    /// Where they live.
+    pub place: Place,
 }
 
 /// What was left of them.
@@ -29,6 +32,8 @@ pub struct Deaths {
 pub struct DeathsReport {
     /// How many died.
     pub deaths: u32,
+    /// Where.
+    pub place: Place,
     /// The daemon before them, after a few that were not counted.
     pub before: Footprint,
     /// The daemon after them.
@@ -61,27 +66,49 @@ impl Deaths {
             ..DaemonOptions::default()
         };
         let daemon = TestDaemon::start(options);
+        daemon.open_to_all();
+        let mut breeder = Breeder::start(self.place, &daemon)?;
         let status = daemon.client("status").context("the daemon does not answer")?;
         let witness = Witness::start(&daemon);
         let mut number = 0;
         // What is allocated once, by the first of its kind, is no leak.
-        self.die(&daemon, &status, 2 * (LAST_STEP + 1), &mut number, go_on)?;
-        let (before, began) = (Footprint::of(&daemon), Instant::now());
-        let mut back = self.die(&daemon, &status, self.deaths, &mut number, go_on)?;
-        let (after, took) = (Footprint::of(&daemon), began.elapsed());
+        breeder.die(&status, 2 * (LAST_STEP + 1), &mut number, go_on)?;
+        let (before, began) = (Footprint::of(&daemon, &status), Instant::now());
+        let mut back = breeder.die(&status, self.deaths, &mut number, go_on)?;
+        let (after, took) = (Footprint::of(&daemon, &status), began.elapsed());
         let witness = witness.stop();
         let left = strangers(&*ask(&status)?);
         let frames_found = all_frames(&daemon)?;
         back.sort_unstable();
         let half = back.get(back.len() / 2).copied().unwrap_or_default();
         let back = (half, back.last().copied().unwrap_or_default());
-        let deaths = self.deaths;
-        Ok(DeathsReport { deaths, before, after, back, left, frames_found, witness, took })
+        let Self { deaths, place } = self;
+        Ok(DeathsReport { deaths, place, before, after, back, left, frames_found, witness, took })
+    }
+}
+
+/// A process that has clients live and die where it runs.
+#[derive(Debug)]
+struct Breeder {
+    process: Child,
+    orders: ChildStdin,
+    word: BufReader<ChildStdout>,
+}
+
+impl Breeder {
+    fn start(place: Place, daemon: &TestDaemon) -> Result<Self> {
+        let mut command = place.command(&program("hostile-client"));
+        command.arg("breed").arg(daemon.socket()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().context("cannot start clients")?;
+        let orders = process.stdin.take().context("it is piped")?;
+        let word = BufReader::new(process.stdout.take().context("it is piped")?);
+        Ok(Self { process, orders, word })
     }
 
+    /// Has `deaths` clients die; how long it took each time until nothing was left of those that
+    /// died together.
     fn die(
-        self,
-        daemon: &TestDaemon,
+        &mut self,
         status: &Client,
         deaths: u32,
         number: &mut u32,
@@ -92,20 +119,12 @@ impl Deaths {
         while *number < last {
             go_on()?;
             let some = AT_ONCE.min(last - *number);
-            let children = (*number..*number + some).map(|number| {
-                let mut command = Command::new(program("hostile-client"));
-                command.arg("die").arg(daemon.socket());
-                command.args([(number % (LAST_STEP + 1)).to_string(), number.to_string()]);
-                command.stdin(Stdio::null()).stdout(Stdio::null());
-                command.spawn().context("cannot start a client")
-            });
-            let children = children.collect::<Result<Vec<_>>>()?;
+            writeln!(self.orders, "{number} {some}").context("clients cannot be started")?;
             *number += some;
-            for mut child in children {
-                let ended = child.wait()?;
-                ensure!(ended.code().is_none(), "a client did not come to its death: {ended}");
-            }
+            let mut word = String::new();
+            self.word.read_line(&mut word)?;
             let reaped = Instant::now();
+            ensure!(word == "reaped\n", "a client did not come to its death: {word:?}");
             while strangers(&*ask(status)?) > 0 {
                 ensure!(reaped.elapsed() < PATIENCE, "what dead clients had is not given back");
                 std::thread::sleep(Duration::from_micros(200));
@@ -113,6 +132,13 @@ impl Deaths {
             back.push(reaped.elapsed());
         }
         Ok(back)
+    }
+}
+
+impl Drop for Breeder {
+    fn drop(&mut self) {
+        let _gone = self.process.kill();
+        let _reaped = self.process.wait();
     }
 }
 
@@ -159,9 +185,9 @@ impl DeathsReport {
 
 impl fmt::Display for DeathsReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { deaths, before, after, back, left, frames_found, witness, took } = self;
+        let Self { deaths, place, before, after, back, left, frames_found, witness, took } = self;
         let ms = |span: Duration| span.as_secs_f64() * 1e3;
-        writeln!(f, "{deaths} clients died in {:.1} s", took.as_secs_f64())?;
+        writeln!(f, "{deaths} clients died as {place} in {:.1} s", took.as_secs_f64())?;
         writeln!(f, "before        {before}")?;
         writeln!(f, "after         {after}")?;
         writeln!(f, "given back    p50 {:.2} ms, longest {:.2} ms", ms(back.0), ms(back.1))?;

@@ -1,6 +1,10 @@
 use crate::TestDaemon;
 use std::fmt;
 use std::fs;
+use std::time::Duration;
+use undercroft_client::Client;
+
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What a daemon takes of the machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,12 +20,13 @@ pub struct Footprint {
 }
 
 impl Footprint {
-    /// Of this daemon, now.
+    /// Of this daemon, now; by a client that is connected to it.
     ///
     /// # Panics
-    /// If `/proc` does not tell.
+    /// If neither it nor `/proc` tells.
     #[must_use]
-    pub fn of(daemon: &TestDaemon) -> Self {
+    pub fn of(daemon: &TestDaemon, client: &Client) -> Self {
+        let report = client.status(PATIENCE).expect("the daemon answers");
         let own = format!("/proc/{}", daemon.pid());
         let count = |what: &str| fs::read_dir(format!("{own}/{what}")).expect("it runs").count();
         let status = fs::read_to_string(format!("{own}/status")).expect("it runs");
@@ -31,7 +36,8 @@ impl Footprint {
             number.expect("the kernel tells")
         };
         Self {
-            descriptors: count("fd"),
+            // Nobody but root may look at its descriptors: it tells how many there are.
+            descriptors: report.descriptors as usize,
             threads: count("task"),
             heap_kib: kib("RssAnon:"),
             mapped_kib: kib("VmSize:"),

@@ -34,6 +34,8 @@ pub struct RawClient {
     pub mode: Mode,
     /// The arena's parts.
     pub parts: Vec<OwnedFd>,
+    /// Its domain's board.
+    pub board: Option<OwnedFd>,
 }
 
 /// A space of a raw client.
@@ -78,8 +80,8 @@ impl RawClient {
     /// The socket is none.
     pub fn inherit(stream: UnixStream) -> Result<Self> {
         stream.set_read_timeout(Some(PATIENCE))?;
-        let (inbox, fds, parts) = (Vec::new(), VecDeque::new(), Vec::new());
-        Ok(Self { stream, inbox, fds, session: SessionId(0), mode: Mode::Copy, parts })
+        let (inbox, fds, parts, board) = (Vec::new(), VecDeque::new(), Vec::new(), None);
+        Ok(Self { stream, inbox, fds, session: SessionId(0), mode: Mode::Copy, parts, board })
     }
 
     /// The socket.
@@ -138,7 +140,7 @@ impl RawClient {
             self.inbox.drain(..taken);
             match reply {
                 Reply::PartAdded(_) => self.parts.extend(self.fds.pop_front()),
-                Reply::BoardAdded(_) => drop(self.fds.pop_front()),
+                Reply::BoardAdded(_) => self.board = self.fds.pop_front(),
                 reply => return Ok(reply),
             }
         }

@@ -1,11 +1,14 @@
 //! A client that does not play by the rules, in a process of its own. Its first argument says what
 //! it does; what came of it is on standard output.
 
+mod fork;
+mod holder;
+mod seize;
+
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{FallocateFlags, Mode, OFlags, SealFlags};
 use rustix::process::{Signal, getpid, kill_process};
-use std::io::Write;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::io::{BufRead, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -13,7 +16,7 @@ use std::time::Duration;
 use undercroft_client::wire::{
     FetchSource, HoldId, KeyRun, LeaseId, Release, Reply, Request, SessionId, Take, Token,
 };
-use undercroft_tests::{RawClient, die_at};
+use undercroft_tests::{LAST_STEP, RawClient, die_at};
 
 const PAGES: u32 = 6;
 /// A client that nobody ends is gone by then: its test failed.
@@ -27,8 +30,13 @@ fn main() -> Result<()> {
             Ok(die_at(Path::new(socket), step.parse()?, conversation.parse()?)?)
         }
         ["rob", socket, session] => rob(Path::new(socket), SessionId(session.parse()?)),
-        ["seize", socket] => seize(Path::new(socket)),
+        ["breed", socket] => breed(Path::new(socket)),
+        ["child-dies", socket] => fork::child_dies(Path::new(socket)),
+        ["parent-dies", socket] => fork::parent_dies(Path::new(socket)),
+        ["read-slowly", socket] => holder::read_slowly(Path::new(socket)),
+        ["seize", socket] => seize::run(Path::new(socket)),
         ["stop", socket] => stop(Path::new(socket)),
+        ["flood", socket] => flood(Path::new(socket)),
         ["leave", socket] => leave(Path::new(socket)),
         ["inherit"] => inherit(),
         _ => bail!("it does not know how to {words:?}"),
@@ -39,6 +47,37 @@ fn say(what: &str) -> Result<()> {
     let mut stdout = std::io::stdout();
     writeln!(stdout, "{what}")?;
     Ok(stdout.flush()?)
+}
+
+/// Has clients live and die, as many at once as a line of its input says, numbered from there on;
+/// writes a line when they are all reaped. Its input's end is its own.
+fn breed(socket: &Path) -> Result<()> {
+    let own = std::env::current_exe().context("its own file")?;
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let (first, count) = line.split_once(' ').context("a number, and how many")?;
+        let (first, count): (u32, u32) = (first.parse()?, count.parse()?);
+        let children = (first..first + count).map(|number| {
+            let mut command = Command::new(&own);
+            command.arg("die").arg(socket);
+            command.args([(number % (LAST_STEP + 1)).to_string(), number.to_string()]);
+            command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()
+        });
+        for mut child in children.collect::<std::io::Result<Vec<_>>>()? {
+            let ended = child.wait()?;
+            ensure!(ended.code().is_none(), "a client did not come to its death: {ended}");
+        }
+        say("reaped")?;
+    }
+    Ok(())
+}
+
+/// Connects as often as it can, and says nothing.
+fn flood(socket: &Path) -> Result<()> {
+    let _open: Vec<_> = (0..1000).filter_map(|_| UnixStream::connect(socket).ok()).collect();
+    say("flooded")?;
+    std::thread::sleep(LONGEST_LIFE);
+    Ok(())
 }
 
 /// Guesses at what another session has: its leases, its holds, its tokens.
@@ -78,50 +117,6 @@ fn rob(socket: &Path, victim: SessionId) -> Result<()> {
         taken += u32::from(!matches!(answer, Reply::Refused(_)));
     }
     say(&format!("released {released}, fetched {fetched}, taken {taken}"))
-}
-
-/// Tries to write what it was only given to read, and says what it could do.
-fn seize(socket: &Path) -> Result<()> {
-    let mut client = RawClient::connect(socket)?;
-    let space = client.open(1)?.map_err(|refused| anyhow::anyhow!(refused.detail))?;
-    say(&format!("parts {}", client.parts.len()))?;
-    for part in &client.parts {
-        for (what, done) in attempts(part.as_fd()) {
-            if done {
-                say(&format!("arena: {what}"))?;
-            }
-        }
-    }
-    // The staging area is its own: it may write there, and spoil nothing but its own pages.
-    let staging = &space.staging;
-    if rustix::fs::ftruncate(staging, 4096).is_ok() {
-        say("staging: truncated")?;
-    }
-    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    let _its_own = rustix::fs::fallocate(staging, hole, 0, u64::from(space.slot_bytes));
-    let keys = RawClient::keys(900, PAGES.min(space.slots));
-    client.store(space.id, &keys)?;
-    let source = FetchSource::Keys { keys: KeyRun::from(&keys[..]) };
-    let (end, _) = client.fetch(space.id, source, LeaseId(1))?;
-    ensure!(end.ready as usize == keys.len(), "its own pages did not come: {end:?}");
-    say("over")
-}
-
-fn attempts(fd: BorrowedFd<'_>) -> Vec<(&'static str, bool)> {
-    let own = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    let open = |flags| rustix::fs::open(&own, flags, Mode::empty()).is_ok();
-    vec![
-        ("written", rustix::io::pwrite(fd, &[1; 64], 0).is_ok()),
-        ("shortened", rustix::fs::ftruncate(fd, 4096).is_ok()),
-        ("lengthened", rustix::fs::ftruncate(fd, 1 << 40).is_ok()),
-        ("punched", rustix::fs::fallocate(fd, hole, 0, 4096).is_ok()),
-        ("sealed", rustix::fs::fcntl_add_seals(fd, SealFlags::WRITE).is_ok()),
-        ("made writable", rustix::fs::fchmod(fd, Mode::from_raw_mode(0o666)).is_ok()),
-        ("opened for writing", open(OFlags::RDWR)),
-        ("opened for writing only", open(OFlags::WRONLY)),
-        ("opened and truncated", open(OFlags::RDWR | OFlags::TRUNC)),
-    ]
 }
 
 /// A session with a lease, and a fetch under way that nobody reads.
