@@ -344,6 +344,7 @@ impl Delivery {
         for PagePlace { part, offset } in ready.places.iter().copied() {
             if part == PagePlace::STAGING {
                 pages.push(self.slot(offset)?);
+                proof.skip();
                 continue;
             }
             let placed =

@@ -6,8 +6,9 @@ use undercroft_arena::BoardView;
 #[derive(Debug, Default)]
 pub(crate) struct Proof {
     board: Option<Arc<BoardView>>,
-    /// One for each page, from the first on; those beyond have nothing to be held against.
-    seen: Vec<Seen>,
+    /// One for each page, from the first on, `None` for one in staging; those beyond have nothing
+    /// to be held against.
+    seen: Vec<Option<Seen>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -24,7 +25,12 @@ impl Proof {
     pub(crate) fn look(&mut self, board: &Arc<BoardView>, board_offset: u64, offset: u64) {
         let generation = board.generation(board_offset, offset);
         self.board.get_or_insert_with(|| Arc::clone(board));
-        self.seen.push(Seen { board_offset, offset, generation });
+        self.seen.push(Some(Seen { board_offset, offset, generation }));
+    }
+
+    /// The next page is in staging, which is this session's alone and has no generations.
+    pub(crate) fn skip(&mut self) {
+        self.seen.push(None);
     }
 
     /// How many leading pages of `pages` are still what was delivered. To be asked after they
@@ -33,9 +39,10 @@ impl Proof {
         let Some(board) = &self.board else {
             return pages;
         };
-        let same =
-            |seen: &Seen| board.generation(seen.board_offset, seen.offset) == seen.generation;
-        self.seen.iter().take(pages).position(|seen| !same(seen)).unwrap_or(pages)
+        let moved =
+            |seen: &Seen| board.generation(seen.board_offset, seen.offset) != seen.generation;
+        let seen = self.seen.iter().take(pages);
+        seen.map(Option::as_ref).position(|seen| seen.is_some_and(moved)).unwrap_or(pages)
     }
 
     /// The proof of the first `pages` pages, and leaves that of the others.
@@ -74,5 +81,21 @@ mod tests {
         assert_eq!((first.intact(2), proof.intact(4)), (2, 1));
         let rest = proof.split_to(9);
         assert_eq!((rest.intact(4), proof.intact(4)), (1, 4));
+    }
+
+    #[test]
+    fn pages_in_staging_keep_the_others_in_step() {
+        let mut board = Board::create(Epoch(1), 1 << 20).unwrap();
+        let place = board.place(1 << 20).unwrap();
+        let view = Arc::new(BoardView::map(board.read_only_fd().unwrap()).unwrap());
+        let mut proof = Proof::default();
+        proof.skip();
+        proof.look(&view, place, 0);
+        proof.skip();
+        proof.look(&view, place, 8192);
+        board.raise(place, 8192);
+        assert_eq!(proof.intact(4), 3);
+        let first = proof.split_to(1);
+        assert_eq!((first.intact(1), proof.intact(3)), (1, 2));
     }
 }
