@@ -352,8 +352,11 @@ impl Connection {
         let bell = self.bell.as_fd();
         let mut fds =
             [PollFd::new(&self.socket, events), PollFd::from_borrowed_fd(bell, PollFlags::IN)];
-        if poll(&mut fds, Some(&time_left(until))).is_err() {
-            return;
+        match poll(&mut fds, Some(&time_left(until))) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return,
+            // Out of kernel memory: not worth spinning over.
+            Err(_) => return std::thread::sleep(std::time::Duration::from_millis(1)),
         }
         let (socket, rang) = (fds[0].revents(), !fds[1].revents().is_empty());
         if rang {
