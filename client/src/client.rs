@@ -50,6 +50,8 @@ impl Drop for Inner {
 pub struct ClientCounters {
     /// Loads that found a page changed under its lease, and took it for a miss.
     pub changed_pages: u64,
+    /// Calls of a [`PartWatcher`] that panicked.
+    pub watcher_panics: u64,
     /// Calls that missed at once because the daemon had not turned since another one's deadline.
     pub hung_calls: u64,
 }
@@ -191,6 +193,7 @@ impl Client {
         let counts = &self.inner.counts;
         ClientCounters {
             changed_pages: counts.changed_pages.load(Ordering::Relaxed),
+            watcher_panics: self.inner.arena.watcher_panics.load(Ordering::Relaxed),
             hung_calls: counts.hung_calls.load(Ordering::Relaxed),
         }
     }

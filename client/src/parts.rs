@@ -3,7 +3,7 @@ use crate::connection::{Connection, Lost, locked};
 use crate::watch::{PartWatcher, Watching};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use undercroft_arena::{BoardView, FileId, PartView};
 use undercroft_wire::{Epoch, PartAdded, PartId, PartLetGo, Request};
@@ -40,6 +40,8 @@ pub(crate) struct Arena {
     stirred: AtomicBool,
     /// A thread sees to it.
     seen_to: AtomicBool,
+    /// How often a watcher panicked.
+    pub(crate) watcher_panics: Arc<AtomicU64>,
     bell: Arc<Bell>,
 }
 
@@ -69,6 +71,7 @@ impl Arena {
             watchers: Mutex::default(),
             stirred: AtomicBool::new(false),
             seen_to: AtomicBool::new(false),
+            watcher_panics: Arc::default(),
             bell,
         }
     }
@@ -80,7 +83,8 @@ impl Arena {
     }
 
     pub(crate) fn watch(&self, watcher: Arc<dyn PartWatcher>) {
-        locked(&self.kept).joining.push(Watching::new(watcher));
+        let watching = Watching::new(watcher, Arc::clone(&self.watcher_panics));
+        locked(&self.kept).joining.push(watching);
         self.stir();
     }
 

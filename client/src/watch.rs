@@ -1,11 +1,15 @@
 use crate::parts::Mapped;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use undercroft_arena::PartView;
 
 /// Hears of the arena's parts as they come and go: what a device needs that registers them. It is
 /// called from a thread of the client's own, never by a caller's call, one call at a time; it may
-/// take its time, and it must not panic or keep the [`Client`](crate::Client) it watches.
+/// take its time, but one that never returns keeps the client from ever letting a part go or going
+/// on in a new arena. It must not panic (which is caught and counted: it was told all the same) or
+/// keep the [`Client`](crate::Client) it watches.
 ///
 /// Parts are told apart by their address: after a cold start of the daemon a new part may have the
 /// number of an old one that is still read from.
@@ -25,6 +29,7 @@ pub trait PartWatcher: Send + Sync {
 pub(crate) struct Watching {
     watcher: Arc<dyn PartWatcher>,
     told: Vec<Arc<Mapped>>,
+    panics: Arc<AtomicU64>,
 }
 
 impl fmt::Debug for Watching {
@@ -34,8 +39,17 @@ impl fmt::Debug for Watching {
 }
 
 impl Watching {
-    pub(crate) fn new(watcher: Arc<dyn PartWatcher>) -> Self {
-        Self { watcher, told: Vec::new() }
+    /// Whose panics are counted.
+    pub(crate) fn new(watcher: Arc<dyn PartWatcher>, panics: Arc<AtomicU64>) -> Self {
+        Self { watcher, told: Vec::new(), panics }
+    }
+
+    fn tell(&self, call: impl FnOnce(&dyn PartWatcher)) {
+        // Nothing of ours is in its hands: what it broke is its own.
+        let told = catch_unwind(AssertUnwindSafe(|| call(&*self.watcher)));
+        if told.is_err() {
+            self.panics.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     pub(crate) fn knows(&self, part: &Arc<Mapped>) -> bool {
@@ -46,14 +60,14 @@ impl Watching {
     pub(crate) fn came(&mut self, part: &Arc<Mapped>) {
         if !self.knows(part) {
             self.told.push(Arc::clone(part));
-            self.watcher.mapped(&part.view);
+            self.tell(|watcher| watcher.mapped(&part.view));
         }
     }
 
     /// Tells that a part leaves, if it was told of.
     pub(crate) fn leaves(&mut self, part: &Arc<Mapped>) {
         if let Some(at) = self.told.iter().position(|told| Arc::ptr_eq(told, part)) {
-            self.watcher.leaving(&part.view);
+            self.tell(|watcher| watcher.leaving(&part.view));
             self.told.swap_remove(at);
         }
     }

@@ -241,3 +241,34 @@ fn a_watcher_hears_of_every_part_before_it_is_unmapped() {
     soon("the end", || diary.heard().len() == 8);
     assert_eq!(diary.heard()[7], (false, FIRST));
 }
+
+/// Panics whenever it is told anything.
+struct Clumsy;
+
+impl PartWatcher for Clumsy {
+    fn mapped(&self, _: &PartView) {
+        panic!("as the test wants");
+    }
+
+    fn leaving(&self, _: &PartView) {
+        panic!("as the test wants");
+    }
+}
+
+#[test]
+fn a_watcher_that_panics_is_counted_and_the_others_hear_on() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+    let daemon = world.daemon(&shelf);
+    let (client, _space) = world.open();
+    client.watch_parts(Arc::new(Clumsy));
+    soon("it is told", || client.counters().watcher_panics == 1);
+    let later = shelf.lock().unwrap().grow(LATER);
+    daemon.say(&later.0, Some(later.1.as_fd()));
+    client.ping(LONG).unwrap();
+    soon("it is told again", || client.counters().watcher_panics == 2);
+    daemon.say(&retired(LATER), None);
+    client.ping(LONG).unwrap();
+    soon("the part is let go of", || shelf.lock().unwrap().let_go == [LATER]);
+    assert_eq!(client.counters().watcher_panics, 3);
+}
