@@ -88,8 +88,8 @@ impl Arena {
         self.stir();
     }
 
-    /// A daemon greeted with this epoch. Another one's mappings are let go at once: together with
-    /// the new arena they may be more than the machine has.
+    /// A daemon greeted with this epoch. Another one's mappings are let go at once unless pages of
+    /// them are in use: together with the new arena they may be more than the machine has.
     pub(crate) fn enter(&self, epoch: Epoch) {
         {
             let mut kept = locked(&self.kept);
@@ -212,8 +212,9 @@ impl Arena {
         };
         let mut gone = Vec::new();
         for Leaving { part, tell } in leaving {
-            let awaited = tell || watchers.iter().any(|watching| watching.knows(&part));
-            if awaited && !end && part.view.users() > 0 {
+            // Or it would be unmapped by whoever lets go of its last page: page tables take their
+            // time, and an engine's thread has none.
+            if !end && part.view.users() > 0 {
                 locked(&self.kept).leaving.push(Leaving { part, tell });
                 continue;
             }
@@ -276,5 +277,25 @@ pub(crate) mod tests {
         }
         let memory = undercroft_arena::Staging::create(1, 4096).unwrap();
         assert_eq!(file_of(&memory.fd().try_clone_to_owned().unwrap()).unwrap().1, 4096);
+    }
+
+    #[test]
+    fn a_part_that_leaves_is_not_unmapped_by_who_reads_it_last() {
+        let bell = Arc::new(Bell::new().unwrap());
+        let arena = Arena::new(bell);
+        arena.enter(Epoch(1));
+        let id = PartId(3);
+        let options = undercroft_arena::PartOptions::default();
+        let (ours, _) = undercroft_arena::Part::create(id, 1 << 20, &options).unwrap();
+        let added = PartAdded { part: id, bytes: 1 << 20, board_offset: 0 };
+        let part = arena.add(added, &ours.read_only_fd().unwrap()).unwrap();
+        let page = part.view.span(0, 4096).unwrap();
+        drop(part);
+        locked(&arena.kept).new.clear();
+        arena.enter(Epoch(2));
+        assert_eq!(locked(&arena.kept).leaving.len(), 1);
+        drop(page);
+        let _nobody_waits = arena.see_to(false);
+        assert_eq!(locked(&arena.kept).leaving.len(), 0);
     }
 }

@@ -52,7 +52,7 @@ impl Watching {
         }
     }
 
-    pub(crate) fn knows(&self, part: &Arc<Mapped>) -> bool {
+    fn knows(&self, part: &Arc<Mapped>) -> bool {
         self.told.iter().any(|told| Arc::ptr_eq(told, part))
     }
 
