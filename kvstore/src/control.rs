@@ -350,6 +350,9 @@ impl Control {
 
     /// Handles whole frames of `inbox` for one turn.
     pub(crate) fn frames(&mut self, id: SessionId, inbox: &[u8]) -> Result<Turn, FrameError> {
+        if self.core.is_session_busy(id) {
+            return Ok(Turn { taken: 0, more: true });
+        }
         let began = Instant::now();
         if let Some(session) = self.sessions.get_mut(&id) {
             session.heard = began;
@@ -364,7 +367,8 @@ impl Control {
             if self.sessions.get(&id).is_some_and(|s| s.waiting() > FLUSH_BYTES) {
                 self.flush(id);
             }
-            let over = began.elapsed() >= TURN;
+            // What a request has left to do goes on between requests of other sessions, not of its own.
+            let over = began.elapsed() >= TURN || self.core.is_session_busy(id);
             Ok(if over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         });
         // Of its own domain only, as what others do is not to be seen: a request that was taken up is a

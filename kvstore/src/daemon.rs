@@ -43,6 +43,8 @@ const BELL_ROOM: usize = 4096;
 /// Copies waiting for a worker.
 const COPY_ROOM: usize = 1024;
 
+/// How long words of other threads are taken in before it is the sessions' turn.
+const DOOR_TURN: Duration = Duration::from_millis(1);
 /// How long records are taken in before it is the sessions' turn.
 const RECOVERY_TURN: Duration = Duration::from_micros(500);
 
@@ -354,11 +356,11 @@ async fn work(
         let settled_by = control.borrow().settled_by;
         let listen_at = control.borrow().listen_at;
         tokio::select! {
-            () = copied.rung() => drain(control, copied, Control::copied),
-            () = completed.rung() => drain(control, completed, Control::completed),
+            () = copied.rung() => drain(control, copied, Control::copied).await,
+            () = completed.rung() => drain(control, completed, Control::completed).await,
             () = found.rung() => recover(control, found).await,
-            () = gone.rung() => drain(control, gone, Control::bury),
-            () = made.rung() => drain(control, made, Control::staging_made),
+            () = gone.rung() => drain(control, gone, Control::bury).await,
+            () = made.rung() => drain(control, made, Control::staging_made).await,
             () = until(timer) => control.borrow_mut().feed(Event::Tick),
             () = look_again.notified() => {}
             () = watchdog.is_due() => watchdog::pet(),
@@ -394,16 +396,23 @@ async fn recover(control: &Rc<RefCell<Control>>, found: &Door<Found>) {
     }
 }
 
-fn drain<T>(control: &Rc<RefCell<Control>>, door: &Door<T>, mut take: impl FnMut(&mut Control, T)) {
-    let mut control = control.borrow_mut();
-    // A bound, so that sessions get their turn under a flood of completions.
-    for _ in 0..BELL_ROOM {
-        match door.take() {
-            Some(word) => take(&mut control, word),
-            None => break,
+/// Takes in what was left at a door, for a moment: the end of many sessions may be a lot of work.
+async fn drain<T>(
+    control: &Rc<RefCell<Control>>,
+    door: &Door<T>,
+    mut take: impl FnMut(&mut Control, T),
+) {
+    let began = Instant::now();
+    while let Some(word) = door.take() {
+        take(&mut control.borrow_mut(), word);
+        if began.elapsed() >= DOOR_TURN {
+            door.look_again();
+            control.borrow_mut().push_waiting();
+            control.borrow_mut().flush_all();
+            return tokio::task::yield_now().await;
         }
     }
-    control.push_waiting();
+    control.borrow_mut().push_waiting();
 }
 
 fn answer(control: &Rc<RefCell<Control>>, question: Question) {

@@ -3,6 +3,7 @@ use crate::claims::{Claim, Filling};
 use crate::fetches::{Fetch, Reader};
 use crate::frames::Class;
 use crate::jobs::{Delivery, Job};
+use crate::letting::Grip;
 use crate::page::{Dram, Mark, PageId};
 use crate::sessions::Slot;
 use crate::timers::Timer;
@@ -137,6 +138,13 @@ impl Core {
             let counts = if *pinned { &mut pins } else { &mut keeps };
             *counts.entry(*page).or_default() += 1;
         }
+        for grip in self.letting.grips() {
+            match grip {
+                Grip::Pin(page) => *pins.entry(page).or_default() += 1,
+                Grip::Keep(page) => *keeps.entry(page).or_default() += 1,
+                Grip::Offered(_) => {}
+            }
+        }
         for job in self.jobs.values() {
             if let Job::CopyOut(delivery) = job {
                 *pins.entry(delivery.page).or_default() += 1;
@@ -256,6 +264,8 @@ impl Core {
             let commits = class.waiting.iter().filter(|claim| matches!(claim, Claim::Commit(_)));
             offered += commits.count();
         }
+        let leaving = self.letting.grips().filter(|grip| matches!(grip, Grip::Offered(_)));
+        offered += leaving.count();
         let pages = self.index.iter().filter(|(_, page)| page.dram == Dram::Offered).count();
         assert_eq!(offered, pages, "every offered page has a slot");
     }

@@ -2,10 +2,12 @@ use crate::commits::CommitId;
 use crate::devices::DeviceSet;
 use crate::fetches::FetchId;
 use crate::jobs::Job;
+use crate::letting::Grip;
 use crate::order::OrderKey;
 use crate::page::{Dram, OnSsd, PageId};
 use crate::spaces::ClassId;
 use crate::{Action, Core};
+use std::collections::VecDeque;
 use undercroft_wire::{CommitOutcome, DeviceId, FrameId, PageIdentity, SessionId, SlotId, SpaceId};
 
 /// A committed slot on its way into a frame.
@@ -279,15 +281,15 @@ impl Core {
         let classes: Vec<ClassId> = self.frames.classes().map(|(class, _)| class).collect();
         for class in classes {
             let waiting = std::mem::take(&mut self.frames.class_mut(class).waiting);
-            let (gone, stay) = waiting.into_iter().partition(
+            let (gone, stay): (VecDeque<_>, VecDeque<_>) = waiting.into_iter().partition(
                 |claim| matches!(claim, Claim::Commit(filling) if filling.session == id),
             );
             self.frames.class_mut(class).waiting = stay;
-            for claim in gone {
-                if let Claim::Commit(filling) = claim {
-                    self.drop_offered(filling.page);
-                }
-            }
+            let offered = |claim| match claim {
+                Claim::Commit(filling) => Some(Grip::Offered(filling.page)),
+                Claim::Read(_) => None,
+            };
+            self.let_go(Some(id), gone.into_iter().filter_map(offered));
             self.wake(class);
         }
     }

@@ -1,5 +1,6 @@
 use crate::claims::{Claim, Claimed, Purpose};
 use crate::jobs::{Delivery, Job};
+use crate::letting::Grip;
 use crate::page::{Dram, PageId};
 use crate::sessions::Slot;
 use crate::spaces::ClassId;
@@ -22,6 +23,15 @@ pub(crate) enum Reader {
     Lease { session: SessionId, lease: LeaseId, request: RequestId, mode: Mode },
     /// Nobody yet: pages are lifted to DRAM and left there.
     Prefetch,
+}
+
+impl Reader {
+    pub(crate) fn session(self) -> Option<SessionId> {
+        match self {
+            Self::Lease { session, .. } => Some(session),
+            Self::Prefetch => None,
+        }
+    }
 }
 
 /// A run of pages on its way to a reader, and the lease of those that arrived.
@@ -312,12 +322,10 @@ impl Core {
         fetch.limit = limit;
         fetch.outcome = outcome;
         fetch.reads.truncate((fetch.issued - fetch.delivered) as usize);
-        for &page in &fetch.pages[pinned.start.max(from)..pinned.end.max(from)] {
-            self.unpin(page);
-        }
-        for &page in &fetch.pages[issued.max(from)..old] {
-            self.unkeep(page);
-        }
+        let pins = &fetch.pages[pinned.start.max(from)..pinned.end.max(from)];
+        let keeps = &fetch.pages[issued.max(from)..old];
+        let pins = pins.iter().map(|page| Grip::Pin(*page));
+        self.let_go(fetch.reader.session(), pins.chain(keeps.iter().map(|page| Grip::Keep(*page))));
         while fetch.copied > limit {
             fetch.copied -= 1;
             let (slot, done) = fetch.slots.pop_back().expect("each copied page has a slot");
@@ -410,15 +418,17 @@ impl Core {
             // Before any frame of it may be free.
             self.note_released(&fetch, upto);
         }
-        while fetch.released < upto {
-            let page = fetch.pages[fetch.released as usize];
-            fetch.released += 1;
-            match mode {
-                Mode::ZeroCopy => self.unpin(page),
-                Mode::Copy => {
-                    let (slot, _) = fetch.slots.pop_front().expect("a delivered page has a slot");
-                    slots.push(slot);
-                }
+        let from = fetch.released;
+        fetch.released = from.max(upto);
+        let released = from as usize..fetch.released as usize;
+        match mode {
+            Mode::ZeroCopy => {
+                let pins = fetch.pages[released].iter().map(|page| Grip::Pin(*page));
+                self.let_go(Some(session), pins);
+            }
+            Mode::Copy => {
+                let given_back = fetch.slots.drain(..released.len());
+                slots.extend(given_back.map(|(slot, _)| slot));
             }
         }
         let space = fetch.space;

@@ -1,6 +1,7 @@
 use crate::devices::Device;
 use crate::fetches::{Fetch, FetchId};
 use crate::jobs::Job;
+use crate::letting::Grip;
 use crate::page::{Dram, PageId};
 use crate::stats::DeviceState;
 use crate::{Core, Health};
@@ -173,6 +174,10 @@ impl Core {
         for hold in self.holds.values() {
             kept.extend(hold.pages.iter().filter(|(_, pinned)| !pinned).map(|(page, _)| page));
         }
+        kept.extend(self.letting.grips().filter_map(|grip| match grip {
+            Grip::Keep(page) => Some(page),
+            Grip::Pin(_) | Grip::Offered(_) => None,
+        }));
         for page in kept {
             self.settle(page);
         }

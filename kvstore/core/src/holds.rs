@@ -1,4 +1,5 @@
 use crate::domains::DomainAt;
+use crate::letting::Grip;
 use crate::page::PageId;
 use crate::timers::Timer;
 use crate::{Action, Core, Micros};
@@ -48,13 +49,8 @@ impl Core {
         let domain = self.domains.get_mut(hold.domain);
         domain.holds -= 1;
         domain.held_pages -= hold.pages.len() as u32;
-        for (page, pinned) in hold.pages {
-            if pinned {
-                self.unpin(page);
-            } else {
-                self.unkeep(page);
-            }
-        }
+        let grip = |(page, pinned)| if pinned { Grip::Pin(page) } else { Grip::Keep(page) };
+        self.let_go(Some(hold.session), hold.pages.into_iter().map(grip));
     }
 
     /// A hold is given back by the session that has it. An expired one is gone already, which is
@@ -69,7 +65,7 @@ impl Core {
         if self.holds.get(&body.hold).is_some_and(|hold| hold.session == session) {
             self.end_hold(body.hold);
         }
-        self.done(session, request, actions);
+        self.done_with(session, (session, request), actions);
     }
 
     /// Answers a request that has nothing to say, unless it was sent to be forgotten.

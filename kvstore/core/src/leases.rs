@@ -149,6 +149,7 @@ impl Core {
     ) {
         let process = self.sessions.get(&session).map(|state| state.process);
         let owner = self.sessions.get(&body.session);
+        let giver = owner.map_or(session, |_| body.session);
         if let Some(owner) = owner {
             if Some(owner.process) != process {
                 let detail = "the lease belongs to another process";
@@ -163,7 +164,7 @@ impl Core {
                 }
             }
         }
-        self.done(session, request, actions);
+        self.done_with(giver, (session, request), actions);
     }
 
     /// Lifts the visible head of a run to DRAM. It is touched like any use, but not pinned:

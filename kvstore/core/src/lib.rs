@@ -27,6 +27,7 @@ mod holds;
 mod index;
 mod jobs;
 mod leases;
+mod letting;
 mod listed;
 mod lookups;
 mod machine;

@@ -7,6 +7,7 @@ use crate::frames::Frames;
 use crate::holds::Hold;
 use crate::index::PageIndex;
 use crate::jobs::Job;
+use crate::letting::Letting;
 use crate::listed::SegmentNumbers;
 use crate::notes::Notes;
 use crate::page::PageId;
@@ -55,6 +56,7 @@ pub struct Core {
     pub(crate) segments: SegmentNumbers,
     pub(crate) reach: Reach,
     pub(crate) waves: Waves,
+    pub(crate) letting: Letting,
     /// Fetches to take further before the step ends.
     pub(crate) ready: VecDeque<FetchId>,
     /// Classes to look at before the step ends.
@@ -100,6 +102,7 @@ impl Core {
             devices: Devices::new(&config.devices),
             segments: SegmentNumbers::default(),
             reach: Reach::default(),
+            letting: Letting::default(),
             waves: Waves::new(config.domains.len()),
             ready: VecDeque::new(),
             hungry: Vec::new(),
@@ -120,6 +123,7 @@ impl Core {
         self.now = self.now.max(now);
         self.notes.trim();
         self.waves.left = self.config.step_pages;
+        self.letting.left = self.config.step_pages;
         self.expire(actions);
         match event {
             Event::Tick => {}
@@ -203,6 +207,7 @@ impl Core {
                 self.serve(class, actions);
             } else {
                 budget -= self.drain(budget, actions);
+                self.let_go_on(actions);
                 self.let_parts_go(actions);
                 self.reclaim(actions);
                 self.prove(actions);
@@ -221,7 +226,7 @@ impl Core {
     #[must_use]
     pub fn next_timer(&self) -> Option<Micros> {
         let behind = self.devices.next_to_forget().is_some() || self.is_reach_behind();
-        if behind || self.has_waves() || self.is_draining() {
+        if behind || self.has_waves() || self.is_letting_go() || self.is_draining() {
             return Some(self.now);
         }
         self.timers.first().map(|(due, _)| *due)

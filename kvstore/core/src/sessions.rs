@@ -1,5 +1,6 @@
 use crate::domains::DomainAt;
 use crate::fetches::FetchId;
+use crate::letting::Grip;
 use crate::notes::Note;
 use crate::page::PageId;
 use crate::{Action, Core, ProcessId};
@@ -159,12 +160,13 @@ impl Core {
         self.drop_claims_of(id);
         for (space, staging) in stagings {
             self.spaces.get_mut(space).opened -= 1;
-            for slot in staging.slots {
-                if let Slot::Assigned { page, .. } = slot {
-                    self.stats.returned += 1;
-                    self.drop_offered(page);
-                }
-            }
+            let assigned = staging.slots.iter().filter_map(|slot| match slot {
+                Slot::Assigned { page, .. } => Some(Grip::Offered(*page)),
+                _ => None,
+            });
+            let assigned: Vec<Grip> = assigned.collect();
+            self.stats.returned += assigned.len() as u64;
+            self.let_go(Some(id), assigned.into_iter());
         }
         self.commits.retain(|_, commit| commit.session != id);
         let holds = self.holds.iter().filter(|(_, hold)| hold.session == id);

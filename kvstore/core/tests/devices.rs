@@ -93,6 +93,7 @@ fn a_prefetch_does_not_wait_for_a_stalled_device() {
     world.ask(1, &Request::Prefetch(wish));
     assert!(world.core.next_timer().is_some(), "it is under way");
     world.set_health(FIRST, Health::Stalled);
+    world.advance(world.now);
     assert_eq!(world.core.next_timer(), None, "it is over");
 }
 

@@ -6,8 +6,10 @@
 
 mod world;
 
-use undercroft_core::Config;
-use undercroft_wire::{Hint, HintKind, Mode, PageKey, Request, SpaceId, Stamp};
+use undercroft_core::{Config, Event};
+use undercroft_wire::{
+    Hint, HintKind, LeaseId, Mode, PageKey, Release, Reply, Request, SessionId, SpaceId, Stamp,
+};
 use world::{World, key};
 
 const STEP: u32 = 16;
@@ -79,4 +81,57 @@ fn a_chain_that_has_ended_is_cooled_a_few_pages_a_step() {
     assert_eq!(world.store(1, space, &chain(3, LONG), 0, Stamp(0)), LONG as usize);
     assert_eq!(world.lookup(1, space, &old).pages, LONG as u32);
     assert_eq!(world.lookup(1, space, &new).pages, 0);
+}
+
+/// Stores one chain and leases all of it; returns its keys.
+fn leased(world: &mut World, space: SpaceId, number: u64) -> Vec<PageKey> {
+    let keys = chain(number, LONG);
+    assert_eq!(world.store(1, space, &keys, 0, Stamp(0)), keys.len());
+    world.fetch(1, number, space, &keys, Stamp(0), 1000);
+    rest(world);
+    assert_eq!(world.lease(1, number).places.len(), keys.len());
+    keys
+}
+
+#[test]
+fn a_lease_is_given_back_a_few_pages_a_step_and_answered_when_all_is_free() {
+    let (mut world, space) = world(LONG);
+    leased(&mut world, space, 1);
+    let lease = LeaseId(1);
+    let release = Request::Release(Release { session: SessionId(1), lease, upto: u32::MAX });
+    let (session, request) = (SessionId(1), world.request_id());
+    world.leases.clear();
+    world.step(Event::Request { session, request, body: &release });
+    let answered = |world: &World| world.replies.contains(&(session, request, Reply::Done));
+    let mut steps = 0;
+    while !answered(&world) {
+        assert!(world.core.is_session_busy(session), "the session waits for its answer");
+        world.core.audit();
+        world.step(Event::Tick);
+        steps += 1;
+    }
+    assert!(!world.core.is_session_busy(session));
+    assert!(steps >= LONG as u32 / STEP - 1, "{steps} steps for {LONG} pages");
+    assert_eq!(world.store(1, space, &chain(2, LONG), 0, Stamp(0)), LONG as usize);
+}
+
+#[test]
+fn a_process_that_dies_gives_back_its_frames_a_few_a_step() {
+    let (mut world, space) = world(LONG);
+    leased(&mut world, space, 1);
+    let dead = SessionId(1);
+    world.kill(1);
+    assert!(world.state.leases.is_empty(), "nobody leases anything any more");
+    let mut steps = 0;
+    while world.core.next_timer().is_some() {
+        assert!(world.core.is_session_busy(dead));
+        world.core.audit();
+        world.step(Event::Tick);
+        steps += 1;
+    }
+    assert!(steps >= LONG as u32 / STEP - 1, "{steps} steps for {LONG} pages");
+    rest(&mut world);
+    world.open(2, 2, Mode::ZeroCopy);
+    let space = world.open_space(2, 1, 4096, 64);
+    assert_eq!(world.store(2, space, &chain(2, LONG), 0, Stamp(0)), LONG as usize);
 }

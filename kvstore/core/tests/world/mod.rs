@@ -207,7 +207,10 @@ impl World {
             return;
         }
         let mut notes = 0;
-        self.core.drain_notes().inspect(|_| notes += 1).for_each(|note| self.state.note(note));
+        for note in self.core.drain_notes() {
+            notes += 1;
+            self.state.note(note);
+        }
         self.most_notes = self.most_notes.max(notes);
         if self.audits {
             self.core.audit();
@@ -394,6 +397,10 @@ impl World {
         let session = SessionId(session);
         let before = self.replies.len();
         self.step(Event::Request { session, request, body });
+        // As long as that takes, the daemon reads no more of the session.
+        while self.core.is_session_busy(session) && !self.dead {
+            self.step(Event::Tick);
+        }
         let new = self.replies[before..].iter();
         let mut mine = new.filter(|(to, about, _)| *to == session && *about == request);
         mine.next().map(|(_, _, reply)| reply.clone())
