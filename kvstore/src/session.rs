@@ -176,10 +176,11 @@ impl Session {
     }
 
     /// Lets go of all that only a connected session needs. The other end sees the connection
-    /// end, whatever leases are left.
-    pub(crate) fn hang_up(&mut self) {
+    /// end, whatever leases are left. Its staging areas are the caller's to let go of.
+    #[must_use]
+    pub(crate) fn hang_up(&mut self) -> Vec<Arc<Staging>> {
         self.link = None;
-        self.staging.clear();
+        self.staging.drain().map(|(_, staging)| staging).collect()
     }
 }
 

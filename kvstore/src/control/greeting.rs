@@ -60,7 +60,9 @@ impl Control {
         };
         let process = session.peer.process.take();
         let greeted = session.mode.is_some();
-        session.hang_up();
+        for staging in session.hang_up() {
+            self.staging_maker.let_go(staging);
+        }
         if greeted {
             self.feed(Event::SessionClosed { session: id });
             self.flush_all();

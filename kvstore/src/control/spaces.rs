@@ -68,7 +68,7 @@ impl Control {
         self.staging_wanted.remove(&(id, digest));
         self.staging_wanted_bytes -= wanted.bytes();
         if !self.sessions.get(&id).is_some_and(Session::is_open) {
-            return;
+            return self.staging_maker.let_go(staging);
         }
         let staging = match staging {
             Ok(staging) => Arc::new(staging),
@@ -83,7 +83,10 @@ impl Control {
                 }
                 self.space_opened(&wanted);
             }
-            Err(refused) => self.refuse(id, request, refused.reason, &refused.detail),
+            Err(refused) => {
+                self.staging_maker.let_go(staging);
+                self.refuse(id, request, refused.reason, &refused.detail);
+            }
         }
     }
 
