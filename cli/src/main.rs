@@ -2,6 +2,7 @@
 
 mod bench;
 mod inspect;
+mod log;
 mod outcome;
 mod serve;
 mod status;

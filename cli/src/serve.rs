@@ -1,5 +1,6 @@
 //! `undercroft serve`.
 
+use crate::log::LogQueue;
 use crate::outcome::{Failure, Outcome, print};
 use clap::{Args, ValueEnum};
 use std::io::{IsTerminal, Write};
@@ -43,7 +44,13 @@ impl Serve {
         if self.print_config {
             return print(&undercroft_kvstore::reference());
         }
-        start_log(self.log);
+        let log = start_log(self.log).map_err(Failure::start)?;
+        let served = self.serve();
+        log.flush();
+        served
+    }
+
+    fn serve(self) -> Result<Outcome, Failure> {
         let config = match &self.config {
             Some(path) => Config::load(path),
             None => Config::embedded(),
@@ -74,11 +81,12 @@ impl Serve {
     }
 }
 
-fn start_log(form: LogForm) {
+fn start_log(form: LogForm) -> std::io::Result<LogQueue> {
+    let queue = LogQueue::start(std::io::stderr())?;
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(queue.clone())
         .with_ansi(std::io::stderr().is_terminal())
         // It would complain of a closed standard error on standard error, and panic over that.
         .log_internal_errors(false)
@@ -87,4 +95,5 @@ fn start_log(form: LogForm) {
         LogForm::Text => builder.init(),
         LogForm::Json => builder.json().init(),
     }
+    Ok(queue)
 }
