@@ -116,7 +116,8 @@ impl Client {
 
     /// Opens a space, now and again in every later session. Where nobody insisted on a daemon
     /// ([`Wait::Background`]), the handle is given out even if the daemon is not there or does not
-    /// answer in time; what is asked of it misses until the space is open.
+    /// answer in time, which takes the deadline to find out ([`Duration::ZERO`] if nobody is to
+    /// wait); what is asked of it misses until the space is open.
     ///
     /// # Errors
     /// The space is not acceptable or refused, or with [`Wait::Now`], not answered in time.

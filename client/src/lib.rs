@@ -2,9 +2,10 @@
 //!
 //! This crate owns: the connection and its reconnection, lookups, fetches under a lease, stores
 //! through staging, prefetches and hints. It never loads a runtime, never copies a page by itself
-//! (a [`Device`](undercroft_gpu_shim::Device) does), and never makes its caller wait longer than
-//! the deadline of the call: whatever is wrong with the daemon becomes a miss, or a page that was
-//! not stored, and [`MissReason`] says why.
+//! (a [`Device`](undercroft_gpu_shim::Device) does), and never makes its caller wait for the daemon
+//! longer than the deadline of the call: whatever is wrong with the daemon becomes a miss, or a page
+//! that was not stored, and [`MissReason`] says why. What the caller's own device has begun to copy
+//! is waited for beyond it: blocks are in use until the call returns, and never after.
 //!
 //! Calls may come from any number of threads. The calling thread writes its request and reads its
 //! reply itself; where several wait at once, one of them reads for all.

@@ -32,7 +32,8 @@ pub struct Loaded {
 impl SpaceHandle {
     /// Fetches pages and scatters each into its block of `device` as soon as it is ready:
     /// page `i` of the source into `blocks[i]`. Returns when every page is in place, or when the
-    /// rest will not come. No new copy is begun after the deadline. No block may be named twice:
+    /// rest will not come. No new copy is begun after the deadline, and those that were are waited
+    /// for: until the call returns the blocks are its alone. No block may be named twice:
     /// [`MissReason::Invalid`].
     pub fn fetch_into(
         &self,

@@ -38,7 +38,8 @@ pub struct StoreRun<'a> {
 /// How to store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoreOptions {
-    /// The call returns by then, whatever is stored.
+    /// The call returns by then, whatever is stored; if the device is copying a batch, when it is
+    /// done with that one. The blocks are the call's until it returns.
     pub deadline: Duration,
     /// Offer pages again for which no staging slot was free, and those that somebody else is
     /// storing just now, until they are settled or the deadline has come. Otherwise the first are
@@ -90,7 +91,8 @@ pub struct Stored {
 impl SpaceHandle {
     /// Stores pages: offers their keys, has `device` gather the wanted ones out of its blocks
     /// (page `i` of the run out of `blocks[i]`) into staging, and commits them in batches.
-    /// Returns when the daemon has settled all of them.
+    /// Returns when the daemon has settled all of them, or at the deadline: no batch is begun after
+    /// it, one that the device has begun is waited for. Until then the blocks must not change.
     pub fn store(
         &self,
         run: StoreRun<'_>,

@@ -42,14 +42,14 @@ pub trait Device: Send + Sync {
     fn blocks(&self) -> u32;
 
     /// Starts to scatter pages into blocks. Until the transfer is done the pages must not change
-    /// and the blocks are its alone.
+    /// and the blocks are its alone. It may block while earlier transfers take up the device.
     ///
     /// # Errors
     /// A job that does not fit the device, a block given twice, too many transfers under way.
     fn load(&self, jobs: Vec<LoadJob>) -> Result<Transfer, DeviceError>;
 
     /// Starts to gather blocks into pages. Until the transfer is done the blocks must not change
-    /// and the pages are its alone.
+    /// and the pages are its alone. It may block, as [`Device::load`].
     ///
     /// # Errors
     /// A job that does not fit the device, a read-only page, too many transfers under way.
