@@ -207,6 +207,18 @@ impl Client {
         }
     }
 
+    /// Ends the session now, for all clones and handles: calls under way and later ones miss. Waits
+    /// until the client's threads have let go of the arena (of parts whose pages are still in use
+    /// that is up to who uses them) and its watchers have heard so, and says whether they have.
+    /// Nobody needs to call it: without it the same happens some time after the last handle is gone.
+    pub fn close(&self, deadline: Duration) -> bool {
+        if self.inner.is_foreign() {
+            return false;
+        }
+        self.inner.stop();
+        self.inner.wait_ended(from_now(deadline))
+    }
+
     pub(crate) fn inner(&self) -> &Arc<Inner> {
         &self.inner
     }
@@ -255,6 +267,7 @@ mod tests {
         assert_eq!(client.take_hold(Token([1; 16]), soon).err(), Some(MissReason::Forked));
         assert_eq!(client.counters(), ClientCounters::default());
         assert!(!client.wait_connected(soon));
+        assert!(!client.close(soon));
         client.watch_parts(Arc::new(Nobody));
         drop(client);
         drop(held);

@@ -8,7 +8,6 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use std::collections::HashSet;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use undercroft_wire::{Hello, PROTOCOL_MAX, PROTOCOL_MIN, Reply, Request, RequestId, Welcome};
@@ -26,9 +25,10 @@ pub(crate) fn shake_hands(
 ) -> Result<Arc<Connection>, ConnectError> {
     let until = from_now(patience);
     let path = &shared.options.socket;
-    let socket = connect(path, until, patience)?;
+    let socket = connect(shared, until, patience)?;
     server::check(&socket, path, shared.options.daemon_uid)?;
     let connection = Arc::new(Connection::new(socket, shared));
+    shared.begin(&connection);
     match greet(&connection, shared, until) {
         Ok(()) => Ok(connection),
         Err(Unwelcome::Refused(error)) => {
@@ -94,7 +94,8 @@ fn greet(connection: &Arc<Connection>, shared: &Shared, until: Instant) -> Resul
     Ok(())
 }
 
-fn connect(path: &Path, until: Instant, waited: Duration) -> Result<OwnedFd, ConnectError> {
+fn connect(shared: &Shared, until: Instant, waited: Duration) -> Result<OwnedFd, ConnectError> {
+    let path = &shared.options.socket;
     let system = |doing| {
         move |errno: Errno| ConnectError::System {
             path: path.to_owned(),
@@ -113,7 +114,7 @@ fn connect(path: &Path, until: Instant, waited: Duration) -> Result<OwnedFd, Con
             Ok(()) => return Ok(socket),
             Err(Errno::INTR) => continue,
             // The daemon's queue of connections is full.
-            Err(Errno::AGAIN) if Instant::now() < until => {
+            Err(Errno::AGAIN) if Instant::now() < until && !shared.is_stopped() => {
                 std::thread::sleep(Duration::from_millis(1));
                 continue;
             }

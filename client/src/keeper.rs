@@ -56,6 +56,7 @@ impl Keeper {
             }
         }
         self.shared.arena.end();
+        self.shared.end();
     }
 
     fn watch(&mut self, connection: &Arc<Connection>) {

@@ -8,7 +8,7 @@ use crate::space::SpaceState;
 use rustix::process::{Pid, getpid};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use undercroft_wire::{Release, SpaceDigest};
 
@@ -29,7 +29,12 @@ pub(crate) struct Shared {
     pub(crate) releases: Arc<Releases>,
     /// Every space that somebody has a handle of, to be opened again in each new session.
     spaces: Mutex<HashMap<SpaceDigest, Arc<SpaceState>>>,
+    /// The connection that was begun last, whether it has come to anything or not.
+    begun: Mutex<Weak<Connection>>,
     stopped: AtomicBool,
+    /// Whether the keeper thread has ended, and who waits for that.
+    ended: Mutex<bool>,
+    over: Condvar,
     generations: AtomicU64,
 }
 
@@ -59,7 +64,10 @@ impl Shared {
             linked: Condvar::new(),
             releases: Arc::default(),
             spaces: Mutex::default(),
+            begun: Mutex::default(),
             stopped: AtomicBool::new(false),
+            ended: Mutex::default(),
+            over: Condvar::new(),
             generations: AtomicU64::new(1),
         }
     }
@@ -104,7 +112,7 @@ impl Shared {
             let found = self.connection();
             let left = until.saturating_duration_since(Instant::now());
             match &found {
-                Err(MissReason::Disconnected) if !left.is_zero() => {}
+                Err(MissReason::Disconnected) if !left.is_zero() && !self.is_stopped() => {}
                 Err(MissReason::Hung) if !left.is_zero() => {
                     std::thread::sleep(left.min(LOOK_AGAIN));
                     continue;
@@ -113,7 +121,7 @@ impl Shared {
             }
             let link = locked(&self.link);
             let alive = link.connection.as_ref().is_some_and(|c| !c.is_closed());
-            if !alive {
+            if !alive && !self.is_stopped() {
                 let _woken =
                     self.linked.wait_timeout(link, left).unwrap_or_else(PoisonError::into_inner);
             }
@@ -221,14 +229,37 @@ impl Shared {
         self.stopped.load(Ordering::Acquire)
     }
 
-    /// The last handle is gone: ends the session and the keeper thread.
+    /// A connection is being made. If the client ends meanwhile, so does the attempt.
+    pub(crate) fn begin(&self, connection: &Arc<Connection>) {
+        *locked(&self.begun) = Arc::downgrade(connection);
+        if self.is_stopped() {
+            connection.close(Lost::Dropped);
+        }
+    }
+
+    /// The client ends, and with it the session and the keeper thread.
     pub(crate) fn stop(&self) {
         self.stopped.store(true, Ordering::Release);
         self.bell.ring();
         let connection = locked(&self.link).connection.take();
-        if let Some(connection) = connection {
+        self.linked.notify_all();
+        let begun = locked(&self.begun).upgrade();
+        for connection in connection.into_iter().chain(begun) {
             connection.close(Lost::Dropped);
         }
+    }
+
+    /// The keeper thread has nothing left to do.
+    pub(crate) fn end(&self) {
+        *locked(&self.ended) = true;
+        self.over.notify_all();
+    }
+
+    /// Waits until the keeper thread has ended. Says whether it has.
+    pub(crate) fn wait_ended(&self, until: Instant) -> bool {
+        let left = until.saturating_duration_since(Instant::now());
+        let ended = self.over.wait_timeout_while(locked(&self.ended), left, |ended| !*ended);
+        *ended.unwrap_or_else(PoisonError::into_inner).0
     }
 }
 

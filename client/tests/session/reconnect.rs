@@ -6,7 +6,7 @@ use std::time::Duration;
 use undercroft_client::{
     Client, ClientState, ConnectError, ConnectOptions, FetchFrom, MissReason, OpenError, Wait,
 };
-use undercroft_wire::{Epoch, Mode, RefusedReason, Release, Request, SessionId, Stamp};
+use undercroft_wire::{Epoch, Mode, PartId, RefusedReason, Release, Request, SessionId, Stamp};
 
 #[test]
 fn a_new_daemon_is_met_behind_the_callers_back() {
@@ -243,4 +243,34 @@ fn a_stranger_on_the_socket_is_told_nothing() {
     assert!(error.to_string().contains("u.sock"), "{error}");
     assert!(told.try_recv().is_err(), "not even a hello");
     Client::connect(ConnectOptions { daemon_uid: Some(own), ..now }).unwrap();
+}
+
+#[test]
+fn a_client_that_is_closed_ends_at_once_for_every_handle() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+    shelf.lock().unwrap().put(key(0), 1);
+    let daemon = world.daemon(&shelf);
+    let (client, space) = world.open();
+    assert!(in_time(SHORT, || client.close(LONG)));
+    assert_eq!(space.lookup(&keys(1), PLAIN).why, Some(MissReason::Disconnected));
+    assert!(!in_time(SHORT, || client.wait_connected(LONG)));
+    assert_eq!(shelf.lock().unwrap().mappings(PartId(3)), 1, "only the shelf maps it");
+    assert!(client.close(Duration::ZERO), "it has ended");
+    assert_eq!(daemon.connections.load(Ordering::SeqCst), 1, "nobody connects again");
+}
+
+#[test]
+fn a_client_that_is_closed_does_not_wait_for_a_greeting() {
+    let world = World::new();
+    let daemon =
+        crate::fake_daemon::FakeDaemon::start(
+            &world.socket(),
+            |mut peer| {
+                while peer.next().is_some() {}
+            },
+        );
+    let client = Client::connect(world.options(Wait::Background)).unwrap();
+    soon("it connects", || daemon.connections.load(Ordering::SeqCst) == 1);
+    assert!(in_time(SHORT, || client.close(LONG)));
 }
