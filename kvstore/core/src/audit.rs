@@ -55,7 +55,10 @@ impl Core {
                 let known = page.depth == 0 || !page.is_present();
                 assert!(known, "a page in a tier knows the one before it");
             }
-            assert!(page.stamp <= self.last_stamp, "no page is newer than the newest request");
+            assert!(
+                page.stamp <= self.domains.get(self.domain_of_space(page.space)).last_stamp,
+                "no page is newer than the newest request"
+            );
         }
         assert_eq!(count, self.index.len(), "pages are counted");
         assert_eq!(count, self.index.audit(), "the table names every page");

@@ -12,6 +12,10 @@ pub(crate) struct DomainAt(pub(crate) u32);
 #[derive(Debug)]
 pub(crate) struct Domain {
     pub(crate) config: DomainConfig,
+    /// The newest stamp that its requests were given.
+    pub(crate) last_stamp: u64,
+    /// Holds that it ever had.
+    pub(crate) last_hold: u64,
     /// Sessions, those included that only hold leases.
     pub(crate) sessions: u32,
     /// Sessions and leased pages that an earlier daemon had let it have.
@@ -52,9 +56,11 @@ pub(crate) struct Domains {
 }
 
 impl Domains {
-    pub(crate) fn new(configs: &[DomainConfig]) -> Self {
+    pub(crate) fn new(configs: &[DomainConfig], first_stamp: u64) -> Self {
         let domain = |config: &DomainConfig| Domain {
             config: *config,
+            last_stamp: first_stamp,
+            last_hold: 0,
             sessions: 0,
             restored_sessions: 0,
             restored_leased_pages: 0,

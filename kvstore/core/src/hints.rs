@@ -20,7 +20,7 @@ impl Core {
         let last = keys.last().and_then(|key| self.index.find(body.space, key));
         match (body.kind, last) {
             (HintKind::Active, Some(page)) => {
-                let stamp = self.next_stamp();
+                let stamp = self.next_stamp(session);
                 self.touch(page, stamp);
             }
             (HintKind::Ended | HintKind::Demote, Some(page)) => self.cool(page),

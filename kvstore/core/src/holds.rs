@@ -5,6 +5,9 @@ use crate::timers::Timer;
 use crate::{Action, Core, Micros};
 use undercroft_wire::{DropHold, HoldId, Reply, RequestId, SessionId, SpaceId};
 
+/// Bits of a hold's number that its domain counts with.
+const HOLD_BITS: u32 = 48;
+
 /// A lookup's promise that what it found stays for a while: in DRAM what was there, in some
 /// tier what was not.
 #[derive(Debug)]
@@ -31,9 +34,10 @@ impl Hold {
 
 impl Core {
     pub(crate) fn insert_hold(&mut self, hold: Hold) -> HoldId {
-        self.last_hold += 1;
-        let id = HoldId(self.last_hold);
         let domain = self.domains.get_mut(hold.domain);
+        domain.last_hold += 1;
+        // Each domain counts its own: what others look up is not to be told from them.
+        let id = HoldId(u64::from(hold.domain.0) << HOLD_BITS | domain.last_hold);
         domain.holds += 1;
         domain.held_pages += hold.pages.len() as u32;
         self.timers.insert((hold.expires, Timer::Hold(id)));

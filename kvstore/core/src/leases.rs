@@ -49,7 +49,7 @@ impl Core {
         let outcome = if complete { FetchOutcome::Complete } else { FetchOutcome::Missing };
         let reader = Reader::Lease { session, lease: body.lease, request, mode };
         let deadline = self.now.after_ms(body.deadline_ms);
-        let stamp = self.clamp_stamp(body.stamp);
+        let stamp = self.clamp_stamp(session, body.stamp);
         let count = pages.len() as u32;
         let fetch = self.new_fetch(reader, body.space, pages, outcome, deadline);
         let id = self.begin_fetch(fetch, stamp);
@@ -188,7 +188,7 @@ impl Core {
         let in_dram = |page: &&PageId| self.index[**page].dram == Dram::Resident;
         let resident = pages.iter().filter(in_dram).count() as u32;
         let mut started = pages.len() as u32 - resident;
-        let stamp = self.next_stamp();
+        let stamp = self.next_stamp(session);
         if started == 0 {
             for page in pages {
                 self.touch(page, stamp);

@@ -35,7 +35,7 @@ impl Core {
         }
         let keys = body.keys.as_slice();
         let found = self.longest_run(&body.spaces, keys);
-        let stamp = self.next_stamp();
+        let stamp = self.next_stamp(session);
         self.stats.lookups += 1;
         self.stats.lookup_keys += keys.len() as u64;
         self.stats.prefix_pages += u64::from(found.pages);

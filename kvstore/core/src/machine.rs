@@ -35,11 +35,10 @@ pub(crate) const BACKGROUND_PAGES: usize = 256;
 pub struct Core {
     pub(crate) config: Config,
     pub(crate) now: Micros,
-    pub(crate) last_stamp: u64,
-    pub(crate) last_offer: u64,
+    /// The newest stamp of all domains.
+    pub(crate) newest_stamp: u64,
     pub(crate) last_commit: u64,
     pub(crate) last_fetch: u64,
-    pub(crate) last_hold: u64,
     pub(crate) last_job: u64,
     pub(crate) last_segment: u64,
     pub(crate) index: PageIndex,
@@ -82,15 +81,13 @@ impl Core {
         config.validate()?;
         Ok(Self {
             now: Micros(0),
-            last_stamp: config.first_stamp,
-            last_offer: 0,
+            newest_stamp: config.first_stamp,
             last_commit: 0,
             last_fetch: 0,
-            last_hold: 0,
             last_job: 0,
             last_segment: 0,
             index: PageIndex::new(config.limits.max_pages, config.seed),
-            domains: Domains::new(&config.domains),
+            domains: Domains::new(&config.domains, config.first_stamp),
             frames: Frames::new(config.domains.len(), config.slab_bytes, config.limits.max_parts),
             spaces: Spaces::default(),
             sessions: BTreeMap::new(),
@@ -235,20 +232,27 @@ impl Core {
     /// The newest stamp given out so far.
     #[must_use]
     pub fn newest_stamp(&self) -> Stamp {
-        Stamp(self.last_stamp)
+        Stamp(self.newest_stamp)
     }
 
-    /// A stamp newer than all before.
-    pub(crate) fn next_stamp(&mut self) -> u64 {
-        self.last_stamp += 1;
-        self.last_stamp
+    /// A stamp newer than all of the session's domain before. Each domain has its own, so that they tell
+    /// nobody what others do.
+    pub(crate) fn next_stamp(&mut self, session: SessionId) -> u64 {
+        let Some(at) = self.domain_of(session) else {
+            return 0;
+        };
+        let domain = self.domains.get_mut(at);
+        domain.last_stamp += 1;
+        self.newest_stamp = self.newest_stamp.max(domain.last_stamp);
+        domain.last_stamp
     }
 
-    /// What a client's stamp means: nothing is newer than the newest stamp given out.
-    pub(crate) fn clamp_stamp(&mut self, stamp: Stamp) -> u64 {
+    /// What a client's stamp means: nothing is newer than the newest stamp given out to its domain.
+    pub(crate) fn clamp_stamp(&mut self, session: SessionId, stamp: Stamp) -> u64 {
+        let newest = self.domain_of(session).map_or(0, |at| self.domains.get(at).last_stamp);
         match stamp {
-            Stamp(0) => self.next_stamp(),
-            Stamp(stamp) => stamp.min(self.last_stamp),
+            Stamp(0) => self.next_stamp(session),
+            Stamp(stamp) => stamp.min(newest),
         }
     }
 

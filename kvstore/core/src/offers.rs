@@ -33,7 +33,7 @@ impl Core {
         if self.staging_mut(session, space).is_none() {
             return self.refuse(session, request, RefusedReason::Unknown, NOT_OPEN, actions);
         }
-        let stamp = self.clamp_stamp(body.stamp);
+        let stamp = self.clamp_stamp(session, body.stamp);
         let above = body.parent.and_then(|key| self.index.find(space, &key));
         let above = above.filter(|page| self.index[*page].is_present());
         let fits = match above {
@@ -51,7 +51,7 @@ impl Core {
         let mut tip = Tip {
             session,
             space,
-            offer: OfferId(self.last_offer + 1),
+            offer: OfferId(self.last_offer(session) + 1),
             stamp,
             depth: body.first,
             above,
@@ -66,10 +66,16 @@ impl Core {
             tip.depth += 1;
         }
         if !slots.is_empty() {
-            self.last_offer += 1;
+            let state = self.sessions.get_mut(&session).expect("whoever offers is known");
+            state.last_offer += 1;
         }
         let reply = Reply::Offer(OfferReply { offer: tip.offer, outcomes, slots });
         actions.push(Action::Reply { session, request, reply });
+    }
+
+    /// How many offers of the session were given slots. What others are given is not to be told from it.
+    fn last_offer(&self, session: SessionId) -> u64 {
+        self.sessions.get(&session).map_or(0, |state| state.last_offer)
     }
 
     fn count_offer(&mut self, outcome: OfferOutcome) {

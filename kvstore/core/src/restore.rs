@@ -141,7 +141,7 @@ impl Core {
     }
 
     fn enter_dram(&mut self, id: PageId, frame: FrameId, row: &RestoredPage) {
-        let last = self.last_stamp;
+        let last = self.domains.get(self.domain_of_space(self.index[id].space)).last_stamp;
         let page = &mut self.index[id];
         // A descendant that came first has raised it already.
         let stamp = row.stamp.0.min(last).max(page.stamp);

@@ -22,6 +22,8 @@ pub(crate) struct Session {
     pub(crate) restored: bool,
     pub(crate) stagings: BTreeMap<SpaceId, Staging>,
     pub(crate) leases: BTreeMap<LeaseId, FetchId>,
+    /// Offers of it that were given slots.
+    pub(crate) last_offer: u64,
     /// Pages named by all its leases.
     pub(crate) leased_pages: u32,
 }
@@ -36,6 +38,7 @@ impl Session {
             restored: false,
             stagings: BTreeMap::new(),
             leases: BTreeMap::new(),
+            last_offer: 0,
             leased_pages: 0,
         }
     }

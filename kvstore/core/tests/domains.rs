@@ -204,3 +204,41 @@ fn records_of_a_domain_that_is_gone_are_ignored() {
     assert_eq!((stats.recovered_records, stats.recovery_ignored), (0, records.len() as u64));
     assert!(!records.is_empty() && !again.log(world::devices::FIRST).to_free.is_empty());
 }
+
+#[test]
+fn what_a_tenant_is_told_is_the_same_whatever_another_does() {
+    fn idle(_: &mut World, _: SpaceId) {}
+    fn miss(world: &mut World, space: SpaceId) {
+        world.lookup_hold(1, &[space], &chain(3, 2), 10);
+        world.offer(1, space, None, 0, &chain(4, 2), Stamp(0));
+    }
+    fn hit(world: &mut World, space: SpaceId) {
+        let keys = chain(1, 2);
+        world.store(1, space, &keys, 0, Stamp(0));
+        assert!(world.lookup_hold(1, &[space], &keys, 10).hold.is_some());
+        let lease = 100 + world.next_lease();
+        world.fetch(1, lease, space, &keys, Stamp(0), 10);
+        world.release(1, lease, u32::MAX);
+    }
+    let told = |other: fn(&mut World, SpaceId)| {
+        let (mut world, [theirs, own]) = tenants([4, 4], DomainLimits::default());
+        let keys = chain(2, 2);
+        for round in 0..2 {
+            other(&mut world, theirs);
+            world.lookup_hold(2, &[own], &keys, 10);
+            other(&mut world, theirs);
+            world.store(2, own, &keys, 0, Stamp(0));
+            other(&mut world, theirs);
+            world.lookup_hold(2, &[own], &keys, 10);
+            world.fetch(2, round, own, &keys, Stamp(0), 10);
+        }
+        let own = world.replies.into_iter().filter(|(to, ..)| *to == SessionId(2));
+        own.map(|(_, _, reply)| reply)
+            .filter(|reply| !matches!(reply, Reply::FetchReady(_)))
+            .collect::<Vec<_>>()
+    };
+    let alone = told(idle);
+    assert!(alone.len() > 8, "it was told {} things", alone.len());
+    assert_eq!(told(miss), alone);
+    assert_eq!(told(hit), alone);
+}
