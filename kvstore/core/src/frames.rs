@@ -37,6 +37,8 @@ pub(crate) struct Frames {
 pub(crate) struct Class {
     pub(crate) domain: DomainAt,
     pub(crate) frame_bytes: u32,
+    /// Spaces whose pages are of this size.
+    pub(crate) spaces: u32,
     /// Frames in its slabs.
     pub(crate) total: u32,
     /// Of these, frames that nobody uses.
@@ -63,6 +65,7 @@ impl Class {
         Self {
             domain,
             frame_bytes,
+            spaces: 0,
             total: 0,
             free: 0,
             open: BTreeSet::new(),
@@ -73,6 +76,12 @@ impl Class {
             starved: false,
             hungry: false,
         }
+    }
+
+    /// Whether nobody needs it: it may become another.
+    fn is_idle(&self) -> bool {
+        let unused = self.spaces == 0 && self.total == 0 && self.busy == 0;
+        unused && self.waiting.is_empty() && self.order.is_empty() && !self.hungry
     }
 
     /// Units of each frame.
@@ -128,13 +137,25 @@ impl Frames {
         &mut self.gaps[domain.0 as usize]
     }
 
-    /// The class of a domain's frames of `frame_bytes` bytes.
+    /// The class of a domain's frames of `frame_bytes` bytes. A new one takes the number of one that
+    /// nobody needs any more: there are no more of them than spaces and slabs.
     pub(crate) fn class_of(&mut self, domain: DomainAt, frame_bytes: u32) -> ClassId {
-        let next = ClassId(self.classes.len() as u32);
-        let class = *self.by_kind.entry((domain, frame_bytes)).or_insert(next);
-        if class == next {
-            self.classes.push(Class::new(domain, frame_bytes));
+        if let Some(class) = self.by_kind.get(&(domain, frame_bytes)) {
+            return *class;
         }
+        let at = match self.classes.iter().position(Class::is_idle) {
+            Some(at) => {
+                let old = std::mem::replace(&mut self.classes[at], Class::new(domain, frame_bytes));
+                self.by_kind.remove(&(old.domain, old.frame_bytes));
+                at
+            }
+            None => {
+                self.classes.push(Class::new(domain, frame_bytes));
+                self.classes.len() - 1
+            }
+        };
+        let class = ClassId(at as u32);
+        self.by_kind.insert((domain, frame_bytes), class);
         class
     }
 
@@ -259,6 +280,13 @@ mod tests {
         frames
     }
 
+    /// The class of a space's frames.
+    fn of_space(frames: &mut Frames, frame_bytes: u32) -> ClassId {
+        let class = frames.class_of(DOMAIN, frame_bytes);
+        frames.class_mut(class).spaces += 1;
+        class
+    }
+
     fn drain(frames: &mut Frames, class: ClassId) -> Vec<FrameId> {
         std::iter::from_fn(|| frames.take(class, &mut Notes::default())).collect()
     }
@@ -276,7 +304,7 @@ mod tests {
     #[test]
     fn sizes_share_a_part_slab_by_slab() {
         let mut frames = frames(&[8 * 4096], 4 * 4096);
-        let (small, large) = (frames.class_of(DOMAIN, 4096), frames.class_of(DOMAIN, 3 * 4096));
+        let (small, large) = (of_space(&mut frames, 4096), of_space(&mut frames, 3 * 4096));
         let first = frames.take(small, &mut Notes::default()).expect("room for a slab");
         let second = frames.take(large, &mut Notes::default()).expect("room for a slab");
         assert_eq!(frames.place(small, first).offset, 0);
@@ -289,7 +317,7 @@ mod tests {
     #[test]
     fn a_slab_given_back_is_room_for_another_size_and_nothing_is_lost() {
         let mut frames = frames(&[9 * 4096], 4 * 4096);
-        let (small, large) = (frames.class_of(DOMAIN, 4096), frames.class_of(DOMAIN, 3 * 4096));
+        let (small, large) = (of_space(&mut frames, 4096), of_space(&mut frames, 3 * 4096));
         let taken = drain(&mut frames, small);
         assert_eq!((taken.len(), frames.take(large, &mut Notes::default())), (9, None));
         let given_back: Vec<bool> = taken[..4]

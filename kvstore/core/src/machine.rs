@@ -286,7 +286,13 @@ impl Core {
         let class = self.frames.class_of(at, frame_bytes(page_bytes));
         let space = Space { domain, digest, page_bytes, class, pages: 0, opened: 0 };
         match self.spaces.insert(space, self.config.limits.max_spaces, &mut self.notes) {
-            Some(space) => Ok(space),
+            Some((space, replaced)) => {
+                if let Some(old) = replaced {
+                    self.frames.class_mut(old).spaces -= 1;
+                }
+                self.frames.class_mut(class).spaces += 1;
+                Ok(space)
+            }
             None => refused(RefusedReason::Busy, "as many spaces are in use as may be"),
         }
     }

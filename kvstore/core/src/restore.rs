@@ -70,6 +70,7 @@ impl Core {
             let class = self.frames.class_of(at, frame_bytes(page_bytes));
             let space = Space { domain, digest, page_bytes, class, pages: 0, opened: 0 };
             if self.spaces.restore(id, space, self.config.limits.max_spaces) {
+                self.frames.class_mut(class).spaces += 1;
                 return true;
             }
         }

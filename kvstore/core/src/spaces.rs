@@ -46,13 +46,14 @@ impl Spaces {
     }
 
     /// Numbers a new space; at the limit it takes the number of one that has no pages and that
-    /// nobody has open. `None` if there is no such.
+    /// nobody has open. `None` if there is no such. Says, too, what class that one was of.
     pub(crate) fn insert(
         &mut self,
         space: Space,
         limit: u32,
         notes: &mut Notes,
-    ) -> Option<SpaceId> {
+    ) -> Option<(SpaceId, Option<ClassId>)> {
+        let mut replaced = None;
         let at = if self.vacant > 0 {
             self.vacant -= 1;
             self.entries.iter().position(Option::is_none)?
@@ -62,7 +63,7 @@ impl Spaces {
         } else {
             let unused = |space: &Space| space.pages == 0 && space.opened == 0;
             let at = self.entries.iter().position(|entry| entry.as_ref().is_some_and(unused))?;
-            self.replace(at, notes);
+            replaced = self.replace(at, notes);
             at
         };
         let id = SpaceId(at as u32);
@@ -70,14 +71,14 @@ impl Spaces {
         self.by_identity.insert((domain, digest), id);
         self.entries[at] = Some(space);
         notes.add(|| Note::Space { space: id, domain, digest, page_bytes });
-        Some(id)
+        Some((id, replaced))
     }
 
-    fn replace(&mut self, at: usize, notes: &mut Notes) {
-        if let Some(old) = self.entries[at].take() {
-            self.by_identity.remove(&(old.domain, old.digest));
-            notes.add(|| Note::SpaceGone { space: SpaceId(at as u32) });
-        }
+    fn replace(&mut self, at: usize, notes: &mut Notes) -> Option<ClassId> {
+        let old = self.entries[at].take()?;
+        self.by_identity.remove(&(old.domain, old.digest));
+        notes.add(|| Note::SpaceGone { space: SpaceId(at as u32) });
+        Some(old.class)
     }
 
     /// Gives a space the number that it had; false if that or the space itself is known.
@@ -112,5 +113,25 @@ impl Spaces {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = SpaceInfo> + '_ {
         (0..self.entries.len() as u32).filter_map(|at| self.info(SpaceId(at)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use crate::{Config, Core, Limits};
+    use undercroft_wire::{DomainId, SpaceDigest};
+
+    #[test]
+    fn page_sizes_that_nobody_uses_any_more_leave_nothing_behind() {
+        let limits = Limits { max_spaces: 3, ..Limits::default() };
+        let mut core = Core::new(Config { limits, ..Config::default() }).unwrap();
+        for size in 1..500_u32 {
+            let digest = SpaceDigest([size as u8; 32]);
+            let _busy = core.intern_space(DomainId::default(), digest, size * 4096);
+            core.audit();
+        }
+        assert!(core.frames.classes().count() <= 4, "{}", core.frames.classes().count());
     }
 }

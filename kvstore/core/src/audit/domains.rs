@@ -35,6 +35,11 @@ impl Core {
                 assert_eq!(domain, session.domain, "a session has spaces of its own domain only");
             }
         }
+        for (id, class) in self.frames.classes() {
+            let of_class = |space: &crate::SpaceInfo| self.spaces.get(space.id).class == id;
+            let counted = self.spaces.iter().filter(of_class).count();
+            assert_eq!(counted, class.spaces as usize, "a class counts its spaces");
+        }
         for space in self.spaces.iter() {
             let domain = self.domains.get(self.domain_of_space(space.id));
             assert_eq!(domain.config.id, space.domain, "a space's frames are its domain's");
