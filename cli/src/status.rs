@@ -5,8 +5,8 @@ use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
 use undercroft_client::wire::{
-    DeviceCondition, DomainStatus, Mode, ProcessState, SessionStatus, SsdDeviceStatus, SsdStatus,
-    StartKind, StartStatus, StatusReport, TierStatus,
+    ArenaStatus, DeviceCondition, DomainStatus, Mode, ProcessState, ReloadStatus, SessionStatus,
+    SsdDeviceStatus, SsdStatus, StartKind, StartStatus, StatusReport, TierStatus,
 };
 use undercroft_client::{Client, ConnectOptions, Wait};
 
@@ -65,20 +65,11 @@ fn render(report: &StatusReport) -> String {
         format!("undercroft {}, pid {}, up {}", report.version, report.pid, age(report.uptime_ms)),
     );
     out.line("start", render_start(&report.start));
+    render_reload(&report.reload, &mut out);
     out.line("socket", report.socket.clone());
     let heap = format!("{} for {} known pages", bytes(report.heap_bytes), report.known_pages);
     out.line("cpu", format!("{:.2} s; heap {heap}", report.cpu_s));
-    let arena = &report.arena;
-    let locked = if arena.locked { "locked" } else { "not locked" };
-    out.line(
-        "arena",
-        format!(
-            "{} in {} part(s), {} pages, {locked}",
-            bytes(arena.bytes),
-            arena.parts,
-            arena.pages
-        ),
-    );
+    render_arena(&report.arena, &mut out);
     out.line("dram", tier(&report.dram));
     if report.domains.len() > 1 {
         report.domains.iter().for_each(|domain| render_domain(domain, &mut out));
@@ -91,6 +82,41 @@ fn render(report: &StatusReport) -> String {
     out.text
 }
 
+fn render_arena(arena: &ArenaStatus, out: &mut Lines) {
+    let locked = if arena.locked { "locked" } else { "not locked" };
+    let (size, parts) = (bytes(arena.bytes), arena.parts);
+    let kind = format!("{} pages, {}, {locked}", arena.pages, arena.backing);
+    out.line("arena", format!("{size} in {parts} part(s), {kind}"));
+    if let Some(change) = changing(arena) {
+        out.line("", change);
+    }
+}
+
+/// What is under way to bring an arena to its size.
+fn changing(arena: &ArenaStatus) -> Option<String> {
+    let mut words = Vec::new();
+    if arena.retiring_parts > 0 {
+        let (parts, size) = (arena.retiring_parts, bytes(arena.retiring_bytes));
+        words.push(format!("{parts} part(s), {size}, retire"));
+    }
+    if arena.bytes.saturating_sub(arena.retiring_bytes) < arena.wanted_bytes {
+        words.push(format!("is to have {}", bytes(arena.wanted_bytes)));
+    }
+    if let Some(why) = &arena.short {
+        words.push(format!("cannot have them: {why}"));
+    }
+    (!words.is_empty()).then(|| words.join("; "))
+}
+
+fn render_reload(reload: &ReloadStatus, out: &mut Lines) {
+    if let Some(why) = &reload.refused {
+        out.line("reload", format!("refused, the configuration from before runs on: {why}"));
+    }
+    if !reload.pending.is_empty() {
+        out.line("reload", format!("needs a restart: {}", reload.pending.join("; ")));
+    }
+}
+
 fn render_start(start: &StartStatus) -> String {
     let kind = match start.kind {
         StartKind::Cold => "cold".to_owned(),
@@ -99,7 +125,11 @@ fn render_start(start: &StartStatus) -> String {
             format!("taken over, {} pages in DRAM as before", start.restored_pages)
         }
     };
-    let mut text = format!("{kind}; ready after {} ms; restart {}", start.ready_ms, start.restarts);
+    let ready = match start.opening {
+        true => "the arena is being made, clients wait".to_owned(),
+        false => format!("ready after {} ms", start.ready_ms),
+    };
+    let mut text = format!("{kind}; {ready}; restart {}", start.restarts);
     if start.quarantined_bytes > 0 {
         text += &format!("; {} may still be written to", bytes(start.quarantined_bytes));
     }
@@ -121,6 +151,9 @@ fn render_domain(domain: &DomainStatus, out: &mut Lines) {
             domain.leased_pages
         ),
     );
+    if let Some(change) = changing(&domain.arena) {
+        out.line("", change);
+    }
 }
 
 fn render_ssd(ssd: &SsdStatus, out: &mut Lines) {
@@ -332,6 +365,32 @@ mod tests {
         let text = render(&StatusReport::default());
         assert!(text.contains("ssd      none\n"), "{text}");
         assert!(text.contains("(0.00 %)"), "{text}");
+    }
+
+    #[test]
+    fn an_arena_that_changes_says_how() {
+        let arena = ArenaStatus {
+            parts: 3,
+            bytes: 3 << 20,
+            wanted_bytes: 4 << 20,
+            retiring_parts: 1,
+            retiring_bytes: 1 << 20,
+            short: Some("out of memory".to_owned()),
+            ..ArenaStatus::default()
+        };
+        let reload = ReloadStatus {
+            pending: vec!["ssd.size".to_owned(), "ssd.path".to_owned()],
+            refused: Some("config key arena.size = 1".to_owned()),
+            ..ReloadStatus::default()
+        };
+        let text = render(&StatusReport { arena, reload, ..StatusReport::default() });
+        for words in [
+            "1 part(s), 1.00 MiB, retire; is to have 4.00 MiB; cannot have them: out of memory\n",
+            "reload   needs a restart: ssd.size; ssd.path\n",
+            "reload   refused, the configuration from before runs on: config key arena.size = 1\n",
+        ] {
+            assert!(text.contains(words), "{words:?} is not in\n{text}");
+        }
     }
 
     #[test]

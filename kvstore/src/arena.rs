@@ -18,6 +18,17 @@ const MAX_FAULTING_THREADS: usize = 8;
 const BOARD_BYTES: u64 = 64 << 30;
 const BOARD_GROWTH: u64 = 4;
 
+/// What a part is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum PartStage {
+    /// Pages are placed in it.
+    InUse,
+    /// Nothing new is placed in it, and what is in it leaves.
+    Retiring,
+    /// Nothing is in it. It goes when its last client has let go of it.
+    Empty,
+}
+
 /// One part with the descriptor that clients get.
 #[derive(Debug)]
 pub(crate) struct ArenaPart {
@@ -29,6 +40,7 @@ pub(crate) struct ArenaPart {
     pub(crate) board_offset: u64,
     /// Bytes that hold frames; the mapping may be longer.
     pub(crate) usable_bytes: u64,
+    pub(crate) stage: PartStage,
 }
 
 /// A domain's board with the descriptor that clients get.
@@ -54,24 +66,64 @@ impl Arena {
         Self { epoch, options, parts: BTreeMap::new(), boards: BTreeMap::new() }
     }
 
-    /// Makes a part for a domain, and the domain's board if it has none yet.
-    pub(crate) fn make_part(
+    /// Has parts that are made from now on made as configured.
+    pub(crate) fn set_options(&mut self, config: &Config) {
+        self.options = part_options(config);
+    }
+
+    /// How a part is to be made.
+    pub(crate) fn options(&self) -> PartOptions {
+        self.options
+    }
+
+    /// Gives a new part to a domain, and the domain a board if it has none yet. What it is not
+    /// taken as comes back.
+    pub(crate) fn add_part(
         &mut self,
         id: PartId,
         domain: &DomainConfig,
+        (part, facts): (Part, PartFacts),
         usable_bytes: u64,
-    ) -> Result<&ArenaPart, ArenaError> {
-        let (part, facts) = Part::create(id, usable_bytes, &self.options)?;
-        let board_offset = self.board_of(domain)?.place(usable_bytes);
-        let board_offset = board_offset.ok_or(ArenaError::Size {
-            what: "arena of a domain",
-            found: usable_bytes,
-            allowed: "what is left on its board",
-        })?;
-        self.insert(id, domain.id, (part, facts), usable_bytes, board_offset)
+    ) -> Result<&ArenaPart, (Part, ArenaError)> {
+        let read_only = match part.read_only_fd() {
+            Ok(read_only) => Arc::new(read_only),
+            Err(error) => return Err((part, error)),
+        };
+        let board_offset = match self.board_of(domain) {
+            Ok(board) => board.place(usable_bytes),
+            Err(error) => return Err((part, error)),
+        };
+        let Some(board_offset) = board_offset else {
+            let (what, found) = ("arena of a domain", usable_bytes);
+            let allowed = "what is left on its board: it is made at a cold start";
+            return Err((part, ArenaError::Size { what, found, allowed }));
+        };
+        let place = (board_offset, usable_bytes);
+        Ok(self.insert(id, domain.id, (part, facts), read_only, place))
     }
 
-    fn board_of(&mut self, domain: &DomainConfig) -> Result<&mut Board, ArenaError> {
+    /// Takes a part out. Another one may have its place on the board.
+    pub(crate) fn remove(&mut self, id: PartId) -> Option<ArenaPart> {
+        let part = self.parts.remove(&id)?;
+        if let Some(shared) = self.boards.get_mut(&part.domain) {
+            shared.board.let_go(part.board_offset);
+        }
+        Some(part)
+    }
+
+    /// Says what a part is there for from here on.
+    pub(crate) fn set_stage(&mut self, id: PartId, stage: PartStage) {
+        if let Some(part) = self.parts.get_mut(&id) {
+            part.stage = stage;
+        }
+    }
+
+    pub(crate) fn part(&self, id: PartId) -> Option<&ArenaPart> {
+        self.parts.get(&id)
+    }
+
+    /// The board of a domain, made if it has none.
+    pub(crate) fn board_of(&mut self, domain: &DomainConfig) -> Result<&mut Board, ArenaError> {
         if !self.boards.contains_key(&domain.id) {
             let bytes = domain.dram_bytes.saturating_mul(BOARD_GROWTH).max(BOARD_BYTES);
             let board = Board::create(self.epoch, bytes)?;
@@ -92,13 +144,12 @@ impl Arena {
         id: PartId,
         domain: DomainId,
         (part, facts): (Part, PartFacts),
-        usable_bytes: u64,
-        board_offset: u64,
-    ) -> Result<&ArenaPart, ArenaError> {
-        let read_only = Arc::new(part.read_only_fd()?);
-        let part = Arc::new(part);
-        let part = ArenaPart { domain, part, facts, read_only, board_offset, usable_bytes };
-        Ok(self.parts.entry(id).insert_entry(part).into_mut())
+        read_only: Arc<OwnedFd>,
+        (board_offset, usable_bytes): (u64, u64),
+    ) -> &ArenaPart {
+        let (part, stage) = (Arc::new(part), PartStage::InUse);
+        let part = ArenaPart { domain, part, facts, read_only, board_offset, usable_bytes, stage };
+        self.parts.entry(id).insert_entry(part).into_mut()
     }
 
     /// Takes over the board that an earlier daemon left of a domain.
@@ -127,16 +178,25 @@ impl Arena {
         if !board.board.take(row.board_offset, row.bytes) {
             return Err(format!("{name} has no place on its board"));
         }
-        let made = Part::adopt(row.part, row.bytes, fd, read_only, &self.options)
-            .map_err(|error| format!("{name}: {error}"))?;
-        self.insert(row.part, row.domain, made, row.bytes, row.board_offset)
-            .map(drop)
-            .map_err(|error| format!("{name}: {error}"))
+        let wrong = |error: ArenaError| format!("{name}: {error}");
+        let made = Part::adopt(row.part, row.bytes, fd, read_only, &self.options).map_err(wrong)?;
+        let read_only = Arc::new(made.0.read_only_fd().map_err(wrong)?);
+        self.insert(row.part, row.domain, made, read_only, (row.board_offset, row.bytes));
+        if row.retiring {
+            self.set_stage(row.part, PartStage::Retiring);
+        }
+        Ok(())
     }
 
     /// Every part, by number.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (PartId, &ArenaPart)> {
         self.parts.iter().map(|(id, part)| (*id, part))
+    }
+
+    /// Bytes of a domain's parts in this stage or a later one.
+    pub(crate) fn bytes_of(&self, domain: DomainId, from: PartStage) -> u64 {
+        let parts = self.of(domain).filter(|(_, part)| part.stage >= from);
+        parts.map(|(_, part)| part.usable_bytes).sum()
     }
 
     /// The parts of one domain.
@@ -146,7 +206,14 @@ impl Arena {
 
     /// Whether nobody but the daemon can open a domain's parts for writing, whatever his rights.
     pub(crate) fn is_protected(&self, domain: DomainId) -> bool {
-        self.of(domain).all(|(_, part)| part.part.is_protected())
+        let protected = |(_, part): (PartId, &ArenaPart)| part.part.is_protected();
+        // Of one that is still to be made nothing is known.
+        self.of(domain).next().is_some() && self.of(domain).all(protected)
+    }
+
+    /// The parts of one domain that pages may lie in.
+    pub(crate) fn readable(&self, domain: DomainId) -> impl Iterator<Item = (PartId, &ArenaPart)> {
+        self.of(domain).filter(|(_, part)| part.stage < PartStage::Empty)
     }
 
     pub(crate) fn board(&self, domain: DomainId) -> Option<&SharedBoard> {
@@ -217,12 +284,22 @@ pub(crate) fn status<'a>(parts: impl Iterator<Item = (PartId, &'a ArenaPart)>) -
     for (_, part) in parts {
         status.parts += 1;
         status.bytes += part.usable_bytes;
+        if part.stage > PartStage::InUse {
+            status.retiring_parts += 1;
+            status.retiring_bytes += part.usable_bytes;
+        }
         status.locked &= part.facts.locked;
         let pages = part.facts.pages.to_string();
         if status.pages.is_empty() {
             status.pages = pages;
         } else if status.pages != pages {
             status.pages = "mixed".to_owned();
+        }
+        let backing = if part.part.is_protected() { "mount" } else { "memfd" };
+        if status.backing.is_empty() {
+            status.backing = backing.to_owned();
+        } else if status.backing != backing {
+            status.backing = "mixed".to_owned();
         }
     }
     status.locked &= status.parts > 0;

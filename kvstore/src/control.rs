@@ -1,6 +1,7 @@
 //! The control thread's state: it feeds the core with events, performs the actions that come out,
 //! and keeps the sessions. Everything here runs on one thread; nothing here waits.
 
+mod fitting;
 mod greeting;
 mod inheriting;
 mod silence;
@@ -15,9 +16,10 @@ use crate::estate::Heirloom;
 use crate::kernel;
 use crate::listener::BoundSocket;
 use crate::mourner::Mourner;
+use crate::part_maker::PartMaker;
 use crate::recovery::Found;
 use crate::restoring::remember;
-use crate::session::{FrameError, Session, Turn, each_frame};
+use crate::session::{FrameError, Session, Turn, TurnEnd, each_frame};
 use crate::staging_maker::StagingMaker;
 use crate::standing;
 use crate::store;
@@ -32,9 +34,11 @@ use undercroft_arena::{Span, State};
 use undercroft_core::{Action, CopyOutcome, Core, Event, FramePlace, Health, Micros};
 use undercroft_ssd_tier::Op;
 use undercroft_wire::{
-    DeviceId, Fallback, Origin, Refused, RefusedReason, Reply, Request, RequestId, SessionId,
-    SlotId, SpaceDigest, SpaceId, Stamp, StartStatus, decode_request,
+    DeviceId, Fallback, Origin, Refused, RefusedReason, ReloadStatus, Reply, Request, RequestId,
+    SessionId, SlotId, SpaceDigest, SpaceId, Stamp, StartKind, StartStatus, decode_request,
 };
+
+pub(crate) use fitting::Fitting;
 
 /// How long one session's requests are handled before it is somebody else's turn.
 const TURN: Duration = Duration::from_millis(1);
@@ -56,6 +60,9 @@ pub(crate) struct Control {
     /// What the next daemon will know of the arena.
     state: State,
     pub(crate) start: StartStatus,
+    /// How the configuration was read again.
+    pub(crate) reload: ReloadStatus,
+    pub(crate) fitting: Fitting,
     pub(crate) started: Instant,
     pub(crate) protocol_errors: u64,
     pool: CopyPool,
@@ -99,6 +106,7 @@ pub(crate) struct ControlParts {
     pub(crate) pool: CopyPool,
     pub(crate) mourner: Mourner,
     pub(crate) staging_maker: StagingMaker,
+    pub(crate) part_maker: PartMaker,
 }
 
 impl Control {
@@ -111,7 +119,10 @@ impl Control {
             domains: Domains::new(parts.config.domains.clone()),
             config: parts.config,
             state: parts.succession.state,
+            // One that was kept serves as it is, and grows meanwhile.
+            fitting: Fitting::new(parts.part_maker, parts.succession.start.kind != StartKind::Cold),
             start: parts.succession.start,
+            reload: ReloadStatus::default(),
             started: Instant::now(),
             protocol_errors: 0,
             pool: parts.pool,
@@ -222,7 +233,7 @@ impl Control {
             Action::Prove { job, extent, identity } => {
                 self.submit(extent.device, Op::Prove { job, identity, extent });
             }
-            Action::PartEmpty { .. } => unreachable!("no part was told to retire"),
+            Action::PartEmpty { part } => self.part_empty(part),
             Action::FreeSegment { device, segment, segment_use } => {
                 self.submit(device, Op::FreeSegment { segment, segment_use });
             }
@@ -303,6 +314,8 @@ impl Control {
         match found {
             Found::Opened { device, log, recovery, began } => {
                 self.device(device).opened(*log, &recovery, began);
+                // Parts may have come and gone since its search began.
+                self.register_parts();
                 self.locked(device);
             }
             Found::Records { device, records, free_segments, last } => {
@@ -351,7 +364,7 @@ impl Control {
     /// Handles whole frames of `inbox` for one turn.
     pub(crate) fn frames(&mut self, id: SessionId, inbox: &[u8]) -> Result<Turn, FrameError> {
         if self.core.is_session_busy(id) {
-            return Ok(Turn { taken: 0, more: true });
+            return Ok(Turn { taken: 0, end: TurnEnd::Over });
         }
         let began = Instant::now();
         if let Some(session) = self.sessions.get_mut(&id) {
@@ -362,6 +375,9 @@ impl Control {
                 return Err(FrameError::Dismissed);
             }
             let (request, message) = decode_request(header, body)?;
+            if self.is_held(id, &message) {
+                return Ok(ControlFlow::Break(TurnEnd::Held));
+            }
             self.request(id, request, &message)?;
             // Small requests may have large answers.
             if self.sessions.get(&id).is_some_and(|s| s.waiting() > FLUSH_BYTES) {
@@ -369,7 +385,7 @@ impl Control {
             }
             // What a request has left to do goes on between requests of other sessions, not of its own.
             let over = began.elapsed() >= TURN || self.core.is_session_busy(id);
-            Ok(if over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            Ok(if over { ControlFlow::Break(TurnEnd::Over) } else { ControlFlow::Continue(()) })
         });
         // Of its own domain only, as what others do is not to be seen: a request that was taken up is a
         // sign of life, however long its answer takes.
@@ -378,6 +394,19 @@ impl Control {
         }
         self.flush_all();
         turn
+    }
+
+    /// Whether the request has to wait until the arena is open.
+    fn is_held(&self, id: SessionId, message: &Request<'_>) -> bool {
+        let waits = !matches!(
+            message,
+            Request::Hello(_)
+                | Request::Status
+                | Request::Ping
+                | Request::TakeOver
+                | Request::PartLetGo(_)
+        );
+        waits && !self.fitting.is_open() && self.greeted(id)
     }
 
     fn request(
@@ -413,7 +442,13 @@ impl Control {
                 self.refuse(id, request, RefusedReason::Denied, detail);
             }
             Request::OpenSpace(open) => self.open_space(id, request, open),
-            Request::PartLetGo(_) | Request::Purge(_) => {
+            Request::PartLetGo(gone) => {
+                self.let_go(id, gone.part);
+                if request.0 != 0 {
+                    self.reply(id, request, &Reply::Done);
+                }
+            }
+            Request::Purge(_) => {
                 self.refuse(id, request, RefusedReason::Invalid, "not known to this build");
             }
             body => self.feed(Event::Request { session: id, request, body }),

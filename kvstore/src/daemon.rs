@@ -11,6 +11,7 @@ use crate::estate::{Estate, Heirloom, Keeper};
 use crate::inherited;
 use crate::listener::BoundSocket;
 use crate::mourner::Mourner;
+use crate::part_maker::{MadePart, PartMaker};
 use crate::peer::Peer;
 use crate::process;
 use crate::recovery::{self, Found};
@@ -22,6 +23,7 @@ use crate::takeover;
 use crate::watchdog::{self, Watchdog};
 use crate::web::{Question, Web};
 use rustix::rand::{GetRandomFlags, getrandom};
+use sd_notify::NotifyState;
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::net::{SocketAddr, TcpListener};
@@ -30,7 +32,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, LocalSet};
 use undercroft_arena::Part;
@@ -139,24 +141,25 @@ impl Daemon {
         let leaving = Arc::clone(&self.control.leaving);
         let control = Rc::new(RefCell::new(self.control));
         let doors = self.doors;
+        let mut failure = None;
         let served = LocalSet::new().block_on(&runtime, async {
             let listener = self.socket.listener.try_clone()?;
             let listener = UnixListener::from_std(listener)?;
             let mut terminated = signal(SignalKind::terminate())?;
             let mut interrupted = signal(SignalKind::interrupt())?;
-            control.borrow_mut().start.ready_ms = self.began.elapsed().as_millis() as u64;
-            notify(&[sd_notify::NotifyState::Ready]);
-            ready();
+            let hung_up = signal(SignalKind::hangup())?;
             tokio::select! {
                 () = work(&control, &doors, reports) => {}
                 never = accept(listener, &control) => match never {},
+                error = open_up(&control, self.began, ready) => failure = Some(error),
+                () = reload(&control, hung_up) => tracing::info!("SIGHUP: stopping"),
                 _ = terminated.recv() => tracing::info!("SIGTERM: stopping"),
                 _ = interrupted.recv() => tracing::info!("SIGINT: stopping"),
                 () = leaving.notified() => tracing::info!("another daemon takes over: stopping"),
             }
             Ok(())
         });
-        notify(&[sd_notify::NotifyState::Stopping]);
+        notify(&[NotifyState::Stopping]);
         drop(web);
         let successor = control.borrow_mut().take_successor();
         if successor.is_some() {
@@ -175,7 +178,10 @@ impl Daemon {
             }
         }
         tracing::info!("stopped");
-        served.map_err(failed("the control thread"))
+        match failure {
+            Some(failure) => Err(failure),
+            None => served.map_err(failed("the control thread")),
+        }
     }
 }
 
@@ -199,6 +205,9 @@ fn assemble(
     let (made_bell, made) = bell(BELL_ROOM);
     let staging_maker = StagingMaker::start(made_bell)
         .map_err(|source| StartError::Thread { what: "the staging maker", source })?;
+    let (parted_bell, parted) = bell(BELL_ROOM);
+    let part_maker = PartMaker::start(parted_bell)
+        .map_err(|source| StartError::Thread { what: "the part maker", source })?;
     let from = (random(), succession.state.next_stamp());
     let core = Core::new(bounds::core_config(&config, limits, from));
     let core = core.expect("the checked configuration is inside the core's ranges");
@@ -211,14 +220,15 @@ fn assemble(
         pool,
         mourner,
         staging_maker,
+        part_maker,
     });
     control.take_over_arena(unlocked);
     let (completed, found) = start_recovery(prepared, &parts, &mut control)?;
-    let doors = Doors { copied, completed, found, gone, made };
+    let doors = Doors { copied, completed, found, gone, made, parted };
     Ok((control, doors))
 }
 
-fn notify(state: &[sd_notify::NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(false, state) {
         tracing::warn!(%error, "cannot tell the service manager");
     }
@@ -254,7 +264,8 @@ fn start_recovery(
                 continue;
             }
         };
-        recovery::start(device, log, memory.to_vec(), done.clone(), tell.clone())
+        let memory = memory.iter().map(Arc::downgrade).collect();
+        recovery::start(device, log, memory, done.clone(), tell.clone())
             .map_err(|source| StartError::Thread { what: "a search for records", source })?;
     }
     Ok((completed, found))
@@ -340,16 +351,18 @@ struct Doors {
     found: Door<Found>,
     gone: Door<SessionId>,
     made: Door<Made>,
+    parted: Door<MadePart>,
 }
 
 /// Everything that reaches the control thread other than by a session's socket.
 async fn work(
     control: &Rc<RefCell<Control>>,
-    Doors { copied, completed, found, gone, made }: &Doors,
+    Doors { copied, completed, found, gone, made, parted }: &Doors,
     mut reports: mpsc::Receiver<Question>,
 ) {
     let look_again = Arc::clone(&control.borrow().look_again);
     let mut watchdog = Watchdog::of_this_process();
+    control.borrow_mut().fit();
     loop {
         let timer = control.borrow().next_timer();
         let behind = control.borrow().is_device_behind();
@@ -361,6 +374,7 @@ async fn work(
             () = found.rung() => recover(control, found).await,
             () = gone.rung() => drain(control, gone, Control::bury).await,
             () = made.rung() => drain(control, made, Control::staging_made).await,
+            () = parted.rung() => drain(control, parted, Control::part_made).await,
             () = until(timer) => control.borrow_mut().feed(Event::Tick),
             () = look_again.notified() => {}
             () = watchdog.is_due() => watchdog::pet(),
@@ -369,7 +383,54 @@ async fn work(
             () = tokio::time::sleep(QUEUE_RETRY), if behind => control.borrow_mut().push_waiting(),
             Some(question) = reports.recv() => answer(control, question),
         }
-        control.borrow_mut().flush_all();
+        let mut control = control.borrow_mut();
+        control.fit();
+        control.flush_all();
+    }
+}
+
+/// Tells that the daemon is ready, once the arena is as large as it is to be at the start. Comes
+/// back if it cannot be.
+async fn open_up(
+    control: &Rc<RefCell<Control>>,
+    began: Instant,
+    ready: impl FnOnce(),
+) -> StartError {
+    let mut open = control.borrow().fitting.opening();
+    while !*open.borrow_and_update() {
+        let failure = control.borrow_mut().fitting.take_failure();
+        if let Some(failure) = failure {
+            return failure;
+        }
+        // Its other end is the control thread's own.
+        let _changed = open.changed().await;
+    }
+    control.borrow_mut().start.ready_ms = began.elapsed().as_millis() as u64;
+    notify(&[NotifyState::Ready]);
+    ready();
+    std::future::pending().await
+}
+
+/// Reads the configuration again at every SIGHUP. Comes back at one if there is none: then it is
+/// the terminal that closes.
+async fn reload(control: &Rc<RefCell<Control>>, mut hung_up: Signal) {
+    while hung_up.recv().await.is_some() {
+        let file = control.borrow().config.file.clone();
+        let Some(file) = file else { return };
+        let mut reloading = vec![NotifyState::Reloading];
+        reloading.extend(NotifyState::monotonic_usec_now());
+        notify(&reloading);
+        // It asks file systems, which may take long to answer.
+        let read = tokio::task::spawn_blocking(move || Config::load(&file)).await;
+        if let Ok(read) = read {
+            let mut control = control.borrow_mut();
+            control.reload(read);
+            control.look_again.notify_one();
+        }
+        let open = control.borrow().fitting.is_open();
+        if open {
+            notify(&[NotifyState::Ready]);
+        }
     }
 }
 

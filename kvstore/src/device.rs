@@ -4,7 +4,9 @@
 use crate::waiting::Waiting;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use undercroft_arena::Part;
 use undercroft_core::{AppendOutcome, Event, Health, ReadOutcome};
 use undercroft_ssd_tier::{self as ssd, Completion, LogCounters, LogFacts, Op, PageLog, Recovery};
 use undercroft_wire::{DeviceId, JobId};
@@ -140,6 +142,13 @@ impl Device {
         self.unanswered.extend(unanswered);
         self.waiting.push(op);
         self.push_waiting();
+    }
+
+    /// The arena has these parts now.
+    pub(crate) fn set_memory(&self, parts: Vec<Arc<Part>>) {
+        if let Some(log) = &self.log {
+            log.set_memory(parts);
+        }
     }
 
     /// Whether operations wait for the log's queue.

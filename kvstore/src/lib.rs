@@ -25,6 +25,7 @@ mod listener;
 mod metrics;
 mod mourner;
 mod outbox;
+mod part_maker;
 mod paths;
 mod peer;
 mod process;

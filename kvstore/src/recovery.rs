@@ -4,7 +4,7 @@
 use crate::bell::Bell;
 use crate::device::Completed;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::Weak;
 use std::time::Instant;
 use undercroft_arena::Part;
 use undercroft_core::RecoveredRecord;
@@ -30,11 +30,11 @@ pub(crate) enum Found {
 }
 
 /// Starts a thread that opens the page log. Nobody waits for it: its words are wanted as long as
-/// the daemon runs.
+/// the daemon runs. Of `memory` it keeps nothing alive meanwhile: a disk may hang for long.
 pub(crate) fn start(
     device: DeviceId,
     log: Coming,
-    memory: Vec<Arc<Part>>,
+    memory: Vec<Weak<Part>>,
     done: Bell<Completed>,
     found: Bell<Found>,
 ) -> std::io::Result<()> {
@@ -55,13 +55,14 @@ pub(crate) fn start(
 fn recover(
     device: DeviceId,
     log: Coming,
-    memory: Vec<Arc<Part>>,
+    memory: Vec<Weak<Part>>,
     done: Bell<Completed>,
     found: &Bell<Found>,
 ) -> Result<(), ssd::OpenError> {
     let log = log()?;
     let began = Instant::now();
     let sink = Box::new(move |completion| done.ring(Completed { device, completion }));
+    let memory = memory.iter().filter_map(Weak::upgrade).collect();
     let (log, mut recovery) = log.start(memory, sink)?;
     let records = std::mem::take(&mut recovery.records);
     let free_segments = recovery.free_segments;

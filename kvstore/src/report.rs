@@ -8,8 +8,9 @@ use crate::process;
 use std::sync::Arc;
 use undercroft_core::{DeviceReport, DeviceState, Health, Stats, TierFill};
 use undercroft_wire::{
-    DeviceCondition, DomainStatus, Fallback, HitStatus, Mode, SessionId, SessionStatus,
-    SpaceStatus, SsdDeviceStatus, SsdStatus, StatusReport, StoreStatus, TierStatus,
+    ArenaStatus, DeviceCondition, DomainStatus, Fallback, HitStatus, Mode, SessionId,
+    SessionStatus, SpaceStatus, SsdDeviceStatus, SsdStatus, StartStatus, StatusReport, StoreStatus,
+    TierStatus,
 };
 
 /// The version of the report's layout.
@@ -26,10 +27,14 @@ pub(crate) fn report(control: &Control) -> StatusReport {
         epoch: control.arena.epoch.0,
         cpu_s: process::cpu_seconds(),
         socket: control.config.socket.display().to_string(),
-        start: control.start.clone(),
+        start: StartStatus { opening: !control.fitting.is_open(), ..control.start.clone() },
+        reload: control.reload.clone(),
         heap_bytes: process::heap_bytes(),
         known_pages: control.core.known_pages(),
-        arena: arena::status(control.arena.iter()),
+        arena: ArenaStatus {
+            wanted_bytes: control.config.arena_bytes(),
+            ..arena::status(control.arena.iter())
+        },
         dram: tier(control.core.dram(), stats.evicted_pages),
         ssd: ssd(control, stats),
         hits: HitStatus {
@@ -95,7 +100,11 @@ fn domains(control: &Control) -> Vec<DomainStatus> {
             known.map(|known| (known.dram, known.evicted_pages)).unwrap_or_default();
         DomainStatus {
             name: domain.name.clone(),
-            arena: arena::status(control.arena.of(domain.id)),
+            arena: ArenaStatus {
+                wanted_bytes: domain.dram_bytes,
+                short: control.fitting.short(domain.id).cloned(),
+                ..arena::status(control.arena.of(domain.id))
+            },
             dram: tier(dram, evicted),
             sessions,
             leased_pages,

@@ -247,8 +247,19 @@ pub(crate) enum FrameError {
 pub(crate) struct Turn {
     /// Bytes of the frames that were handled.
     pub(crate) taken: usize,
-    /// Whether it ended before all whole frames were handled.
-    pub(crate) more: bool,
+    /// Why it ended.
+    pub(crate) end: TurnEnd,
+}
+
+/// Why a turn ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TurnEnd {
+    /// All whole frames were handled.
+    Done,
+    /// It is somebody else's turn.
+    Over,
+    /// The next frame waits for the arena to be open.
+    Held,
 }
 
 impl From<DecodeError> for FrameError {
@@ -319,27 +330,38 @@ async fn take_turns(
     loop {
         let turn = control.borrow_mut().frames(id, &inbox[at..])?;
         at += turn.taken;
-        if !turn.more {
-            inbox.drain(..at);
-            return Ok(());
+        match turn.end {
+            TurnEnd::Done => {
+                inbox.drain(..at);
+                return Ok(());
+            }
+            TurnEnd::Over => tokio::task::yield_now().await,
+            TurnEnd::Held => {
+                let mut open = control.borrow().fitting.opening();
+                // Its other end is the control thread's own.
+                let _open = open.wait_for(|open| *open).await;
+            }
         }
-        tokio::task::yield_now().await;
     }
 }
 
-/// Cuts whole frames off `inbox` and hands each to `take` until it answers that its turn is over.
+/// Cuts whole frames off `inbox` and hands each to `take` until it answers that the turn ends. One
+/// that is held is not taken.
 pub(crate) fn each_frame(
     inbox: &[u8],
-    mut take: impl FnMut(&undercroft_wire::Header, &[u8]) -> Result<ControlFlow<()>, FrameError>,
+    mut take: impl FnMut(&undercroft_wire::Header, &[u8]) -> Result<ControlFlow<TurnEnd>, FrameError>,
 ) -> Result<Turn, FrameError> {
     let mut taken = 0;
     while let Some((header, body, length)) = split_frame(&inbox[taken..])? {
-        taken += length;
-        if take(&header, body)?.is_break() {
-            return Ok(Turn { taken, more: true });
+        let flow = take(&header, body)?;
+        if flow != ControlFlow::Break(TurnEnd::Held) {
+            taken += length;
+        }
+        if let ControlFlow::Break(end) = flow {
+            return Ok(Turn { taken, end });
         }
     }
-    Ok(Turn { taken, more: false })
+    Ok(Turn { taken, end: TurnEnd::Done })
 }
 
 async fn write_rest(

@@ -1,7 +1,7 @@
 //! What a daemon goes on with: the arena of the one before it and what lies in it, or a new one.
 
 use crate::arena::Arena;
-use crate::config::{Config, DomainConfig};
+use crate::config::Config;
 use crate::error::StartError;
 use crate::estate::{Estate, Heirloom, Keeper};
 use undercroft_arena::{PartRow, State, StateLimits};
@@ -46,12 +46,17 @@ pub(crate) fn begin(
     }
     drop(estate);
     let kind = if inherited.is_some() { kind } else { StartKind::Cold };
-    let (mut arena, mut state) = match inherited {
+    let (mut arena, state) = match inherited {
         Some(found) => found,
         None => anew(config, limits)?,
     };
     for domain in &config.domains {
-        grow(config, domain, &mut arena, &mut state)?;
+        // Parts come later, and who is greeted before needs it.
+        arena.board_of(domain).map_err(|source| StartError::Arena {
+            domain: domain.name.clone(),
+            bytes: domain.dram_bytes,
+            source,
+        })?;
     }
     if Keeper::is_there() {
         keep(&arena, &state);
@@ -105,51 +110,6 @@ fn anew(config: &Config, limits: &Limits) -> Result<(Arena, State), StartError> 
 pub(crate) fn leased_pages_per_domain(config: &Config) -> u32 {
     let share = MAX_LEASED_PAGES / (config.domains.len().max(1) as u32);
     DomainLimits::default().max_leased_pages.min(share)
-}
-
-/// Adds parts to a domain's arena until it is as large as configured.
-fn grow(
-    config: &Config,
-    domain: &DomainConfig,
-    arena: &mut Arena,
-    state: &mut State,
-) -> Result<(), StartError> {
-    let has: u64 = arena.of(domain.id).map(|(_, part)| part.usable_bytes).sum();
-    let mut left = domain.dram_bytes.saturating_sub(has);
-    while left > 0 {
-        let bytes = left.min(config.part_bytes);
-        add_part(bytes, domain, arena, state).map_err(|source| StartError::Arena {
-            domain: domain.name.clone(),
-            bytes: domain.dram_bytes,
-            source,
-        })?;
-        left -= bytes;
-    }
-    Ok(())
-}
-
-fn add_part(
-    bytes: u64,
-    domain: &DomainConfig,
-    arena: &mut Arena,
-    state: &mut State,
-) -> Result<(), undercroft_arena::ArenaError> {
-    let full = undercroft_arena::ArenaError::Size {
-        what: "arena",
-        found: bytes,
-        allowed: "as many parts as the state file has rows for",
-    };
-    let Some(id) = state.next_part() else { return Err(full) };
-    let part = arena.make_part(id, domain, bytes)?;
-    let row = PartRow {
-        part: id,
-        domain: domain.id,
-        bytes,
-        board_offset: part.board_offset,
-        file: part.part.file_id()?,
-        retiring: false,
-    };
-    state.part_added(&row).map_err(|_| full)
 }
 
 /// Has everything kept that the next daemon needs. What is kept already stays kept once.

@@ -23,6 +23,8 @@ pub struct DaemonOptions {
     pub directories: u32,
     /// Staging per session and space, bytes.
     pub staging: u64,
+    /// More lines of its table `[arena]`.
+    pub arena: String,
     /// More lines of configuration: tables not named above, or none.
     pub more: String,
     /// The directory with its credentials; `None` for none.
@@ -46,6 +48,7 @@ impl Default for DaemonOptions {
             ssd: 0,
             directories: 0,
             staging: 256 << 10,
+            arena: String::new(),
             more: String::new(),
             credentials: None,
             refuse: Vec::new(),
@@ -334,11 +337,11 @@ impl TestDaemon {
     }
 
     fn config_text(&self) -> String {
-        let DaemonOptions { dram, ssd, staging, more, .. } = &self.options;
+        let DaemonOptions { dram, ssd, staging, arena, more, .. } = &self.options;
         let size = if *dram > 0 { format!("size = {dram}\n") } else { String::new() };
         format!(
             "[server]\nsocket = \"{socket}\"\nmetrics = \"off\"\n\
-             [arena]\n{size}staging = {staging}\n\
+             [arena]\n{size}staging = {staging}\n{arena}\
              [ssd]\nsize = {ssd}\npath = {paths:?}\n{more}\n",
             socket = self.socket().display(),
             paths = self.stores(),

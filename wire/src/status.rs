@@ -20,6 +20,8 @@ pub struct StatusReport {
     pub socket: String,
     /// How this daemon came by its arena.
     pub start: StartStatus,
+    /// How its configuration was read again.
+    pub reload: ReloadStatus,
     /// Bytes of the daemon's own memory: resident, without the arena, staging and the state file.
     pub heap_bytes: u64,
     /// Pages known in any tier.
@@ -81,6 +83,19 @@ pub struct StartStatus {
     pub quarantined_bytes: u64,
     /// Why a kept arena was not used.
     pub dropped: Option<String>,
+    /// Whether the arena is still being made for the first time. Clients are greeted and wait.
+    pub opening: bool,
+}
+
+/// What came of reading the configuration again while the daemon runs.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ReloadStatus {
+    /// How often it was read again.
+    pub times: u32,
+    /// Why what was read last is not used: the configuration from before runs on.
+    pub refused: Option<String>,
+    /// What differs from the running configuration and counts from the next start on.
+    pub pending: Vec<String>,
 }
 
 /// A security boundary (tenant).
@@ -105,10 +120,22 @@ pub struct ArenaStatus {
     pub parts: u32,
     /// Bytes in all parts.
     pub bytes: u64,
+    /// Bytes it is to have, as configured.
+    pub wanted_bytes: u64,
+    /// Of its parts, those that retire: they are freed once nothing is in them and every client has
+    /// let go of them.
+    pub retiring_parts: u32,
+    /// Bytes in these.
+    pub retiring_bytes: u64,
+    /// Why it could not be made as large as it is to be, the last time that was tried.
+    pub short: Option<String>,
     /// `hugetlb`, `transparent` or `4k`.
     pub pages: String,
     /// Whether the memory is locked.
     pub locked: bool,
+    /// Where its bytes live: `memfd`, `mount` (files that nobody but the daemon can open for
+    /// writing), or `mixed`.
+    pub backing: String,
 }
 
 /// A tier's capacity and fill.

@@ -1,5 +1,7 @@
 //! The one table of configuration keys: `docs/config.md` is generated from it and tested equal.
 
+use super::renewal::is_live;
+
 /// Where Prometheus text is served unless configured.
 pub(super) const DEFAULT_METRICS: &str = "127.0.0.1:9753";
 
@@ -40,13 +42,13 @@ pub const KEYS: &[Key] = &[
         name: "arena.size",
         default: "1 GiB, or a quarter of free memory where that is less",
         allowed: "64KiB..=7TiB; left out where there are `[[domain]]` tables",
-        what: "Bytes of host memory for pages. Taken and touched before the daemon is ready.",
+        what: "Bytes of host memory for pages. Taken and touched before the daemon is ready. Left out, it stays what it was at the start.",
     },
     Key {
         name: "arena.part",
         default: "\"1GiB\"",
         allowed: "64KiB..=1GiB",
-        what: "The arena is a list of parts of this size, one shared-memory object each.",
+        what: "The arena is a list of parts of this size, one shared-memory object each: the unit in which it grows and shrinks. Counts for parts that are made from then on.",
     },
     Key {
         name: "arena.slab",
@@ -202,7 +204,7 @@ pub const KEYS: &[Key] = &[
         name: "domain.dram",
         default: "none: it must be given",
         allowed: "64KiB..=7TiB, and 7TiB for all domains together",
-        what: "Bytes of the domain's own arena. No other domain takes any of it.",
+        what: "Bytes of the domain's own arena. No other domain takes any of it. Domains themselves come and go at a restart only.",
     },
     Key {
         name: "domain.max_sessions",
@@ -225,7 +227,9 @@ pub fn reference() -> String {
         "# Configuration\n\n\
          One TOML file, `undercroft serve --config FILE`; every key is optional and unknown keys are\n\
          refused. Sizes are bytes or texts with `KiB`, `MiB`, `GiB`. This page is what\n\
-         `undercroft serve --print-config` prints.\n",
+         `undercroft serve --print-config` prints.\n\n\
+         SIGHUP (`systemctl reload undercroft`) has the file read again. Keys marked so below count at\n\
+         once then, all others at the next start.\n",
     );
     let mut table = "";
     for key in KEYS {
@@ -238,6 +242,9 @@ pub fn reference() -> String {
             "\n### `{name}`\n\n{}\n\n- default: {}\n- allowed: {}\n",
             key.what, key.default, key.allowed
         ));
+        if is_live(key.name) {
+            text.push_str("- at a reload: counts at once\n");
+        }
     }
     text
 }

@@ -4,6 +4,7 @@
 mod domains;
 mod keys;
 mod raw;
+mod renewal;
 mod ssd;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub(crate) use domains::{DomainConfig, Rule};
+pub(crate) use renewal::Renewal;
 pub(crate) use ssd::{KeyFile, SsdConfig, SsdDirectory};
 
 const KIB: u64 = 1 << 10;
@@ -78,6 +80,10 @@ pub struct Config {
     pub(crate) max_hold_ms: u32,
     /// How long a session may hold frames without a word.
     pub(crate) silence: Duration,
+    /// The file it was read from; `None`: there is none.
+    pub(crate) file: Option<PathBuf>,
+    /// What the file says.
+    written: toml::Table,
 }
 
 impl Config {
@@ -96,7 +102,9 @@ impl Config {
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, path)
+        let mut config = Self::parse(&text, path)?;
+        config.file = Some(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+        Ok(config)
     }
 
     /// Checks a file's text; `path` is only named in errors.
@@ -104,11 +112,13 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let raw: RawConfig = toml::from_str(text).map_err(|e| ConfigError::Syntax {
+        let wrong = |e: toml::de::Error| ConfigError::Syntax {
             path: path.to_owned(),
             reason: e.to_string().trim_end().replace('\n', " | "),
-        })?;
-        Self::check(raw)
+        };
+        let raw: RawConfig = toml::from_str(text).map_err(wrong)?;
+        let written = toml::from_str(text).map_err(wrong)?;
+        Ok(Self { written, ..Self::check(raw)? })
     }
 
     /// The socket the daemon will listen on.
@@ -193,6 +203,8 @@ fn check_arena(raw: &RawArena) -> Result<Config, ConfigError> {
         fetch_window: 0,
         max_hold_ms: 0,
         silence: Duration::ZERO,
+        file: None,
+        written: toml::Table::new(),
     })
 }
 

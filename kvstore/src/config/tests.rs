@@ -167,3 +167,63 @@ fn domains_that_make_no_sense_are_refused_by_name() {
         assert!(error.contains(key) && error.contains("allowed"), "{text}: {error}");
     }
 }
+
+fn renewed(running: &str, new: &str) -> (Config, super::Renewal) {
+    let mut config = parse(running).unwrap();
+    let renewal = config.renew(parse(new).unwrap());
+    (config, renewal)
+}
+
+#[test]
+fn at_a_reload_what_may_change_does_and_the_rest_is_named() {
+    let running = "[arena]\nsize = \"4MiB\"\npart = \"1MiB\"\n[ssd]\nsize = 0\n";
+    let (config, renewal) = renewed(running, running);
+    assert_eq!((renewal, config.arena_bytes()), (super::Renewal::default(), 4 << 20));
+    let new = "[arena]\nsize = \"8MiB\"\nlock = false\nslab = \"1MiB\"\n[ssd]\nsize = 0\n\
+               [server]\nmax_sessions = 3\n[copy]\nmode = \"copy\"\n";
+    let (config, renewal) = renewed(running, new);
+    assert_eq!((config.arena_bytes(), config.part_bytes, config.lock), (8 << 20, 1 << 30, false));
+    assert!(config.domains[0].copy_mode && config.max_sessions == 64);
+    let taken = ["arena.part", "arena.lock", "arena.size", "domain.mode of default"];
+    assert_eq!(renewal.taken, taken);
+    let pending = ["server.max_sessions", "arena.slab", "domain.max_sessions of default"];
+    assert_eq!(renewal.pending, pending);
+}
+
+#[test]
+fn a_size_that_was_fitted_to_the_machine_does_not_change_with_what_is_free() {
+    let (mut config, _) = renewed("[arena]\nsize = \"4MiB\"\n", "");
+    assert_eq!(config.arena_bytes(), 4 << 20);
+    config.domains[0].dram_bytes = 5 << 20;
+    assert_eq!(config.renew(parse("").unwrap()), super::Renewal::default());
+    assert_eq!(config.arena_bytes(), 5 << 20);
+}
+
+#[test]
+fn domains_change_at_a_reload_as_far_as_they_are_the_same() {
+    let a = "[[domain]]\nname = \"a\"\nuid = [1]\ndram = \"4MiB\"\n";
+    let b = "[[domain]]\nname = \"b\"\nuid = [2]\ndram = \"4MiB\"\n";
+    let running = format!("{a}{b}");
+    let (config, renewal) = renewed(&running, &format!("{}{a}", b.replace('4', "6")));
+    let names: Vec<_> = config.domains.iter().map(|domain| domain.name.as_str()).collect();
+    assert_eq!((names, config.domains[0].dram_bytes), (vec!["b", "a"], 6 << 20));
+    assert_eq!(renewal.taken, ["domain.dram of b"]);
+
+    let (config, renewal) = renewed(&running, &running.replace("[2]", "[2, 3]"));
+    assert_eq!(config.domains[1].rule.uids, Some(vec![2, 3]));
+    assert_eq!(renewal.taken, ["domain.uid, gid, cgroup of b"]);
+
+    // A rule was written with an eye to the others.
+    let other = running.replace("\"a\"", "\"c\"").replace("[2]", "[1, 2]").replace("4M", "2M");
+    let (config, renewal) = renewed(&running, &other);
+    assert_eq!((&config.domains[0].name[..], config.domains[0].dram_bytes), ("a", 4 << 20));
+    assert_eq!((&config.domains[1].rule.uids, config.arena_bytes()), (&Some(vec![2]), 6 << 20));
+    assert_eq!(renewal.taken, ["domain.dram of b"]);
+    let pending = ["domain c (new)", "domain a (taken away)", "domain.uid, gid, cgroup of b"];
+    assert_eq!(renewal.pending, pending);
+
+    // A domain called as where there are none is one like any other.
+    let default = "[[domain]]\nname = \"default\"\ndram = \"4MiB\"\n";
+    let (config, renewal) = renewed(default, &default.replace('4', "6"));
+    assert_eq!((config.arena_bytes(), &renewal.taken[0][..]), (6 << 20, "domain.dram of default"));
+}

@@ -63,6 +63,7 @@ impl Control {
         for staging in session.hang_up() {
             self.staging_maker.let_go(staging);
         }
+        self.let_all_go(id);
         if greeted {
             self.feed(Event::SessionClosed { session: id });
             self.flush_all();
@@ -147,7 +148,7 @@ impl Control {
         }
         let mode = self.begin(id, hello, &domain);
         let parts = match mode {
-            Mode::ZeroCopy => self.arena.of(domain.id).count() as u32,
+            Mode::ZeroCopy => self.arena.readable(domain.id).count() as u32,
             Mode::Copy => 0,
         };
         let domain = domain.name.clone();
@@ -237,7 +238,7 @@ impl Control {
             let added = Reply::BoardAdded(BoardAdded { bytes: shared.board.bytes() });
             session.reply_with(request, &added, Arc::clone(&shared.read_only));
         }
-        for (part_id, part) in self.arena.of(domain) {
+        for (part_id, part) in self.arena.readable(domain) {
             let (bytes, board_offset) = (part.part.len() as u64, part.board_offset);
             let added = Reply::PartAdded(PartAdded { part: part_id, bytes, board_offset });
             session.reply_with(request, &added, Arc::clone(&part.read_only));

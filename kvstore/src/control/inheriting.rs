@@ -33,6 +33,7 @@ impl Control {
         } else {
             self.settle_if_locked();
         }
+        self.go_on_retiring();
     }
 
     /// A session whose leases an earlier daemon has remembered. They last as long as its process,

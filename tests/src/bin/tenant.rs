@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 use serde_json::json;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use undercroft_client::wire::Stamp;
-use undercroft_client::{Client, ConnectOptions, LookupOptions, Wait};
+use undercroft_client::wire::{PageKey, Stamp};
+use undercroft_client::{Client, ConnectOptions, FetchFrom, LookupOptions, Wait};
 use undercroft_tests::{Engine, EngineOptions, coin, distinction};
 
 #[derive(Debug, Parser)]
@@ -31,6 +31,8 @@ enum Task {
     Store { from: u32, to: u32 },
     /// Looks conversations `from..to` up, and loads what is found
     Load { from: u32, to: u32 },
+    /// Leases all of one conversation, says so, and keeps it until standard input ends
+    Keep { chain: u32 },
     /// Looks up conversations of three kinds, each `count` long: what another tenant has stored,
     /// from 0 on; what nobody has, from 1,000,000 on; what this one has stored, from 2,000,000 on
     Time { count: u32, trials: usize, seed: u64 },
@@ -63,9 +65,23 @@ fn main() -> Result<()> {
             }
             json!({ "found": found, "loaded": loaded })
         }
+        Task::Keep { chain } => return keep(&engine, &engine.keys(chain, arguments.pages)),
         Task::Time { count, trials, seed } => time(&engine, arguments.pages, count, trials, seed)?,
     };
     println!("{report}");
+    Ok(())
+}
+
+fn keep(engine: &Engine, keys: &[PageKey]) -> Result<()> {
+    let patience = Duration::from_secs(10);
+    let mut fetch = engine.space().fetch(FetchFrom::Keys(keys), Stamp(0), patience);
+    let mut pages = Vec::new();
+    while let Some(run) = fetch.next_ready() {
+        pages.extend(run.pages);
+    }
+    println!("{}", json!({ "kept": pages.len() }));
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    drop((pages, fetch));
     Ok(())
 }
 

@@ -187,7 +187,11 @@ fn status() -> StatusReport {
     };
     let domain = DomainStatus {
         name: "tenant-a".to_owned(),
-        arena: ArenaStatus { parts: 1, bytes: 1 << 29, pages: "4k".to_owned(), locked: false },
+        arena: ArenaStatus {
+            pages: "4k".to_owned(),
+            backing: "memfd".to_owned(),
+            ..ArenaStatus::default()
+        },
         dram: dram.clone(),
         sessions: 502,
         leased_pages: 503,
@@ -199,6 +203,23 @@ fn status() -> StatusReport {
         restored_pages: 603,
         quarantined_bytes: 604,
         dropped: Some("another layout".to_owned()),
+        opening: true,
+    };
+    let reload = ReloadStatus {
+        times: 611,
+        refused: Some("key arena.size".to_owned()),
+        pending: vec!["ssd.size".to_owned()],
+    };
+    let arena = ArenaStatus {
+        parts: 2,
+        bytes: 1 << 30,
+        wanted_bytes: 1 << 31,
+        retiring_parts: 1,
+        retiring_bytes: 1 << 29,
+        short: Some("out of memory".to_owned()),
+        pages: "hugetlb".to_owned(),
+        locked: true,
+        backing: "mount".to_owned(),
     };
     let session = SessionStatus {
         session: 6,
@@ -226,9 +247,10 @@ fn status() -> StatusReport {
         cpu_s: 1.5,
         socket: "undercroft.sock".to_owned(),
         start,
+        reload,
         heap_bytes: 701,
         known_pages: 702,
-        arena: ArenaStatus { parts: 2, bytes: 1 << 30, pages: "hugetlb".to_owned(), locked: true },
+        arena,
         dram,
         ssd: Some(ssd),
         hits: HitStatus {

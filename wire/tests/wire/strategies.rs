@@ -318,25 +318,39 @@ fn fallback() -> impl Strategy<Value = Fallback> {
 }
 
 fn arena() -> impl Strategy<Value = ArenaStatus> {
-    (any::<(u32, u64, bool)>(), text()).prop_map(|((parts, bytes, locked), pages)| ArenaStatus {
-        parts,
-        bytes,
-        pages,
-        locked,
-    })
+    let numbers = any::<([u32; 2], [u64; 3], bool)>();
+    (numbers, [text(), text()], prop::option::of(text())).prop_map(
+        |((parts, bytes, locked), [pages, backing], short)| ArenaStatus {
+            parts: parts[0],
+            bytes: bytes[0],
+            wanted_bytes: bytes[1],
+            retiring_parts: parts[1],
+            retiring_bytes: bytes[2],
+            short,
+            pages,
+            locked,
+            backing,
+        },
+    )
+}
+
+fn reload() -> impl Strategy<Value = ReloadStatus> {
+    (any::<u32>(), prop::option::of(text()), vec(text(), 0..3))
+        .prop_map(|(times, refused, pending)| ReloadStatus { times, refused, pending })
 }
 
 fn start() -> impl Strategy<Value = StartStatus> {
     let kinds = vec![StartKind::Cold, StartKind::Warm, StartKind::Takeover];
-    let counts = any::<(u32, [u64; 3])>();
+    let counts = any::<(u32, [u64; 3], bool)>();
     (prop::sample::select(kinds), counts, prop::option::of(text())).prop_map(
-        |(kind, (restarts, counts), dropped)| StartStatus {
+        |(kind, (restarts, counts, opening), dropped)| StartStatus {
             kind,
             restarts,
             ready_ms: counts[0],
             restored_pages: counts[1],
             quarantined_bytes: counts[2],
             dropped,
+            opening,
         },
     )
 }
@@ -369,11 +383,17 @@ fn status() -> impl Strategy<Value = StatusReport> {
     let space = ([text(), text()], any::<(u32, u64)>()).prop_map(
         |([domain, digest], (page_bytes, pages))| SpaceStatus { domain, digest, page_bytes, pages },
     );
-    let tiers = (start(), arena(), tier(), prop::option::of(ssd()));
+    let tiers = ((start(), reload()), arena(), tier(), prop::option::of(ssd()));
     let lists = (vec(domain(), 0..3), vec(space, 0..3), vec(session(), 0..3), vec(text(), 0..3));
     let lists = (lists, vec(fallback(), 0..3));
     (numbers, (text(), text()), tiers, (hits, stores), lists).prop_map(
-        |(numbers, (version, socket), (start, arena, dram, ssd), (hits, stores), lists)| {
+        |(
+            numbers,
+            (version, socket),
+            ((start, reload), arena, dram, ssd),
+            (hits, stores),
+            lists,
+        )| {
             let ([schema, pid, descriptors], counts, cpu_s) = numbers;
             let [uptime_ms, epoch, protocol_errors, heap_bytes, known_pages, lease_alarms] = counts;
             let ((domains, spaces, sessions, refused), fallbacks) = lists;
@@ -386,6 +406,7 @@ fn status() -> impl Strategy<Value = StatusReport> {
                 cpu_s,
                 socket,
                 start,
+                reload,
                 heap_bytes,
                 known_pages,
                 arena,

@@ -1,0 +1,327 @@
+//! Bringing the arena to its configured size while requests are served: parts come, and parts go.
+
+use super::Control;
+use crate::arena::{ArenaPart, PartStage};
+use crate::config::{Config, ConfigError, DomainConfig, Renewal, human};
+use crate::domains::Domains;
+use crate::error::StartError;
+use crate::estate::{Heirloom, Keeper};
+use crate::part_maker::{MadePart, PartMaker, WantedPart};
+use crate::session::Session;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use tokio::sync::watch;
+use undercroft_arena::{ArenaError, Part, PartFacts, PartRow};
+use undercroft_core::Event;
+use undercroft_wire::{
+    DomainId, Mode, PartAdded, PartId, PartRetired, Reply, RequestId, SessionId,
+};
+
+/// What is under way to bring the arenas to their sizes.
+pub(crate) struct Fitting {
+    maker: PartMaker,
+    /// Bytes of the part that is being made for a domain: one at a time.
+    making: HashMap<DomainId, u64>,
+    /// Why a domain has less than it is to have.
+    short: HashMap<DomainId, String>,
+    /// Who has yet to let go of a part that is empty.
+    parting: HashMap<PartId, HashSet<SessionId>>,
+    /// Whether something has changed that may let an arena grow.
+    due: bool,
+    /// Whether the arena is as large as it is to be at the start. Until then clients are greeted,
+    /// so that they let an older arena go, and their requests wait.
+    open: watch::Sender<bool>,
+    /// Why it cannot be.
+    failure: Option<StartError>,
+}
+
+impl Fitting {
+    /// `open` says that there is an arena to begin with.
+    pub(crate) fn new(maker: PartMaker, open: bool) -> Self {
+        Self {
+            maker,
+            making: HashMap::new(),
+            short: HashMap::new(),
+            parting: HashMap::new(),
+            due: true,
+            open: watch::Sender::new(open),
+            failure: None,
+        }
+    }
+
+    /// Changes when the arena is open, or cannot be.
+    pub(crate) fn opening(&self) -> watch::Receiver<bool> {
+        self.open.subscribe()
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        *self.open.borrow()
+    }
+
+    pub(crate) fn take_failure(&mut self) -> Option<StartError> {
+        self.failure.take()
+    }
+
+    /// Why the domain has less than it is to have.
+    pub(crate) fn short(&self, domain: DomainId) -> Option<&String> {
+        self.short.get(&domain)
+    }
+}
+
+impl Control {
+    /// The configuration was read again, or could not be: what may change while the daemon runs
+    /// does, and what may not is named.
+    pub(crate) fn reload(&mut self, read: Result<Config, ConfigError>) {
+        self.reload.times += 1;
+        let new = match read {
+            Ok(new) => new,
+            Err(error) => {
+                tracing::error!(%error, "the new configuration is refused: the one from before runs on");
+                self.reload.refused = Some(error.to_string());
+                return;
+            }
+        };
+        let Renewal { taken, pending } = self.config.renew(new);
+        self.reload.refused = None;
+        match (taken.as_slice(), pending.as_slice()) {
+            ([], []) => tracing::info!("the configuration was read again: nothing has changed"),
+            _ => tracing::info!(changed = taken.join("; "), "the configuration was read again"),
+        }
+        if !pending.is_empty() {
+            let keys = pending.join("; ");
+            tracing::warn!(keys, "these changes need a restart");
+        }
+        self.reload.pending = pending;
+        self.domains = Domains::new(self.config.domains.clone());
+        self.arena.set_options(&self.config);
+        // What the machine refused then it may give now.
+        self.fitting.short.clear();
+        self.fitting.due = true;
+    }
+
+    /// Goes on where an earlier daemon was stopped while parts retired.
+    pub(super) fn go_on_retiring(&mut self) {
+        let retiring = self.arena.iter().filter(|(_, part)| part.stage == PartStage::Retiring);
+        for part in retiring.map(|(id, _)| id).collect::<Vec<_>>() {
+            self.feed(Event::RetirePart { part });
+        }
+    }
+
+    /// Takes the next steps towards the configured sizes, if there are any to take.
+    pub(crate) fn fit(&mut self) {
+        if !std::mem::take(&mut self.fitting.due) {
+            return;
+        }
+        let domains: Vec<_> = self.domains.iter().cloned().collect();
+        for domain in &domains {
+            self.retire_surplus(domain);
+            self.make_missing(domain);
+        }
+        let is_whole = |domain: &Arc<DomainConfig>| {
+            self.arena.bytes_of(domain.id, PartStage::InUse) >= domain.dram_bytes
+        };
+        if !self.fitting.is_open() && domains.iter().all(is_whole) {
+            self.fitting.open.send_replace(true);
+        }
+    }
+
+    /// Has the newest parts retire until what is left is no more than there is to be.
+    fn retire_surplus(&mut self, domain: &DomainConfig) {
+        let all = self.arena.bytes_of(domain.id, PartStage::InUse);
+        let mut in_use = all - self.arena.bytes_of(domain.id, PartStage::Retiring);
+        let used = self.arena.of(domain.id).filter(|(_, part)| part.stage == PartStage::InUse);
+        let mut newest: Vec<_> = used.map(|(id, part)| (id, part.usable_bytes)).collect();
+        while in_use > domain.dram_bytes
+            && let Some((part, bytes)) = newest.pop()
+        {
+            in_use -= bytes;
+            tracing::info!(%part, domain = domain.name, "a part of the arena retires");
+            if let Err(unkept) = self.state.part_retiring(part) {
+                tracing::warn!(%part, %unkept, "its retirement would be forgotten over a restart");
+            }
+            self.arena.set_stage(part, PartStage::Retiring);
+            self.feed(Event::RetirePart { part });
+        }
+    }
+
+    /// Has a part made if there is room for one. What retires counts until it is freed: there are
+    /// never more bytes than the larger of the two sizes.
+    fn make_missing(&mut self, domain: &DomainConfig) {
+        let has = self.arena.bytes_of(domain.id, PartStage::InUse);
+        let bytes = domain.dram_bytes.saturating_sub(has).min(self.config.part_bytes);
+        let fitting = &mut self.fitting;
+        let busy = fitting.making.contains_key(&domain.id);
+        if bytes == 0 || busy || fitting.short.contains_key(&domain.id) {
+            return;
+        }
+        let Some(id) = self.state.next_part() else {
+            return self.fell_short(domain, "all numbers of parts are taken".to_owned());
+        };
+        // Two domains' parts may be under way at once.
+        self.state.set_next_part(PartId(id.0.saturating_add(1)));
+        let options = self.arena.options();
+        let wanted = WantedPart { id, domain: domain.id, bytes, options };
+        if fitting.maker.make(wanted) {
+            fitting.making.insert(domain.id, bytes);
+        } else {
+            self.fell_short(domain, "too many parts come and go".to_owned());
+        }
+    }
+
+    fn fell_short(&mut self, domain: &DomainConfig, why: String) {
+        let (domain_name, has) =
+            (&domain.name, human(self.arena.bytes_of(domain.id, PartStage::InUse)));
+        let wanted = human(domain.dram_bytes);
+        tracing::error!(domain = domain_name, has, wanted, why, "the arena stays smaller");
+        self.fitting.short.insert(domain.id, why);
+    }
+
+    /// A part was made, or could not be.
+    pub(crate) fn part_made(&mut self, MadePart { wanted, made }: MadePart) {
+        let WantedPart { id, domain, bytes, .. } = wanted;
+        self.fitting.making.remove(&domain);
+        self.fitting.due = true;
+        let Some(domain) = self.domains.iter().find(|known| known.id == domain).cloned() else {
+            return;
+        };
+        let has = self.arena.bytes_of(domain.id, PartStage::InUse);
+        let added = match made {
+            Ok((part, _)) if has.saturating_add(bytes) > domain.dram_bytes => {
+                // The wish has changed meanwhile.
+                self.fitting.maker.discard(part);
+                Ok(())
+            }
+            Ok(made) => self.add_part(id, &domain, made, bytes),
+            Err(error) => Err(error),
+        };
+        let Err(source) = added else { return };
+        self.fell_short(&domain, source.to_string());
+        if !self.fitting.is_open() {
+            let (domain, bytes) = (domain.name.clone(), domain.dram_bytes);
+            self.fitting.failure = Some(StartError::Arena { domain, bytes, source });
+            // Wakes whoever waits for the opening: that it failed, it is told besides.
+            self.fitting.open.send_replace(false);
+        }
+    }
+
+    /// Pages can be placed in a new part from here on.
+    fn add_part(
+        &mut self,
+        id: PartId,
+        domain: &DomainConfig,
+        made: (Part, PartFacts),
+        bytes: u64,
+    ) -> Result<(), ArenaError> {
+        let file = made.0.file_id()?;
+        let (board_offset, read_only) = match self.arena.add_part(id, domain, made, bytes) {
+            Ok(part) => (part.board_offset, Arc::clone(&part.read_only)),
+            Err((part, error)) => {
+                self.fitting.maker.discard(part);
+                return Err(error);
+            }
+        };
+        // Kept before it is written down: one that is written down and missing costs the whole arena.
+        self.keep_part(id);
+        let row =
+            PartRow { part: id, domain: domain.id, bytes, board_offset, file, retiring: false };
+        let known = self.state.part_added(&row).is_ok();
+        if known {
+            // Before any page of it can be named.
+            let added = PartAdded { part: id, bytes, board_offset };
+            self.tell_readers(domain.id, |session| {
+                let fd = Arc::clone(&read_only);
+                session.reply_with(RequestId(0), &Reply::PartAdded(added), fd);
+            });
+            self.feed(Event::PartAdded { part: id, domain: domain.id, bytes });
+        }
+        if !self.core.has_part(id) {
+            self.free_part(id);
+            let (what, allowed) = ("arena", "as many parts as there are rows for");
+            return Err(ArenaError::Size { what, found: bytes, allowed });
+        }
+        self.register_parts();
+        tracing::info!(part = %id, domain = domain.name, bytes, "the arena has a new part");
+        Ok(())
+    }
+
+    /// Does `tell` to every session of the domain that reads the arena in place.
+    fn tell_readers(
+        &mut self,
+        domain: DomainId,
+        mut tell: impl FnMut(&mut Session),
+    ) -> HashSet<SessionId> {
+        let reads = |session: &Session| {
+            let own = session.domain.as_ref().is_some_and(|own| own.id == domain);
+            own && session.mode == Some(Mode::ZeroCopy) && session.is_open()
+        };
+        let readers = self.sessions.iter_mut().filter(|(_, session)| reads(session));
+        let told: HashSet<_> = readers
+            .map(|(id, session)| {
+                tell(session);
+                *id
+            })
+            .collect();
+        self.unflushed.extend(&told);
+        told
+    }
+
+    /// Nothing is in the part any more, and it will not be named again: its readers may let go.
+    pub(super) fn part_empty(&mut self, id: PartId) {
+        let Some(domain) = self.arena.part(id).map(|part| part.domain) else { return };
+        self.arena.set_stage(id, PartStage::Empty);
+        let retired = Reply::PartRetired(PartRetired { part: id });
+        let told = self.tell_readers(domain, |session| session.reply(RequestId(0), &retired));
+        self.fitting.parting.insert(id, told);
+        self.free_if_let_go(id);
+    }
+
+    /// A session has unmapped a part.
+    pub(super) fn let_go(&mut self, session: SessionId, part: PartId) {
+        // What a session says of a part that does not retire is of no interest.
+        if let Some(readers) = self.fitting.parting.get_mut(&part) {
+            readers.remove(&session);
+            self.free_if_let_go(part);
+        }
+    }
+
+    /// A session is over: what its process may still map, nobody can ask it to let go of, and the
+    /// kernel keeps for it alone.
+    pub(super) fn let_all_go(&mut self, session: SessionId) {
+        let parts: Vec<_> = self.fitting.parting.keys().copied().collect();
+        parts.into_iter().for_each(|part| self.let_go(session, part));
+    }
+
+    fn free_if_let_go(&mut self, id: PartId) {
+        if self.fitting.parting.get(&id).is_some_and(HashSet::is_empty) {
+            self.fitting.parting.remove(&id);
+            self.free_part(id);
+            tracing::info!(part = %id, "a part of the arena is freed");
+        }
+    }
+
+    fn free_part(&mut self, id: PartId) {
+        let Some(part) = self.arena.remove(id) else { return };
+        // In this order: a row whose part is not kept would cost the whole arena.
+        self.state.part_gone(id);
+        if Keeper::is_there() {
+            Keeper.forget(Heirloom::Part(id));
+        }
+        self.register_parts();
+        self.fitting.short.remove(&part.domain);
+        self.fitting.due = true;
+        self.look_again.notify_one();
+        self.fitting.maker.free(part);
+    }
+
+    fn keep_part(&self, id: PartId) {
+        if let Some(ArenaPart { part, .. }) = self.arena.part(id).filter(|_| Keeper::is_there()) {
+            Keeper.keep(Heirloom::Part(id), part.fd());
+        }
+    }
+
+    /// Has the rings know the memory there is now, and let go of what is gone.
+    pub(super) fn register_parts(&self) {
+        let parts = self.arena.memory();
+        self.devices.iter().for_each(|device| device.set_memory(parts.clone()));
+    }
+}

@@ -1,0 +1,153 @@
+//! Makes parts of the arena and frees them on a thread of its own: to fault one in takes long, and
+//! so does giving its memory back, and the control thread has sessions to answer.
+
+use crate::arena::ArenaPart;
+use crate::bell::Bell;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+use std::sync::Arc;
+use std::time::Duration;
+use undercroft_arena::{ArenaError, Part, PartFacts, PartOptions};
+use undercroft_wire::{DomainId, PartId};
+
+/// Parts that wait to be made or freed.
+const ROOM: usize = 16 << 10;
+/// How often it is looked whether others are done with a part.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// A part that a domain's arena is to grow by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WantedPart {
+    pub(crate) id: PartId,
+    pub(crate) domain: DomainId,
+    pub(crate) bytes: u64,
+    pub(crate) options: PartOptions,
+}
+
+/// A part that was made, or why it was not.
+#[derive(Debug)]
+pub(crate) struct MadePart {
+    pub(crate) wanted: WantedPart,
+    pub(crate) made: Result<(Part, PartFacts), ArenaError>,
+}
+
+#[derive(Debug)]
+enum Work {
+    Make(WantedPart),
+    Free(Box<ArenaPart>),
+    Discard(Box<Part>),
+}
+
+/// The thread. It sleeps while nothing is wanted, and is not waited for: what it makes for a daemon
+/// that ends goes with the process.
+#[derive(Debug)]
+pub(crate) struct PartMaker {
+    work: Sender<Work>,
+}
+
+impl PartMaker {
+    /// Starts the thread; `done` is rung with every part that was wanted.
+    pub(crate) fn start(done: Bell<MadePart>) -> std::io::Result<Self> {
+        let (sender, receiver) = bounded(ROOM);
+        let body = move || run(&receiver, &done);
+        std::thread::Builder::new().name("parts".to_owned()).spawn(body)?;
+        Ok(Self { work: sender })
+    }
+
+    /// Asks for a part; `false` when too much waits already.
+    pub(crate) fn make(&self, wanted: WantedPart) -> bool {
+        self.work.try_send(Work::Make(wanted)).is_ok()
+    }
+
+    /// Frees a part, once nobody else has any of it.
+    pub(crate) fn free(&self, part: ArenaPart) {
+        // What does not go into the queue is freed here: slow, but freed.
+        drop(self.work.try_send(Work::Free(Box::new(part))));
+    }
+
+    /// Frees a part that nobody knows.
+    pub(crate) fn discard(&self, part: Part) {
+        drop(self.work.try_send(Work::Discard(Box::new(part))));
+    }
+}
+
+fn run(work: &Receiver<Work>, done: &Bell<MadePart>) {
+    // The rings let go of a part when they come to it, and must not be the ones to free it.
+    let mut going: Vec<Box<ArenaPart>> = Vec::new();
+    loop {
+        let next = if going.is_empty() {
+            work.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        } else {
+            work.recv_timeout(LOOK_AGAIN)
+        };
+        match next {
+            Ok(Work::Make(wanted)) => {
+                let made = Part::create(wanted.id, wanted.bytes, &wanted.options);
+                done.ring(MadePart { wanted, made });
+            }
+            Ok(Work::Free(part)) => going.push(part),
+            Ok(Work::Discard(part)) => drop(part),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        going.retain(|part| Arc::strong_count(&part.part) > 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+    use crate::arena::PartStage;
+    use crate::bell::{Door, bell};
+    use std::os::unix::fs::MetadataExt;
+    use std::time::Instant;
+    use undercroft_arena::HugePages;
+
+    const BYTES: u64 = 1 << 20;
+
+    fn wait_for<T>(mut what: impl FnMut() -> Option<T>) -> T {
+        let since = Instant::now();
+        loop {
+            if let Some(found) = what() {
+                return found;
+            }
+            assert!(since.elapsed() < Duration::from_secs(10), "nothing came of it");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn made(maker: &PartMaker, door: &Door<MadePart>) -> ArenaPart {
+        let options = PartOptions { huge: HugePages::Off, ..PartOptions::default() };
+        let (id, domain) = (PartId(3), DomainId::named("default"));
+        assert!(maker.make(WantedPart { id, domain, bytes: BYTES, options }));
+        let (part, facts) = wait_for(|| door.take()).made.unwrap();
+        let read_only = Arc::new(part.read_only_fd().unwrap());
+        let (part, stage) = (Arc::new(part), PartStage::Empty);
+        let (board_offset, usable_bytes) = (64, BYTES);
+        ArenaPart { domain, part, facts, read_only, board_offset, usable_bytes, stage }
+    }
+
+    /// Whether some descriptor of this process is of this file.
+    fn is_open(inode: u64) -> bool {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(Result::ok);
+        let mut files = links.filter_map(|link| std::fs::metadata(link.path()).ok());
+        files.any(|file| file.ino() == inode)
+    }
+
+    #[test]
+    fn a_part_is_freed_once_nobody_else_has_it() {
+        let (bell, door) = bell(4);
+        let maker = PartMaker::start(bell).unwrap();
+        let part = made(&maker, &door);
+        let inode = part.part.file_id().unwrap().inode;
+        let ring = Arc::clone(&part.part);
+        maker.free(part);
+        // The maker goes on meanwhile.
+        let other = made(&maker, &door);
+        assert!(is_open(inode) && Arc::strong_count(&ring) == 2);
+        drop(ring);
+        wait_for(|| (!is_open(inode)).then_some(()));
+        drop(other);
+    }
+}
