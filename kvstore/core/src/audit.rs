@@ -5,6 +5,7 @@ use crate::frames::Class;
 use crate::jobs::{Delivery, Job};
 use crate::letting::Grip;
 use crate::page::{Dram, Mark, PageId};
+use crate::restore::Withheld;
 use crate::sessions::Slot;
 use crate::timers::Timer;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -24,7 +25,6 @@ impl Core {
         self.audit_frames();
         self.audit_order();
         self.audit_pins();
-        self.index.audit_in_dram();
         self.audit_busy();
         self.audit_devices();
         self.audit_slots();
@@ -80,14 +80,10 @@ impl Core {
         let mut resident: HashMap<_, u32> = HashMap::new();
         for (id, page) in self.index.iter() {
             let holds = matches!(page.dram, Dram::Filling | Dram::Reading | Dram::Resident);
-            assert_eq!(
-                holds,
-                self.index.frame_of(page).is_some(),
-                "exactly pages in DRAM have a frame"
-            );
+            assert_eq!(holds, page.frame().is_some(), "exactly pages in DRAM have a frame");
             *resident.entry(self.class_of(id)).or_default() +=
                 u32::from(page.dram == Dram::Resident);
-            if let Some(frame) = self.index.frame_of(page) {
+            if let Some(frame) = page.frame() {
                 assert!(used.insert(frame), "a frame holds one page");
                 let class = self.frames.class_of_frame(frame);
                 assert_eq!(class, self.class_of(id), "a frame has its page's size and domain");
@@ -100,6 +96,9 @@ impl Core {
         }
         for (_, frame) in &self.quarantine {
             assert!(used.insert(*frame), "a frame in quarantine holds no page");
+        }
+        for frame in self.withheld.keys() {
+            assert!(used.insert(*frame), "a frame that is withheld holds no page");
         }
         for frame in self.frames.free_frames() {
             assert!(used.insert(frame), "a free frame holds no page");
@@ -159,11 +158,7 @@ impl Core {
             }
         }
         for (id, page) in self.index.iter() {
-            assert_eq!(
-                self.index.pins(page),
-                pins.remove(&id).unwrap_or(0),
-                "every pin has an owner"
-            );
+            assert_eq!(page.pins(), pins.remove(&id).unwrap_or(0), "every pin has an owner");
             assert_eq!({ page.keeps }, keeps.remove(&id).unwrap_or(0), "every keep has an owner");
         }
         assert!(pins.is_empty() && keeps.is_empty(), "what is pinned or kept is known");
@@ -224,7 +219,7 @@ impl Core {
             }
             Job::Read { page, extent, .. } => {
                 assert_eq!(self.index[*page].dram, Dram::Reading, "reading");
-                assert_eq!(self.index.read_job_of(&self.index[*page]), id, "a page knows its read");
+                assert_eq!(self.index[*page].read_job(), id, "a page knows its read");
                 assert!(self.devices.answers(extent.device), "a read without answer is a stray");
                 Some(*page)
             }
@@ -290,10 +285,13 @@ impl Core {
             let leased: usize = session.leases.values().map(pages).sum();
             assert_eq!(leased, session.leased_pages as usize, "leased pages are counted");
             let told = session.restored && !self.has_restored;
-            let busy = session.open || told || !session.leases.is_empty();
+            let busy = session.open || told || !session.leases.is_empty() || session.withheld > 0;
             assert!(busy, "a finished session is forgotten");
             assert!(session.open || session.stagings.is_empty(), "a closed session has no slots");
         }
+        let withheld: u64 = self.sessions.values().map(|session| session.withheld).sum();
+        let readers = self.withheld.values().map(Withheld::readers).sum::<usize>();
+        assert_eq!(withheld, readers as u64, "frames withheld for sessions are counted");
         let of = |fetch: &&Fetch| matches!(fetch.reader, Reader::Prefetch);
         let prefetches = self.fetches.values().filter(of).count();
         assert_eq!(self.fetches.len() - leases, prefetches, "a fetch is leased or a prefetch");

@@ -12,6 +12,7 @@ use crate::listed::SegmentNumbers;
 use crate::notes::Notes;
 use crate::page::PageId;
 use crate::reach::Reach;
+use crate::restore::Withheld;
 use crate::sessions::Session;
 use crate::spaces::{ClassId, Space, Spaces};
 use crate::stats::{SessionLeases, SpaceInfo, Stats};
@@ -65,6 +66,8 @@ pub struct Core {
     pub(crate) notes: Notes,
     /// Frames of an earlier daemon that something may still be written to.
     pub(crate) quarantine: BTreeSet<(ClassId, FrameId)>,
+    /// Frames whose pages could not be taken over; while restoring also those that nobody reads.
+    pub(crate) withheld: BTreeMap<FrameId, Withheld>,
     /// Which page each frame that was restored so far holds.
     pub(crate) restored_frames: HashMap<FrameId, PageId>,
     /// Whether all of an earlier daemon was told.
@@ -107,6 +110,7 @@ impl Core {
             drains: Drains::default(),
             notes: Notes::new(config.notes),
             quarantine: BTreeSet::new(),
+            withheld: BTreeMap::new(),
             restored_frames: HashMap::new(),
             has_restored: false,
             stats: Stats::default(),
@@ -351,6 +355,7 @@ impl Core {
         };
         let none = SessionLeases {
             leases: session.leases.len() as u32,
+            withheld: session.withheld,
             lingering: !session.open,
             ..SessionLeases::default()
         };

@@ -167,7 +167,9 @@ impl Core {
             Job::StrayRead { class, frame, .. } => Some(self.filling(*class, *frame)),
             _ => None,
         });
-        let quarantined = self.quarantine.iter().map(|(class, frame)| self.filling(*class, *frame));
+        let withheld = self.withheld.iter().map(|(frame, of)| (of.class, *frame));
+        let quarantined = self.quarantine.iter().copied().chain(withheld);
+        let quarantined = quarantined.map(|(class, frame)| self.filling(class, frame));
         let leases = self.fetches.values().flat_map(|fetch| self.recall_lease(fetch));
         spaces
             .chain(self.frames.slabs())
@@ -178,7 +180,7 @@ impl Core {
     }
 
     fn recall_frame(&self, page: &Page) -> Option<Note> {
-        let frame = self.index.frame_of(page)?;
+        let frame = page.frame()?;
         match page.dram {
             Dram::Resident => Some(self.filled(page)),
             _ => Some(self.filling(self.spaces.get(page.space).class, frame)),
@@ -196,7 +198,7 @@ impl Core {
     }
 
     pub(crate) fn filled(&self, page: &Page) -> Note {
-        let frame = self.index.frame_of(page).expect("a page in DRAM has a frame");
+        let frame = page.frame().expect("a page in DRAM has a frame");
         let place = self.frames.place(self.spaces.get(page.space).class, frame);
         Note::Filled {
             part: place.part,
@@ -205,7 +207,7 @@ impl Core {
             key: page.key,
             parent: page.parent.map(|parent| self.index[parent].key),
             depth: page.depth,
-            crc: self.index.crc_of(page),
+            crc: page.crc(),
             stamp: Stamp(page.stamp),
         }
     }
@@ -253,7 +255,7 @@ impl Core {
             return;
         }
         let page = &self.index[id];
-        if let (Dram::Resident, Some(frame)) = (page.dram, self.index.frame_of(page)) {
+        if let (Dram::Resident, Some(frame)) = (page.dram, page.frame()) {
             let place = self.frames.place(self.spaces.get(page.space).class, frame);
             let (part, offset, stamp) = (place.part, place.offset, Stamp(page.stamp));
             self.notes.list.push(Note::Touched { part, offset, stamp });
@@ -266,7 +268,7 @@ impl Core {
             return None;
         };
         let page = &self.index[fetch.pages[at as usize]];
-        let frame = self.index.frame_of(page).expect("a leased page has a frame");
+        let frame = page.frame().expect("a leased page has a frame");
         let place = self.frames.place(self.spaces.get(page.space).class, frame);
         let index = fetch.index_of(at);
         Some(Note::Leased { session, lease, index, part: place.part, offset: place.offset })

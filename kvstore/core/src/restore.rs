@@ -9,10 +9,26 @@ use crate::restored::{
 use crate::sessions::Session;
 use crate::spaces::{ClassId, Space};
 use crate::{Core, Micros};
+use std::collections::BTreeSet;
 use undercroft_wire::{
     FetchOutcome, FrameId, MAX_PAGE_BYTES, MIN_PAGE_BYTES, Mode, PageIdentity, RequestId,
     SessionId, Stamp, frame_bytes,
 };
+
+/// A frame with a page that could not be taken over.
+#[derive(Debug)]
+pub(crate) struct Withheld {
+    pub(crate) class: ClassId,
+    /// Sessions of an earlier daemon that may be reading it.
+    readers: BTreeSet<SessionId>,
+}
+
+impl Withheld {
+    /// How many sessions may be reading it.
+    pub(crate) fn readers(&self) -> usize {
+        self.readers.len()
+    }
+}
 
 /// Taking over what an earlier daemon left in memory. None of it is believed further than it
 /// agrees with the rest, and a frame that may be in use is given to nobody.
@@ -107,7 +123,8 @@ impl Core {
             return false;
         }
         let Some(page) = self.restored_entry(row, class, guess) else {
-            self.give_back(class, frame);
+            // Whether somebody still reads it is told of later.
+            self.withheld.insert(frame, Withheld { class, readers: BTreeSet::new() });
             return false;
         };
         self.enter_dram(page, frame, row);
@@ -148,9 +165,9 @@ impl Core {
         let stamp = row.stamp.0.min(last).max(page.stamp);
         page.stamp = stamp;
         page.set(Mark::Touched, true);
+        page.set_frame(frame, Dram::Resident);
+        page.set_crc(row.crc);
         let parent = page.parent;
-        self.index.set_frame(id, frame, Dram::Resident);
-        self.index.set_crc(id, row.crc);
         let class = self.class_of(id);
         if stamp != row.stamp.0 {
             let (part, offset, stamp) = (row.part, row.offset, Stamp(stamp));
@@ -184,6 +201,7 @@ impl Core {
 
     fn restore_lease(&mut self, row: &RestoredLease) -> bool {
         let Some(page) = self.restored_leased_page(row) else {
+            self.withhold(row);
             return false;
         };
         let state = self.sessions.get_mut(&row.session).expect("found above");
@@ -204,11 +222,43 @@ impl Core {
         true
     }
 
+    /// The page that a restored session reads there is not known any more. Its frame stays as it
+    /// is all the same, as long as the process may be reading it.
+    fn withhold(&mut self, row: &RestoredLease) {
+        let Some((class, frame)) = self.frames.find(row.part, row.offset) else { return };
+        let domain = self.frames.class(class).domain;
+        let state = self.sessions.get_mut(&row.session);
+        let state = state.filter(|state| state.restored && state.domain == domain);
+        if let (Some(state), Some(withheld)) = (state, self.withheld.get_mut(&frame)) {
+            state.withheld += u64::from(withheld.readers.insert(row.session));
+        }
+    }
+
+    /// The session's process is gone: it reads nothing any more.
+    pub(crate) fn end_withholding(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id).filter(|session| session.withheld > 0)
+        else {
+            return;
+        };
+        session.withheld = 0;
+        for withheld in self.withheld.values_mut() {
+            withheld.readers.remove(&id);
+        }
+        self.free_unread();
+    }
+
+    fn free_unread(&mut self) {
+        let unread = self.withheld.extract_if(.., |_, withheld| withheld.readers.is_empty());
+        for (frame, Withheld { class, .. }) in unread.collect::<Vec<_>>() {
+            self.give_back(class, frame);
+        }
+    }
+
     /// The page that a restored session leases there, if it can have leased it.
     fn restored_leased_page(&self, row: &RestoredLease) -> Option<PageId> {
         let (class, frame) = self.frames.find(row.part, row.offset)?;
         let page = *self.restored_frames.get(&frame)?;
-        self.index.get(page).filter(|page| self.index.frame_of(page) == Some(frame))?;
+        self.index.get(page).filter(|page| page.frame() == Some(frame))?;
         let state = self.sessions.get(&row.session).filter(|state| state.restored)?;
         if self.frames.class(class).domain != state.domain {
             return None;
@@ -239,6 +289,7 @@ impl Core {
     fn finish_restoring(&mut self) {
         self.has_restored = true;
         self.restored_frames.clear();
+        self.free_unread();
         self.frames.drop_unused(&mut self.notes);
         let idle = self.sessions.iter().filter(|(_, state)| state.restored);
         for session in idle.map(|(id, _)| *id).collect::<Vec<SessionId>>() {

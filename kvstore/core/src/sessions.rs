@@ -20,6 +20,8 @@ pub(crate) struct Session {
     pub(crate) open: bool,
     /// Whether an earlier daemon had it.
     pub(crate) restored: bool,
+    /// Frames kept for it whose pages are not known any more.
+    pub(crate) withheld: u64,
     pub(crate) stagings: BTreeMap<SpaceId, Staging>,
     pub(crate) leases: BTreeMap<LeaseId, FetchId>,
     /// Offers of it that were given slots.
@@ -36,6 +38,7 @@ impl Session {
             mode,
             open: true,
             restored: false,
+            withheld: 0,
             stagings: BTreeMap::new(),
             leases: BTreeMap::new(),
             last_offer: 0,
@@ -194,11 +197,13 @@ impl Core {
         for fetch in session.leases.values().copied().collect::<Vec<_>>() {
             self.end_lease(fetch);
         }
+        self.end_withholding(id);
         self.forget_session_if_done(id);
     }
 
     pub(crate) fn forget_session_if_done(&mut self, id: SessionId) {
-        let done = |session: &Session| !session.open && session.leases.is_empty();
+        let done =
+            |session: &Session| !session.open && session.leases.is_empty() && session.withheld == 0;
         if let Some(domain) =
             self.sessions.get(&id).filter(|session| done(session)).map(|s| s.domain)
         {

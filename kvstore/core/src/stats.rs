@@ -225,6 +225,9 @@ pub struct SessionLeases {
     pub pages: u64,
     /// Bytes of the frames of these pages.
     pub bytes: u64,
+    /// Frames that an earlier daemon told it of and whose pages could not be taken over: they stay
+    /// as they are while its process lives.
+    pub withheld: u64,
     /// Whether the socket is closed and the leases are still held.
     pub lingering: bool,
 }

@@ -156,6 +156,55 @@ fn limits_that_shrank_end_no_lease() {
     assert!(world.core.has_session_room_in(DomainId::default()));
 }
 
+#[test]
+fn a_leased_frame_is_given_to_nobody_although_its_page_finds_no_room() {
+    let mut settings = Config { notes: true, ..config(&[]) };
+    settings.limits.max_pages = 2;
+    let mut core = Core::new(settings).unwrap();
+    let (part, domain) = (PartId(0), DomainId::default());
+    step(&mut core, Event::PartAdded { part, domain, bytes: 3 * 4096 });
+    let (space, session) = (SpaceId(0), SessionId(1));
+    let row = |name, frame: u64| RestoredPage {
+        part,
+        offset: frame * 4096,
+        space,
+        key: key(name, 0),
+        parent: None,
+        depth: 0,
+        crc: 0,
+        stamp: Stamp(0),
+    };
+    let lease = |index, frame: u64| {
+        let (lease, offset) = (LeaseId(7), frame * 4096);
+        RestoredLease { session, lease, index, part, offset }
+    };
+    let process = ProcessId { pid: 1, start: 1 };
+    step(
+        &mut core,
+        Event::Restored(Restored {
+            spaces: &[RestoredSpace { space, domain, digest: digest(0), page_bytes: 4096 }],
+            slabs: &[RestoredSlab { part, offset: 0, bytes: 3 * 4096, frame_bytes: 4096 }],
+            pages: &[row(1, 0), row(2, 1), row(3, 2)],
+            ..Restored::default()
+        }),
+    );
+    step(
+        &mut core,
+        Event::Restored(Restored {
+            sessions: &[RestoredSession { session, process, domain }],
+            leases: &[lease(0, 1), lease(1, 2)],
+            last: true,
+            ..Restored::default()
+        }),
+    );
+    let left = core.session_leases(session);
+    assert_eq!((left.pages, left.withheld, left.lingering), (1, 1, true));
+    let used = |core: &Core| core.domains().next().unwrap().dram.used_bytes;
+    assert_eq!(used(&core), 3 * 4096, "the third is still being read");
+    step(&mut core, Event::ProcessGone { session });
+    assert_eq!(used(&core), 2 * 4096);
+}
+
 /// Rows that anybody may have written.
 #[derive(Debug, Default)]
 struct Odd {
