@@ -3,6 +3,7 @@
 //!
 //! The layout is in `docs/state-format.md`.
 
+mod claim;
 mod error;
 mod frames;
 mod header;
@@ -23,7 +24,8 @@ pub use rows::{FrameRow, LeaseRow, PageRow, PartRow, SessionRow, SlabRow, SpaceR
 use crate::mapping::Mapping;
 use crate::memory::usable_bytes;
 use crate::{ArenaError, memfd};
-use header::{CLEAN, Counter, FORM_BYTES, FORM_WORDS, Form};
+use claim::Claim;
+use header::{CLEAN, Counter, DEVICES, FORM_BYTES, FORM_WORDS, Form};
 use layout::Layout;
 use leases::Holders;
 use places::Places;
@@ -34,6 +36,9 @@ use table::Table;
 use undercroft_wire::{Epoch, PartId, SessionId, SpaceId, Stamp};
 use words::Words;
 
+/// No count of starts, sessions or stamps comes near it.
+const BEYOND: u64 = 1 << 62;
+
 /// The state file: a memfd of the daemon alone, never handed out.
 ///
 /// Its methods are named for what happened in the core, and are stores into a mapping: when one
@@ -42,6 +47,8 @@ use words::Words;
 #[derive(Debug)]
 pub struct State {
     words: Words,
+    /// Sole right to write it; `None` once it was handed over.
+    claim: Option<Claim>,
     layout: Layout,
     form: Form,
     parts: Table<16, PartRow>,
@@ -65,7 +72,8 @@ impl State {
         let layout = limits.layout()?;
         let fd = memfd::create(layout.bytes, false)?;
         let form = Form { epoch, limits: *limits };
-        let state = Self::empty(map(fd, layout.bytes)?, layout, form);
+        let claim = Claim::on(&fd)?;
+        let state = Self::empty((map(fd, layout.bytes)?, Some(claim)), layout, form);
         for (at, word) in form.encode().into_iter().enumerate().rev() {
             // The magic last: a head that begins with it is whole.
             state.words.store(at, word);
@@ -79,14 +87,15 @@ impl State {
     /// themselves, or that cannot be beside the others, are dropped and counted.
     ///
     /// # Errors
-    /// Not a state file, one of another version or with a damaged head, or one that could change
-    /// its size; nothing of it was changed then.
+    /// Not a state file, one of another version or with a damaged head, one that could change its
+    /// size, or one that another daemon writes; nothing of it was changed then.
     pub fn adopt(fd: OwnedFd) -> Result<Self, StateError> {
         let form = read_form(&fd)?;
         let layout = form.limits.layout()?;
         // Sealed and as long as its head says: no access to the mapping can fault.
         memfd::check(&fd, layout.bytes)?;
-        let mut state = Self::empty(map(fd, layout.bytes)?, layout, form);
+        let claim = Claim::on(&fd)?;
+        let mut state = Self::empty((map(fd, layout.bytes)?, Some(claim)), layout, form);
         state.read_parts();
         state.read_spaces();
         state.read_slabs();
@@ -97,8 +106,50 @@ impl State {
         Ok(state)
     }
 
-    fn empty(words: Words, layout: Layout, form: Form) -> Self {
+    /// A new file that holds all that this one does, and has room for as much as `limits` allow
+    /// besides.
+    ///
+    /// # Errors
+    /// A limit out of range, or the system refuses. This file is as it was.
+    pub fn widened(&self, limits: &StateLimits) -> Result<Self, StateError> {
+        let mut wide = Self::create(self.epoch(), &self.limits().with(limits))?;
+        for counter in Counter::ALL {
+            wide.raise(counter, Some(self.get(counter)));
+        }
+        wide.words.store(DEVICES, self.words.load(DEVICES));
+        wide.was_clean = self.was_clean;
+        wide.odd = self.odd;
+        // Rows that were taken in here are taken in there: nothing about them has changed.
+        for part in self.parts() {
+            let _taken = wide.part_added(&part);
+            if part.retiring {
+                let _taken = wide.part_retiring(part.part);
+            }
+        }
+        for space in self.spaces() {
+            let _taken = wide.space(&space);
+        }
+        for slab in self.slabs() {
+            let _taken = wide.slab(&slab);
+        }
+        for FrameRow { part, offset, page, .. } in self.frames() {
+            let _taken = match page {
+                Some(page) => wide.filled(part, offset, &page),
+                None => wide.filling(part, offset),
+            };
+        }
+        for session in self.sessions() {
+            let _taken = wide.session(&session);
+        }
+        for LeaseRow { session, lease, index, part, offset, .. } in self.leased_pages() {
+            let _taken = wide.leased(session, lease, index, part, offset);
+        }
+        Ok(wide)
+    }
+
+    fn empty((words, claim): (Words, Option<Claim>), layout: Layout, form: Form) -> Self {
         Self {
+            claim,
             parts: Table::new(layout.parts),
             spaces: Table::new(layout.spaces),
             slabs: Table::new(layout.slabs),
@@ -170,9 +221,11 @@ impl State {
     }
 
     /// Of its two copies the larger: a number that is skipped does no harm, one that is taken
-    /// twice does.
+    /// twice does. One that nothing can have counted up to is none: each copy changes alone, so
+    /// that no checksum covers it.
     fn get(&self, counter: Counter) -> u64 {
-        counter.places().map(|at| self.words.load(at)).into_iter().max().unwrap_or(0)
+        let copies = counter.places().map(|at| self.words.load(at));
+        copies.into_iter().filter(|copy| *copy < BEYOND).max().unwrap_or(0)
     }
 
     fn raise(&self, counter: Counter, least: Option<u64>) {
@@ -218,6 +271,20 @@ impl State {
     /// The daemon ends in order: nothing will change any more.
     pub fn finish(&mut self) {
         self.words.store(CLEAN, 1);
+    }
+
+    /// The daemon reads from the devices that `name` stands for, 0 for none. Returns the ones of the
+    /// daemon before: what that one had under way may still come from them.
+    pub fn replace_devices(&mut self, name: u64) -> u64 {
+        let before = self.words.load(DEVICES);
+        self.words.store(DEVICES, name);
+        before
+    }
+
+    /// Another daemon may adopt it from here on, while this process still lives. Whoever calls
+    /// this changes nothing more, in the file or in the arena it speaks of.
+    pub fn let_go(&mut self) {
+        self.claim = None;
     }
 
     /// How often it was created or adopted, this time included.

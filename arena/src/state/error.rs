@@ -24,6 +24,9 @@ pub enum StateError {
         /// The version this build writes.
         newest: u64,
     },
+    /// Another daemon writes it.
+    #[error("the state file is in use by another daemon")]
+    Claimed,
     /// The head of the file does not prove itself.
     #[error(
         "the head of the state file is damaged: checksum {found:016x}, expected {expected:016x}"

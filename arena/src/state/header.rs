@@ -36,10 +36,16 @@ pub(super) enum Counter {
 
 /// The word that is 1 if the daemon ended in order and everything is as it left it.
 pub(super) const CLEAN: usize = 21;
+/// The word that names the devices which the daemon reads from; 0 if there are none.
+pub(super) const DEVICES: usize = 22;
 /// From a number to its copy: another cache line.
 const COPY_WORDS: usize = 16;
 
 impl Counter {
+    /// Every one.
+    pub(super) const ALL: [Self; 5] =
+        [Self::Starts, Self::NextSession, Self::NextPart, Self::NextStamp, Self::NextCut];
+
     /// The words of both copies.
     pub(super) fn places(self) -> [usize; 2] {
         [self as usize, self as usize + COPY_WORDS]

@@ -21,6 +21,32 @@ pub struct StateLimits {
     pub max_leased_pages: u32,
 }
 
+impl StateLimits {
+    /// Whether nothing that keeps to `other` is beyond these.
+    #[must_use]
+    pub fn cover(&self, other: &Self) -> bool {
+        self.max_parts >= other.max_parts
+            && self.max_part_bytes >= other.max_part_bytes
+            && self.max_slabs >= other.max_slabs
+            && self.max_spaces >= other.max_spaces
+            && self.max_sessions >= other.max_sessions
+            && self.max_leased_pages >= other.max_leased_pages
+    }
+
+    /// The least limits that cover both.
+    #[must_use]
+    pub fn with(&self, other: &Self) -> Self {
+        Self {
+            max_parts: self.max_parts.max(other.max_parts),
+            max_part_bytes: self.max_part_bytes.max(other.max_part_bytes),
+            max_slabs: self.max_slabs.max(other.max_slabs),
+            max_spaces: self.max_spaces.max(other.max_spaces),
+            max_sessions: self.max_sessions.max(other.max_sessions),
+            max_leased_pages: self.max_leased_pages.max(other.max_leased_pages),
+        }
+    }
+}
+
 impl Default for StateLimits {
     fn default() -> Self {
         Self {

@@ -30,7 +30,7 @@ fn ptrace(request: libc::c_uint, pid: i32) -> libc::c_long {
     unsafe { libc::ptrace(request, pid, 0usize, 0usize) }
 }
 
-fn words_of_file(state: &State) -> Vec<u64> {
+pub(super) fn words_of_file(state: &State) -> Vec<u64> {
     (0..state.layout.bytes as usize / 8).map(|at| state.words.load(at)).collect()
 }
 
@@ -139,7 +139,7 @@ fn step_through(ops: &[Op], truth: &[Snapshot]) -> Option<u32> {
 /// The same file once more, without changing it as adopting would.
 fn tiny_again(state: &State) -> State {
     let fd = rustix::io::dup(state.fd()).unwrap();
-    State::empty(map(fd, state.layout.bytes).unwrap(), state.layout, state.form)
+    State::empty((map(fd, state.layout.bytes).unwrap(), None), state.layout, state.form)
 }
 
 #[test]
@@ -185,6 +185,7 @@ fn what_a_killed_daemon_leaves_is_whole() {
         kill_process(child, Signal::KILL).unwrap();
         waitpid(Some(child), WaitOptions::empty()).unwrap();
         let done = begun.words.load(PROGRESS);
+        drop(state);
         let state = again(begun);
         assert_eq!(state.odd(), 0);
         let found = Snapshot::of(&state);

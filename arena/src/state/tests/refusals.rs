@@ -1,6 +1,6 @@
 //! Files that are not what they should be.
 
-use super::cut::file_of;
+use super::cut::{file_of, words_of_file};
 use super::*;
 use rustix::fs::{MemfdFlags, SealFlags};
 
@@ -270,6 +270,40 @@ proptest! {
                 state = again(state);
                 prop_assert_eq!(state.odd(), 0, "what was odd was dropped for good");
             }
+        }
+    }
+}
+
+#[test]
+fn two_daemons_never_have_one_state_file() {
+    let mut first = State::create(Epoch(7), &TINY).unwrap();
+    let copy = || rustix::io::dup(first.fd()).unwrap();
+    let (early, late) = (copy(), copy());
+    assert!(matches!(State::adopt(early), Err(StateError::Claimed)));
+    assert_eq!(first.starts(), 1, "nothing of it was changed");
+    first.let_go();
+    let second = State::adopt(late).unwrap();
+    let third = rustix::io::dup(second.fd()).unwrap();
+    assert!(matches!(State::adopt(third), Err(StateError::Claimed)));
+    drop(first);
+    let third = rustix::io::dup(second.fd()).unwrap();
+    assert!(matches!(State::adopt(third), Err(StateError::Claimed)), "the first has no say in it");
+    let third = rustix::io::dup(second.fd()).unwrap();
+    drop(second);
+    assert_eq!(State::adopt(third).unwrap().starts(), 3);
+}
+
+#[test]
+fn a_number_that_nothing_can_have_counted_up_to_is_none() {
+    let mut state = tiny();
+    state.set_next_stamp(Stamp(70));
+    state.set_next_session(SessionId(80));
+    for broken in [1 << 62, 1 << 63, u64::MAX] {
+        for at in [17, 19] {
+            let mut words = words_of_file(&state);
+            words[at] = broken;
+            let found = State::adopt(file_of(&words)).unwrap();
+            assert_eq!((found.next_session(), found.next_stamp()), (SessionId(80), Stamp(70)));
         }
     }
 }

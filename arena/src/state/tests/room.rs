@@ -192,3 +192,37 @@ fn state_figures() {
     let read = state.frames_of(part).filter(|row| row.page.is_some()).count();
     println!("adopted in {adopted:?}, {read} pages read in {:?}", start.elapsed());
 }
+
+#[test]
+fn a_file_that_has_become_too_small_is_made_wider_with_all_that_is_in_it() {
+    let mut state = tiny();
+    for op in SETTLED {
+        apply(&mut state, op).unwrap();
+    }
+    for op in [
+        Op::Space { space: 1 },
+        Op::Filling { part: 0, unit: 2 },
+        Op::Leased { session: 1, lease: 5, index: 3, part: 0, unit: 7 },
+    ] {
+        apply(&mut state, op).unwrap();
+    }
+    state.set_next_stamp(Stamp(900));
+    state.replace_devices(5);
+    let limits = StateLimits { max_sessions: 9, max_leased_pages: 3, ..TINY };
+    assert!(!TINY.cover(&limits) && TINY.with(&limits).cover(&limits));
+    let mut wide = state.widened(&limits).unwrap();
+    assert_eq!(wide.limits(), StateLimits { max_sessions: 9, ..TINY }, "nothing gets smaller");
+    assert_eq!(Snapshot::of(&wide), Snapshot::of(&state));
+    let numbers = |state: &State| {
+        (state.epoch(), state.starts(), state.next_session(), state.next_part(), state.next_stamp())
+    };
+    assert_eq!(numbers(&wide), numbers(&state));
+    assert_eq!(wide.replace_devices(5), 5);
+    let before = wide.sessions().count() as u64;
+    for session in 100..109 - before {
+        wide.session(&session_row(session)).unwrap();
+    }
+    let found = again(wide);
+    assert_eq!(found.sessions().count(), 9);
+    assert_eq!(Snapshot::of(&found).frames, Snapshot::of(&state).frames);
+}
