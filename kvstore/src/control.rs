@@ -17,6 +17,7 @@ use crate::kernel;
 use crate::listener::BoundSocket;
 use crate::mourner::Mourner;
 use crate::part_maker::PartMaker;
+use crate::quarantine::Quarantine;
 use crate::recovery::Found;
 use crate::restoring::remember;
 use crate::session::{FrameError, Session, Turn, TurnEnd, each_frame};
@@ -24,14 +25,18 @@ use crate::staging_maker::StagingMaker;
 use crate::standing;
 use crate::store;
 use crate::succession::Succession;
+use crate::takeover::Bequest;
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
 use std::ops::ControlFlow;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use undercroft_arena::{Span, State};
-use undercroft_core::{Action, CopyOutcome, Core, Event, FramePlace, Health, Micros};
+use undercroft_core::{
+    Action, CopyOutcome, Core, DeviceReport, DeviceState, Event, FramePlace, Health, Micros,
+};
 use undercroft_ssd_tier::Op;
 use undercroft_wire::{
     DeviceId, Fallback, Origin, Refused, RefusedReason, ReloadStatus, Reply, Request, RequestId,
@@ -79,10 +84,10 @@ pub(crate) struct Control {
     timer: Option<Micros>,
     /// Rung when the timer comes sooner or the page log falls behind.
     pub(crate) look_again: Arc<Notify>,
-    /// Devices that an earlier daemon may still be reading from into frames.
-    unlocked: HashSet<DeviceId>,
-    /// When frames that were being filled then are free although no device says so.
-    pub(crate) settled_by: Option<Instant>,
+    /// Frames that an earlier daemon's reads may yet land in.
+    pub(crate) quarantine: Quarantine,
+    /// Whether the core knows that nothing lands in them any more.
+    has_settled: bool,
     /// When sessions that hold frames are next looked at for their silence; `None` while none does.
     pub(crate) listen_at: Option<Instant>,
     /// How often one was found silent for too long.
@@ -135,8 +140,8 @@ impl Control {
             unflushed: Vec::new(),
             timer: None,
             look_again: Arc::new(Notify::new()),
-            unlocked: HashSet::new(),
-            settled_by: None,
+            quarantine: Quarantine::default(),
+            has_settled: false,
             listen_at: None,
             lease_alarms: 0,
             fallbacks: kernel::fallbacks(),
@@ -331,6 +336,8 @@ impl Control {
                 for event in self.device(device).failed(&reason) {
                     self.feed(event);
                 }
+                self.quarantine.failed(device, Instant::now());
+                self.settle();
             }
         }
     }
@@ -473,12 +480,16 @@ impl Control {
         }
     }
 
-    /// Everything that outlives this daemon.
-    pub(crate) fn estate(&self, socket: &BoundSocket) -> Vec<(Heirloom, Arc<OwnedFd>)> {
-        let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().ok().map(Arc::new);
+    /// Everything that outlives this daemon, for one that goes on with it while this one still
+    /// lives. Nothing of it may be changed from here on.
+    ///
+    /// # Errors
+    /// There is no room for one more descriptor.
+    pub(crate) fn bequeath(&mut self, socket: &BoundSocket) -> io::Result<Bequest> {
+        self.state.let_go();
         let listener = (Heirloom::Socket, socket.listener.as_fd());
         let all = self.arena.estate().chain([(Heirloom::State, self.state.fd()), listener]);
-        all.filter_map(|(name, fd)| Some((name, copy(fd)?))).collect()
+        all.map(|(name, fd)| Ok((name, Arc::new(fd.try_clone_to_owned()?)))).collect()
     }
 
     /// Lets the clients go, ends the copy workers and closes the stores, `late` ones that were
@@ -494,14 +505,18 @@ impl Control {
         }
         let devices = self.devices.len();
         let logs: Vec<_> = self.devices.drain(..).filter_map(Device::into_log).collect();
-        // A device that stalls keeps transfers beyond its log's end.
-        let all_well = self.core.devices().all(|device| device.health == Health::Well);
+        // A device that stalls keeps transfers beyond its log's end, and one that broke has left
+        // behind what it had under way.
+        let is_well = |device: DeviceReport| {
+            device.health == Health::Well && device.state != DeviceState::Lost
+        };
+        let all_well = self.core.devices().all(is_well);
         let all_open = logs.len() == devices && all_well;
         let all_closed = store::close(logs);
         self.arena.stop();
         // Else reads may yet land in frames, ours or those of a daemon before: the next one has to
         // wait for the locks.
-        if all_open && all_closed && self.start.quarantined_bytes == 0 {
+        if all_open && all_closed && self.quarantine.bytes() == 0 {
             self.state.finish();
         }
     }

@@ -14,6 +14,7 @@ use crate::mourner::Mourner;
 use crate::part_maker::{MadePart, PartMaker};
 use crate::peer::Peer;
 use crate::process;
+use crate::quarantine;
 use crate::recovery::{self, Found};
 use crate::session;
 use crate::staging_maker::{Made, StagingMaker};
@@ -170,12 +171,14 @@ impl Daemon {
         drop(doors);
         control.borrow_mut().shut(late);
         if let Some(successor) = successor {
-            let estate = control.borrow().estate(&self.socket);
+            let bequest = control.borrow_mut().bequeath(&self.socket);
             let successor: &tokio::net::UnixStream = (*successor).as_ref();
-            match takeover::give(successor.as_fd(), estate) {
-                Ok(()) => tracing::info!("everything is handed over"),
-                Err(error) => tracing::error!(%error, "the other daemon did not take everything"),
-            }
+            // An end that is no success: whoever runs this daemon is to start it anew, as nobody
+            // else serves.
+            bequest
+                .and_then(|bequest| takeover::give(successor.as_fd(), bequest))
+                .map_err(|source| StartError::HandOver { source })?;
+            tracing::info!("everything is handed over");
         }
         tracing::info!("stopped");
         match failure {
@@ -194,7 +197,10 @@ fn assemble(
     let limits = bounds::limits(&config);
     let late = prepared.iter().filter(|prepared| !matches!(prepared.log, Opening::Open(_)));
     let unlocked = late.map(|prepared| prepared.device).collect();
-    let succession = succession::begin(&config, &limits, estate, kind)?;
+    let mut succession = succession::begin(&config, &limits, estate, kind)?;
+    let name = store::name(config.ssd.as_ref());
+    let are_the_same = succession.state.replace_devices(name) == name;
+    let devices = quarantine::Devices { unlocked, are_the_same, any: !prepared.is_empty() };
     let parts = succession.arena.memory();
     let (copy_bell, copied) = bell(BELL_ROOM);
     let pool = CopyPool::start(config.copy_workers, COPY_ROOM, &copy_bell)
@@ -222,7 +228,7 @@ fn assemble(
         staging_maker,
         part_maker,
     });
-    control.take_over_arena(unlocked);
+    control.take_over_arena(devices);
     let (completed, found) = start_recovery(prepared, &parts, &mut control)?;
     let doors = Doors { copied, completed, found, gone, made, parted };
     Ok((control, doors))
@@ -366,7 +372,7 @@ async fn work(
     loop {
         let timer = control.borrow().next_timer();
         let behind = control.borrow().is_device_behind();
-        let settled_by = control.borrow().settled_by;
+        let settled_by = control.borrow().quarantine.wakes_at();
         let listen_at = control.borrow().listen_at;
         tokio::select! {
             () = copied.rung() => drain(control, copied, Control::copied).await,

@@ -20,6 +20,12 @@ pub enum StartError {
         /// The socket.
         path: PathBuf,
     },
+    /// The daemon that asked to take over did not take everything.
+    #[error("the daemon that asked to take over is gone: {source}; start one again")]
+    HandOver {
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The socket cannot be made.
     #[error("socket {}: cannot {doing}: {source}; set server.socket to a path you may write to", path.display())]
     Socket {

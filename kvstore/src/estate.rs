@@ -8,6 +8,9 @@ use std::fmt;
 use std::str::FromStr;
 use undercroft_wire::{DomainId, PartId};
 
+/// What all names but the socket unit's own begin with.
+const PREFIX: &str = "undercroft-";
+
 /// What a descriptor is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Heirloom {
@@ -41,7 +44,7 @@ impl FromStr for Heirloom {
 
     fn from_str(name: &str) -> Result<Self, ()> {
         let part = |number: &str| number.parse().map(PartId).map_err(drop);
-        match name.strip_prefix("undercroft-").ok_or(())?.split_once('-') {
+        match name.strip_prefix(PREFIX).ok_or(())?.split_once('-') {
             Some(("part", number)) => part(number).map(Self::Part),
             Some(("read", number)) => part(number).map(Self::ReadOnly),
             Some(("board", domain)) => parse_domain(domain).map(Self::Board).ok_or(()),
@@ -68,6 +71,10 @@ fn parse_domain(hex: &str) -> Option<DomainId> {
 #[derive(Debug, Default)]
 pub(crate) struct Estate {
     items: BTreeMap<Heirloom, OwnedFd>,
+    /// Names that only another build knows.
+    strange: Vec<String>,
+    /// Something of the arena came more than once: which one is meant is not to be told.
+    is_doubled: bool,
 }
 
 impl Estate {
@@ -80,11 +87,22 @@ impl Estate {
             Some(heirloom) => {
                 // A socket comes from its own unit and from what was kept: it is the same one.
                 if self.items.insert(heirloom, fd).is_some() && heirloom != Heirloom::Socket {
-                    tracing::warn!(name, "inherited twice: the later one is used");
+                    tracing::warn!(name, "inherited twice");
+                    self.is_doubled = true;
                 }
             }
-            None => tracing::warn!(name, "an inherited descriptor of no known name was closed"),
+            None => {
+                tracing::warn!(name, "an inherited descriptor of no known name was closed");
+                if name.starts_with(PREFIX) {
+                    self.strange.push(name.to_owned());
+                }
+            }
         }
+    }
+
+    /// Whether something of the arena came more than once.
+    pub(crate) fn is_doubled(&self) -> bool {
+        self.is_doubled
     }
 
     pub(crate) fn take(&mut self, heirloom: Heirloom) -> Option<OwnedFd> {
@@ -99,6 +117,13 @@ impl Estate {
     /// What is left in it.
     pub(crate) fn names(&self) -> impl Iterator<Item = Heirloom> + '_ {
         self.items.keys().copied()
+    }
+
+    /// The names of all that is left in it but the socket, those that only another build knows
+    /// included.
+    pub(crate) fn arena_names(&self) -> Vec<String> {
+        let known = self.names().filter(|heirloom| *heirloom != Heirloom::Socket);
+        known.map(|heirloom| heirloom.to_string()).chain(self.strange.iter().cloned()).collect()
     }
 }
 
@@ -128,10 +153,9 @@ impl Keeper {
         }
     }
 
-    /// Has what was kept under a name forgotten.
-    pub(crate) fn forget(self, heirloom: Heirloom) {
-        let name = heirloom.to_string();
-        let state = [sd_notify::NotifyState::FdStoreRemove, sd_notify::NotifyState::FdName(&name)];
+    /// Has everything that was kept under a name forgotten.
+    pub(crate) fn forget(self, name: &str) {
+        let state = [sd_notify::NotifyState::FdStoreRemove, sd_notify::NotifyState::FdName(name)];
         if let Err(error) = sd_notify::notify(false, &state) {
             tracing::warn!(%error, name, "the service manager does not forget a descriptor");
         }
@@ -175,5 +199,20 @@ mod tests {
         assert_eq!(estate.names().count(), 0);
         estate.add("undercroft.socket", listener.into());
         assert!(estate.take(Heirloom::Socket).is_some() && !estate.has_arena());
+    }
+
+    #[test]
+    fn what_is_not_to_be_told_apart_is_said_so() {
+        let some = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let mut estate = Estate::default();
+        estate.add("undercroft-socket", some());
+        estate.add("undercroft-socket", some());
+        estate.add("undercroft-state", some());
+        assert!(!estate.is_doubled(), "{estate:?}");
+        estate.add("undercroft-ledger-3", some());
+        estate.add("somebody-else", some());
+        estate.add("undercroft-state", some());
+        assert!(estate.is_doubled(), "{estate:?}");
+        assert_eq!(estate.arena_names(), ["undercroft-state", "undercroft-ledger-3"]);
     }
 }

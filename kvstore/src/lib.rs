@@ -29,6 +29,7 @@ mod part_maker;
 mod paths;
 mod peer;
 mod process;
+mod quarantine;
 mod recovery;
 mod report;
 mod restoring;

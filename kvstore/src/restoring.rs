@@ -6,7 +6,7 @@ use undercroft_core::{
     Core, Event, Micros, Note, ProcessId, Restored, RestoredFrame, RestoredLease, RestoredPage,
     RestoredSession, RestoredSlab, RestoredSpace,
 };
-use undercroft_wire::SessionId;
+use undercroft_wire::{FRAME_ALIGN, SessionId};
 
 /// Frames told of in one piece.
 const PIECE_FRAMES: usize = 4096;
@@ -101,6 +101,11 @@ fn take_note(note: &Note, arena: &Arena, state: &mut State) -> Result<(), Unkept
             Ok(())
         }
         Note::Slab { part, offset, bytes, frame_bytes } => {
+            // Frames of another size may have begun anywhere in it. Whoever still looks at the
+            // generation of one is to see that it has gone.
+            for unit in (offset..offset + bytes).step_by(FRAME_ALIGN as usize) {
+                arena.raise(part, unit);
+            }
             state.slab(&SlabRow { part, offset, bytes, frame_bytes })
         }
         Note::SlabGone { part, offset } => {

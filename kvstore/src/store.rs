@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,6 +35,21 @@ const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 const WARM_PATIENCE: Duration = Duration::from_millis(150);
 const SILENT: &str = "it does not answer";
 const NO_KEY: &str = "the store key may lie on a disk that fails or does not answer";
+
+/// A number that stands for the directories of the SSD tier, in whatever order; 0 for none. It
+/// outlives the daemon, and builds.
+pub(crate) fn name(config: Option<&SsdConfig>) -> u64 {
+    let Some(config) = config else { return 0 };
+    let mut paths: Vec<_> =
+        config.directories.iter().map(|directory| directory.path.as_os_str().as_bytes()).collect();
+    paths.sort_unstable();
+    // FNV-1a, with a byte after each path that none can contain.
+    let bytes = paths.iter().flat_map(|path| path.iter().chain(&[0]));
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    hash | 1
+}
 
 /// A device as it was found.
 #[derive(Debug)]

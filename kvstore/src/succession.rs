@@ -31,8 +31,9 @@ pub(crate) fn begin(
 ) -> Result<Succession, StartError> {
     let mut dropped = None;
     let mut inherited = None;
+    let all = estate.arena_names();
     if estate.has_arena() {
-        match inherit(config, &mut estate) {
+        match inherit(config, limits, &mut estate) {
             Ok(found) => inherited = Some(found),
             Err(reason) => {
                 tracing::warn!(reason, "the arena that was kept is dropped");
@@ -40,9 +41,12 @@ pub(crate) fn begin(
             }
         }
     }
-    // What is left over is of no use to anybody: its memory goes before more is taken.
+    // What is left over is of no use to anybody: its memory goes before more is taken. Of an arena
+    // that cannot be gone on with that is all of it, also what was taken already: kept on, it would
+    // come back beside the new one under the same name.
+    let useless = if inherited.is_some() { estate.arena_names() } else { all };
     if Keeper::is_there() {
-        estate.names().for_each(|name| Keeper.forget(name));
+        useless.iter().for_each(|name| Keeper.forget(name));
     }
     drop(estate);
     let kind = if inherited.is_some() { kind } else { StartKind::Cold };
@@ -66,11 +70,27 @@ pub(crate) fn begin(
     Ok(Succession { arena, state, start })
 }
 
-fn inherit(config: &Config, estate: &mut Estate) -> Result<(Arena, State), String> {
+fn inherit(
+    config: &Config,
+    limits: &Limits,
+    estate: &mut Estate,
+) -> Result<(Arena, State), String> {
+    if estate.is_doubled() {
+        return Err("something of it was kept twice".to_owned());
+    }
     let fd = estate.take(Heirloom::State).ok_or("its state file is missing")?;
     let mut state = State::adopt(fd).map_err(|error| error.to_string())?;
     if state.odd() > 0 {
         tracing::warn!(rows = state.odd(), "rows of the state file did not prove themselves");
+    }
+    let limits = state_limits(config, limits);
+    if !state.limits().cover(&limits) {
+        // Its place is taken below: a daemon that is killed meanwhile leaves none, and that is a
+        // cold start.
+        state = state.widened(&limits).map_err(|error| error.to_string())?;
+        if Keeper::is_there() {
+            Keeper.forget(&Heirloom::State.to_string());
+        }
     }
     let mut arena = Arena::new(state.epoch(), config);
     let parts: Vec<PartRow> = state.parts().collect();
@@ -92,17 +112,21 @@ fn inherit(config: &Config, estate: &mut Estate) -> Result<(Arena, State), Strin
 
 fn anew(config: &Config, limits: &Limits) -> Result<(Arena, State), StartError> {
     let epoch = Epoch(crate::daemon::random());
+    let limits = state_limits(config, limits);
+    let state = State::create(epoch, &limits).map_err(|source| StartError::State { source })?;
+    Ok((Arena::new(epoch, config), state))
+}
+
+fn state_limits(config: &Config, limits: &Limits) -> StateLimits {
     let leased = leased_pages_per_domain(config).saturating_mul(config.domains.len() as u32);
-    let limits = StateLimits {
+    StateLimits {
         max_parts: limits.max_parts,
         max_part_bytes: MAX_PART_BYTES,
         max_slabs: MAX_SLABS,
         max_spaces: limits.max_spaces,
         max_sessions: limits.max_sessions,
         max_leased_pages: leased.min(MAX_LEASED_PAGES),
-    };
-    let state = State::create(epoch, &limits).map_err(|source| StartError::State { source })?;
-    Ok((Arena::new(epoch, config), state))
+    }
 }
 
 /// Pages that the sessions of one domain may lease: all domains together no more than are

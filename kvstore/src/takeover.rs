@@ -26,6 +26,9 @@ const GIVING: Duration = Duration::from_secs(10);
 const DESCRIPTORS: usize = 64;
 const READ_BYTES: usize = 64 << 10;
 
+/// What one daemon gives to another.
+pub(crate) type Bequest = Vec<(Heirloom, Arc<OwnedFd>)>;
+
 /// Asks the daemon at `socket` for everything it has, and waits until it has let go of it.
 pub(crate) fn ask(socket: &Path) -> std::result::Result<Estate, StartError> {
     let failed = |source| StartError::TakeOver { path: socket.to_owned(), source };
@@ -93,9 +96,9 @@ fn receive_some(
 }
 
 /// Hands everything to the daemon at the other end of `socket`, and says that this was all.
-pub(crate) fn give(socket: BorrowedFd<'_>, estate: Vec<(Heirloom, Arc<OwnedFd>)>) -> Result<()> {
+pub(crate) fn give(socket: BorrowedFd<'_>, bequest: Bequest) -> Result<()> {
     let mut outbox = Outbox::default();
-    for (heirloom, fd) in estate {
+    for (heirloom, fd) in bequest {
         let reply = Reply::Heirloom(undercroft_wire::Heirloom { name: heirloom.to_string() });
         outbox.push_with(RequestId(2), &reply, fd);
     }

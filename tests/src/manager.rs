@@ -1,7 +1,7 @@
 use anyhow::{Context, Result, ensure};
+use rustix::fs::fstat;
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fmt::Write;
 use std::io::IoSliceMut;
@@ -41,7 +41,8 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Heard {
-    kept: BTreeMap<String, OwnedFd>,
+    /// As systemd has it: the newest first, one beside another of the same name.
+    kept: Vec<(String, OwnedFd)>,
     /// How often a daemon was ready.
     ready: u32,
     /// How often a daemon said that it gets on.
@@ -79,14 +80,14 @@ impl Manager {
         let heard = self.shared.lock();
         let mut passed = Vec::new();
         let mut script = String::from("LISTEN_PID=$$ WATCHDOG_PID=$$ exec \"$0\" \"$@\"");
-        for (number, fd) in heard.kept.values().enumerate() {
+        for (number, fd) in heard.kept.iter().map(|(_, fd)| fd).enumerate() {
             let fd = fcntl_dupfd_cloexec(fd.as_fd(), HIGH)?;
             // Closed again by the shell where it is known by its other number.
             fcntl_setfd(&fd, FdFlags::empty())?;
             write!(script, " {}<&{raw} {raw}<&-", number + 3, raw = fd.as_raw_fd())?;
             passed.push(fd);
         }
-        let names: Vec<_> = heard.kept.keys().map(String::as_str).collect();
+        let names: Vec<_> = heard.kept.iter().map(|(name, _)| name.as_str()).collect();
         let mut command = Command::new("bash");
         command.arg("-c").arg(script).arg(program);
         command.env("NOTIFY_SOCKET", &self.socket);
@@ -127,8 +128,8 @@ impl Manager {
     /// Not all is heard that was said.
     pub fn kept(&self) -> Result<Vec<String>> {
         self.hear_out()?;
-        let kept = self.shared.lock().kept.keys().cloned().collect();
-        Ok(kept)
+        let heard = self.shared.lock();
+        Ok(heard.kept.iter().map(|(name, _)| name.clone()).collect())
     }
 
     /// Throws away what is kept under names that begin so.
@@ -137,7 +138,7 @@ impl Manager {
     /// Not all is heard that was said.
     pub fn forget(&self, prefix: &str) -> Result<()> {
         self.hear_out()?;
-        self.shared.lock().kept.retain(|name, _| !name.starts_with(prefix));
+        self.shared.lock().kept.retain(|(name, _)| !name.starts_with(prefix));
         Ok(())
     }
 
@@ -148,8 +149,19 @@ impl Manager {
     pub fn copy(&self, name: &str) -> Result<OwnedFd> {
         self.hear_out()?;
         let heard = self.shared.lock();
-        let kept = heard.kept.get(name).with_context(|| format!("{name} is not kept"))?;
-        Ok(kept.try_clone()?)
+        let kept = heard.kept.iter().find(|(of, _)| of == name);
+        let (_, fd) = kept.with_context(|| format!("{name} is not kept"))?;
+        Ok(fd.try_clone()?)
+    }
+
+    /// Keeps one thing more, as if a daemon had asked for it.
+    ///
+    /// # Errors
+    /// Not all is heard that was said.
+    pub fn keep(&self, name: &str, fd: OwnedFd) -> Result<()> {
+        self.hear_out()?;
+        self.shared.lock().keep(name, fd);
+        Ok(())
     }
 
     /// How often a daemon was ready so far.
@@ -205,10 +217,17 @@ impl Heard {
         }
         let name = value("FDNAME=").unwrap_or("stored").to_owned();
         if text.lines().any(|line| line == "FDSTOREREMOVE=1") {
-            self.kept.remove(&name);
+            self.kept.retain(|(kept, _)| *kept != name);
         } else if text.lines().any(|line| line == "FDSTORE=1") {
-            // The same thing kept again is kept once.
-            self.kept.extend(descriptors.into_iter().map(|fd| (name.clone(), fd)));
+            descriptors.into_iter().for_each(|fd| self.keep(&name, fd));
+        }
+    }
+
+    /// The same file kept again is kept once; another one of the same name beside the first.
+    fn keep(&mut self, name: &str, fd: OwnedFd) {
+        let file = |fd: &OwnedFd| fstat(fd).map(|facts| (facts.st_dev, facts.st_ino)).ok();
+        if !self.kept.iter().any(|(of, kept)| of == name && file(kept) == file(&fd)) {
+            self.kept.insert(0, (name.to_owned(), fd));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What outlives a daemon: pages in DRAM, leases on them, and the socket. No test here has an SSD,
 //! so that nothing comes back from there.
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 use undercroft_client::wire::{Stamp, StartKind};
 use undercroft_client::{Client, FetchFrom};
@@ -169,6 +170,60 @@ fn without_its_state_an_arena_is_dropped_and_all_begins_anew() {
         let kept = daemon.manager().expect("it has one").kept().expect("it hears");
         assert_eq!(kept.iter().filter(|name| name.starts_with("undercroft-part")).count(), 1);
     }
+}
+
+/// How often each name is kept.
+fn assert_kept_once(daemon: &TestDaemon) {
+    let mut kept = daemon.manager().expect("it has one").kept().expect("it hears");
+    kept.sort();
+    let all = kept.len();
+    kept.dedup();
+    assert_eq!(kept.len(), all, "{kept:?}");
+    assert!(!kept.iter().any(|name| name.contains("ledger")), "{kept:?}");
+}
+
+#[test]
+fn an_arena_that_cannot_be_gone_on_with_costs_one_cold_start_and_no_more() {
+    let nothing = || OwnedFd::from(std::fs::File::open("/dev/null").expect("it is there"));
+    for spoilt in ["undercroft-state", "undercroft-part-0"] {
+        let mut daemon = managed();
+        let client = daemon.client("engine").expect("it serves");
+        let mut engine = Engine::new(&client, "spoilt");
+        store_all(&mut engine);
+        daemon.kill();
+        let manager = daemon.manager().expect("it has one");
+        // As another build left it, with something that this one does not know.
+        manager.forget(spoilt).expect("it hears");
+        manager.keep(spoilt, nothing()).expect("it hears");
+        manager.keep("undercroft-ledger-3", nothing()).expect("it hears");
+        daemon.restart();
+        let start = daemon.status().start;
+        assert_eq!(start.kind, StartKind::Cold, "{start:?}");
+        assert_kept_once(&daemon);
+        connected(&daemon, &client);
+        store_all(&mut engine);
+        daemon.kill();
+        daemon.restart();
+        assert_warm(&daemon, StartKind::Warm);
+        assert_kept_once(&daemon);
+        connected(&daemon, &client);
+        assert_eq!(load_all(&mut engine), CHAINS * PAGES);
+    }
+}
+
+#[test]
+fn of_an_arena_that_was_kept_twice_nothing_is_believed() {
+    let mut daemon = managed();
+    store_all(&mut Engine::new(&daemon.client("engine").expect("it serves"), "twice"));
+    daemon.kill();
+    let manager = daemon.manager().expect("it has one");
+    let other = std::fs::File::open("/dev/zero").expect("it is there");
+    manager.keep("undercroft-state", other.into()).expect("it hears");
+    daemon.restart();
+    let start = daemon.status().start;
+    assert_eq!(start.kind, StartKind::Cold, "{start:?}");
+    assert!(start.dropped.is_some_and(|why| why.contains("twice")), "it says why");
+    assert_kept_once(&daemon);
 }
 
 #[test]

@@ -304,7 +304,7 @@ impl Control {
         // In this order: a row whose part is not kept would cost the whole arena.
         self.state.part_gone(id);
         if Keeper::is_there() {
-            Keeper.forget(Heirloom::Part(id));
+            Keeper.forget(&Heirloom::Part(id).to_string());
         }
         self.register_parts();
         self.fitting.short.remove(&part.domain);

@@ -3,36 +3,29 @@
 use super::Control;
 use crate::peer::Peer;
 use crate::process;
+use crate::quarantine::{Devices, Quarantine};
 use crate::restoring::restore;
 use crate::session::Session;
-use std::collections::HashSet;
 use std::os::fd::OwnedFd;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use undercroft_arena::SessionRow;
 use undercroft_core::Event;
 use undercroft_wire::{DeviceId, SessionId};
 
-/// Where no device can say that it is over, nothing an earlier daemon had under way lasts so long.
-const UNDER_WAY: Duration = Duration::from_secs(10);
-
 impl Control {
-    /// Tells the core of the arena, and of what lies in it already. `unlocked` are devices that the
-    /// earlier daemon may still be reading from.
-    pub(crate) fn take_over_arena(&mut self, unlocked: HashSet<DeviceId>) {
+    /// Tells the core of the arena, and of what lies in it already. `devices` says which of them
+    /// the earlier daemon may still be reading from.
+    pub(crate) fn take_over_arena(&mut self, devices: Devices) {
         let restored = restore(&mut self.core, &self.arena, &mut self.state);
         self.start.restored_pages = self.core.stats().restored_pages;
-        self.start.quarantined_bytes = restored.quarantined_bytes;
         for row in restored.sessions {
             self.restore_session(&row);
         }
-        self.unlocked = unlocked;
-        if restored.quarantined_bytes == 0 || self.state.was_clean() {
-            self.settle();
-        } else if self.devices.is_empty() {
-            self.settled_by = Some(Instant::now() + UNDER_WAY);
-        } else {
-            self.settle_if_locked();
-        }
+        // After an end in order nothing is under way, whatever frames were being filled.
+        let bytes = if self.state.was_clean() { 0 } else { restored.quarantined_bytes };
+        self.start.quarantined_bytes = bytes;
+        self.quarantine = Quarantine::new(bytes, devices, Instant::now());
+        self.settle();
         self.go_on_retiring();
     }
 
@@ -40,7 +33,8 @@ impl Control {
     /// unless that one releases them in another session.
     fn restore_session(&mut self, row: &SessionRow) {
         let id = row.session;
-        if self.core.session_leases(id).leases == 0 {
+        let left = self.core.session_leases(id);
+        if left.leases == 0 && left.withheld == 0 {
             self.state.session_gone(id);
             return;
         }
@@ -59,24 +53,21 @@ impl Control {
         }
     }
 
-    /// A device is ours: nothing else writes to its file, or from it to memory.
+    /// A device is ours.
     pub(super) fn locked(&mut self, device: DeviceId) {
-        if self.unlocked.remove(&device) && self.start.quarantined_bytes > 0 {
-            self.settle_if_locked();
-        }
+        self.quarantine.locked(device);
+        self.settle();
     }
 
-    fn settle_if_locked(&mut self) {
-        if self.unlocked.is_empty() {
-            self.settle();
-        }
-    }
-
-    /// Nothing of an earlier daemon is under way any more.
+    /// Has frames used again that were being filled, if nothing of an earlier daemon is under way
+    /// any more.
     pub(crate) fn settle(&mut self) {
-        self.settled_by = None;
-        self.start.quarantined_bytes = 0;
-        self.feed(Event::QuarantineOver);
+        if !self.has_settled && self.quarantine.is_over(Instant::now()) {
+            self.has_settled = true;
+            self.quarantine = Quarantine::default();
+            self.start.quarantined_bytes = 0;
+            self.feed(Event::QuarantineOver);
+        }
     }
 
     /// Buries the session when its process is gone.

@@ -191,3 +191,17 @@ fn a_locked_log_is_waited_for_beside_others_and_refused_alone() {
     let succeeded = prepare_on(&all_held, &both, OPEN_PATIENCE, true).unwrap();
     assert!(succeeded.iter().all(|prepared| matches!(prepared.log, Opening::Late(_))));
 }
+
+#[test]
+fn the_tier_has_a_name_of_its_own_whatever_the_order_of_its_directories() {
+    let of = |paths: &[&str]| {
+        let paths: Vec<&Path> = paths.iter().map(Path::new).collect();
+        name(Some(&config(&paths)))
+    };
+    assert_eq!(name(None), 0);
+    assert_eq!(of(&["/a", "/b"]), of(&["/b", "/a"]));
+    let names = [of(&["/a"]), of(&["/b"]), of(&["/a", "/b"]), of(&["/a/b"]), of(&["/ab"])];
+    let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+    assert_eq!(distinct.len(), names.len());
+    assert!(!names.contains(&0));
+}
