@@ -176,7 +176,13 @@ fn append(
     let payload_crc = checksum_bytes(&content(number));
     let identity = identity_of(number);
     let job = JobId(2);
-    let append = Op::Append { job, identity, origin: undercroft_wire::Origin::default(), payload, payload_crc };
+    let append = Op::Append {
+        job,
+        identity,
+        origin: undercroft_wire::Origin::default(),
+        payload,
+        payload_crc,
+    };
     assert!(log.submit(append).is_ok(), "an empty queue takes one operation");
     match answers.recv_timeout(patience) {
         Ok(Completion::Appended { outcome, .. }) => Some(outcome),
