@@ -96,13 +96,16 @@ pub(crate) fn cpu_seconds() -> f64 {
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
-/// Resident memory of this process that it shares with nobody, bytes: its heap and stacks, without
-/// the arena, staging areas and the state file. 0 where the system does not tell.
+/// Memory of this process that it shares with nobody, bytes, resident or swapped out: its heap,
+/// its stacks and what its SSDs encrypt pages in, without the arena, staging areas and the state
+/// file. 0 where the system does not tell.
 pub(crate) fn heap_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kib.unwrap_or(0) << 10
+    let kib = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    };
+    (kib("RssAnon:").unwrap_or(0) + kib("VmSwap:").unwrap_or(0)) << 10
 }
 
 /// Raises the soft limit of open files to the hard one: each session takes a few, and the usual

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use undercroft_client::wire::{Stamp, StatusReport};
+use undercroft_client::wire::{Stamp, StatusReport, Tier};
 
 /// Bytes of a page: the least that wastes no frame, as many pages are wanted and not their bytes.
 const PAGE_BYTES: u64 = 4 << 10;
@@ -12,8 +12,8 @@ const PAGE_BYTES: u64 = 4 << 10;
 const CAPACITY_PER_PAGE: u64 = 16 << 10;
 /// Pages of one conversation.
 const CHAIN_PAGES: u32 = 4096;
-/// Heap a daemon may take without pages, and for each page.
-const HEAP_BYTES: (u64, u64) = (64 << 20, 100);
+/// DRAM where all but a few pages are to lie on SSD.
+const FEW_BYTES: u64 = 256 << 20;
 /// Processor time that counts as none, of a second.
 const NO_CPU: f64 = 1e-3;
 
@@ -22,6 +22,8 @@ const NO_CPU: f64 = 1e-3;
 pub struct Resting {
     /// How many pages.
     pub pages: u64,
+    /// Where they lie.
+    pub tier: Tier,
     /// How long it is left alone, each time.
     pub rest: Duration,
     /// Where its SSD tier lies; `None` for the system's place for temporary files.
@@ -52,7 +54,10 @@ impl Resting {
     /// # Panics
     /// If the daemon does not start.
     pub fn run(&self, go_on: &dyn Fn() -> Result<()>) -> Result<RestingReport> {
-        let dram = self.pages * PAGE_BYTES + (1 << 20);
+        let dram = match self.tier {
+            Tier::Dram => self.pages * PAGE_BYTES + (1 << 20),
+            Tier::Ssd => FEW_BYTES,
+        };
         let options = DaemonOptions {
             dram,
             // A daemon knows as many pages as its tiers hold of 16 KiB.
@@ -81,6 +86,12 @@ impl Resting {
         self.settle(&status, go_on)?;
         let full_cpu = self.cpu(&daemon)?;
         let report = status()?;
+        let lie = match self.tier {
+            Tier::Dram => report.dram.pages,
+            Tier::Ssd => report.ssd.as_ref().map_or(0, |ssd| ssd.tier.pages),
+        };
+        let most = self.pages - self.pages / 10;
+        ensure!(lie >= most, "only {lie} pages lie where they should");
         let (pages, full_heap) = (report.known_pages, report.heap_bytes);
         Ok(RestingReport { empty_cpu, empty_heap, pages, full_cpu, full_heap })
     }
@@ -129,7 +140,7 @@ impl RestingReport {
     /// Heap that so many pages may take, bytes.
     #[must_use]
     pub fn allowed_heap(&self) -> u64 {
-        HEAP_BYTES.0 + HEAP_BYTES.1 * self.pages
+        StatusReport::allowed_heap_bytes_for(self.pages)
     }
 
     /// Whether it takes no processor time and no more memory than it may.
@@ -153,6 +164,12 @@ impl fmt::Display for RestingReport {
         writeln!(f, "{pages} pages   heap {:>6.1} MiB, cpu {cpu:.4} %", mib(full_heap))?;
         let grown = full_heap.saturating_sub(empty_heap) as f64 / pages.max(1) as f64;
         let allowed = mib(self.allowed_heap());
-        write!(f, "for each page   {grown:.0} bytes; allowed in all {allowed:.1} MiB")
+        let all = full_heap as f64 / pages.max(1) as f64;
+        writeln!(f, "for each page   {grown:.0} bytes more, {all:.0} with all else")?;
+        write!(
+            f,
+            "allowed         {allowed:.1} MiB, of which {:.1} % are used",
+            100.0 * mib(full_heap) / allowed
+        )
     }
 }
