@@ -305,6 +305,8 @@ pub(crate) struct Delivery {
     delivered: u32,
     pub(crate) runs: VecDeque<ReadyRun>,
     pub(crate) end: Option<FetchEnd>,
+    /// The daemon gives no more pages, whether or not anybody has heard that.
+    pub(crate) is_over: bool,
 }
 
 impl Delivery {
@@ -316,6 +318,7 @@ impl Delivery {
             delivered: 0,
             runs: VecDeque::new(),
             end: None,
+            is_over: false,
         }
     }
 

@@ -371,6 +371,7 @@ impl Inbox {
         };
         if let Expects::Pages(_, delivery) = &mut mailbox.expects {
             delivery.end = Some(end);
+            delivery.is_over = true;
         }
         mailbox.wake();
     }

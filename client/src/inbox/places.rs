@@ -43,7 +43,7 @@ impl Inbox {
 
     /// Fetches that may still be given pages.
     fn running(&self) -> impl Iterator<Item = LeaseId> {
-        let ended = |m: &Mailbox| matches!(&m.expects, Expects::Pages(_, d) if d.end.is_some());
+        let ended = |m: &Mailbox| matches!(&m.expects, Expects::Pages(_, d) if d.is_over);
         let runs = move |request| self.mailboxes.get(request).is_some_and(|m| !ended(m));
         self.leases.iter().filter(move |(_, request)| runs(request)).map(|(lease, _)| *lease)
     }

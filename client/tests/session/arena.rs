@@ -165,6 +165,23 @@ fn a_retired_part_waits_for_the_fetches_under_way() {
 }
 
 #[test]
+fn a_fetch_that_has_ended_holds_no_part_but_those_of_its_pages() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+    let daemon = world.daemon(&shelf);
+    let _told_in_the_greeting = shelf.lock().unwrap().grow(LATER);
+    shelf.lock().unwrap().put(key(0), 5);
+    let (_client, space) = world.open();
+    let mut fetch = space.fetch(FetchFrom::Keys(&keys(1)), Stamp(1), LONG);
+    let page = fetch.next_ready().unwrap().pages.remove(0);
+    assert!(fetch.next_ready().is_none(), "its end was heard");
+    daemon.say(&retired(LATER), None);
+    soon("it is let go", || shelf.lock().unwrap().let_go == [LATER]);
+    page.read(|bytes| assert!(bytes.iter().all(|byte| *byte == 5)));
+    drop(fetch);
+}
+
+#[test]
 fn a_client_that_calls_nobody_lets_go_too() {
     let world = World::new();
     let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
