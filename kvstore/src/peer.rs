@@ -24,11 +24,19 @@ pub(crate) struct Peer {
 
 impl Peer {
     /// The process that connected `stream`.
+    ///
+    /// # Errors
+    /// The system does not say who it is, or it is gone: its number may be another's by now, and
+    /// with it the other's domain.
     pub(crate) fn of(stream: &UnixStream) -> std::io::Result<Self> {
         let credentials = stream.peer_cred()?;
         let pid = credentials.pid().unwrap_or(0) as u32;
-        // The number alone may be another process's by the time it is opened.
-        let process = peer_pidfd(stream.as_fd()).or_else(|| process::watch(pid));
+        let process = match peer_pidfd(stream.as_fd()) {
+            Ok(process) => Some(process),
+            // Before Linux 6.5 there is the number alone.
+            Err(error) if is_unknown(&error) => process::watch(pid),
+            Err(error) => return Err(error),
+        };
         let start = process::identity(pid, process.as_ref());
         Ok(Self { pid, uid: credentials.uid(), gid: credentials.gid(), start, process })
     }
@@ -64,11 +72,17 @@ fn cgroup_path(line: &str) -> Option<&str> {
 /// Whether the kernel tells which very process is at the other end.
 pub(crate) fn has_pidfd() -> bool {
     let pair = std::os::unix::net::UnixStream::pair();
-    pair.is_ok_and(|(ours, _theirs)| peer_pidfd(ours.as_fd()).is_some())
+    pair.is_ok_and(|(ours, _theirs)| peer_pidfd(ours.as_fd()).is_ok())
 }
 
-/// The descriptor of the very process that connected; `None` before Linux 6.5.
-fn peer_pidfd(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
+/// Whether the system does not know the option, or does not let us ask for it.
+fn is_unknown(error: &std::io::Error) -> bool {
+    let unknown = [libc::ENOPROTOOPT, libc::EOPNOTSUPP, libc::ENOSYS, libc::EPERM, libc::EACCES];
+    error.raw_os_error().is_some_and(|errno| unknown.contains(&errno))
+}
+
+/// The descriptor of the very process that connected.
+fn peer_pidfd(socket: BorrowedFd<'_>) -> std::io::Result<OwnedFd> {
     let mut fd: libc::c_int = -1;
     let mut length = size_of::<libc::c_int>() as libc::socklen_t;
     // SAFETY: `fd` and `length` are of the type and size the option asks for, and live for the
@@ -82,8 +96,11 @@ fn peer_pidfd(socket: BorrowedFd<'_>) -> Option<OwnedFd> {
             &raw mut length,
         )
     };
+    if answer != 0 || fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
     // SAFETY: the kernel has just made the descriptor for us; nobody else knows it.
-    (answer == 0 && fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[cfg(test)]
@@ -100,6 +117,15 @@ mod tests {
         assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
         assert!(peer.start > 0 && !process::is_gone(peer.process.as_ref().unwrap()));
         assert_eq!(Peer::of(&ours).unwrap().start, peer.start);
+    }
+
+    #[test]
+    fn only_a_system_that_does_not_know_better_is_asked_for_the_number() {
+        let is_unknown = |errno| is_unknown(&std::io::Error::from_raw_os_error(errno));
+        assert!(is_unknown(libc::ENOPROTOOPT) && is_unknown(libc::EPERM));
+        for gone in [libc::EINVAL, libc::ESRCH, libc::ENODATA, libc::EMFILE] {
+            assert!(!is_unknown(gone), "{gone}");
+        }
     }
 
     #[test]

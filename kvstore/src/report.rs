@@ -68,7 +68,7 @@ pub(crate) fn report(control: &Control) -> StatusReport {
 pub(crate) fn report_for(control: &Control, id: SessionId) -> StatusReport {
     let all = report(control);
     let Some(session) = control.sessions.get(&id) else { return StatusReport::default() };
-    if session.peer.is_operator() || control.domains.iter().count() == 1 {
+    if session.is_operator() || control.domains.iter().count() == 1 {
         return all;
     }
     let name = session.domain_name();

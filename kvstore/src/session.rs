@@ -101,6 +101,13 @@ impl Session {
         self.domain.as_ref().is_some_and(|own| own.id == domain.id)
     }
 
+    /// Whether it may look after the daemon. Root of a container that a control group makes a
+    /// tenant is a tenant: the number of a user says nothing there.
+    pub(crate) fn is_operator(&self) -> bool {
+        let is_contained = |domain: &Arc<DomainConfig>| domain.rule.cgroups.is_some();
+        self.peer.is_operator() && !self.domain.as_ref().is_some_and(is_contained)
+    }
+
     /// What people call its domain.
     pub(crate) fn domain_name(&self) -> &str {
         self.domain.as_ref().map_or("none", |domain| &domain.name)

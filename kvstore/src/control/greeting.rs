@@ -130,7 +130,7 @@ impl Control {
         let session = self.sessions.get(&id).expect("it has just said hello");
         let Some(domain) = session.domain.clone() else {
             let Peer { uid, gid, .. } = session.peer;
-            if session.peer.is_operator() {
+            if session.is_operator() {
                 return Ok(self.welcome_operator(id, hello, version));
             }
             let detail = format!("no domain is for user {uid} and group {gid} (config [[domain]])");
@@ -211,8 +211,8 @@ impl Control {
     /// session is kept to hand it over by.
     pub(super) fn hand_over(&mut self, id: SessionId, request: RequestId) {
         let own = rustix::process::geteuid().as_raw();
-        let by = self.sessions.get(&id).map(|session| session.peer.uid);
-        if by != Some(own) {
+        let may = |session: &Session| session.is_operator() && session.peer.uid == own;
+        if !self.sessions.get(&id).is_some_and(may) {
             let detail = "only a daemon of the same user may take over";
             return self.refuse(id, request, RefusedReason::Denied, detail);
         }
