@@ -67,8 +67,8 @@ fn render(report: &StatusReport) -> String {
     out.line("start", render_start(&report.start));
     render_reload(&report.reload, &mut out);
     out.line("socket", report.socket.clone());
-    let heap = format!("{} for {} known pages", bytes(report.heap_bytes), report.known_pages);
-    out.line("cpu", format!("{:.2} s; heap {heap}", report.cpu_s));
+    out.line("cpu", format!("{:.2} s", report.cpu_s));
+    out.line("heap", heap(report));
     render_arena(&report.arena, &mut out);
     out.line("dram", tier(&report.dram));
     if report.domains.len() > 1 {
@@ -115,6 +115,20 @@ fn render_reload(reload: &ReloadStatus, out: &mut Lines) {
     if !reload.pending.is_empty() {
         out.line("reload", format!("needs a restart: {}", reload.pending.join("; ")));
     }
+}
+
+/// The daemon's own memory, and what it may take.
+fn heap(report: &StatusReport) -> String {
+    let (heap, pages) = (report.heap_bytes, report.known_pages);
+    let allowed = report.allowed_heap_bytes();
+    let verdict = if heap <= allowed { "within" } else { "MORE THAN" };
+    format!(
+        "{} for {pages} known pages; {verdict} the allowed {} ({} and {} B a page)",
+        bytes(heap),
+        bytes(allowed),
+        bytes(StatusReport::HEAP_BYTES),
+        StatusReport::HEAP_BYTES_PER_PAGE,
+    )
 }
 
 fn render_start(start: &StartStatus) -> String {

@@ -181,6 +181,25 @@ pub struct SsdStatus {
     pub devices: Vec<SsdDeviceStatus>,
 }
 
+impl StatusReport {
+    /// Memory a daemon may take for itself without any pages, bytes.
+    pub const HEAP_BYTES: u64 = 64 << 20;
+    /// And for each page it knows, bytes.
+    pub const HEAP_BYTES_PER_PAGE: u64 = 100;
+
+    /// Memory a daemon that knows so many pages may take for itself, bytes.
+    #[must_use]
+    pub const fn allowed_heap_bytes_for(pages: u64) -> u64 {
+        Self::HEAP_BYTES.saturating_add(pages.saturating_mul(Self::HEAP_BYTES_PER_PAGE))
+    }
+
+    /// Memory this daemon may take for itself, bytes.
+    #[must_use]
+    pub const fn allowed_heap_bytes(&self) -> u64 {
+        Self::allowed_heap_bytes_for(self.known_pages)
+    }
+}
+
 impl SsdStatus {
     /// Bytes of pages that were written because they left DRAM: what the writes were for.
     #[must_use]
