@@ -36,7 +36,7 @@ fn a_store_its_segments_and_a_record() {
     assert!(listing.status.success());
     assert_eq!(out(&listing), out(&inspect(&log, &[])));
     let listing = out(&listing);
-    for part in ["format version 1, opened 2 times", "5: 2 sealed, 1 unsealed, 2 freed", "1 void"] {
+    for part in ["format version 2, opened 2 times", "5: 2 sealed, 1 unsealed, 2 freed", "1 void"] {
         assert!(listing.contains(part), "no {part:?} in\n{listing}");
     }
     let segment = inspect(home.path(), &["--segment", "0"]);

@@ -75,7 +75,8 @@ impl Deaths {
         breeder.die(&status, 2 * (LAST_STEP + 1), &mut number, go_on)?;
         let (before, began) = (Footprint::of(&daemon, &status), Instant::now());
         let mut back = breeder.die(&status, self.deaths, &mut number, go_on)?;
-        let (after, took) = (Footprint::of(&daemon, &status), began.elapsed());
+        let took = began.elapsed();
+        let after = Footprint::since(&before, &daemon, &status);
         let witness = witness.stop();
         let left = strangers(&*ask(&status)?);
         let frames_found = all_frames(&daemon)?;

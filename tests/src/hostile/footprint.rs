@@ -1,7 +1,7 @@
 use crate::TestDaemon;
 use std::fmt;
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use undercroft_client::Client;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -41,6 +41,23 @@ impl Footprint {
             threads: count("task"),
             heap_kib: kib("RssAnon:"),
             mapped_kib: kib("VmSize:"),
+        }
+    }
+}
+
+impl Footprint {
+    /// What the daemon has once it has given back what it gives back in the background, staging
+    /// areas for instance; or after seconds in which it has not.
+    #[must_use]
+    pub fn since(before: &Self, daemon: &TestDaemon, client: &Client) -> Self {
+        let began = Instant::now();
+        loop {
+            let now = Self::of(daemon, client);
+            let is_back = now.descriptors <= before.descriptors && now.threads <= before.threads;
+            if is_back || began.elapsed() > PATIENCE {
+                return now;
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 }
