@@ -1,7 +1,7 @@
 //! Starting: on nothing at all it works; on anything wrong it says one clear line and exits 2.
 
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Output, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 use undercroft_tests::{DaemonOptions, TestDaemon, program, run, run_as_ordinary_user, skip};
 
@@ -26,6 +26,16 @@ fn serve_with(config: &str) -> (tempfile::TempDir, Output) {
 
 const QUIET: &str = "[server]\nmetrics = \"off\"\nsocket = \"HOME/s\"\n[arena]\nsize = \"1MiB\"\n";
 
+/// A daemon that does not outlive its test, which may fail: it has the machine's own port.
+struct Ending(Child);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        let _gone = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
 #[test]
 fn without_configuration_or_environment_an_ordinary_user_gets_a_daemon() {
     let home = tempfile::tempdir().expect("a temporary folder");
@@ -35,8 +45,8 @@ fn without_configuration_or_environment_an_ordinary_user_gets_a_daemon() {
     std::fs::copy(program("undercroft"), &binary).expect("a copy");
     let mut command = run_as_ordinary_user(&binary);
     command.arg("serve").env("XDG_RUNTIME_DIR", home.path()).env("HOME", home.path());
-    let mut child =
-        command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the binary runs");
+    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let mut child = Ending(child.expect("the binary runs"));
     let since = Instant::now();
     let report = loop {
         let mut command = run_as_ordinary_user(&binary);
@@ -52,15 +62,15 @@ fn without_configuration_or_environment_an_ordinary_user_gets_a_daemon() {
             }
         }
         assert!(since.elapsed() < Duration::from_secs(30), "not open within 30 s");
-        assert!(child.try_wait().expect("our child").is_none(), "it ended");
+        assert!(child.0.try_wait().expect("our child").is_none(), "it ended");
         std::thread::sleep(Duration::from_millis(20));
     };
     assert!(report["dram"]["capacity_bytes"].as_u64() > Some(0));
     assert!(report["ssd"]["tier"]["capacity_bytes"].as_u64() > Some(0));
     assert!(home.path().join("undercroft/undercroft.sock").exists());
-    let pid = rustix::process::Pid::from_raw(child.id() as i32).expect("a process number");
+    let pid = rustix::process::Pid::from_raw(child.0.id() as i32).expect("a process number");
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("our child");
-    assert!(child.wait().expect("our child").success(), "an orderly stop is a success");
+    assert!(child.0.wait().expect("our child").success(), "an orderly stop is a success");
     assert!(!home.path().join("undercroft/undercroft.sock").exists(), "the socket is removed");
 }
 
