@@ -45,9 +45,13 @@ impl Raw {
     fn reply(&mut self) -> Reply {
         loop {
             if let Some((header, body, taken)) = split_frame(&self.inbox).expect("a frame") {
-                let reply = decode_reply(&header, body).expect("a reply").1;
+                let (request, reply) = decode_reply(&header, body).expect("a reply");
                 self.inbox.drain(..taken);
-                return reply;
+                // Number 0 is what nobody asked for: parts that come later.
+                if request != RequestId(0) {
+                    return reply;
+                }
+                continue;
             }
             let mut more = [0; 4096];
             let got = self.stream.read(&mut more).expect("an answer");
