@@ -35,11 +35,11 @@ pub(crate) const OTHERS_IN_FLIGHT: usize = CHORES_IN_FLIGHT + 3;
 const LIFTS: usize = 4;
 /// And one that is being mended.
 const MENDS: usize = 1;
-/// The log's own memory has room for as many pages of this size as can be under way; larger ones
-/// take turns.
+/// The log's own memory has room for as many pages of this size as can be under way, up to a
+/// bound: it is pinned whether or not it is used.
 const SCRATCH_PAGE_BYTES: u64 = 2 << 20;
-/// Bounds of that memory.
-const MAX_SCRATCH_BYTES: u64 = 64 << 20;
+/// What a device has under way while it writes as fast as it can: more would not make it faster.
+const MAX_SCRATCH_BYTES: u64 = 16 << 20;
 /// Bytes checked or encrypted before the engine is looked after again.
 const TURN_BYTES: usize = 1 << 20;
 /// How often a transfer that was interrupted before it moved a byte is started again.

@@ -4,6 +4,12 @@ use std::collections::BTreeMap;
 use undercroft_arena::{ArenaError, Span};
 use undercroft_wire::frame_bytes;
 
+/// Of pages larger than this the region has room for few: when it is full they get memory of their
+/// own, up to a bound.
+const LARGE_BYTES: usize = 4 << 20;
+/// That bound, but for a page that is larger alone.
+const MAX_OWN_BYTES: usize = 48 << 20;
+
 /// The log's own memory for pages: what is encrypted before it is written, and pages on their way
 /// from one segment to another. One region, made once, so that it can be registered with a ring.
 #[derive(Debug)]
@@ -11,8 +17,8 @@ pub(crate) struct Scratch {
     region: Span,
     /// Free runs of the region: offset and length.
     free: BTreeMap<usize, usize>,
-    /// Whether a page larger than the region is out, in memory of its own.
-    oversized: bool,
+    /// Bytes of pages that are out in memory of their own.
+    own_bytes: usize,
 }
 
 /// Room for one page.
@@ -29,7 +35,7 @@ impl Scratch {
     pub(crate) fn new(bytes: u64) -> Result<Self, ArenaError> {
         let region = block_memory(bytes.div_ceil(BLOCK).max(1))?;
         let free = BTreeMap::from([(0, region.len())]);
-        Ok(Self { region, free, oversized: false })
+        Ok(Self { region, free, own_bytes: 0 })
     }
 
     /// The whole region.
@@ -37,21 +43,16 @@ impl Scratch {
         &self.region
     }
 
-    /// Room for a page; `None` while there is none. A page larger than the region gets memory of
-    /// its own, one at a time.
+    /// Room for a page; `None` while there is none.
     pub(crate) fn lend(&mut self, page_bytes: u32) -> Result<Option<ScratchPage>, ArenaError> {
         let bytes = frame_bytes(page_bytes) as usize;
-        if bytes > self.region.len() {
-            if self.oversized {
+        let Some((at, len)) = self.run_of(bytes) else {
+            if !self.may_have_own(bytes) {
                 return Ok(None);
             }
             let frame = block_memory(bytes as u64 / BLOCK)?;
-            self.oversized = true;
+            self.own_bytes += bytes;
             return Ok(Some(ScratchPage { at: None, frame }));
-        }
-        let mut runs = self.free.iter();
-        let Some((&at, &len)) = runs.find(|(_, len)| **len >= bytes) else {
-            return Ok(None);
         };
         let frame = self.region.sub(at, bytes)?;
         self.free.remove(&at);
@@ -64,14 +65,24 @@ impl Scratch {
     /// Whether there is room for a page now.
     pub(crate) fn has_room(&self, page_bytes: u32) -> bool {
         let bytes = frame_bytes(page_bytes) as usize;
-        let large = bytes > self.region.len();
-        if large { !self.oversized } else { self.free.values().any(|len| *len >= bytes) }
+        self.run_of(bytes).is_some() || self.may_have_own(bytes)
+    }
+
+    /// The first free run that is long enough.
+    fn run_of(&self, bytes: usize) -> Option<(usize, usize)> {
+        let mut runs = self.free.iter().map(|(at, len)| (*at, *len));
+        runs.find(|(_, len)| *len >= bytes)
+    }
+
+    fn may_have_own(&self, bytes: usize) -> bool {
+        let is_large = bytes > LARGE_BYTES.min(self.region.len());
+        is_large && (self.own_bytes == 0 || self.own_bytes + bytes <= MAX_OWN_BYTES)
     }
 
     /// Takes it back.
     pub(crate) fn take_back(&mut self, page: ScratchPage) {
         let Some(mut at) = page.at else {
-            self.oversized = false;
+            self.own_bytes -= page.frame.len();
             return;
         };
         let mut len = page.frame.len();
@@ -113,5 +124,32 @@ impl Blocks {
     /// Takes one back.
     pub(crate) fn take_back(&mut self, block: Span) {
         self.0.push(block);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
+
+    use super::*;
+
+    const MIB: u32 = 1 << 20;
+
+    #[test]
+    fn large_pages_get_memory_of_their_own_and_small_ones_wait() {
+        let mut scratch = Scratch::new(16 << 20).unwrap();
+        let mut lent = Vec::new();
+        while let Some(page) = scratch.lend(8 * MIB).unwrap() {
+            lent.push(page);
+        }
+        assert_eq!(lent.len(), 2 + 6, "the region, and 48 MiB beside it");
+        assert!(!scratch.has_room(8 * MIB) && !scratch.has_room(4096));
+        scratch.take_back(lent.pop().unwrap());
+        assert!(scratch.has_room(8 * MIB) && !scratch.has_room(4 * MIB));
+        for page in lent {
+            scratch.take_back(page);
+        }
+        assert!(scratch.lend(64 * MIB).unwrap().is_some(), "one that is too large, alone");
+        assert!(!scratch.has_room(17 * MIB) && scratch.has_room(16 * MIB));
     }
 }
