@@ -25,6 +25,7 @@ impl Core {
         self.audit_frames();
         self.audit_order();
         self.audit_pins();
+        self.index.audit_in_dram();
         self.audit_busy();
         self.audit_devices();
         self.audit_slots();
@@ -80,10 +81,14 @@ impl Core {
         let mut resident: HashMap<_, u32> = HashMap::new();
         for (id, page) in self.index.iter() {
             let holds = matches!(page.dram, Dram::Filling | Dram::Reading | Dram::Resident);
-            assert_eq!(holds, page.frame().is_some(), "exactly pages in DRAM have a frame");
+            assert_eq!(
+                holds,
+                self.index.frame_of(page).is_some(),
+                "exactly pages in DRAM have a frame"
+            );
             *resident.entry(self.class_of(id)).or_default() +=
                 u32::from(page.dram == Dram::Resident);
-            if let Some(frame) = page.frame() {
+            if let Some(frame) = self.index.frame_of(page) {
                 assert!(used.insert(frame), "a frame holds one page");
                 let class = self.frames.class_of_frame(frame);
                 assert_eq!(class, self.class_of(id), "a frame has its page's size and domain");
@@ -158,7 +163,11 @@ impl Core {
             }
         }
         for (id, page) in self.index.iter() {
-            assert_eq!(page.pins(), pins.remove(&id).unwrap_or(0), "every pin has an owner");
+            assert_eq!(
+                self.index.pins(page),
+                pins.remove(&id).unwrap_or(0),
+                "every pin has an owner"
+            );
             assert_eq!({ page.keeps }, keeps.remove(&id).unwrap_or(0), "every keep has an owner");
         }
         assert!(pins.is_empty() && keeps.is_empty(), "what is pinned or kept is known");
@@ -219,7 +228,7 @@ impl Core {
             }
             Job::Read { page, extent, .. } => {
                 assert_eq!(self.index[*page].dram, Dram::Reading, "reading");
-                assert_eq!(self.index[*page].read_job(), id, "a page knows its read");
+                assert_eq!(self.index.read_job_of(&self.index[*page]), id, "a page knows its read");
                 assert!(self.devices.answers(extent.device), "a read without answer is a stray");
                 Some(*page)
             }

@@ -193,9 +193,9 @@ impl Core {
     }
 
     fn start_copy_in(&mut self, filling: Filling, frame: FrameId, actions: &mut Vec<Action>) {
-        let page = &mut self.index[filling.page];
+        let page = &self.index[filling.page];
         assert_eq!(page.dram, Dram::Offered, "a committed slot's page is offered");
-        page.set_frame(frame, Dram::Filling);
+        self.index.set_frame(filling.page, frame, Dram::Filling);
         let class = self.class_of(filling.page);
         self.frames.class_mut(class).busy += 1;
         self.note_filling(class, frame);
@@ -253,8 +253,9 @@ impl Core {
         assert_eq!(page.dram, Dram::Resident, "only resident pages are demoted");
         assert_eq!(page.on_ssd(), OnSsd::None, "a page is written once");
         page.set_writing(device);
-        let payload_crc = page.crc();
-        let frame = page.frame().expect("a resident page has a frame");
+        let page = &self.index[id];
+        let payload_crc = self.index.crc_of(page);
+        let frame = self.index.frame_of(page).expect("a resident page has a frame");
         self.frames.class_mut(class).busy += 1;
         self.load(device, self.frame_bytes(class));
         let job = self.new_job(Job::Append { page: id, device, refused });

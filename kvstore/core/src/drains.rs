@@ -1,6 +1,6 @@
 use crate::machine::BACKGROUND_PAGES;
 use crate::order::OrderKey;
-use crate::page::{Mark, OnSsd, Page, PageId};
+use crate::page::{Mark, OnSsd, PageId};
 use crate::spaces::ClassId;
 use crate::{Action, Core};
 use std::collections::{BTreeSet, VecDeque};
@@ -68,7 +68,8 @@ impl Core {
         let Some((coldest, other)) = colder.min() else {
             return;
         };
-        let frame = self.index[coldest.page()].frame().expect("an ordered page has a frame");
+        let frame =
+            self.index.frame_of(&self.index[coldest.page()]).expect("an ordered page has a frame");
         let Some(first) = self.frames.close_slab_of(frame, &mut self.notes) else {
             return;
         };
@@ -81,7 +82,7 @@ impl Core {
     /// The page can leave DRAM from here on: it does, if its slab is to become empty.
     pub(crate) fn note_leaving(&mut self, id: PageId) {
         if self.frames.has_closed()
-            && let Some(frame) = self.index[id].frame()
+            && let Some(frame) = self.index.frame_of(&self.index[id])
             && self.frames.is_closed(frame)
         {
             self.drains.leaving.insert(id);
@@ -139,7 +140,7 @@ impl Core {
     /// where that is what eviction does.
     fn leave(&mut self, id: PageId, actions: &mut Vec<Action>) {
         let page = self.index.get(id).filter(|page| page.is(Mark::Ordered));
-        let Some(frame) = page.and_then(Page::frame) else {
+        let Some(frame) = page.and_then(|page| self.index.frame_of(page)) else {
             return;
         };
         if !self.frames.is_closed(frame) {

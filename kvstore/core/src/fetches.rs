@@ -264,7 +264,8 @@ impl Core {
             self.frames.class_mut(fetch.class).busy += 1;
             let delivery = Delivery { page, fetch: id, at, session, space, slot };
             let job = self.new_job(Job::CopyOut(delivery));
-            let frame = self.index[page].frame().expect("a resident page has a frame");
+            let frame =
+                self.index.frame_of(&self.index[page]).expect("a resident page has a frame");
             let frame = self.frames.place(fetch.class, frame);
             let page_bytes = self.spaces.get(space).page_bytes;
             actions.push(Action::CopyOut { job, session, space, slot, frame, page_bytes });
@@ -299,7 +300,10 @@ impl Core {
                     self.stats.delivered_ssd_pages += u64::from(read);
                     self.stats.delivered_dram_pages += u64::from(!read);
                     if mode == Mode::ZeroCopy {
-                        let frame = self.index[page].frame().expect("a resident page has a frame");
+                        let frame = self
+                            .index
+                            .frame_of(&self.index[page])
+                            .expect("a resident page has a frame");
                         let place = self.frames.place(fetch.class, frame);
                         places.push(PagePlace { part: place.part, offset: place.offset });
                         self.note_leased(fetch, at);

@@ -125,9 +125,9 @@ impl Core {
 
     /// Leaves the frame to the read, so that the page can be stored or read anew.
     pub(crate) fn part_from_read(&mut self, job: JobId, id: PageId) {
-        let page = &mut self.index[id];
+        let page = &self.index[id];
         assert_eq!(page.dram, Dram::Reading, "a read fills its page's frame");
-        let frame = page.take_frame();
+        let frame = self.index.take_frame(id);
         let class = self.class_of(id);
         self.note_presence(id);
         let Some(Job::Read { page, extent, .. }) = self.jobs.remove(&job) else {

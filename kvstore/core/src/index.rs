@@ -1,10 +1,12 @@
+use crate::in_dram::InDrams;
 use crate::page::{Page, PageId};
 use std::{iter, ops};
 use undercroft_wire::{PageKey, SpaceId};
 
-/// What an entry may take, bytes. A bucket and a record's place in its segment take 10 more, and
-/// all of it is what `undercroft status` shows as the heap of each page.
-const _: () = assert!(size_of::<Option<Page>>() <= 116, "there is an entry for each page");
+/// What an entry may take, bytes. A bucket and a record's place in its segment take 10 more, what
+/// is known of a page in DRAM 24, and what the page log knows of a record 33: all of it is what
+/// `undercroft status` shows as the heap of each page.
+const _: () = assert!(size_of::<Option<Page>>() <= 96, "there is an entry for each page");
 
 /// All known pages by (space, key), in a table of bounded size.
 ///
@@ -17,6 +19,7 @@ pub(crate) struct PageIndex {
     buckets: Vec<Option<PageId>>,
     entries: Vec<Option<Page>>,
     free: Vec<PageId>,
+    pub(crate) in_dram: InDrams,
     limit: usize,
     seed: u64,
 }
@@ -48,6 +51,7 @@ impl PageIndex {
             buckets: Vec::with_capacity(limit),
             entries: Vec::with_capacity(limit),
             free: Vec::with_capacity(limit),
+            in_dram: InDrams::new(limit),
             limit,
             seed,
         }
@@ -167,6 +171,7 @@ impl PageIndex {
 
     pub(crate) fn remove(&mut self, id: PageId) -> Page {
         let page = self.entries[id.place()].take().expect("a page is removed once");
+        assert_eq!(page.in_dram, 0, "a page without frame and pins has no entry for them");
         let bucket = self.bucket_of(page.space, &page.key);
         let (mut before, mut next) = (None, self.buckets[bucket]);
         while next != Some(id) {

@@ -24,6 +24,7 @@ mod gaps;
 mod health;
 mod hints;
 mod holds;
+mod in_dram;
 mod index;
 mod jobs;
 mod leases;

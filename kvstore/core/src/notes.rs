@@ -180,7 +180,7 @@ impl Core {
     }
 
     fn recall_frame(&self, page: &Page) -> Option<Note> {
-        let frame = page.frame()?;
+        let frame = self.index.frame_of(page)?;
         match page.dram {
             Dram::Resident => Some(self.filled(page)),
             _ => Some(self.filling(self.spaces.get(page.space).class, frame)),
@@ -198,7 +198,7 @@ impl Core {
     }
 
     pub(crate) fn filled(&self, page: &Page) -> Note {
-        let frame = page.frame().expect("a page in DRAM has a frame");
+        let frame = self.index.frame_of(page).expect("a page in DRAM has a frame");
         let place = self.frames.place(self.spaces.get(page.space).class, frame);
         Note::Filled {
             part: place.part,
@@ -207,7 +207,7 @@ impl Core {
             key: page.key,
             parent: page.parent.map(|parent| self.index[parent].key),
             depth: page.depth,
-            crc: page.crc(),
+            crc: self.index.crc_of(page),
             stamp: Stamp(page.stamp),
         }
     }
@@ -255,7 +255,7 @@ impl Core {
             return;
         }
         let page = &self.index[id];
-        if let (Dram::Resident, Some(frame)) = (page.dram, page.frame()) {
+        if let (Dram::Resident, Some(frame)) = (page.dram, self.index.frame_of(page)) {
             let place = self.frames.place(self.spaces.get(page.space).class, frame);
             let (part, offset, stamp) = (place.part, place.offset, Stamp(page.stamp));
             self.notes.list.push(Note::Touched { part, offset, stamp });
@@ -268,7 +268,7 @@ impl Core {
             return None;
         };
         let page = &self.index[fetch.pages[at as usize]];
-        let frame = page.frame().expect("a leased page has a frame");
+        let frame = self.index.frame_of(page).expect("a leased page has a frame");
         let place = self.frames.place(self.spaces.get(page.space).class, frame);
         let index = fetch.index_of(at);
         Some(Note::Leased { session, lease, index, part: place.part, offset: place.offset })

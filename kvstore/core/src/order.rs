@@ -48,23 +48,23 @@ impl Order {
         while let Some(at) = next {
             up = next;
             next = match key.cmp(&key_of(pages, at)) {
-                Ordering::Less => pages[at].links().left,
-                Ordering::Greater => pages[at].links().right,
+                Ordering::Less => pages.links(at).left,
+                Ordering::Greater => pages.links(at).right,
                 Ordering::Equal => unreachable!("a page stands in the eviction order once"),
             };
         }
-        pages[id].set_ordered(true);
-        pages[id].set_links(Links { up, ..Links::default() });
+        pages.set_ordered(id, true);
+        pages.set_links(id, Links { up, ..Links::default() });
         match up {
             Some(up) => {
-                let mut links = pages[up].links();
+                let mut links = pages.links(up);
                 let side = if key < key_of(pages, up) { &mut links.left } else { &mut links.right };
                 *side = Some(id);
-                pages[up].set_links(links);
+                pages.set_links(up, links);
             }
             None => self.root = Some(id),
         }
-        while let Some(up) = pages[id].links().up
+        while let Some(up) = pages.links(id).up
             && pages.priority(id) > pages.priority(up)
         {
             self.rotate_up(pages, id);
@@ -84,7 +84,7 @@ impl Order {
             self.first = self.after(pages, Some(key));
         }
         loop {
-            let Links { left, right, .. } = pages[id].links();
+            let Links { left, right, .. } = pages.links(id);
             let child = match (left, right) {
                 (Some(left), Some(right)) if pages.priority(left) > pages.priority(right) => left,
                 (_, Some(right)) => right,
@@ -93,9 +93,9 @@ impl Order {
             };
             self.rotate_up(pages, child);
         }
-        let up = pages[id].links().up;
+        let up = pages.links(id).up;
         self.replace_below(pages, up, id, None);
-        pages[id].set_ordered(false);
+        pages.set_ordered(id, false);
         self.len -= 1;
         if Some(key) <= self.ahead {
             self.ahead_len -= 1;
@@ -104,9 +104,9 @@ impl Order {
 
     /// Lets a page and the one above it change places.
     fn rotate_up(&mut self, pages: &mut PageIndex, id: PageId) {
-        let mut links = pages[id].links();
+        let mut links = pages.links(id);
         let up = links.up.expect("the root has nothing above it");
-        let mut above = pages[up].links();
+        let mut above = pages.links(up);
         let between = if above.left == Some(id) {
             let between = links.right.replace(up);
             above.left = between;
@@ -118,11 +118,11 @@ impl Order {
         };
         links.up = above.up.replace(id);
         self.replace_below(pages, links.up, up, Some(id));
-        pages[id].set_links(links);
-        pages[up].set_links(above);
+        pages.set_links(id, links);
+        pages.set_links(up, above);
         if let Some(between) = between {
-            let links = Links { up: Some(up), ..pages[between].links() };
-            pages[between].set_links(links);
+            let links = Links { up: Some(up), ..pages.links(between) };
+            pages.set_links(between, links);
         }
     }
 
@@ -138,10 +138,10 @@ impl Order {
             self.root = new;
             return;
         };
-        let mut links = pages[up].links();
+        let mut links = pages.links(up);
         let side = if links.left == Some(old) { &mut links.left } else { &mut links.right };
         *side = new;
-        pages[up].set_links(links);
+        pages.set_links(up, links);
     }
 
     /// Something about the key has changed: if the cursor has passed it, it must look again.
@@ -165,7 +165,7 @@ impl Order {
         };
         let (mut best, mut next) = (None, self.root);
         while let Some(at) = next {
-            let (here, links) = (key_of(pages, at), pages[at].links());
+            let (here, links) = (key_of(pages, at), pages.links(at));
             if here > key {
                 best = Some(here);
                 next = links.left;
@@ -210,7 +210,7 @@ impl Order {
         let mut open = vec![(self.root, None, false)];
         while let Some((at, up, passed)) = open.pop() {
             let Some(id) = at else { continue };
-            let links = pages[id].links();
+            let links = pages.links(id);
             if passed {
                 keys.push(key_of(pages, id));
                 continue;
@@ -312,7 +312,7 @@ mod tests {
             let id = with_page(&mut pages, stamp);
             order.insert(&mut pages, id);
         }
-        let above = |id: PageId| pages[id].links().up;
+        let above = |id: PageId| pages.links(id).up;
         let depth = |(id, _)| std::iter::successors(Some(id), |id| above(*id)).count();
         let deepest = pages.iter().map(depth).max().unwrap();
         assert!(deepest < 60, "{deepest} of 10,000, where 2 ln 10,000 are 18");

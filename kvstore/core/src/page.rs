@@ -1,6 +1,6 @@
 use crate::order::OrderKey;
 use std::num::NonZeroU32;
-use undercroft_wire::{DeviceId, Extent, FrameId, JobId, PageKey, SpaceId};
+use undercroft_wire::{DeviceId, Extent, PageKey, SpaceId};
 
 /// A page's place in the index. Taken again once the page is forgotten, so whoever keeps one
 /// across steps also keeps a pin, a keep, a child or a job on it.
@@ -97,9 +97,8 @@ pub(crate) enum Mark {
 /// All that is known of one page. Without any tier it stays only while it has children or
 /// somebody still names it: it keeps the links of its descendants valid.
 ///
-/// There are many, and their bytes are what the daemon's heap is. What excludes each other shares
-/// its room: a page is pinned or stands in the eviction order, and it has a checksum or is being
-/// read. What a lookup reads stands in front, in one cache line or two.
+/// There are many, and their bytes are what the daemon's heap is. What a lookup reads stands in
+/// front, in one cache line or two.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, packed(4))]
 pub(crate) struct Page {
@@ -130,12 +129,8 @@ pub(crate) struct Page {
     pub(crate) prev_sibling: Option<PageId>,
     /// Leases and holds that need the page to stay in some tier.
     pub(crate) keeps: u32,
-    /// While it is ordered, the numbers of its neighbours in that; else the first is how many
-    /// leases, holds and copies need the frame to stay.
-    place: [u32; 3],
-    frame: FrameId,
-    /// CRC-64/NVME of the payload; in [`Dram::Reading`] the read under way.
-    crc: u64,
+    /// The number of what is known of it in DRAM ([`crate::in_dram`]), or 0.
+    pub(crate) in_dram: u32,
 }
 
 /// A page's neighbours in a tree of pages.
@@ -166,9 +161,7 @@ impl Page {
             next_sibling: None,
             prev_sibling: None,
             keeps: 0,
-            place: [0; 3],
-            frame: FrameId(0),
-            crc: 0,
+            in_dram: 0,
         };
         page.set(Mark::Reached, depth == 0);
         page
@@ -221,76 +214,13 @@ impl Page {
         self.ssd = OnSsd::None;
     }
 
-    /// Its frame: exactly pages in DRAM, or on their way from a slot or SSD, have one.
-    pub(crate) fn frame(&self) -> Option<FrameId> {
-        let has = matches!(self.dram, Dram::Filling | Dram::Reading | Dram::Resident);
-        has.then_some(self.frame)
-    }
-
-    pub(crate) fn set_frame(&mut self, frame: FrameId, dram: Dram) {
-        (self.frame, self.dram) = (frame, dram);
-    }
-
-    /// Takes its frame away: DRAM has nothing of it.
-    pub(crate) fn take_frame(&mut self) -> FrameId {
-        let frame = self.frame().expect("a page in DRAM has a frame");
-        self.dram = Dram::None;
-        frame
-    }
-
-    /// Meaningful in [`Dram::Resident`].
-    pub(crate) fn crc(&self) -> u64 {
-        self.crc
-    }
-
-    pub(crate) fn set_crc(&mut self, crc: u64) {
-        self.crc = crc;
-    }
-
-    /// Meaningful in [`Dram::Reading`].
-    pub(crate) fn read_job(&self) -> JobId {
-        JobId(self.crc)
-    }
-
-    pub(crate) fn set_read_job(&mut self, job: JobId) {
-        self.crc = job.0;
-    }
-
-    /// Leases, holds and copies that need the frame to stay.
-    pub(crate) fn pins(&self) -> u32 {
-        if self.is(Mark::Ordered) { 0 } else { self.place[0] }
-    }
-
-    pub(crate) fn pin(&mut self) {
-        assert!(!self.is(Mark::Ordered), "a page is taken out of the order before it is pinned");
-        self.place[0] += 1;
-    }
-
-    pub(crate) fn unpin(&mut self) {
-        let pins = self.pins().checked_sub(1);
-        self.place[0] = pins.expect("a page is unpinned as often as pinned");
+    /// Whether it has a frame: in DRAM, or on its way there from a slot or SSD.
+    pub(crate) fn has_frame(&self) -> bool {
+        matches!(self.dram, Dram::Filling | Dram::Reading | Dram::Resident)
     }
 
     pub(crate) fn unkeep(&mut self) {
         self.keeps = self.keeps.checked_sub(1).expect("a page is unkept as often as kept");
-    }
-
-    /// Its neighbours in the eviction order.
-    pub(crate) fn links(&self) -> Links {
-        let [up, left, right] = self.place.map(PageId::from_number);
-        Links { up, left, right }
-    }
-
-    pub(crate) fn set_links(&mut self, links: Links) {
-        let Links { up, left, right } = links;
-        self.place = [up, left, right].map(|page| page.map_or(0, PageId::number));
-    }
-
-    /// It stands in the eviction order from here on, or not.
-    pub(crate) fn set_ordered(&mut self, on: bool) {
-        assert_eq!(self.pins(), 0, "a pinned page stands in no order");
-        self.set(Mark::Ordered, on);
-        self.place = [0; 3];
     }
 
     /// Whether it is in a tier or on its way to one, even if nobody can get at it now: what a
@@ -302,9 +232,8 @@ impl Page {
     /// Whether nothing and nobody needs the entry.
     pub(crate) fn is_idle(&self) -> bool {
         !self.is_present()
-            && self.frame().is_none()
             && self.first_child.is_none()
-            && self.pins() == 0
+            && self.in_dram == 0
             && self.keeps == 0
             && self.relocating == 0
             && !self.is(Mark::Pending)

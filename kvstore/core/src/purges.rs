@@ -96,7 +96,7 @@ impl Core {
     /// Takes the frame of a purged page back once nobody uses it.
     pub(crate) fn drop_purged(&mut self, id: PageId) {
         let page = &self.index[id];
-        let used = page.pins() > 0 || page.on_ssd() == OnSsd::Writing;
+        let used = self.index.pins(page) > 0 || page.on_ssd() == OnSsd::Writing;
         if page.is(Mark::Purged) && page.dram == Dram::Resident && !used {
             let class = self.class_of(id);
             self.frames.class_mut(class).resident -= 1;

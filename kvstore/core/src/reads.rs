@@ -20,22 +20,21 @@ impl Core {
         let Ssd::On(extent) = self.ssd_of(&self.index[id]) else {
             unreachable!("only pages on SSD are read")
         };
-        let page = &mut self.index[id];
-        assert_eq!(page.dram, Dram::None, "a page is read into one frame");
-        page.set_frame(frame, Dram::Reading);
+        assert_eq!(self.index[id].dram, Dram::None, "a page is read into one frame");
+        self.index.set_frame(id, frame, Dram::Reading);
         self.note_filling(class, frame);
         self.frames.class_mut(class).busy += 1;
         self.begin_reading(extent, self.frame_bytes(class));
         let fetches = vec![fetch];
         let job = self.new_job(Job::Read { page: id, extent, fetches });
-        self.index[id].set_read_job(job);
+        self.index.set_read_job(id, job);
         let frame = self.frames.place(class, frame);
         actions.push(Action::Read { job, extent, identity, frame });
     }
 
     /// Lets a fetch wait for a read that is under way.
     pub(crate) fn join_read(&mut self, id: PageId, fetch: FetchId) {
-        let job = self.index[id].read_job();
+        let job = self.index.read_job_of(&self.index[id]);
         let Some(Job::Read { fetches, .. }) = self.jobs.get_mut(&job) else {
             unreachable!("a page being read names its job")
         };
@@ -96,7 +95,7 @@ impl Core {
         let page = self.index.get(id).filter(|page| self.ssd_of(page) == Ssd::On(extent));
         match (outcome, page.map(|page| page.dram)) {
             (ReadOutcome::Ok(crc), Some(Dram::None)) => {
-                self.index[id].set_frame(frame, Dram::Reading);
+                self.index.set_frame(id, frame, Dram::Reading);
                 return self.become_resident(id, crc);
             }
             (ReadOutcome::Corrupt, Some(_)) => self.lose_record(id),

@@ -49,7 +49,7 @@ impl Core {
     /// Whether the page may be taken from DRAM, at once or after it was written to SSD.
     pub(crate) fn is_evictable(&self, id: PageId) -> bool {
         let page = &self.index[id];
-        if page.dram != Dram::Resident || page.pins() > 0 || page.is(Mark::Purged) {
+        if page.dram != Dram::Resident || self.index.pins(page) > 0 || page.is(Mark::Purged) {
             return false;
         }
         match page.written_to() {
@@ -82,11 +82,11 @@ impl Core {
 
     pub(crate) fn pin(&mut self, id: PageId) {
         self.unorder(id);
-        self.index[id].pin();
+        self.index.pin(id);
     }
 
     pub(crate) fn unpin(&mut self, id: PageId) {
-        self.index[id].unpin();
+        self.index.unpin(id);
         self.settle(id);
         self.drop_purged(id);
         self.prune(id);
@@ -106,17 +106,15 @@ impl Core {
     /// Turns a keep into a pin: the page is about to be delivered.
     pub(crate) fn keep_to_pin(&mut self, id: PageId) {
         self.unorder(id);
-        let page = &mut self.index[id];
-        page.pin();
-        page.unkeep();
+        self.index.pin(id);
+        self.index[id].unkeep();
     }
 
     /// Takes the page's frame away. The caller settles what becomes of the page.
     pub(crate) fn drop_frame(&mut self, id: PageId) {
         self.unorder(id);
-        let page = &mut self.index[id];
-        let frame = page.take_frame();
-        page.set(Mark::Purged, false);
+        let frame = self.index.take_frame(id);
+        self.index[id].set(Mark::Purged, false);
         let class = self.class_of(id);
         self.note_presence(id);
         self.give_back(class, frame);
@@ -151,9 +149,9 @@ impl Core {
     /// The frame is filled: from here on lookups see the page.
     pub(crate) fn become_resident(&mut self, id: PageId, crc: u64) {
         let page = &mut self.index[id];
-        assert!(page.frame().is_some(), "a filled page has a frame");
+        assert!(page.has_frame(), "a filled page has a frame");
         page.dram = Dram::Resident;
-        page.set_crc(crc);
+        self.index.set_crc(id, crc);
         let class = self.class_of(id);
         self.frames.class_mut(class).resident += 1;
         self.settle(id);

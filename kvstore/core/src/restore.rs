@@ -165,9 +165,9 @@ impl Core {
         let stamp = row.stamp.0.min(last).max(page.stamp);
         page.stamp = stamp;
         page.set(Mark::Touched, true);
-        page.set_frame(frame, Dram::Resident);
-        page.set_crc(row.crc);
         let parent = page.parent;
+        self.index.set_frame(id, frame, Dram::Resident);
+        self.index.set_crc(id, row.crc);
         let class = self.class_of(id);
         if stamp != row.stamp.0 {
             let (part, offset, stamp) = (row.part, row.offset, Stamp(stamp));
@@ -258,7 +258,7 @@ impl Core {
     fn restored_leased_page(&self, row: &RestoredLease) -> Option<PageId> {
         let (class, frame) = self.frames.find(row.part, row.offset)?;
         let page = *self.restored_frames.get(&frame)?;
-        self.index.get(page).filter(|page| page.frame() == Some(frame))?;
+        self.index.get(page).filter(|page| self.index.frame_of(page) == Some(frame))?;
         let state = self.sessions.get(&row.session).filter(|state| state.restored)?;
         if self.frames.class(class).domain != state.domain {
             return None;
