@@ -33,6 +33,10 @@ impl Core {
         if !opened || body.spaces.is_empty() {
             return self.refuse(session, request, RefusedReason::Unknown, NOT_OPEN, actions);
         }
+        if body.spaces.iter().enumerate().any(|(at, space)| body.spaces[..at].contains(space)) {
+            let detail = "a lookup names each space once";
+            return self.refuse(session, request, RefusedReason::Invalid, detail, actions);
+        }
         let keys = body.keys.as_slice();
         let found = self.longest_run(&body.spaces, keys);
         let stamp = self.next_stamp(session);

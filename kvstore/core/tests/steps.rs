@@ -8,7 +8,8 @@ mod world;
 
 use undercroft_core::{Config, Event};
 use undercroft_wire::{
-    Hint, HintKind, LeaseId, Mode, PageKey, Release, Reply, Request, SessionId, SpaceId, Stamp,
+    Hint, HintKind, LeaseId, Lookup, Mode, PageKey, Refused, RefusedReason, Release, Reply,
+    Request, SessionId, SpaceId, Stamp,
 };
 use world::{World, key};
 
@@ -134,4 +135,18 @@ fn a_process_that_dies_gives_back_its_frames_a_few_a_step() {
     world.open(2, 2, Mode::ZeroCopy);
     let space = world.open_space(2, 1, 4096, 64);
     assert_eq!(world.store(2, space, &chain(2, LONG), 0, Stamp(0)), LONG as usize);
+}
+
+#[test]
+fn a_lookup_names_each_space_once() {
+    let (mut world, space) = world(4);
+    let spaces = vec![space, space];
+    let keys = chain(1, 1);
+    let lookup = Lookup { spaces, keys: keys.as_slice().into(), hold_ms: 0 };
+    let reply = world.ask(1, &Request::Lookup(lookup));
+    let reason = match &reply {
+        Some(Reply::Refused(Refused { reason, .. })) => Some(*reason),
+        _ => None,
+    };
+    assert_eq!(reason, Some(RefusedReason::Invalid), "{reply:?}");
 }
