@@ -105,6 +105,14 @@ impl PageIndex {
         }
     }
 
+    /// Makes buckets for as many pages more, if there are none to be split for that.
+    pub(crate) fn expect(&mut self, pages: usize) {
+        if self.len() == 0 {
+            let buckets = (self.buckets.len() + pages).min(self.limit);
+            self.buckets.resize(buckets, None);
+        }
+    }
+
     /// A number that nobody outside can tell from the page's.
     pub(crate) fn priority(&self, id: PageId) -> u64 {
         let mixed = (u64::from(id.number()) ^ self.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);

@@ -68,8 +68,8 @@ pub struct Core {
     pub(crate) quarantine: BTreeSet<(ClassId, FrameId)>,
     /// Frames whose pages could not be taken over; while restoring also those that nobody reads.
     pub(crate) withheld: BTreeMap<FrameId, Withheld>,
-    /// Which page each frame that was restored so far holds.
-    pub(crate) restored_frames: HashMap<FrameId, PageId>,
+    /// Which page each frame that was restored so far holds: by frame, as soon as leases come.
+    pub(crate) restored_frames: Vec<(FrameId, PageId)>,
     /// Whether all of an earlier daemon was told.
     pub(crate) has_restored: bool,
     pub(crate) stats: Stats,
@@ -111,7 +111,7 @@ impl Core {
             notes: Notes::new(config.notes),
             quarantine: BTreeSet::new(),
             withheld: BTreeMap::new(),
-            restored_frames: HashMap::new(),
+            restored_frames: Vec::new(),
             has_restored: false,
             stats: Stats::default(),
             config,

@@ -77,6 +77,40 @@ impl Order {
         }
     }
 
+    /// Puts pages in their places when there are none yet, as [`Order::insert`] would one by one:
+    /// sorted, each needs to be looked at together with its neighbours only.
+    pub(crate) fn fill(&mut self, pages: &mut PageIndex, mut keys: Vec<OrderKey>) {
+        assert!(self.is_empty(), "an order is filled before anything stands in it");
+        keys.sort_unstable();
+        // From the root along its right side: what comes next goes below some page of these, and
+        // takes what was right of that to its left.
+        let mut side: Vec<PageId> = Vec::new();
+        for key in &keys {
+            let id = key.page();
+            pages.set_ordered(id, true);
+            let lower = |up: &mut PageId| pages.priority(*up) < pages.priority(id);
+            let mut left = None;
+            while let Some(below) = side.pop_if(lower) {
+                left = Some(below);
+            }
+            let up = side.last().copied();
+            pages.set_links(id, Links { up, left, right: None });
+            if let Some(left) = left {
+                let links = Links { up: Some(id), ..pages.links(left) };
+                pages.set_links(left, links);
+            }
+            if let Some(up) = up {
+                let links = Links { right: Some(id), ..pages.links(up) };
+                pages.set_links(up, links);
+            }
+            side.push(id);
+        }
+        self.root = side.first().copied();
+        self.first = keys.first().copied();
+        self.len = keys.len();
+        self.stale = true;
+    }
+
     /// Takes out a page that stands in it.
     pub(crate) fn remove(&mut self, pages: &mut PageIndex, id: PageId) {
         let key = key_of(pages, id);
@@ -255,6 +289,27 @@ mod tests {
         assert!(key(2, 9, 0) < key(2, 8, 0));
         assert!(key(2, 9, 0) < key(2, 9, 1));
         assert_eq!(key(2, 9, 77).page(), PageId::at(77));
+    }
+
+    #[test]
+    fn pages_put_in_at_once_stand_as_if_one_by_one() {
+        for count in [0, 1, 2, 3, 100] {
+            let (mut one, mut all) = (Order::default(), Order::default());
+            let mut pages = PageIndex::new(200, 7);
+            let ids: Vec<PageId> =
+                (0..count).map(|at| with_page(&mut pages, at * 37 % 101)).collect();
+            let keys = ids.iter().map(|id| key_of(&pages, *id)).collect();
+            all.fill(&mut pages, keys);
+            assert_eq!(all.audit(&pages), ids.len());
+            let links: Vec<Links> = ids.iter().map(|id| pages.links(*id)).collect();
+            for id in &ids {
+                all.remove(&mut pages, *id);
+            }
+            for id in &ids {
+                one.insert(&mut pages, *id);
+            }
+            assert_eq!(ids.iter().map(|id| pages.links(*id)).collect::<Vec<_>>(), links);
+        }
     }
 
     #[test]

@@ -52,6 +52,10 @@ impl Core {
         if page.dram != Dram::Resident || self.index.pins(page) > 0 || page.is(Mark::Purged) {
             return false;
         }
+        if self.frames.is_restoring() {
+            // It may prove to be leased. They are put in order all at once.
+            return false;
+        }
         match page.written_to() {
             // Nobody knows when the device is done with the frame.
             Some(device) => self.devices.answers(device),

@@ -1,5 +1,6 @@
 use crate::fetches::{Fetch, FetchId, Reader};
 use crate::notes::Note;
+use crate::order::OrderKey;
 use crate::page::{Dram, Mark, PageId};
 use crate::recovery::Guess;
 use crate::restored::{
@@ -34,7 +35,7 @@ impl Withheld {
 /// agrees with the rest, and a frame that may be in use is given to nobody.
 impl Core {
     pub(crate) fn restored(&mut self, piece: &Restored<'_>) {
-        if self.has_restored {
+        if self.has_restored || !self.frames.is_restoring() && self.index.len() > 0 {
             let Restored { spaces, slabs, pages, quarantined, sessions, leases, .. } = piece;
             let ignored = [spaces.len(), slabs.len(), pages.len(), quarantined.len()];
             let ignored = ignored.into_iter().sum::<usize>() + sessions.len() + leases.len();
@@ -46,10 +47,13 @@ impl Core {
             let taken = self.restore_space(space);
             self.count_restored(taken);
         }
+        let mut frames = 0;
         for slab in piece.slabs {
             let taken = self.restore_slab(slab);
+            frames += if taken { slab.bytes / u64::from(slab.frame_bytes) } else { 0 };
             self.count_restored(taken);
         }
+        self.index.expect(frames as usize);
         for frame in piece.quarantined {
             let taken = self.restore_quarantined(frame);
             self.count_restored(taken);
@@ -63,6 +67,9 @@ impl Core {
         for session in piece.sessions {
             let taken = self.restore_session(session);
             self.count_restored(taken);
+        }
+        if !piece.leases.is_empty() {
+            self.restored_frames.sort_unstable();
         }
         for lease in piece.leases {
             let taken = self.restore_lease(lease);
@@ -179,7 +186,7 @@ impl Core {
         if let Some(parent) = parent {
             self.touch(parent, stamp);
         }
-        self.restored_frames.insert(frame, id);
+        self.restored_frames.push((frame, id));
     }
 
     fn restore_session(&mut self, row: &RestoredSession) -> bool {
@@ -257,7 +264,8 @@ impl Core {
     /// The page that a restored session leases there, if it can have leased it.
     fn restored_leased_page(&self, row: &RestoredLease) -> Option<PageId> {
         let (class, frame) = self.frames.find(row.part, row.offset)?;
-        let page = *self.restored_frames.get(&frame)?;
+        let at = self.restored_frames.binary_search_by_key(&frame, |(frame, _)| *frame);
+        let (_, page) = self.restored_frames[at.ok()?];
         self.index.get(page).filter(|page| self.index.frame_of(page) == Some(frame))?;
         let state = self.sessions.get(&row.session).filter(|state| state.restored)?;
         if self.frames.class(class).domain != state.domain {
@@ -288,9 +296,10 @@ impl Core {
 
     fn finish_restoring(&mut self) {
         self.has_restored = true;
-        self.restored_frames.clear();
+        self.restored_frames = Vec::new();
         self.free_unread();
         self.frames.drop_unused(&mut self.notes);
+        self.fill_orders();
         let idle = self.sessions.iter().filter(|(_, state)| state.restored);
         for session in idle.map(|(id, _)| *id).collect::<Vec<SessionId>>() {
             self.forget_session_if_done(session);
@@ -298,6 +307,22 @@ impl Core {
         let classes: Vec<ClassId> = self.frames.classes().map(|(class, _)| class).collect();
         for class in classes {
             self.wake(class);
+        }
+    }
+
+    /// Puts the pages that may leave DRAM in the order they leave it in: while they were restored
+    /// none did.
+    fn fill_orders(&mut self) {
+        let mut orders: Vec<Vec<OrderKey>> = Vec::new();
+        orders.resize_with(self.frames.classes().count(), Vec::new);
+        let evictable = self.index.iter().filter(|(id, _)| self.is_evictable(*id));
+        for (id, page) in evictable {
+            orders[self.class_of(id).0 as usize].push(page.order_key(id));
+        }
+        for (class, keys) in orders.into_iter().enumerate() {
+            let leaving: Vec<PageId> = keys.iter().map(|key| key.page()).collect();
+            self.frames.class_mut(ClassId(class as u32)).order.fill(&mut self.index, keys);
+            leaving.into_iter().for_each(|id| self.note_leaving(id));
         }
     }
 

@@ -12,6 +12,11 @@ impl Frames {
         self.keeps_unused = true;
     }
 
+    /// Whether there may be more to come of what an earlier daemon left.
+    pub(crate) fn is_restoring(&self) -> bool {
+        self.keeps_unused
+    }
+
     pub(crate) fn drop_unused(&mut self, notes: &mut Notes) {
         self.keeps_unused = false;
         let unused = self.slabs.iter().filter(|(_, slab)| slab.is_unused());
