@@ -45,8 +45,8 @@ impl Backing {
         self.mounts.is_some()
     }
 
-    /// Memory of `bytes` bytes, in reserved huge pages or not. With `reserve` it is taken at once:
-    /// a mount can run out, and whoever touches a page then is killed.
+    /// Memory of `bytes` bytes, in reserved huge pages or not. With `reserve` it is taken at once on
+    /// a mount that has a size of its own: it can run out, and whoever touches a page then is killed.
     pub(crate) fn create(
         &self,
         bytes: u64,

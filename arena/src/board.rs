@@ -125,6 +125,12 @@ impl Board {
         self.file.read_only_fd()
     }
 
+    /// Whether nobody but the daemon can open it for writing, whatever his rights over files.
+    #[must_use]
+    pub fn is_protected(&self) -> bool {
+        self.file.is_protected()
+    }
+
     /// Its length, bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {

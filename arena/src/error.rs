@@ -1,5 +1,4 @@
 use std::io;
-use std::path::PathBuf;
 use thiserror::Error;
 
 /// What can go wrong with shared memory.
@@ -53,12 +52,18 @@ pub enum ArenaError {
         expected: u64,
     },
     /// A directory that is not fit to hold the arena.
-    #[error("{} cannot hold the arena: {what}", path.display())]
+    #[error("the mount cannot hold the arena: {what}")]
     Mount {
-        /// Which one.
-        path: PathBuf,
         /// What is wrong with it.
         what: &'static str,
+    },
+    /// No mounts are to be had.
+    #[error("cannot {what}: {source}")]
+    Mounting {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
     },
     /// Memory that others could write.
     #[error("the arena would not be protected: {what}")]

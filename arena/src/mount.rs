@@ -2,7 +2,6 @@ use crate::{ArenaError, memfd};
 use rustix::fs::{AtFlags, Mode, OFlags, StatVfsMountFlags};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::Path;
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -21,45 +20,40 @@ pub struct Mount {
     writable: OwnedFd,
     read_only: OwnedFd,
     hugetlb: bool,
+    /// Whether it has a size of its own.
+    can_fill: bool,
 }
 
 impl Mount {
-    /// Takes the directory `dir`, on tmpfs or hugetlbfs (of 2 MiB pages), and `read_only`, a
-    /// read-only bind mount of it. `dir` must be this user's and closed to all others. What a
+    /// Takes the directory `dir`, on tmpfs or hugetlbfs (of 2 MiB pages), and `read_only`, the same
+    /// one through a read-only bind mount. It must be this user's and closed to all others. What a
     /// daemon that was killed left in it is removed.
     ///
     /// # Errors
     /// Two directories that are not so.
-    pub fn open(dir: &Path, read_only: &Path) -> Result<Self, ArenaError> {
-        let open = |path: &Path| {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            rustix::fs::open(path, flags, Mode::empty())
-                .map_err(ArenaError::system("open the directory of a mount", 0))
-        };
-        let (writable, bound) = (open(dir)?, open(read_only)?);
-        let odd = |what| ArenaError::Mount { path: dir.to_owned(), what };
+    pub fn new(dir: OwnedFd, read_only: OwnedFd) -> Result<Self, ArenaError> {
+        let odd = |what| ArenaError::Mount { what };
         let inspect = || ArenaError::system("inspect a mount", 0);
-        let stats = [&writable, &bound].map(rustix::fs::fstat);
-        let [stat, other] = stats.map(|stat| stat.map_err(inspect()));
-        let (stat, other) = (stat?, other?);
+        let stat = rustix::fs::fstat(&dir).map_err(inspect())?;
+        let other = rustix::fs::fstat(&read_only).map_err(inspect())?;
         if (stat.st_dev, stat.st_ino) != (other.st_dev, other.st_ino) {
-            return Err(odd("the other path is not a bind mount of it"));
+            return Err(odd("the other directory is not a bind mount of it"));
         }
         if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o077 != 0 {
             return Err(odd("it is not this user's alone: its mode must be 0700"));
         }
-        if is_read_only(&writable)? || !is_read_only(&bound)? {
-            return Err(odd("it must be writable, and the other path read-only"));
+        if is_read_only(&dir)? || !is_read_only(&read_only)? {
+            return Err(odd("it must be writable, and the other directory read-only"));
         }
-        let hugetlb = memfd::is_hugetlb(&writable);
-        if !hugetlb && !memfd::is_tmpfs(&writable) {
+        let hugetlb = memfd::is_hugetlb(&dir);
+        if !hugetlb && !memfd::is_tmpfs(&dir) {
             return Err(odd("it is neither on tmpfs nor on hugetlbfs"));
         }
-        let page = rustix::fs::fstatfs(&writable).map_err(inspect())?.f_bsize;
-        if hugetlb && u64::try_from(page).ok() != Some(HUGE_BYTES) {
+        let facts = rustix::fs::fstatvfs(&dir).map_err(inspect())?;
+        if hugetlb && facts.f_bsize != HUGE_BYTES {
             return Err(odd("its huge pages are not of 2 MiB"));
         }
-        let mount = Self { writable, read_only: bound, hugetlb };
+        let mount = Self { writable: dir, read_only, hugetlb, can_fill: facts.f_blocks > 0 };
         mount.sweep()?;
         Ok(mount)
     }
@@ -91,7 +85,7 @@ impl Mount {
     }
 
     /// Makes a file of `bytes` bytes without a name: the descriptor that writes, and one that
-    /// never can. With `reserve` its memory is taken at once.
+    /// never can. With `reserve` its memory is taken at once, where the mount could run out of it.
     pub(crate) fn create(
         &self,
         bytes: u64,
@@ -111,7 +105,7 @@ impl Mount {
         let read_only = read_only?;
         rustix::fs::ftruncate(&fd, bytes)
             .map_err(ArenaError::system("size a file of a mount", bytes))?;
-        if reserve {
+        if reserve && self.can_fill {
             rustix::fs::fallocate(&fd, rustix::fs::FallocateFlags::empty(), 0, bytes)
                 .map_err(ArenaError::system("reserve a file of a mount", bytes))?;
         }

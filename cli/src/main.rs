@@ -3,6 +3,7 @@
 mod bench;
 mod inspect;
 mod log;
+mod mounts;
 mod outcome;
 mod serve;
 mod status;
@@ -37,6 +38,8 @@ struct Arguments {
 enum Command {
     /// Run the daemon until SIGTERM or Ctrl-C.
     Serve(serve::Serve),
+    /// Make the private mounts of a service, before its daemon starts.
+    Mounts(mounts::Mounts),
     /// Show a running daemon's tiers, hits, sessions and what the machine refused it.
     Status(status::Status),
     /// Show what lies in a store on SSD, and prove it offline.
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome = match arguments.command {
         Command::Serve(serve) => serve.run(),
+        Command::Mounts(mounts) => mounts.run(),
         Command::Status(status) => status.run(),
         Command::Inspect(inspect) => inspect.run(),
         Command::Bench(bench) => bench.run(),

@@ -2,8 +2,9 @@
 
 use crate::config::{Config, DomainConfig};
 use crate::estate::{Estate, Heirloom};
+use crate::mounts::Ground;
 use std::collections::BTreeMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use undercroft_arena::{
     ArenaError, Board, FileId, HugePages, Part, PartFacts, PartOptions, PartRow, Span,
@@ -43,6 +44,16 @@ pub(crate) struct ArenaPart {
     pub(crate) stage: PartStage,
 }
 
+impl ArenaPart {
+    /// What the next daemon needs of it: also the descriptor for readers, where that cannot be made
+    /// again.
+    pub(crate) fn heirlooms(&self, id: PartId) -> impl Iterator<Item = (Heirloom, BorrowedFd<'_>)> {
+        let read_only = self.part.is_protected().then_some(self.read_only.as_fd());
+        let read_only = read_only.map(|fd| (Heirloom::ReadOnly(id), fd));
+        [(Heirloom::Part(id), self.part.fd())].into_iter().chain(read_only)
+    }
+}
+
 /// A domain's board with the descriptor that clients get.
 #[derive(Debug)]
 pub(crate) struct SharedBoard {
@@ -54,6 +65,8 @@ pub(crate) struct SharedBoard {
 #[derive(Debug)]
 pub(crate) struct Arena {
     pub(crate) epoch: Epoch,
+    /// Where new parts and boards lie.
+    ground: Ground,
     options: PartOptions,
     parts: BTreeMap<PartId, ArenaPart>,
     boards: BTreeMap<DomainId, SharedBoard>,
@@ -61,9 +74,14 @@ pub(crate) struct Arena {
 
 impl Arena {
     /// One without any part.
-    pub(crate) fn new(epoch: Epoch, config: &Config) -> Self {
-        let options = part_options(config);
-        Self { epoch, options, parts: BTreeMap::new(), boards: BTreeMap::new() }
+    pub(crate) fn new(epoch: Epoch, config: &Config, ground: Ground) -> Self {
+        Self {
+            epoch,
+            ground,
+            options: part_options(config),
+            parts: BTreeMap::new(),
+            boards: BTreeMap::new(),
+        }
     }
 
     /// Has parts that are made from now on made as configured.
@@ -126,7 +144,7 @@ impl Arena {
     pub(crate) fn board_of(&mut self, domain: &DomainConfig) -> Result<&mut Board, ArenaError> {
         if !self.boards.contains_key(&domain.id) {
             let bytes = domain.dram_bytes.saturating_mul(BOARD_GROWTH).max(BOARD_BYTES);
-            let board = Board::create(self.epoch, bytes)?;
+            let board = Board::create_in(&self.ground.backing, self.epoch, bytes)?;
             self.insert_board(domain.id, board)?;
         }
         let board = self.boards.get_mut(&domain.id).map(|shared| &mut shared.board);
@@ -159,7 +177,8 @@ impl Arena {
         estate: &mut Estate,
     ) -> Result<(), String> {
         let fd = estate.take(Heirloom::Board(domain)).ok_or("a board is missing")?;
-        let board = Board::adopt(fd, None).map_err(|error| error.to_string())?;
+        let read_only = estate.take(Heirloom::ReadOnlyBoard(domain));
+        let board = Board::adopt(fd, read_only).map_err(|error| error.to_string())?;
         if board.epoch() != self.epoch {
             return Err("a board is of another epoch".to_owned());
         }
@@ -204,11 +223,12 @@ impl Arena {
         self.iter().filter(move |(_, part)| part.domain == domain)
     }
 
-    /// Whether nobody but the daemon can open a domain's parts for writing, whatever his rights.
+    /// Whether nobody but the daemon can open for writing what a domain's clients are given, or will
+    /// be, whatever his rights.
     pub(crate) fn is_protected(&self, domain: DomainId) -> bool {
-        let protected = |(_, part): (PartId, &ArenaPart)| part.part.is_protected();
-        // Of one that is still to be made nothing is known.
-        self.of(domain).next().is_some() && self.of(domain).all(protected)
+        let board = self.boards.get(&domain).is_none_or(|shared| shared.board.is_protected());
+        let parts = self.of(domain).all(|(_, part)| part.part.is_protected());
+        self.ground.backing.is_protected() && board && parts
     }
 
     /// The parts of one domain that pages may lie in.
@@ -261,14 +281,19 @@ impl Arena {
 
     /// What the next daemon needs of it.
     pub(crate) fn estate(&self) -> impl Iterator<Item = (Heirloom, BorrowedFd<'_>)> {
-        let parts = self.parts.iter().map(|(id, part)| (Heirloom::Part(*id), part.part.fd()));
-        let boards = self.boards.iter();
-        parts.chain(boards.map(|(id, shared)| (Heirloom::Board(*id), shared.board.fd())))
+        let parts = self.parts.iter().flat_map(|(id, part)| part.heirlooms(*id));
+        let boards = self.boards.iter().flat_map(|(domain, shared)| {
+            let SharedBoard { board, read_only } = shared;
+            let read_only = board.is_protected().then_some(read_only.as_fd());
+            let read_only = read_only.map(|fd| (Heirloom::ReadOnlyBoard(*domain), fd));
+            [(Heirloom::Board(*domain), board.fd())].into_iter().chain(read_only)
+        });
+        parts.chain(boards)
     }
 
     /// What the machine refused, each line once.
     pub(crate) fn refused(&self) -> Vec<String> {
-        let mut lines: Vec<String> = Vec::new();
+        let mut lines: Vec<String> = self.ground.refused.iter().cloned().collect();
         for line in self.parts.values().flat_map(|part| &part.facts.refused) {
             if !lines.contains(line) {
                 lines.push(line.clone());

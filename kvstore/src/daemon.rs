@@ -10,6 +10,7 @@ use crate::error::StartError;
 use crate::estate::{Estate, Heirloom, Keeper};
 use crate::inherited;
 use crate::listener::BoundSocket;
+use crate::mounts::{self, Ground};
 use crate::mourner::Mourner;
 use crate::part_maker::{MadePart, PartMaker};
 use crate::peer::Peer;
@@ -76,9 +77,10 @@ impl Daemon {
     /// # Errors
     /// The first thing that cannot be had, in one line.
     pub fn open(config: Config) -> Result<Self, StartError> {
-        let estate = inherited::take();
+        let mut estate = inherited::take();
         let kept = Keeper::is_there() || estate.names().next().is_some();
-        Self::open_with(config, (estate, StartKind::Warm), kept)
+        let ground = mounts::ground(config.backing, &mut estate)?;
+        Self::open_with(config, (estate, StartKind::Warm), ground, kept)
     }
 
     /// As [`Daemon::open`], from the daemon that serves the configured socket: that one closes its
@@ -87,14 +89,16 @@ impl Daemon {
     /// # Errors
     /// There is none, or it refuses; else as [`Daemon::open`].
     pub fn take_over(config: Config) -> Result<Self, StartError> {
+        let ground = mounts::ground(config.backing, &mut inherited::take())?;
         let estate = takeover::ask(&config.socket)?;
-        Self::open_with(config, (estate, StartKind::Takeover), Keeper::is_there())
+        Self::open_with(config, (estate, StartKind::Takeover), ground, Keeper::is_there())
     }
 
     /// `kept` says that somebody else keeps the socket when this daemon ends.
     fn open_with(
         config: Config,
         (mut estate, kind): (Estate, StartKind),
+        ground: Ground,
         kept: bool,
     ) -> Result<Self, StartError> {
         let began = Instant::now();
@@ -112,7 +116,7 @@ impl Daemon {
         let succeeds = estate.has_arena();
         let prepared = config.ssd.as_ref().map(|ssd| store::prepare(ssd, succeeds)).transpose()?;
         let prepared = prepared.unwrap_or_default();
-        let (control, doors) = assemble(config, prepared, (estate, kind))?;
+        let (control, doors) = assemble(config, prepared, (estate, kind), &ground)?;
         Ok(Self { control, doors, socket, metrics, began })
     }
 
@@ -192,12 +196,13 @@ impl Daemon {
 fn assemble(
     config: Config,
     prepared: Vec<Prepared>,
-    (estate, kind): (Estate, StartKind),
+    from: (Estate, StartKind),
+    ground: &Ground,
 ) -> Result<(Control, Doors), StartError> {
     let limits = bounds::limits(&config);
     let late = prepared.iter().filter(|prepared| !matches!(prepared.log, Opening::Open(_)));
     let unlocked = late.map(|prepared| prepared.device).collect();
-    let mut succession = succession::begin(&config, &limits, estate, kind)?;
+    let mut succession = succession::begin(&config, &limits, from, ground)?;
     let name = store::name(config.ssd.as_ref());
     let are_the_same = succession.state.replace_devices(name) == name;
     let devices = quarantine::Devices { unlocked, are_the_same, any: !prepared.is_empty() };
@@ -212,7 +217,7 @@ fn assemble(
     let staging_maker = StagingMaker::start(made_bell)
         .map_err(|source| StartError::Thread { what: "the staging maker", source })?;
     let (parted_bell, parted) = bell(BELL_ROOM);
-    let part_maker = PartMaker::start(parted_bell)
+    let part_maker = PartMaker::start(parted_bell, Arc::clone(&ground.backing))
         .map_err(|source| StartError::Thread { what: "the part maker", source })?;
     let from = (random(), succession.state.next_stamp());
     let core = Core::new(bounds::core_config(&config, limits, from));

@@ -94,6 +94,19 @@ pub enum StartError {
         /// The file.
         path: PathBuf,
     },
+    /// The arena must lie on private mounts, and there are none.
+    #[error(
+        "the arena is to lie on private mounts: {source}; have the service manager hand them over (undercroft mounts) or set arena.backing to \"auto\" or \"memfd\""
+    )]
+    Mounts {
+        /// What failed.
+        source: ArenaError,
+    },
+    /// Nobody would keep what was made.
+    #[error(
+        "there is no service manager to keep the mounts: this is for a unit's ExecStartPre= (see systemd/undercroft.service)"
+    )]
+    NoManager,
     /// The state file cannot be made.
     #[error("the state file beside the arena: {source}")]
     State {

@@ -1,5 +1,6 @@
 //! What outlives a daemon: its listening socket, the arena's parts, boards and the state file, as
-//! descriptors with names. A service manager keeps them, or one daemon hands them to the next.
+//! descriptors with names. A service manager keeps them, or one daemon hands them to the next. The
+//! mounts that parts are made on come the same way.
 
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, sockopt};
@@ -22,8 +23,37 @@ pub(crate) enum Heirloom {
     Part(PartId),
     /// The same part, for readers.
     ReadOnly(PartId),
-    /// A domain's board.
+    /// A domain's board, for its owner.
     Board(DomainId),
+    /// The same board, for readers.
+    ReadOnlyBoard(DomainId),
+    /// A mount to make parts and boards on: no piece of an arena itself.
+    Mount {
+        /// Whether it is one of reserved huge pages.
+        hugetlb: bool,
+        side: Side,
+    },
+}
+
+/// One of the two directories that a mount is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Side {
+    Writable,
+    ReadOnly,
+}
+
+impl Heirloom {
+    const MOUNTS: [(&'static str, bool, Side); 4] = [
+        ("plain", false, Side::Writable),
+        ("plain-read", false, Side::ReadOnly),
+        ("huge", true, Side::Writable),
+        ("huge-read", true, Side::ReadOnly),
+    ];
+
+    /// Whether there is an arena without it, too.
+    fn is_arena(self) -> bool {
+        !matches!(self, Self::Socket | Self::Mount { .. })
+    }
 }
 
 impl fmt::Display for Heirloom {
@@ -35,6 +65,12 @@ impl fmt::Display for Heirloom {
             Self::Part(part) => write!(f, "undercroft-part-{part}"),
             Self::ReadOnly(part) => write!(f, "undercroft-read-{part}"),
             Self::Board(domain) => write!(f, "undercroft-board-{domain}"),
+            Self::ReadOnlyBoard(domain) => write!(f, "undercroft-glance-{domain}"),
+            Self::Mount { hugetlb, side } => {
+                let is_it = |(_, huge, of): &&(&str, bool, Side)| (huge, of) == (hugetlb, side);
+                let name = Self::MOUNTS.iter().find(is_it).map_or("", |(name, ..)| name);
+                write!(f, "undercroft-mount-{name}")
+            }
         }
     }
 }
@@ -48,6 +84,12 @@ impl FromStr for Heirloom {
             Some(("part", number)) => part(number).map(Self::Part),
             Some(("read", number)) => part(number).map(Self::ReadOnly),
             Some(("board", domain)) => parse_domain(domain).map(Self::Board).ok_or(()),
+            Some(("glance", domain)) => parse_domain(domain).map(Self::ReadOnlyBoard).ok_or(()),
+            Some(("mount", which)) => {
+                let known = Self::MOUNTS.iter().find(|(name, ..)| *name == which);
+                let mount = known.map(|&(_, hugetlb, side)| Self::Mount { hugetlb, side });
+                mount.ok_or(())
+            }
             Some(_) => Err(()),
             None if name == "undercroft-socket" => Ok(Self::Socket),
             None if name == "undercroft-state" => Ok(Self::State),
@@ -86,7 +128,7 @@ impl Estate {
         match known {
             Some(heirloom) => {
                 // A socket comes from its own unit and from what was kept: it is the same one.
-                if self.items.insert(heirloom, fd).is_some() && heirloom != Heirloom::Socket {
+                if self.items.insert(heirloom, fd).is_some() && heirloom.is_arena() {
                     tracing::warn!(name, "inherited twice");
                     self.is_doubled = true;
                 }
@@ -111,7 +153,7 @@ impl Estate {
 
     /// Whether there is anything of an arena in it.
     pub(crate) fn has_arena(&self) -> bool {
-        self.items.keys().any(|heirloom| *heirloom != Heirloom::Socket)
+        self.items.keys().any(|heirloom| heirloom.is_arena())
     }
 
     /// What is left in it.
@@ -119,10 +161,9 @@ impl Estate {
         self.items.keys().copied()
     }
 
-    /// The names of all that is left in it but the socket, those that only another build knows
-    /// included.
+    /// The names of all of an arena that is left in it, those that only another build knows included.
     pub(crate) fn arena_names(&self) -> Vec<String> {
-        let known = self.names().filter(|heirloom| *heirloom != Heirloom::Socket);
+        let known = self.names().filter(|heirloom| heirloom.is_arena());
         known.map(|heirloom| heirloom.to_string()).chain(self.strange.iter().cloned()).collect()
     }
 }
@@ -178,12 +219,24 @@ mod tests {
             Heirloom::Part(PartId(7)),
             Heirloom::ReadOnly(PartId(7)),
             Heirloom::Board(domain),
+            Heirloom::ReadOnlyBoard(domain),
+            Heirloom::Mount { hugetlb: false, side: Side::Writable },
+            Heirloom::Mount { hugetlb: false, side: Side::ReadOnly },
+            Heirloom::Mount { hugetlb: true, side: Side::Writable },
+            Heirloom::Mount { hugetlb: true, side: Side::ReadOnly },
         ] {
             let name = heirloom.to_string();
             assert!(!name.contains(':') && name.len() < 255, "{name}");
             assert_eq!(name.parse(), Ok(heirloom));
         }
-        for name in ["", "undercroft-", "undercroft-part-x", "undercroft-board-00", "stored"] {
+        for name in [
+            "",
+            "undercroft-",
+            "undercroft-part-x",
+            "undercroft-board-00",
+            "undercroft-mount-",
+            "stored",
+        ] {
             assert_eq!(name.parse::<Heirloom>(), Err(()), "{name}");
         }
     }

@@ -6,7 +6,7 @@ use crate::bell::Bell;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::sync::Arc;
 use std::time::Duration;
-use undercroft_arena::{ArenaError, Part, PartFacts, PartOptions};
+use undercroft_arena::{ArenaError, Backing, Part, PartFacts, PartOptions};
 use undercroft_wire::{DomainId, PartId};
 
 /// Parts that wait to be made or freed.
@@ -45,10 +45,11 @@ pub(crate) struct PartMaker {
 }
 
 impl PartMaker {
-    /// Starts the thread; `done` is rung with every part that was wanted.
-    pub(crate) fn start(done: Bell<MadePart>) -> std::io::Result<Self> {
+    /// Starts the thread, which makes parts on `backing`; `done` is rung with every part that was
+    /// wanted.
+    pub(crate) fn start(done: Bell<MadePart>, backing: Arc<Backing>) -> std::io::Result<Self> {
         let (sender, receiver) = bounded(ROOM);
-        let body = move || run(&receiver, &done);
+        let body = move || run(&receiver, &done, &backing);
         std::thread::Builder::new().name("parts".to_owned()).spawn(body)?;
         Ok(Self { work: sender })
     }
@@ -70,7 +71,7 @@ impl PartMaker {
     }
 }
 
-fn run(work: &Receiver<Work>, done: &Bell<MadePart>) {
+fn run(work: &Receiver<Work>, done: &Bell<MadePart>, backing: &Backing) {
     // The rings let go of a part when they come to it, and must not be the ones to free it.
     let mut going: Vec<Box<ArenaPart>> = Vec::new();
     loop {
@@ -81,7 +82,7 @@ fn run(work: &Receiver<Work>, done: &Bell<MadePart>) {
         };
         match next {
             Ok(Work::Make(wanted)) => {
-                let made = Part::create(wanted.id, wanted.bytes, &wanted.options);
+                let made = Part::create_in(backing, wanted.id, wanted.bytes, &wanted.options);
                 done.ring(MadePart { wanted, made });
             }
             Ok(Work::Free(part)) => going.push(part),
@@ -138,7 +139,7 @@ mod tests {
     #[test]
     fn a_part_is_freed_once_nobody_else_has_it() {
         let (bell, door) = bell(4);
-        let maker = PartMaker::start(bell).unwrap();
+        let maker = PartMaker::start(bell, Arc::default()).unwrap();
         let part = made(&maker, &door);
         let inode = part.part.file_id().unwrap().inode;
         let ring = Arc::clone(&part.part);

@@ -4,6 +4,7 @@ use crate::arena::Arena;
 use crate::config::Config;
 use crate::error::StartError;
 use crate::estate::{Estate, Heirloom, Keeper};
+use crate::mounts::Ground;
 use undercroft_arena::{PartRow, State, StateLimits};
 use undercroft_core::{DomainLimits, Limits};
 use undercroft_wire::{Epoch, StartKind, StartStatus};
@@ -26,14 +27,14 @@ pub(crate) struct Succession {
 pub(crate) fn begin(
     config: &Config,
     limits: &Limits,
-    mut estate: Estate,
-    kind: StartKind,
+    (mut estate, kind): (Estate, StartKind),
+    ground: &Ground,
 ) -> Result<Succession, StartError> {
     let mut dropped = None;
     let mut inherited = None;
     let all = estate.arena_names();
     if estate.has_arena() {
-        match inherit(config, limits, &mut estate) {
+        match inherit(config, limits, &mut estate, ground) {
             Ok(found) => inherited = Some(found),
             Err(reason) => {
                 tracing::warn!(reason, "the arena that was kept is dropped");
@@ -52,7 +53,7 @@ pub(crate) fn begin(
     let kind = if inherited.is_some() { kind } else { StartKind::Cold };
     let (mut arena, state) = match inherited {
         Some(found) => found,
-        None => anew(config, limits)?,
+        None => anew(config, limits, ground)?,
     };
     for domain in &config.domains {
         // Parts come later, and who is greeted before needs it.
@@ -74,6 +75,7 @@ fn inherit(
     config: &Config,
     limits: &Limits,
     estate: &mut Estate,
+    ground: &Ground,
 ) -> Result<(Arena, State), String> {
     if estate.is_doubled() {
         return Err("something of it was kept twice".to_owned());
@@ -92,7 +94,7 @@ fn inherit(
             Keeper.forget(&Heirloom::State.to_string());
         }
     }
-    let mut arena = Arena::new(state.epoch(), config);
+    let mut arena = Arena::new(state.epoch(), config, ground.clone());
     let parts: Vec<PartRow> = state.parts().collect();
     for domain in &config.domains {
         if parts.iter().any(|row| row.domain == domain.id) {
@@ -110,11 +112,11 @@ fn inherit(
     Ok((arena, state))
 }
 
-fn anew(config: &Config, limits: &Limits) -> Result<(Arena, State), StartError> {
+fn anew(config: &Config, limits: &Limits, ground: &Ground) -> Result<(Arena, State), StartError> {
     let epoch = Epoch(crate::daemon::random());
     let limits = state_limits(config, limits);
     let state = State::create(epoch, &limits).map_err(|source| StartError::State { source })?;
-    Ok((Arena::new(epoch, config), state))
+    Ok((Arena::new(epoch, config, ground.clone()), state))
 }
 
 fn state_limits(config: &Config, limits: &Limits) -> StateLimits {

@@ -46,17 +46,26 @@ fn arena(daemon: &TestDaemon) -> ArenaStatus {
     daemon.status().arena
 }
 
-/// Files as large as a part that a process has open or mapped, by inode.
-fn parts_of(pid: u32) -> BTreeSet<u64> {
+/// Whether this is a memfd, or a file without a name on the daemon's own mount.
+fn is_shared_memory(path: &str) -> bool {
+    path.starts_with("/memfd:") || path.starts_with("/undercroft-")
+}
+
+/// A file: its file system's numbers, as in `/proc/PID/maps`, and its own.
+type FileId = (u32, u32, u64);
+
+/// Files as large as a part that a process has open or mapped.
+fn parts_of(pid: u32) -> BTreeSet<FileId> {
     let mut found = BTreeSet::new();
     let links = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("the process lives");
     for link in links.filter_map(Result::ok) {
-        let is_memory = std::fs::read_link(link.path())
-            .is_ok_and(|to| to.to_string_lossy().starts_with("/memfd:"));
+        let is_memory =
+            std::fs::read_link(link.path()).is_ok_and(|to| is_shared_memory(&to.to_string_lossy()));
         if let Some(file) = std::fs::metadata(link.path()).ok().filter(|_| is_memory)
             && file.len() == PART
         {
-            found.insert(file.ino());
+            let device = file.dev();
+            found.insert((rustix::fs::major(device), rustix::fs::minor(device), file.ino()));
         }
     }
     found.extend(
@@ -67,25 +76,30 @@ fn parts_of(pid: u32) -> BTreeSet<u64> {
 
 /// Which of a daemon's parts this process has: its clients map them, its service manager keeps them.
 /// Other tests run in it, too.
-fn here(known: &BTreeSet<u64>) -> BTreeSet<u64> {
+fn here(known: &BTreeSet<FileId>) -> BTreeSet<FileId> {
     parts_of(std::process::id()).intersection(known).copied().collect()
 }
 
 /// What a process has mapped of files without a name: where, and which.
-fn mapped_by(pid: u32) -> Vec<((u64, u64), u64)> {
+fn mapped_by(pid: u32) -> Vec<((u64, u64), FileId)> {
     let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).expect("the process lives");
-    let files = maps.lines().filter(|line| line.contains("/memfd:"));
+    let of =
+        |line: &str| line.find('/').and_then(|at| line.get(at..)).is_some_and(is_shared_memory);
+    let files = maps.lines().filter(|line| of(line));
     let one = |line: &str| {
         let mut fields = line.split_whitespace();
         let (start, end) = fields.next()?.split_once('-')?;
         let hex = |text| u64::from_str_radix(text, 16).ok();
-        Some(((hex(start)?, hex(end)?), fields.nth(3)?.parse().ok()?))
+        let (major, minor) = fields.nth(2)?.split_once(':')?;
+        let number = |text| u32::from_str_radix(text, 16).ok();
+        let file = (number(major)?, number(minor)?, fields.next()?.parse().ok()?);
+        Some(((hex(start)?, hex(end)?), file))
     };
     files.filter_map(one).collect()
 }
 
 /// The file of the part that a delivered page lies in.
-fn part_under(page: &Span) -> u64 {
+fn part_under(page: &Span) -> FileId {
     let at = page.as_ptr().addr() as u64;
     let mapped = mapped_by(std::process::id());
     let part = mapped.iter().find(|((start, end), _)| (*start..*end).contains(&at));

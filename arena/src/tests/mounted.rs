@@ -66,8 +66,15 @@ impl Place {
     }
 
     fn open(&self) -> Mount {
-        Mount::open(&self.dir, &self.read_only).unwrap()
+        open_mount(&self.dir, &self.read_only).unwrap()
     }
+}
+
+fn open_mount(dir: &Path, read_only: &Path) -> Result<Mount, String> {
+    let open = |path: &Path| std::fs::File::open(path).map(OwnedFd::from);
+    let dirs = open(dir).and_then(|dir| Ok((dir, open(read_only)?)));
+    let (dir, read_only) = dirs.map_err(|error| error.to_string())?;
+    Mount::new(dir, read_only).map_err(|error| error.to_string())
 }
 
 impl Drop for Place {
@@ -301,9 +308,8 @@ fn a_descriptor_that_could_be_written_through_is_not_taken() {
 fn directories_that_do_not_protect_are_refused_by_reason() {
     let name = "directories_that_do_not_protect_are_refused_by_reason";
     with_mount(name, "tmpfs", "mode=0700", |place| {
-        let reason = |dir: &Path, read_only: &Path| {
-            Mount::open(dir, read_only).map(|_| ()).unwrap_err().to_string()
-        };
+        let reason =
+            |dir: &Path, read_only: &Path| open_mount(dir, read_only).map(|_| ()).unwrap_err();
         let Place { dir, read_only } = place;
         assert!(reason(dir, dir).contains("read-only"), "{}", reason(dir, dir));
         assert!(reason(read_only, read_only).contains("writable"));
@@ -311,7 +317,6 @@ fn directories_that_do_not_protect_are_refused_by_reason() {
         assert!(
             reason(Path::new("/proc/self"), Path::new("/proc/self")).contains("this user's alone")
         );
-        assert!(reason(&dir.join("missing"), read_only).contains("No such file"));
         let mode = |mode| rustix::fs::chmod(dir, Mode::from_raw_mode(mode)).unwrap();
         mode(0o750);
         assert!(reason(dir, read_only).contains("0700"));
@@ -320,7 +325,7 @@ fn directories_that_do_not_protect_are_refused_by_reason() {
         for file in ["undercroft-1-0", "other"] {
             std::fs::write(dir.join(file), "").unwrap();
         }
-        assert!(Mount::open(dir, read_only).is_ok());
+        assert!(open_mount(dir, read_only).is_ok());
         let left: Vec<_> =
             std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["other"]);
@@ -355,7 +360,7 @@ fn container_root_cannot_take_a_reserved_huge_page_back() {
         mount(plain.to_str().unwrap(), &plain_read_only, "", libc::MS_BIND, "").unwrap();
         let again = libc::MS_REMOUNT | libc::MS_BIND | libc::MS_RDONLY;
         mount("none", &plain_read_only, "", again, "").unwrap();
-        let plain = || Mount::open(&plain, &plain_read_only).unwrap();
+        let plain = || open_mount(&plain, &plain_read_only).unwrap();
         assert!(Backing::mounted(place.open(), None).is_err(), "huge pages are not all there is");
         assert!(Backing::mounted(plain(), Some(plain())).is_err());
         let backing = Backing::mounted(plain(), Some(place.open())).unwrap();
@@ -375,4 +380,68 @@ fn container_root_cannot_take_a_reserved_huge_page_back() {
         as_container_root(|| assert_eq!(attack(&fd, BYTES), Vec::<&str>::new()));
         assert_eq!(bytes_of(&view.span(0, 4).unwrap()), b"safe");
     });
+}
+
+#[test]
+fn mounts_of_our_own_are_in_no_directory_and_nobody_writes_through_them() {
+    let name = "mounts_of_our_own_are_in_no_directory_and_nobody_writes_through_them";
+    let before = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let own = rustix::process::geteuid().as_raw();
+    let mounts = match OwnMounts::make(own, rustix::process::getegid().as_raw()) {
+        Ok(mounts) => mounts,
+        Err(error) => return skip(name, &error.to_string()),
+    };
+    assert_eq!(std::fs::read_to_string("/proc/self/mountinfo").unwrap(), before);
+    let backing = mounts.into_backing().unwrap();
+    assert!(backing.is_protected());
+    for options in [SMALL, HUGE, PartOptions { prefault_threads: 0, ..SMALL }] {
+        let (part, _) = Part::create_in(&backing, PartId(0), BYTES, &options).unwrap();
+        std::os::unix::fs::fchown(part.fd(), Some(61_000), Some(61_000)).unwrap();
+        part.span(0, 4).unwrap().copy_from_slice(b"safe");
+        let fd = part.read_only_fd().unwrap();
+        as_container_root(|| assert_eq!(attack(&fd, BYTES), Vec::<&str>::new()));
+        assert_eq!(attack(&fd, BYTES), Vec::<&str>::new(), "with all the rights there are");
+        assert_eq!(mount_again(&fd), Vec::<&str>::new());
+        assert_eq!(bytes_of(&part.span(0, 4).unwrap()), b"safe");
+    }
+    // A board has room for an arena of any size, and takes no memory for what is not used.
+    let board = Board::create_in(&backing, Epoch(1), 1 << 40).unwrap();
+    assert!(board.is_protected());
+    assert_eq!(attack(&board.read_only_fd().unwrap(), board.bytes()), Vec::<&str>::new());
+    let taken = rustix::fs::fstat(board.fd()).unwrap().st_blocks;
+    assert!(taken <= 64, "{taken} blocks");
+}
+
+#[test]
+fn mounts_of_another_user_are_not_taken() {
+    let name = "mounts_of_another_user_are_not_taken";
+    match OwnMounts::make(61_000, 61_000) {
+        Ok(mounts) => {
+            let refused = mounts.into_backing().unwrap_err().to_string();
+            assert!(refused.contains("this user's alone"), "{refused}");
+        }
+        Err(error) => skip(name, &error.to_string()),
+    }
+}
+
+/// Every way to have the mount of this descriptor writable that one has who may mount; the names of
+/// those that worked.
+fn mount_again(fd: &OwnedFd) -> Vec<&'static str> {
+    use rustix::mount::{MountFlags, OpenTreeFlags, mount_bind, mount_remount, open_tree};
+    let mut worked = Vec::new();
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let place = std::env::temp_dir().join(format!("undercroft-again-{}", std::process::id()));
+    std::fs::write(&place, "").unwrap();
+    if mount_remount(&path, MountFlags::BIND, c"").is_ok() {
+        worked.push("remount");
+    }
+    if mount_bind(&path, &place).is_ok() {
+        worked.push("bind");
+    }
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::AT_EMPTY_PATH;
+    if open_tree(fd, "", flags).is_ok() {
+        worked.push("clone");
+    }
+    std::fs::remove_file(place).unwrap();
+    worked
 }

@@ -57,6 +57,12 @@ pub const KEYS: &[Key] = &[
         what: "A part is cut into slabs of about this size; each slab holds pages of one size.",
     },
     Key {
+        name: "arena.backing",
+        default: "\"auto\"",
+        allowed: "\"auto\", \"memfd\" or \"mount\"",
+        what: "Where the arena lies: `mount` in files on private mounts, which nobody but the daemon can write, root in a container included; `memfd` in sealed memfds. `auto` is `mount` where the unit hands mounts over or the daemon may make them, else `memfd`, and `status` says why. Counts for parts that are made from then on.",
+    },
+    Key {
         name: "arena.huge_pages",
         default: "\"auto\"",
         allowed: "\"auto\" or \"off\"",

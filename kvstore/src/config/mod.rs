@@ -59,6 +59,16 @@ pub enum ConfigError {
     },
 }
 
+/// Where the arena is to lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BackingChoice {
+    /// On private mounts if there are any, else in memfds.
+    Auto,
+    Memfd,
+    /// On private mounts or not at all.
+    Mount,
+}
+
 /// A checked configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -69,6 +79,7 @@ pub struct Config {
     pub(crate) domains: Vec<DomainConfig>,
     pub(crate) part_bytes: u64,
     pub(crate) slab_bytes: u64,
+    pub(crate) backing: BackingChoice,
     pub(crate) huge_pages: bool,
     pub(crate) lock: bool,
     pub(crate) staging_bytes: u64,
@@ -186,6 +197,9 @@ fn check_arena(raw: &RawArena) -> Result<Config, ConfigError> {
         size("arena.staging_total", total, 64 * staging_bytes, 4 * KIB, 1 << 40)?;
     let huge_pages =
         choice("arena.huge_pages", raw.huge_pages.as_deref(), "auto", &["auto", "off"])?;
+    let backing =
+        choice("arena.backing", raw.backing.as_deref(), "auto", &["auto", "memfd", "mount"])?;
+    let backing = [BackingChoice::Auto, BackingChoice::Memfd, BackingChoice::Mount][backing];
     Ok(Config {
         socket: PathBuf::new(),
         metrics: None,
@@ -193,6 +207,7 @@ fn check_arena(raw: &RawArena) -> Result<Config, ConfigError> {
         domains: Vec::new(),
         part_bytes,
         slab_bytes,
+        backing,
         huge_pages: huge_pages == 0,
         lock: raw.lock.unwrap_or(true),
         staging_bytes,

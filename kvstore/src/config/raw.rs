@@ -28,6 +28,7 @@ pub(crate) struct RawArena {
     pub(crate) size: Option<Quantity>,
     pub(crate) part: Option<Quantity>,
     pub(crate) slab: Option<Quantity>,
+    pub(crate) backing: Option<String>,
     pub(crate) huge_pages: Option<String>,
     pub(crate) lock: Option<bool>,
     pub(crate) staging: Option<Quantity>,

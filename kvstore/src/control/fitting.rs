@@ -1,11 +1,11 @@
 //! Bringing the arena to its configured size while requests are served: parts come, and parts go.
 
 use super::Control;
-use crate::arena::{ArenaPart, PartStage};
+use crate::arena::PartStage;
 use crate::config::{Config, ConfigError, DomainConfig, Renewal, human};
 use crate::domains::Domains;
 use crate::error::StartError;
-use crate::estate::{Heirloom, Keeper};
+use crate::estate::Keeper;
 use crate::part_maker::{MadePart, PartMaker, WantedPart};
 use crate::session::Session;
 use std::collections::{HashMap, HashSet};
@@ -304,7 +304,7 @@ impl Control {
         // In this order: a row whose part is not kept would cost the whole arena.
         self.state.part_gone(id);
         if Keeper::is_there() {
-            Keeper.forget(&Heirloom::Part(id).to_string());
+            part.heirlooms(id).for_each(|(heirloom, _)| Keeper.forget(&heirloom.to_string()));
         }
         self.register_parts();
         self.fitting.short.remove(&part.domain);
@@ -314,8 +314,8 @@ impl Control {
     }
 
     fn keep_part(&self, id: PartId) {
-        if let Some(ArenaPart { part, .. }) = self.arena.part(id).filter(|_| Keeper::is_there()) {
-            Keeper.keep(Heirloom::Part(id), part.fd());
+        if let Some(part) = self.arena.part(id).filter(|_| Keeper::is_there()) {
+            part.heirlooms(id).for_each(|(heirloom, fd)| Keeper.keep(heirloom, fd));
         }
     }
 

@@ -87,7 +87,7 @@ fn records_come_in_pieces_small_enough_to_be_taken_in_between_requests() {
     fill(home.path().join("0"), RECORDS);
     let config = config(home.path(), 1);
     let prepared = store::prepare(config.ssd.as_ref().unwrap(), false).unwrap();
-    let (mut control, doors) = assemble(config, prepared, nothing()).unwrap();
+    let (mut control, doors) = assemble(config, prepared, nothing(), &Ground::default()).unwrap();
     let mut known = 0;
     loop {
         let found = next(&doors);
@@ -117,7 +117,7 @@ fn a_disk_that_fails_at_the_start_costs_only_its_own_pages() {
     let config = config(home.path(), 2);
     let mut prepared = store::prepare(config.ssd.as_ref().unwrap(), false).unwrap();
     prepared[0].log = Opening::Failed("it is a test".to_owned());
-    let (mut control, doors) = assemble(config, prepared, nothing()).unwrap();
+    let (mut control, doors) = assemble(config, prepared, nothing(), &Ground::default()).unwrap();
     while devices(&control)[1].recovery_ms.is_none() {
         control.found(next(&doors));
     }
@@ -136,14 +136,14 @@ fn a_search_that_is_not_over_does_not_keep_the_daemon_from_stopping_in_order() {
     let config = config(home.path(), 1);
     let prepared = store::prepare(config.ssd.as_ref().unwrap(), false).unwrap();
     let again = config.clone();
-    let (mut control, doors) = assemble(config, prepared, nothing()).unwrap();
+    let (mut control, doors) = assemble(config, prepared, nothing(), &Ground::default()).unwrap();
     let opened = next(&doors);
     assert!(matches!(opened, Found::Opened { device: DeviceId(0), .. }));
     drop(doors);
     control.shut(vec![opened]);
     // Closed, so that its lock is free and nothing of it is lost.
     let prepared = store::prepare(again.ssd.as_ref().unwrap(), false).unwrap();
-    let (mut control, doors) = assemble(again, prepared, nothing()).unwrap();
+    let (mut control, doors) = assemble(again, prepared, nothing(), &Ground::default()).unwrap();
     while devices(&control)[0].recovery_ms.is_none() {
         control.found(next(&doors));
     }

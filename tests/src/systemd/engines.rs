@@ -46,12 +46,14 @@ pub fn be_engines() -> Result<()> {
     for (number, ending) in (0..).zip(ENDINGS) {
         try_one(&ordeal, &site, number, ending, &mut report)?;
     }
+    on_mounts(&site)?;
     order("stop")?;
     connect_to_nobody(&site)?;
     ordeal.nothing_wrong(&site)?;
     order("stop and start")?;
     begins_anew(&site)?;
     ordeal.nothing_wrong(&site)?;
+    println!("arena           on {}", on_mounts(&site)?);
     println!("stop and start  begins anew, READY {} ms", site.status().start.ready_ms);
     let ordeal = Ordeal::begin(&OPTIONS, &site, &|| Ok(()))?;
     try_one(&ordeal, &site, OPTIONS.rounds, ENDINGS[1], &mut report)?;
@@ -91,6 +93,14 @@ fn connect_to_nobody(site: &Site) -> Result<()> {
         waited.as_secs_f64() * 1e3
     );
     Ok(())
+}
+
+/// The unit's mounts came to the daemon, over all restarts, and its engines read the arena in place.
+fn on_mounts(site: &Site) -> Result<String> {
+    let status = site.status();
+    let backing = status.arena.backing;
+    ensure!(backing == "mount", "the arena lies in {backing}: {:?}", status.refused);
+    Ok(backing)
 }
 
 /// Nothing was kept for this daemon, and it does not mind.
