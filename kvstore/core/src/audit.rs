@@ -13,6 +13,7 @@ use undercroft_wire::JobId;
 
 mod devices;
 mod domains;
+mod lanes;
 
 impl Core {
     /// Checks the whole state against itself.
@@ -27,6 +28,7 @@ impl Core {
         self.audit_pins();
         self.index.audit_in_dram();
         self.audit_busy();
+        self.audit_lanes();
         self.audit_devices();
         self.audit_slots();
         self.audit_leases();
@@ -255,6 +257,7 @@ impl Core {
 
     fn audit_slots(&self) {
         let mut offered = 0;
+        let mut open: BTreeMap<_, u32> = BTreeMap::new();
         for (id, session) in &self.sessions {
             for staging in session.stagings.values() {
                 let free = staging.slots.iter().filter(|slot| **slot == Slot::Free).count();
@@ -263,8 +266,9 @@ impl Core {
                     assert_eq!(staging.slots[slot.0 as usize], Slot::Free, "listed slots are free");
                 }
                 for slot in &staging.slots {
-                    if let Slot::Assigned { page, .. } = slot {
+                    if let Slot::Assigned { page, offer } = slot {
                         offered += 1;
+                        *open.entry((*id, *offer)).or_default() += 1;
                         let dram = self.index[*page].dram;
                         assert_eq!(dram, Dram::Offered, "an assigned slot's page is offered");
                     }
@@ -276,6 +280,8 @@ impl Core {
                 assert!(starving, "nobody of session {id} waits while a slot is free");
             }
         }
+        let known = self.offers.iter().map(|(id, offer)| (*id, offer.slots));
+        assert!(known.eq(open), "an offer counts its slots");
         for (_, class) in self.frames.classes() {
             let commits = class.waiting.iter().filter(|claim| matches!(claim, Claim::Commit(_)));
             offered += commits.count();
@@ -321,8 +327,9 @@ impl Core {
         let fetches = active.map(|(id, fetch)| (fetch.deadline, Timer::Fetch(*id)));
         let holds = self.holds.iter().map(|(id, hold)| (hold.expires, Timer::Hold(*id)));
         let tokens = self.tokens.iter().map(|(id, given)| (given.expires, Timer::Token(id)));
-        let expected: BTreeSet<_> = fetches.chain(holds).chain(tokens).collect();
-        assert_eq!(expected, self.timers, "exactly fetches, holds and tokens have timers");
+        let offers = self.offers.iter().map(|(id, offer)| (offer.due, Timer::Offer(*id)));
+        let expected: BTreeSet<_> = fetches.chain(holds).chain(tokens).chain(offers).collect();
+        assert_eq!(expected, self.timers, "exactly what ends by itself has a timer");
     }
 }
 

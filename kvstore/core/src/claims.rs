@@ -2,6 +2,7 @@ use crate::commits::CommitId;
 use crate::devices::DeviceSet;
 use crate::fetches::FetchId;
 use crate::jobs::Job;
+use crate::lanes::LaneAt;
 use crate::letting::Grip;
 use crate::order::OrderKey;
 use crate::page::{Dram, OnSsd, PageId};
@@ -260,7 +261,9 @@ impl Core {
         self.load(device, self.frame_bytes(class));
         let job = self.new_job(Job::Append { page: id, device, refused });
         let frame = self.frames.place(class, frame);
-        actions.push(Action::Append { job, device, frame, identity, payload_crc });
+        let (lane, domain) = (LaneAt::Writes(device), self.frames.class(class).domain);
+        let action = Action::Append { job, device, frame, identity, payload_crc };
+        self.hand_in(lane, domain, (job, self.frame_bytes(class)), action, actions);
     }
 
     /// What a record of the page must prove.

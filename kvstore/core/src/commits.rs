@@ -1,5 +1,6 @@
 use crate::claims::{Claim, Filling};
-use crate::page::{Dram, Mark, PageId};
+use crate::page::{Dram, Mark};
+use crate::sessions::Taken;
 use crate::{Action, CopyOutcome, Core};
 use undercroft_wire::{
     Commit, CommitOutcome, CommitReply, OfferId, RefusedReason, Reply, RequestId, SessionId,
@@ -34,10 +35,14 @@ impl Core {
         }
         // What is given back goes first: a page filled below one of these has lost its parent.
         for &slot in &body.returned {
-            if let Some(page) = self.take_slot(session, space, slot, offer) {
-                self.stats.returned += 1;
-                self.drop_offered(page);
-                self.free_slot(session, space, slot);
+            match self.take_slot(session, space, slot, offer) {
+                Taken::Page(page) => {
+                    self.stats.returned += 1;
+                    self.drop_offered(page);
+                    self.free_slot(session, space, slot);
+                }
+                Taken::Late => self.free_slot(session, space, slot),
+                Taken::Others => {}
             }
         }
         self.last_commit += 1;
@@ -51,9 +56,15 @@ impl Core {
             unsettled: 0,
         };
         for (at, &slot) in body.filled.iter().enumerate() {
-            let Some(page) = self.take_slot(session, space, slot, offer) else {
-                self.stats.invalid_commits += 1;
-                continue;
+            let page = match self.take_slot(session, space, slot, offer) {
+                Taken::Page(page) => page,
+                taken => {
+                    self.stats.invalid_commits += 1;
+                    if taken == Taken::Late {
+                        self.free_slot(session, space, slot);
+                    }
+                    continue;
+                }
             };
             pending.unsettled += 1;
             let filling = Filling { commit, at: at as u32, page, session, space, slot };
@@ -73,8 +84,13 @@ impl Core {
         space: SpaceId,
         slot: SlotId,
         offer: OfferId,
-    ) -> Option<PageId> {
-        self.staging_mut(session, space)?.commit(slot, offer)
+    ) -> Taken {
+        let staging = self.staging_mut(session, space);
+        let taken = staging.map_or(Taken::Others, |staging| staging.commit(slot, offer));
+        if let Taken::Page(_) = taken {
+            self.slot_answered((session, offer));
+        }
+        taken
     }
 
     /// A committed slot is done with: it is free again, and its commit is answered with the

@@ -44,10 +44,16 @@ pub struct Limits {
     pub max_leases_per_session: u32,
     /// Pages in all leases of one session.
     pub max_leased_pages_per_session: u32,
+    /// How long an offered slot may stay uncommitted, milliseconds. Then its page may be stored by
+    /// others; the slot stays its session's until that says what became of it.
+    pub max_offer_ms: u32,
     /// The longest a hold may last, milliseconds. Longer wishes are cut to it.
     pub max_hold_ms: u32,
     /// Proofs of records under way on one device.
     pub max_proofs_per_device: u32,
+    /// Bytes of reads, and of writes, that one device is given at once where there are several
+    /// domains: what goes beyond waits, and domains take turns.
+    pub max_lane_bytes: u64,
     /// Relocations under way on one device: they are many at a time, and reads wait behind them.
     pub max_relocations_per_device: u32,
 }
@@ -61,8 +67,10 @@ impl Default for Limits {
             max_parts: 4096,
             max_leases_per_session: 4096,
             max_leased_pages_per_session: 4 * MAX_KEYS as u32,
+            max_offer_ms: 60_000,
             max_hold_ms: 60_000,
             max_proofs_per_device: 4,
+            max_lane_bytes: 32 << 20,
             max_relocations_per_device: 8,
         }
     }
@@ -83,6 +91,18 @@ pub struct DomainLimits {
     pub max_prefetches: u32,
     /// Tokens that wait to be taken.
     pub max_tokens: u32,
+    /// Bytes of its pages on SSDs, frames counted whole: beyond them its own oldest are forgotten.
+    pub ssd_bytes: u64,
+    /// While its pages on SSDs have no more bytes than this, reclaim moves them and drops none.
+    pub ssd_floor_bytes: u64,
+    /// Pages being read for it from SSD at once, over all devices.
+    pub max_reads: u32,
+    /// Its share of what SSDs do where they cannot do all at once, against those of others.
+    pub weight: u32,
+    /// Pages known of it, the missing ancestors of known pages included.
+    pub max_pages: u32,
+    /// Spaces known of it.
+    pub max_spaces: u32,
 }
 
 impl Default for DomainLimits {
@@ -94,6 +114,12 @@ impl Default for DomainLimits {
             max_held_pages: 16 * MAX_KEYS as u32,
             max_prefetches: 64,
             max_tokens: 4096,
+            ssd_bytes: u64::MAX,
+            ssd_floor_bytes: 0,
+            max_reads: u32::MAX,
+            weight: 1,
+            max_pages: u32::MAX,
+            max_spaces: u32::MAX,
         }
     }
 }
@@ -189,6 +215,13 @@ impl Config {
         let ids: BTreeSet<DomainId> = self.domains.iter().map(|domain| domain.id).collect();
         let twice = domains - ids.len() as u64;
         range(twice == 0, "domains configured twice", twice, "0")?;
+        for limits in self.domains.iter().map(|domain| domain.limits) {
+            range(limits.max_reads > 0, "max_reads", 0, "1 or more")?;
+            let floor = limits.ssd_floor_bytes;
+            range(floor <= limits.ssd_bytes, "ssd_floor_bytes", floor, "at most ssd_bytes")?;
+            let weight = limits.weight;
+            range((1..=100).contains(&weight), "weight", u64::from(weight), "1..=100")?;
+        }
         let slab = self.slab_bytes;
         range(slab >= frame, "slab_bytes", slab, "4096 or more")?;
         let stamp = self.first_stamp;
@@ -200,6 +233,7 @@ impl Config {
         range(self.step_pages > 0, "step_pages", 0, "1 or more")?;
         let limits = &self.limits;
         range(limits.max_proofs_per_device > 0, "max_proofs_per_device", 0, "1 or more")?;
+        range(limits.max_lane_bytes > 0, "max_lane_bytes", 0, "1 or more")?;
         range(limits.max_relocations_per_device > 0, "max_relocations_per_device", 0, "1 or more")?;
         for (field, found) in [
             ("max_pages", limits.max_pages),

@@ -1,3 +1,4 @@
+use crate::quotas::OnSsds;
 use crate::spaces::ClassId;
 use crate::stats::{DomainReport, TierFill};
 use crate::{Core, DomainConfig};
@@ -16,6 +17,8 @@ pub(crate) struct Domain {
     pub(crate) last_stamp: u64,
     /// Holds that it ever had.
     pub(crate) last_hold: u64,
+    /// Pages known.
+    pub(crate) pages: u32,
     /// Sessions, those included that only hold leases.
     pub(crate) sessions: u32,
     /// Sessions and leased pages that an earlier daemon had let it have.
@@ -26,6 +29,10 @@ pub(crate) struct Domain {
     pub(crate) holds: u32,
     /// Pages in its holds.
     pub(crate) held_pages: u32,
+    /// What of it lies on SSDs.
+    pub(crate) ssd: OnSsds,
+    /// Reads of pages for it that devices were given and that are waited for.
+    pub(crate) reads: u32,
     /// Prefetches under way.
     pub(crate) prefetches: u32,
     /// Pages that left its DRAM.
@@ -61,12 +68,15 @@ impl Domains {
             config: *config,
             last_stamp: first_stamp,
             last_hold: 0,
+            pages: 0,
             sessions: 0,
             restored_sessions: 0,
             restored_leased_pages: 0,
             leased_pages: 0,
             holds: 0,
             held_pages: 0,
+            ssd: OnSsds::default(),
+            reads: 0,
             prefetches: 0,
             evicted_pages: 0,
             tokens: 0,
@@ -89,6 +99,10 @@ impl Domains {
 
     pub(crate) fn get_mut(&mut self, at: DomainAt) -> &mut Domain {
         &mut self.list[at.0 as usize]
+    }
+
+    pub(crate) fn ids(&self) -> impl Iterator<Item = DomainAt> + use<> {
+        (0..self.list.len() as u32).map(DomainAt)
     }
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = (DomainAt, &Domain)> {
@@ -122,10 +136,20 @@ impl Core {
         self.domains.iter().map(|(at, domain)| DomainReport {
             domain: domain.config.id,
             dram: self.domain_dram(at),
+            known_pages: domain.pages,
+            spaces: self.spaces.count_of(domain.config.id) as u32,
             sessions: domain.sessions,
             leased_pages: domain.leased_pages,
             holds: domain.holds,
             held_pages: domain.held_pages,
+            ssd: TierFill {
+                capacity_bytes: domain.config.limits.ssd_bytes,
+                used_bytes: domain.ssd.bytes,
+                pages: domain.ssd.pages,
+            },
+            limits: domain.config.limits,
+            forgotten_records: domain.ssd.forgotten,
+            reads: domain.reads,
             prefetches: domain.prefetches,
             evicted_pages: domain.evicted_pages,
         })

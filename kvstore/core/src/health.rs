@@ -123,18 +123,28 @@ impl Core {
         }
     }
 
-    /// Leaves the frame to the read, so that the page can be stored or read anew.
-    pub(crate) fn part_from_read(&mut self, job: JobId, id: PageId) {
+    /// Leaves the frame to the read, so that the page can be stored or read anew; true unless the
+    /// device was not given the read yet.
+    pub(crate) fn part_from_read(&mut self, job: JobId, id: PageId) -> bool {
         let page = &self.index[id];
         assert_eq!(page.dram, Dram::Reading, "a read fills its page's frame");
         let frame = self.index.take_frame(id);
         let class = self.class_of(id);
+        let domain = self.frames.class(class).domain;
         self.note_presence(id);
         let Some(Job::Read { page, extent, .. }) = self.jobs.remove(&job) else {
             unreachable!("only reads are parted from")
         };
-        self.jobs.insert(job, Job::StrayRead { page, extent, class, frame });
+        let begun = !self.withdraw_read(extent.device, domain, job);
+        if begun {
+            self.read_over(domain);
+            self.jobs.insert(job, Job::StrayRead { page, extent, class, frame });
+        } else {
+            self.end_reading(extent, self.frame_bytes(class));
+            self.give_back(class, frame);
+        }
         self.unbusy(class);
+        begun
     }
 
     /// Ends every fetch before the first page that it can no longer get.

@@ -32,6 +32,15 @@ impl Listed {
         }
     }
 
+    /// The first record at or behind `record`, and its page.
+    pub(crate) fn from(&self, record: u32) -> Option<(u32, PageId)> {
+        self.runs.range(record / RUN..).find_map(|(run, pages)| {
+            let first = record.saturating_sub(run * RUN);
+            let mut behind = (first..RUN).zip(&pages[first as usize..]);
+            behind.find_map(|(at, page)| page.map(|page| (run * RUN + at, page)))
+        })
+    }
+
     /// The pages, last record first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = PageId> + '_ {
         self.runs.values().rev().flat_map(|run| run.iter().rev().flatten().copied())

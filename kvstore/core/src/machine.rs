@@ -7,9 +7,11 @@ use crate::frames::Frames;
 use crate::holds::Hold;
 use crate::index::PageIndex;
 use crate::jobs::Job;
+use crate::lanes::Lanes;
 use crate::letting::Letting;
 use crate::listed::SegmentNumbers;
 use crate::notes::Notes;
+use crate::offers::OpenOffer;
 use crate::page::PageId;
 use crate::reach::Reach;
 use crate::restore::Withheld;
@@ -23,8 +25,8 @@ use crate::{Action, Config, ConfigError, Event, Micros};
 use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use undercroft_wire::{
-    DomainId, FrameId, HoldId, JobId, MAX_PAGE_BYTES, MIN_PAGE_BYTES, Refused, RefusedReason,
-    Request, RequestId, SessionId, SpaceDigest, SpaceId, Stamp, frame_bytes,
+    DomainId, FrameId, HoldId, JobId, MAX_PAGE_BYTES, MIN_PAGE_BYTES, OfferId, Refused,
+    RefusedReason, Request, RequestId, SessionId, SpaceDigest, SpaceId, Stamp, frame_bytes,
 };
 
 /// Pages that one step looks at for work that would hold everybody up if it were done at once.
@@ -49,8 +51,10 @@ pub struct Core {
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     pub(crate) fetches: HashMap<FetchId, Fetch>,
     pub(crate) holds: BTreeMap<HoldId, Hold>,
+    pub(crate) offers: BTreeMap<(SessionId, OfferId), OpenOffer>,
     pub(crate) commits: HashMap<CommitId, PendingCommit>,
     pub(crate) jobs: HashMap<JobId, Job>,
+    pub(crate) lanes: Lanes,
     pub(crate) timers: BTreeSet<(Micros, Timer)>,
     pub(crate) devices: Devices,
     pub(crate) segments: SegmentNumbers,
@@ -96,8 +100,10 @@ impl Core {
             sessions: BTreeMap::new(),
             fetches: HashMap::new(),
             holds: BTreeMap::new(),
+            offers: BTreeMap::new(),
             commits: HashMap::new(),
             jobs: HashMap::new(),
+            lanes: Lanes::new(config.devices.len(), config.domains.len()),
             timers: BTreeSet::new(),
             devices: Devices::new(&config.devices),
             segments: SegmentNumbers::default(),
@@ -213,8 +219,10 @@ impl Core {
                 self.reclaim(actions);
                 self.prove(actions);
                 budget -= self.forget_lost(budget);
+                budget -= self.forget_over_quota(budget);
                 budget -= self.pass_on_reach(budget);
                 budget -= self.pass_on_waves(budget);
+                self.hand_on(actions);
                 if self.ready.is_empty() && self.hungry.is_empty() {
                     return;
                 }
@@ -227,7 +235,12 @@ impl Core {
     #[must_use]
     pub fn next_timer(&self) -> Option<Micros> {
         let behind = self.devices.next_to_forget().is_some() || self.is_reach_behind();
-        if behind || self.has_waves() || self.is_letting_go() || self.is_draining() {
+        if behind
+            || self.has_waves()
+            || self.is_any_over_quota()
+            || self.is_letting_go()
+            || self.is_draining()
+        {
             return Some(self.now);
         }
         self.timers.first().map(|(due, _)| *due)
@@ -289,7 +302,9 @@ impl Core {
         };
         let class = self.frames.class_of(at, frame_bytes(page_bytes));
         let space = Space { domain, digest, page_bytes, class, pages: 0, opened: 0 };
-        match self.spaces.insert(space, self.config.limits.max_spaces, &mut self.notes) {
+        let own_limit = self.domains.get(at).config.limits.max_spaces;
+        let limits = (own_limit, self.config.limits.max_spaces);
+        match self.spaces.insert(space, limits, &mut self.notes) {
             Some((space, replaced)) => {
                 if let Some(old) = replaced {
                     self.frames.class_mut(old).spaces -= 1;

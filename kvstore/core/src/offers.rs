@@ -2,7 +2,8 @@ use crate::commits::NOT_OPEN;
 use crate::order::OrderKey;
 use crate::page::{Dram, Mark, Page, PageId};
 use crate::sessions::Slot;
-use crate::{Action, Core};
+use crate::timers::Timer;
+use crate::{Action, Core, Micros};
 use undercroft_wire::{
     Offer, OfferId, OfferOutcome, OfferReply, PageKey, RefusedReason, Reply, RequestId, SessionId,
     SlotId, SpaceId,
@@ -19,6 +20,58 @@ struct Tip {
     above: Option<PageId>,
     /// Why no further key is wanted.
     declined: Option<OfferOutcome>,
+}
+
+/// An offer of which slots are neither committed nor returned.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OpenOffer {
+    space: SpaceId,
+    /// How many.
+    pub(crate) slots: u32,
+    /// Until when its pages are waited for.
+    pub(crate) due: Micros,
+}
+
+/// What offers may be waited for.
+impl Core {
+    fn begin_offer(&mut self, id: (SessionId, OfferId), space: SpaceId, slots: u32) {
+        let due = self.now.after_ms(self.config.limits.max_offer_ms);
+        self.timers.insert((due, Timer::Offer(id)));
+        self.offers.insert(id, OpenOffer { space, slots, due });
+    }
+
+    /// A slot of the offer was committed or returned.
+    pub(crate) fn slot_answered(&mut self, id: (SessionId, OfferId)) {
+        let open = self.offers.get_mut(&id).expect("an offer with slots out is open");
+        open.slots -= 1;
+        if open.slots == 0 {
+            self.timers.remove(&(open.due, Timer::Offer(id)));
+            self.offers.remove(&id);
+        }
+    }
+
+    /// Nobody waits for its pages any more: others may store them.
+    pub(crate) fn offer_overdue(&mut self, id: (SessionId, OfferId)) {
+        let open = self.offers.remove(&id).expect("only open offers have a timer");
+        self.timers.remove(&(open.due, Timer::Offer(id)));
+        let (session, offer) = id;
+        let staging = self.staging_mut(session, open.space);
+        let pages = staging.map(|staging| staging.overdue(offer)).unwrap_or_default();
+        for page in pages {
+            self.stats.overdue_slots += 1;
+            self.drop_offered(page);
+        }
+    }
+
+    /// The session is gone, and its slots with it.
+    pub(crate) fn end_offers_of(&mut self, session: SessionId) {
+        let own = (session, OfferId(0))..=(session, OfferId(u64::MAX));
+        let open: Vec<_> = self.offers.range(own).map(|(id, open)| (*id, open.due)).collect();
+        for (id, due) in open {
+            self.timers.remove(&(due, Timer::Offer(id)));
+            self.offers.remove(&id);
+        }
+    }
 }
 
 impl Core {
@@ -68,6 +121,7 @@ impl Core {
         if !slots.is_empty() {
             let state = self.sessions.get_mut(&session).expect("whoever offers is known");
             state.last_offer += 1;
+            self.begin_offer((session, tip.offer), space, slots.len() as u32);
         }
         let reply = Reply::Offer(OfferReply { offer: tip.offer, outcomes, slots });
         actions.push(Action::Reply { session, request, reply });
@@ -178,9 +232,7 @@ impl Core {
             Some(page) => page,
             None => {
                 let page = Page::new(tip.space, *key, tip.depth);
-                let page = self.index.insert(page).ok_or(OfferOutcome::Full)?;
-                self.spaces.get_mut(tip.space).pages += 1;
-                page
+                self.know(page).ok_or(OfferOutcome::Full)?
             }
         };
         self.adopt(page, tip.above);

@@ -68,9 +68,10 @@ impl Core {
         reads.sort_unstable();
         for (job, page) in reads {
             let class = self.class_of(page);
-            self.part_from_read(job, page);
-            // Its device answers, so its end may free the frame.
-            self.frames.class_mut(class).busy += 1;
+            if self.part_from_read(job, page) {
+                // Its device answers, so its end may free the frame.
+                self.frames.class_mut(class).busy += 1;
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 use crate::devices::DeviceSet;
 use crate::fetches::FetchId;
 use crate::jobs::Job;
+use crate::lanes::LaneAt;
 use crate::page::{Dram, Mark, PageId, Ssd};
 use crate::spaces::ClassId;
 use crate::{Action, AppendOutcome, Core, ReadOutcome};
@@ -29,7 +30,9 @@ impl Core {
         let job = self.new_job(Job::Read { page: id, extent, fetches });
         self.index.set_read_job(id, job);
         let frame = self.frames.place(class, frame);
-        actions.push(Action::Read { job, extent, identity, frame });
+        let (lane, domain) = (LaneAt::Reads(extent.device), self.frames.class(class).domain);
+        let action = Action::Read { job, extent, identity, frame };
+        self.hand_in(lane, domain, (job, self.frame_bytes(class)), action, actions);
     }
 
     /// Lets a fetch wait for a read that is under way.
@@ -53,6 +56,8 @@ impl Core {
         assert_eq!(self.index[id].dram, Dram::Reading, "a read fills its page's frame");
         let class = self.class_of(id);
         self.end_reading(extent, self.frame_bytes(class));
+        self.lane_done(LaneAt::Reads(extent.device), self.frame_bytes(class));
+        self.read_over(self.frames.class(class).domain);
         self.count_read(extent.device, class, outcome);
         if let ReadOutcome::Ok(crc) = outcome {
             self.become_resident(id, crc);
@@ -85,6 +90,7 @@ impl Core {
         outcome: ReadOutcome,
     ) {
         self.end_reading(extent, self.frame_bytes(class));
+        self.lane_done(LaneAt::Reads(extent.device), self.frame_bytes(class));
         self.count_read(extent.device, class, outcome);
         let answers = self.devices.answers(extent.device);
         if answers {
@@ -149,28 +155,28 @@ impl Core {
         outcome: AppendOutcome,
         actions: &mut Vec<Action>,
     ) {
+        self.lane_done(LaneAt::Writes(device), self.frame_bytes(self.class_of(id)));
+        self.append_over(id, (device, refused), Some(outcome), actions);
+    }
+
+    /// An append has ended, or was never given to its device.
+    pub(crate) fn append_over(
+        &mut self,
+        id: PageId,
+        (device, refused): (DeviceId, DeviceSet),
+        outcome: Option<AppendOutcome>,
+        actions: &mut Vec<Action>,
+    ) {
         let class = self.class_of(id);
-        let bytes = self.frame_bytes(class);
         assert_eq!(self.index[id].written_to(), Some(device), "an append ends once");
         self.index[id].clear_ssd();
-        self.unload(device, bytes);
+        self.unload(device, self.frame_bytes(class));
         let entered = match outcome {
-            AppendOutcome::Written(extent) => self.enter_ssd(id, extent, true),
-            AppendOutcome::NoSpace | AppendOutcome::Failed => false,
+            Some(AppendOutcome::Written(extent)) => self.enter_ssd(id, extent, true),
+            _ => false,
         };
-        let of_device = &mut self.devices.get_mut(device).stats;
-        if entered {
-            self.stats.appended_pages += 1;
-            self.stats.appended_bytes += bytes;
-            of_device.appended_pages += 1;
-            of_device.appended_bytes += bytes;
-            self.index[id].set(Mark::Touched, false);
-            self.pay_for_reclaim(device);
-        } else if outcome == AppendOutcome::NoSpace {
-            self.stats.append_no_space += 1;
-        } else {
-            self.stats.append_failures += 1;
-            of_device.failures += 1;
+        if let Some(outcome) = outcome {
+            self.count_append(id, device, (outcome, entered));
         }
         if self.devices.answers(device) {
             self.unbusy(class);
@@ -185,6 +191,29 @@ impl Core {
         }
         self.settle(id);
         self.note_written(id);
+    }
+
+    fn count_append(
+        &mut self,
+        id: PageId,
+        device: DeviceId,
+        (outcome, entered): (AppendOutcome, bool),
+    ) {
+        let bytes = self.frame_bytes(self.class_of(id));
+        let of_device = &mut self.devices.get_mut(device).stats;
+        if entered {
+            self.stats.appended_pages += 1;
+            self.stats.appended_bytes += bytes;
+            of_device.appended_pages += 1;
+            of_device.appended_bytes += bytes;
+            self.index[id].set(Mark::Touched, false);
+            self.pay_for_reclaim(device);
+        } else if outcome == AppendOutcome::NoSpace {
+            self.stats.append_no_space += 1;
+        } else {
+            self.stats.append_failures += 1;
+            of_device.failures += 1;
+        }
     }
 
     /// The page was to be forgotten meanwhile.

@@ -146,21 +146,22 @@ impl Core {
             match self.index[id].dram {
                 Dram::Reading => {}
                 Dram::Resident => self.forget_copy(id),
-                _ if self.is_worth_moving(id, &outlook) => stay.push(id),
+                _ if self.must_stay(id) || self.is_worth_moving(id, &outlook) => stay.push(id),
                 _ => self.drop_record(id, reclaim),
             }
         }
         // Dropping a page with children would leave them unreachable: leaves go first.
         stay.sort_by_cached_key(|id| self.has_staying_child(*id, &outlook));
-        let held = stay.iter().filter(|id| self.is_held_on_ssd(**id)).count();
+        let held = stay.iter().filter(|id| self.must_stay(**id)).count();
         let mut excess = (stay.len() - held).saturating_sub(reclaim.budget as usize);
         for id in stay {
-            if !self.is_held_on_ssd(id) && (excess > 0 || !self.is_worth_moving(id, &outlook)) {
+            let must_stay = self.must_stay(id);
+            if !must_stay && (excess > 0 || !self.is_worth_moving(id, &outlook)) {
                 excess = excess.saturating_sub(1);
                 self.drop_record(id, reclaim);
                 continue;
             }
-            let paid = !self.is_held_on_ssd(id);
+            let paid = !must_stay;
             reclaim.budget -= u32::from(paid);
             let extent = self.record_of(&self.index[id]).expect("a page in a segment has a record");
             let to_move = &mut self.devices.get_mut(device).segments.to_move;
@@ -194,7 +195,7 @@ impl Core {
     }
 
     /// The page is in DRAM: it will be written again when it leaves that.
-    fn forget_copy(&mut self, id: PageId) {
+    pub(crate) fn forget_copy(&mut self, id: PageId) {
         self.stats.ssd_forgotten_copies += 1;
         self.leave_ssd(id);
         let page = &self.index[id];

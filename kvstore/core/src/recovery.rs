@@ -169,8 +169,6 @@ impl Core {
         if let Some(page) = self.find_recovered(space, &key, guess) {
             return (self.index[page].depth == depth).then_some(page);
         }
-        let page = self.index.insert(Page::new(space, key, depth))?;
-        self.spaces.get_mut(space).pages += 1;
-        Some(page)
+        self.know(Page::new(space, key, depth))
     }
 }

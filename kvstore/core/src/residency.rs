@@ -91,6 +91,7 @@ impl Core {
 
     pub(crate) fn unpin(&mut self, id: PageId) {
         self.index.unpin(id);
+        self.look_again_at(self.domain_of_space(self.index[id].space));
         self.settle(id);
         self.drop_purged(id);
         self.prune(id);
@@ -103,6 +104,7 @@ impl Core {
 
     pub(crate) fn unkeep(&mut self, id: PageId) {
         self.index[id].unkeep();
+        self.look_again_at(self.domain_of_space(self.index[id].space));
         self.settle(id);
         self.prune(id);
     }
@@ -178,6 +180,20 @@ impl Core {
         self.prune(id);
     }
 
+    /// Takes in a page that is not known yet; `None` where as many are known as may be, in all or
+    /// of its domain.
+    pub(crate) fn know(&mut self, page: Page) -> Option<PageId> {
+        let domain = self.domain_of_space(page.space);
+        let domain = self.domains.get_mut(domain);
+        if domain.pages >= domain.config.limits.max_pages {
+            return None;
+        }
+        let (space, id) = (page.space, self.index.insert(page)?);
+        domain.pages += 1;
+        self.spaces.get_mut(space).pages += 1;
+        Some(id)
+    }
+
     /// Forgets a page that nothing needs any more, and its ancestors that only it needed.
     pub(crate) fn prune(&mut self, id: PageId) {
         let mut next = Some(id);
@@ -186,6 +202,8 @@ impl Core {
                 break;
             }
             let page = self.index.remove(id);
+            let domain = self.domain_of_space(page.space);
+            self.domains.get_mut(domain).pages -= 1;
             self.spaces.get_mut(page.space).pages -= 1;
             next = page.parent;
             if let Some(parent) = next {

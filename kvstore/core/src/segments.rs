@@ -284,6 +284,11 @@ impl Core {
         let page = &mut self.index[id];
         assert_eq!(page.on_ssd(), OnSsd::None, "a page has one record");
         page.set_record((at, extent.record), proved);
+        let domain = self.domain_of_space(self.index[id].space);
+        let own = &mut self.domains.get_mut(domain).ssd;
+        own.bytes += bytes;
+        own.pages += 1;
+        self.look_again_at(domain);
         self.note_presence(id);
         true
     }
@@ -295,6 +300,10 @@ impl Core {
         let unproved = self.index[id].on_ssd() == OnSsd::Unproved;
         self.index[id].clear_ssd();
         let bytes = self.frame_bytes(self.class_of(id));
+        let domain = self.domain_of_space(self.index[id].space);
+        let own = &mut self.domains.get_mut(domain).ssd;
+        own.bytes -= bytes;
+        own.pages -= 1;
         let device = self.devices.get_mut(extent.device);
         device.unproved -= u64::from(unproved);
         self.stats.unproved_records -= u64::from(unproved);

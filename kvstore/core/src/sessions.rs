@@ -61,10 +61,24 @@ pub(crate) enum Slot {
         offer: OfferId,
         page: PageId,
     },
+    /// Was offered for so long that its page is no longer waited for. The client may still be
+    /// writing to it.
+    Overdue(OfferId),
     /// Filled; waits for a frame or is being copied into one.
     Committed,
     /// Holds a page delivered in copy mode, or is about to.
     Delivering,
+}
+
+/// A slot that was taken out of an offer's hands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// In time, for this page.
+    Page(PageId),
+    /// Nobody waits for its page any more.
+    Late,
+    /// It was not in them.
+    Others,
 }
 
 /// A session's staging area for one space: its free slots are the session's credits.
@@ -91,16 +105,36 @@ impl Staging {
         Some(slot)
     }
 
-    /// Takes the slot out of an offer's hands; `None` if it is not in them.
-    pub(crate) fn commit(&mut self, slot: SlotId, offer: OfferId) -> Option<PageId> {
-        let state = self.slots.get_mut(slot.0 as usize)?;
+    /// Takes the slot out of an offer's hands.
+    pub(crate) fn commit(&mut self, slot: SlotId, offer: OfferId) -> Taken {
+        let Some(state) = self.slots.get_mut(slot.0 as usize) else {
+            return Taken::Others;
+        };
         match *state {
             Slot::Assigned { offer: assigned, page } if assigned == offer => {
                 *state = Slot::Committed;
-                Some(page)
+                Taken::Page(page)
             }
-            _ => None,
+            Slot::Overdue(assigned) if assigned == offer => {
+                *state = Slot::Committed;
+                Taken::Late
+            }
+            _ => Taken::Others,
         }
+    }
+
+    /// The offer has had its time: returns the pages of its slots.
+    pub(crate) fn overdue(&mut self, offer: OfferId) -> Vec<PageId> {
+        let mut pages = Vec::new();
+        for state in &mut self.slots {
+            if let Slot::Assigned { offer: assigned, page } = *state
+                && assigned == offer
+            {
+                *state = Slot::Overdue(offer);
+                pages.push(page);
+            }
+        }
+        pages
     }
 }
 
@@ -174,6 +208,7 @@ impl Core {
             self.stats.returned += assigned.len() as u64;
             self.let_go(Some(id), assigned.into_iter());
         }
+        self.end_offers_of(id);
         self.commits.retain(|_, commit| commit.session != id);
         let holds = self.holds.iter().filter(|(_, hold)| hold.session == id);
         for hold in holds.map(|(id, _)| *id).collect::<Vec<_>>() {

@@ -45,24 +45,35 @@ impl Spaces {
         self.entries[space.0 as usize].as_mut().expect(KNOWN)
     }
 
-    /// Numbers a new space; at the limit it takes the number of one that has no pages and that
-    /// nobody has open. `None` if there is no such. Says, too, what class that one was of.
+    /// How many a domain has.
+    pub(crate) fn count_of(&self, domain: DomainId) -> usize {
+        let (first, last) = (SpaceDigest([0; 32]), SpaceDigest([u8::MAX; 32]));
+        self.by_identity.range((domain, first)..=(domain, last)).count()
+    }
+
+    /// Numbers a new space; at its domain's limit it takes the number of one of its domain, at the
+    /// limit of all of any, that has no pages and that nobody has open. `None` if there is no such.
+    /// Says, too, what class that one was of.
     pub(crate) fn insert(
         &mut self,
         space: Space,
-        limit: u32,
+        (own_limit, limit): (u32, u32),
         notes: &mut Notes,
     ) -> Option<(SpaceId, Option<ClassId>)> {
         let mut replaced = None;
-        let at = if self.vacant > 0 {
+        let own_is_full = self.count_of(space.domain) >= own_limit as usize;
+        let at = if own_is_full {
+            let at = self.unused(|other| other.domain == space.domain)?;
+            replaced = self.replace(at, notes);
+            at
+        } else if self.vacant > 0 {
             self.vacant -= 1;
             self.entries.iter().position(Option::is_none)?
         } else if self.entries.len() < limit as usize {
             self.entries.push(None);
             self.entries.len() - 1
         } else {
-            let unused = |space: &Space| space.pages == 0 && space.opened == 0;
-            let at = self.entries.iter().position(|entry| entry.as_ref().is_some_and(unused))?;
+            let at = self.unused(|_| true)?;
             replaced = self.replace(at, notes);
             at
         };
@@ -72,6 +83,12 @@ impl Spaces {
         self.entries[at] = Some(space);
         notes.add(|| Note::Space { space: id, domain, digest, page_bytes });
         Some((id, replaced))
+    }
+
+    /// One that has no pages and that nobody has open.
+    fn unused(&self, fits: impl Fn(&Space) -> bool) -> Option<usize> {
+        let unused = |space: &Space| space.pages == 0 && space.opened == 0 && fits(space);
+        self.entries.iter().position(|entry| entry.as_ref().is_some_and(unused))
     }
 
     fn replace(&mut self, at: usize, notes: &mut Notes) -> Option<ClassId> {

@@ -1,4 +1,4 @@
-use crate::Health;
+use crate::{DomainLimits, Health};
 use undercroft_wire::{DeviceId, DomainId, SpaceDigest, SpaceId};
 
 /// What happened since start. Counters only grow; what is a gauge says so.
@@ -40,6 +40,8 @@ pub struct Stats {
     pub declined_full: u64,
     /// Slots given back unfilled, or dropped with their session.
     pub returned: u64,
+    /// Slots that were neither committed nor given back in time.
+    pub overdue_slots: u64,
     /// Committed slots that were not assigned, or whose page left with its parent.
     pub invalid_commits: u64,
     /// Pages stored.
@@ -131,6 +133,10 @@ pub struct DomainReport {
     pub domain: DomainId,
     /// How full its parts of the arena are; frames being filled count as used.
     pub dram: TierFill,
+    /// Pages known in any tier, missing ancestors of known pages included.
+    pub known_pages: u32,
+    /// Spaces known.
+    pub spaces: u32,
     /// Sessions, those included that only hold leases.
     pub sessions: u32,
     /// Pages named by its leases.
@@ -139,6 +145,14 @@ pub struct DomainReport {
     pub holds: u32,
     /// Pages in its holds.
     pub held_pages: u32,
+    /// What it may have.
+    pub limits: DomainLimits,
+    /// What of it lies on SSDs; the capacity is its quota.
+    pub ssd: TierFill,
+    /// Records that were forgotten because there were more than its quota lets it have.
+    pub forgotten_records: u64,
+    /// Pages being read for it.
+    pub reads: u32,
     /// Prefetches under way.
     pub prefetches: u32,
     /// Pages that left its DRAM, whether or not they are on SSD.

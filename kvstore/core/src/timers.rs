@@ -1,7 +1,7 @@
 use crate::fetches::FetchId;
 use crate::tokens::TokenId;
 use crate::{Action, Core};
-use undercroft_wire::{FetchOutcome, HoldId};
+use undercroft_wire::{FetchOutcome, HoldId, OfferId, SessionId};
 
 /// What waits for time to pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -9,6 +9,7 @@ pub(crate) enum Timer {
     Fetch(FetchId),
     Hold(HoldId),
     Token(TokenId),
+    Offer((SessionId, OfferId)),
 }
 
 impl Core {
@@ -20,6 +21,7 @@ impl Core {
             match timer {
                 Timer::Fetch(fetch) => self.stop_fetch(fetch, FetchOutcome::Deadline, actions),
                 Timer::Token(token) => self.void(token),
+                Timer::Offer(offer) => self.offer_overdue(offer),
                 Timer::Hold(hold) => {
                     self.stats.holds_expired += 1;
                     self.end_hold(hold);

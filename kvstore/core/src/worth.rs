@@ -75,6 +75,6 @@ impl Core {
             return false;
         };
         let leaving = outlook.leaving[usize::from(extent.device.0)];
-        leaving.is_some_and(|newest| Age::of(extent) <= newest) && !self.is_held_on_ssd(id)
+        leaving.is_some_and(|newest| Age::of(extent) <= newest) && !self.must_stay(id)
     }
 }

@@ -207,6 +207,32 @@ fn a_limit_reached_is_a_refusal() {
 }
 
 #[test]
+fn an_offer_that_is_never_committed_keeps_no_page_from_others() {
+    let limits = Limits { max_offer_ms: 50, ..Limits::default() };
+    let config = Config { limits, ..Config::default() };
+    let (mut world, space) = opened(World::with_frames(8, config), 2);
+    world.open(2, 2, Mode::ZeroCopy);
+    world.open_space(2, 1, 4096, 2);
+    let keys = chain(1, 2);
+    let late = world.offer(1, space, None, 0, &keys, Stamp(0)).unwrap();
+    let outcomes =
+        |world: &mut World| world.offer(2, space, None, 0, &keys, Stamp(0)).unwrap().outcomes;
+    assert_eq!(outcomes(&mut world), [OfferOutcome::Coming.to_byte(); 2]);
+    assert_eq!(world.core.next_timer(), Some(world.now.after_ms(50)));
+    world.advance(world.now.after_ms(50));
+    assert_eq!(world.core.stats().overdue_slots, 2);
+    assert_eq!(outcomes(&mut world), [OfferOutcome::Wanted.to_byte(); 2]);
+    // The one who is late may still be writing: its slots are its own until it says so.
+    let other = chain(2, 2);
+    let refused = world.offer(1, space, None, 0, &other, Stamp(0)).unwrap();
+    assert!(refused.slots.is_empty());
+    world.commit(1, space, late.offer, &late.slots[..1], &late.slots[1..]);
+    assert_eq!(world.core.stats().stored, 0, "nobody waits for what it brings");
+    let wanted = world.offer(1, space, None, 0, &other, Stamp(0)).unwrap();
+    assert_eq!(wanted.slots.len(), 2);
+}
+
+#[test]
 fn a_fetch_without_a_frame_ends_with_its_deadline() {
     let (mut world, space) = opened(World::with_ssd(1, 100, 9, 4), 1);
     let keys = chain(1, 3);

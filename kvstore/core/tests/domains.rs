@@ -4,12 +4,14 @@
 
 mod world;
 
-use undercroft_core::{Config, DomainConfig, DomainLimits, DomainReport, Event, ProcessId};
-use undercroft_wire::{
-    DomainId, Fetch, FetchSource, LeaseId, Mode, PartId, Prefetch, RefusedReason, Reply, Request,
-    RequestId, SessionId, SpaceId, Stamp,
+use undercroft_core::{
+    Action, Config, DomainConfig, DomainLimits, DomainReport, Event, Health, ProcessId,
 };
-use world::devices::{config, size};
+use undercroft_wire::{
+    DomainId, DropHold, Fetch, FetchOutcome, FetchSource, LeaseId, Mode, PartId, Prefetch,
+    RefusedReason, Reply, Request, RequestId, SessionId, SpaceId, Stamp,
+};
+use world::devices::{FIRST, Size, config, size};
 use world::{OTHER, World, chain, digest};
 
 /// Two tenants with a part, a session and a space each; sessions 1 and 2.
@@ -241,4 +243,165 @@ fn what_a_tenant_is_told_is_the_same_whatever_another_does() {
     assert!(alone.len() > 8, "it was told {} things", alone.len());
     assert_eq!(told(miss), alone);
     assert_eq!(told(hit), alone);
+}
+
+/// Two tenants on one SSD, with a space each; sessions 1 and 2.
+fn on_one_ssd(frames: [u64; 2], limits: [DomainLimits; 2], ssd: Size) -> (World, [SpaceId; 2]) {
+    let own = [DomainId::default(), OTHER];
+    let domain = |(id, limits)| DomainConfig { id, limits };
+    let domains = own.into_iter().zip(limits).map(domain).collect();
+    let settings = Config { domains, fetch_window: 100, ..config(&[ssd]) };
+    let logs = World::with_devices(1, &[ssd]).logs;
+    let mut world = World::with_logs(frames[0], settings, logs);
+    world.recover(FIRST, &[], true);
+    world.add_part(OTHER, frames[1]);
+    let spaces = [(1, own[0]), (2, own[1])].map(|(session, id)| {
+        world.open_in(id, session, session as u32, Mode::ZeroCopy);
+        world.open_space(session, 1, 4096, 8)
+    });
+    (world, spaces)
+}
+
+#[test]
+fn a_domain_has_pages_and_spaces_up_to_its_own_limits() {
+    let limits = DomainLimits { max_pages: 3, max_spaces: 2, ..DomainLimits::default() };
+    let (mut world, [mine, theirs]) = tenants([8, 8], limits);
+    assert_eq!(world.store(1, mine, &chain(1, 5), 0, Stamp(0)), 3);
+    assert_eq!(world.store(2, theirs, &chain(1, 5), 0, Stamp(0)), 3, "the other has its own");
+    let own = DomainId::default();
+    assert_eq!((report(&world, own).known_pages, report(&world, own).spaces), (3, 1));
+    world.core.intern_space(own, digest(2), 4096).unwrap();
+    // A third takes the place of the second, which nobody has open and which has no pages.
+    world.core.intern_space(own, digest(3), 4096).unwrap();
+    world.open_space(1, 4, 4096, 1);
+    let full = world.core.intern_space(own, digest(5), 4096).unwrap_err();
+    assert_eq!(full.reason, RefusedReason::Busy);
+    world.core.intern_space(OTHER, digest(5), 4096).unwrap();
+}
+
+/// Ends all jobs and all work that no step does all of.
+fn rest(world: &mut World) {
+    world.finish_jobs();
+    while world.core.next_timer().is_some_and(|due| due <= world.now) {
+        world.advance(world.now);
+        world.finish_jobs();
+    }
+}
+
+#[test]
+fn a_domain_beyond_its_quota_loses_its_own_oldest_pages() {
+    let quota = DomainLimits { ssd_bytes: 8 * 4096, ..DomainLimits::default() };
+    let limits = [DomainLimits::default(), quota];
+    let (mut world, [mine, theirs]) = on_one_ssd([1, 1], limits, size(100, 30, 4));
+    world.store(1, mine, &chain(1, 4), 0, Stamp(0));
+    for number in 1..9 {
+        world.store(2, theirs, &chain(number, 4), 0, Stamp(0));
+        rest(&mut world);
+        let ssd = report(&world, OTHER).ssd;
+        assert!(ssd.used_bytes <= ssd.capacity_bytes && ssd.capacity_bytes == 8 * 4096, "{ssd:?}");
+    }
+    assert_eq!(world.lookup(2, theirs, &chain(1, 4)).pages, 0, "the oldest go");
+    assert_eq!(world.lookup(2, theirs, &chain(8, 4)).pages, 4, "the newest stay");
+    assert!(report(&world, OTHER).forgotten_records > 0);
+    assert_eq!(report(&world, DomainId::default()).forgotten_records, 0);
+    assert_eq!(world.lookup(1, mine, &chain(1, 4)).pages, 4, "and all of the other's");
+}
+
+#[test]
+fn what_is_held_stays_beyond_the_quota_and_goes_with_the_hold() {
+    let quota = DomainLimits { ssd_bytes: 2 * 4096, ..DomainLimits::default() };
+    let limits = [DomainLimits::default(), quota];
+    let (mut world, [_, theirs]) = on_one_ssd([1, 1], limits, size(100, 30, 4));
+    world.store(2, theirs, &chain(1, 3), 0, Stamp(0));
+    let hold = world.lookup_hold(2, &[theirs], &chain(1, 3), 1000).hold.unwrap();
+    for number in 2..5 {
+        world.store(2, theirs, &chain(number, 3), 0, Stamp(0));
+        rest(&mut world);
+    }
+    assert_eq!(world.lookup(2, theirs, &chain(1, 3)).pages, 3);
+    assert!(world.core.next_timer() > Some(world.now), "nothing more can be done about it");
+    world.ask(2, &Request::DropHold(DropHold { hold }));
+    rest(&mut world);
+    assert!(report(&world, OTHER).ssd.used_bytes <= 2 * 4096);
+}
+
+#[test]
+fn reclaim_leaves_a_domain_its_floor() {
+    let found = |floor: u64| {
+        let floor = DomainLimits { ssd_floor_bytes: floor * 4096, ..DomainLimits::default() };
+        let limits = [floor, DomainLimits::default()];
+        let (mut world, [mine, theirs]) = on_one_ssd([1, 2], limits, size(24, 8, 4));
+        let keys = chain(1, 4);
+        world.store(1, mine, &keys, 0, Stamp(0));
+        for number in 1..40 {
+            world.store(2, theirs, &chain(number, 4), 0, Stamp(0));
+            world.finish_jobs();
+        }
+        assert_eq!(world.lookup(2, theirs, &chain(39, 4)).pages, 4, "the other goes on");
+        world.lookup(1, mine, &keys).pages
+    };
+    assert_eq!((found(0), found(4)), (0, 4));
+}
+
+/// Two tenants: one wants 48 pages from SSD at once, then the other one.
+fn flooded(theirs: DomainLimits) -> World {
+    let limits = [DomainLimits::default(), theirs];
+    let (mut world, [mine, theirs]) = on_one_ssd([1, 48], limits, size(200, 50, 8));
+    for number in 1..3 {
+        world.store(1, mine, &chain(number, 1), 0, Stamp(0));
+    }
+    for number in 0..12 {
+        world.store(2, theirs, &chain(number, 8), 0, Stamp(0));
+    }
+    world.finish_jobs();
+    for number in 0..6 {
+        world.fetch(2, number, theirs, &chain(number, 8), Stamp(0), 1000);
+    }
+    world.fetch(1, 100, mine, &chain(1, 1), Stamp(0), 1000);
+    world
+}
+
+fn reads_of(world: &World, domain: DomainId) -> usize {
+    world
+        .count_jobs(|job| matches!(job, Action::Read { identity, .. } if identity.domain == domain))
+}
+
+#[test]
+fn nobody_waits_behind_all_that_another_domain_reads() {
+    let mut world = flooded(DomainLimits::default());
+    assert_eq!(reads_of(&world, OTHER), 2, "the SSD is given two pages at once");
+    let mut ended = 0;
+    while reads_of(&world, DomainId::default()) == 0 {
+        let is_read = |_: &World, job: &Action| matches!(job, Action::Read { .. });
+        assert!(world.end_one(false, is_read));
+        ended += 1;
+    }
+    assert!(ended <= 17, "16 pages are a turn, and {ended} reads ended before");
+    world.finish_jobs();
+    assert_eq!(world.outcome(1, 100), FetchOutcome::Complete);
+    for number in 0..6 {
+        assert_eq!(world.outcome(2, number), FetchOutcome::Complete);
+    }
+}
+
+#[test]
+fn a_domain_reads_no_more_at_once_than_it_may() {
+    let mut world = flooded(DomainLimits { max_reads: 1, ..DomainLimits::default() });
+    let (theirs, mine) = (reads_of(&world, OTHER), reads_of(&world, DomainId::default()));
+    assert_eq!((theirs, mine), (1, 1), "what one may not have is the other's");
+    assert_eq!(report(&world, OTHER).reads, 1);
+    world.finish_jobs();
+    for number in 0..6 {
+        assert_eq!(world.outcome(2, number), FetchOutcome::Complete);
+    }
+}
+
+#[test]
+fn what_waits_for_a_device_that_stops_answering_is_withdrawn() {
+    let mut world = flooded(DomainLimits::default());
+    world.set_health(FIRST, Health::Stalled);
+    assert_eq!(world.outcome(1, 100), FetchOutcome::Missing);
+    world.set_health(FIRST, Health::Well);
+    world.finish_jobs();
+    assert_eq!(reads_of(&world, OTHER), 0, "only what it was given has ended");
 }

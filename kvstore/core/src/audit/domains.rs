@@ -9,6 +9,21 @@ impl Core {
             assert_eq!(sessions().count(), domain.sessions as usize, "sessions are counted");
             let most = limits.max_sessions.max(domain.restored_sessions);
             assert!(domain.sessions <= most, "sessions are bounded");
+            let own = self.spaces.iter().filter(|space| space.domain == domain.config.id);
+            let pages: u64 = own.map(|space| space.pages).sum();
+            assert_eq!(pages, u64::from(domain.pages), "a domain's pages are counted");
+            let on_ssd = self
+                .index
+                .iter()
+                .filter(|(_, page)| page.has_record() && self.domain_of_space(page.space) == at);
+            let bytes = on_ssd.map(|(id, _)| self.frame_bytes(self.class_of(id)));
+            let (pages, bytes) = bytes.fold((0, 0), |(pages, sum), bytes| (pages + 1, sum + bytes));
+            assert_eq!(
+                (pages, bytes),
+                (domain.ssd.pages, domain.ssd.bytes),
+                "its records are counted"
+            );
+            assert!(domain.pages <= limits.max_pages, "a domain's pages are bounded");
             let leased: u32 = sessions().map(|session| session.leased_pages).sum();
             assert_eq!(leased, domain.leased_pages, "leased pages are counted");
             let most = limits.max_leased_pages.max(domain.restored_leased_pages);

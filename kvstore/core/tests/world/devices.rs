@@ -5,7 +5,7 @@ use super::memory::place;
 use super::{OTHER, World, content, content_of};
 use undercroft_core::{
     Action, AppendOutcome, Config, CopyOutcome, DeviceConfig, DeviceReport, DeviceState,
-    DomainConfig, Event, Health, ReadOutcome, RecoveredRecord,
+    DomainConfig, DomainLimits, Event, Health, Limits, ReadOutcome, RecoveredRecord,
 };
 use undercroft_wire::{
     DeviceId, DomainId, Extent, JobId, LookupReply, PageIdentity, Request, SegmentId, SegmentUse,
@@ -30,7 +30,13 @@ pub(crate) fn size(pages: u64, segments: u32, records: u32) -> Size {
 
 /// A configuration with SSDs of these sizes.
 pub(crate) fn config(sizes: &[Size]) -> Config {
-    let domain = |id| DomainConfig { id, ..DomainConfig::default() };
+    let limits = DomainLimits { weight: 2, ..DomainLimits::default() };
+    let few = DomainLimits {
+        max_reads: 1,
+        ssd_bytes: 6 * 4096,
+        ssd_floor_bytes: 2 * 4096,
+        ..DomainLimits::default()
+    };
     let device = |size: &Size| DeviceConfig {
         capacity_bytes: size.pages * 4096,
         low_water_segments: 1,
@@ -38,12 +44,16 @@ pub(crate) fn config(sizes: &[Size]) -> Config {
         read_latency_us: 100,
     };
     Config {
-        domains: [DomainId::default(), OTHER].map(domain).to_vec(),
+        domains: vec![
+            DomainConfig { id: DomainId::default(), limits },
+            DomainConfig { id: OTHER, limits: few },
+        ],
         devices: sizes.iter().map(device).collect(),
         slab_bytes: 2 * 4096,
         demote_ahead: 2,
         fetch_window: 2,
         step_pages: 2,
+        limits: Limits { max_lane_bytes: 2 * 4096, ..Limits::default() },
         ..Config::default()
     }
 }

@@ -1,0 +1,57 @@
+use crate::Core;
+use crate::jobs::Job;
+use crate::lanes::LaneAt;
+use std::collections::{BTreeMap, BTreeSet};
+use undercroft_wire::JobId;
+
+impl Core {
+    pub(super) fn audit_lanes(&self) {
+        let mut reads: BTreeMap<_, u32> = BTreeMap::new();
+        for device in self.devices.ids() {
+            for at in [LaneAt::Reads(device), LaneAt::Writes(device)] {
+                let lane = self.lanes.get(at);
+                let held: BTreeSet<JobId> = lane.held().map(|(_, held)| held.job).collect();
+                let mut under_way = 0;
+                for (id, job) in self.jobs.iter().filter(|(_, job)| job.device() == Some(device)) {
+                    let (class, waited_for) = match (at, job) {
+                        (LaneAt::Reads(_), Job::Read { page, .. }) => (self.class_of(*page), true),
+                        (LaneAt::Reads(_), Job::StrayRead { class, .. }) => {
+                            assert!(!held.contains(id), "what nobody waits for is withdrawn");
+                            (*class, false)
+                        }
+                        (LaneAt::Writes(_), Job::Append { page, .. }) => {
+                            (self.class_of(*page), false)
+                        }
+                        _ => continue,
+                    };
+                    if !held.contains(id) {
+                        under_way += self.frame_bytes(class);
+                        let domain = self.frames.class(class).domain;
+                        *reads.entry(domain).or_default() += u32::from(waited_for);
+                    }
+                }
+                assert_eq!(under_way, lane.under_way_bytes, "what a device was given is counted");
+                assert!(held.iter().all(|id| self.jobs.contains_key(id)), "what waits is a job");
+                let waits: BTreeSet<_> = lane.held().map(|(domain, _)| domain).collect();
+                assert!(waits.iter().copied().eq(sorted(lane.turns())), "who waits has a turn");
+                let full = under_way >= self.lane_limit();
+                let may = waits.iter().any(|domain| self.may_hand_on(at, *domain));
+                assert!(full || !may, "nobody waits without need");
+                let takes = self.devices.get(device).takes_appends();
+                let idle = matches!(at, LaneAt::Reads(_)) && self.devices.answers(device);
+                assert!(held.is_empty() || takes || idle, "nothing waits for a device in trouble");
+            }
+        }
+        for (at, domain) in self.domains.iter() {
+            let counted = reads.get(&at).copied().unwrap_or(0);
+            assert_eq!(counted, domain.reads, "a domain's reads are counted");
+            assert!(counted <= domain.config.limits.max_reads, "a domain's reads are bounded");
+        }
+    }
+}
+
+fn sorted<T: Ord>(items: impl Iterator<Item = T>) -> impl Iterator<Item = T> {
+    let mut items: Vec<T> = items.collect();
+    items.sort();
+    items.into_iter()
+}
