@@ -168,6 +168,24 @@ fn render_domain(domain: &DomainStatus, out: &mut Lines) {
     if let Some(change) = changing(&domain.arena) {
         out.line("", change);
     }
+    let of = |used: u32, most: u32| match most {
+        u32::MAX => used.to_string(),
+        _ => format!("{used} of {most}"),
+    };
+    out.line(
+        "",
+        format!(
+            "{} pages known, {} spaces, {} pages being read; weight {}",
+            of(domain.known_pages, domain.max_pages),
+            of(domain.spaces, domain.max_spaces),
+            of(domain.reads_in_flight, domain.max_reads_in_flight),
+            domain.weight
+        ),
+    );
+    if domain.ssd.capacity_bytes > 0 {
+        let floor = bytes(domain.ssd_floor_bytes);
+        out.line("", format!("on SSD {}; floor {floor}", tier(&domain.ssd)));
+    }
 }
 
 fn render_ssd(ssd: &SsdStatus, out: &mut Lines) {

@@ -1,6 +1,6 @@
 //! What the core is told of its bounds, from the configuration.
 
-use crate::config::{Config, DomainConfig, SsdConfig};
+use crate::config::{Config, DomainConfig, MAX_SPACES, SsdConfig};
 use crate::succession::leased_pages_per_domain;
 use undercroft_core::{DeviceConfig, DomainLimits, Limits, Policy};
 use undercroft_wire::Stamp;
@@ -18,8 +18,16 @@ pub(crate) fn limits(config: &Config) -> Limits {
         max_pages: (total / (16 << 10)).clamp(1 << 16, 1 << 26) as u32,
         max_sessions: config.max_sessions * SESSIONS_PER_CONNECTION,
         max_hold_ms: config.max_hold_ms,
+        max_offer_ms: config.max_offer_ms,
+        max_spaces: MAX_SPACES,
         ..Limits::default()
     }
+}
+
+/// As many of the pages that can be known as the domain has of all DRAM.
+fn share_of_pages(config: &Config, limits: &Limits, domain: &DomainConfig) -> u32 {
+    let pages = u128::from(limits.max_pages) * u128::from(domain.dram_bytes);
+    (pages / u128::from(config.arena_bytes().max(1))) as u32
 }
 
 /// The core's whole configuration. `seed` is drawn at random, and no stamp given out before was
@@ -40,7 +48,18 @@ pub(crate) fn core_config(
     let max_leased_pages = leased_pages_per_domain(config);
     let domain = |domain: &DomainConfig| {
         let max_sessions = domain.max_sessions.saturating_mul(SESSIONS_PER_CONNECTION);
-        let limits = DomainLimits { max_sessions, max_leased_pages, ..DomainLimits::default() };
+        let shares = domain.shares;
+        let limits = DomainLimits {
+            max_sessions,
+            max_leased_pages,
+            ssd_bytes: shares.ssd_bytes.unwrap_or(u64::MAX),
+            ssd_floor_bytes: shares.ssd_floor_bytes,
+            max_reads: shares.max_reads,
+            weight: shares.weight,
+            max_pages: shares.max_pages.unwrap_or_else(|| share_of_pages(config, &limits, domain)),
+            max_spaces: shares.max_spaces,
+            ..DomainLimits::default()
+        };
         undercroft_core::DomainConfig { id: domain.id, limits }
     };
     undercroft_core::Config {

@@ -96,8 +96,10 @@ fn domains(control: &Control) -> Vec<DomainStatus> {
         let leased_pages = own.clone().map(|(id, _)| control.core.session_leases(*id).pages).sum();
         let sessions = own.filter(|(_, session)| session.is_open()).count() as u32;
         let known = control.core.domains().find(|report| report.domain == domain.id);
-        let (dram, evicted) =
-            known.map(|known| (known.dram, known.evicted_pages)).unwrap_or_default();
+        let known = known.unwrap_or_default();
+        let all = control.core.ssd().map_or(0, |ssd| ssd.capacity_bytes);
+        let limits = known.limits;
+        let quota = limits.ssd_bytes.min(all);
         DomainStatus {
             name: domain.name.clone(),
             arena: ArenaStatus {
@@ -105,9 +107,18 @@ fn domains(control: &Control) -> Vec<DomainStatus> {
                 short: control.fitting.short(domain.id).cloned(),
                 ..arena::status(control.arena.of(domain.id))
             },
-            dram: tier(dram, evicted),
+            dram: tier(known.dram, known.evicted_pages),
             sessions,
             leased_pages,
+            ssd: tier(TierFill { capacity_bytes: quota, ..known.ssd }, known.forgotten_records),
+            ssd_floor_bytes: limits.ssd_floor_bytes,
+            reads_in_flight: known.reads,
+            max_reads_in_flight: limits.max_reads,
+            known_pages: known.known_pages,
+            max_pages: limits.max_pages,
+            spaces: known.spaces,
+            max_spaces: limits.max_spaces,
+            weight: limits.weight,
         }
     };
     control.domains.iter().map(one).collect()

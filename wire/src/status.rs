@@ -111,6 +111,24 @@ pub struct DomainStatus {
     pub sessions: u32,
     /// Frames pinned by its leases.
     pub leased_pages: u64,
+    /// Its pages on SSD; the capacity is its quota, and all of the tier where it has none.
+    pub ssd: TierStatus,
+    /// Bytes on SSD that reclaim leaves it.
+    pub ssd_floor_bytes: u64,
+    /// Pages being read for it from SSD, and how many may be.
+    pub reads_in_flight: u32,
+    /// See there.
+    pub max_reads_in_flight: u32,
+    /// Pages known of it in any tier, and how many may be.
+    pub known_pages: u32,
+    /// See there.
+    pub max_pages: u32,
+    /// Spaces known of it, and how many may be.
+    pub spaces: u32,
+    /// See there.
+    pub max_spaces: u32,
+    /// Its share of what SSDs do when there is more to do than they can.
+    pub weight: u32,
 }
 
 /// The arena's memory.

@@ -1,13 +1,18 @@
 //! The domains of the configuration: who belongs to which, and what each may have.
 
 use super::raw::RawDomain;
-use super::{ConfigError, KIB, MAX_DRAM, choice, number, size};
+use super::{ConfigError, KIB, MAX_DRAM, MIB, choice, number, size};
 use undercroft_wire::DomainId;
 
 /// The domain everybody belongs to where none is configured.
 pub(crate) const DEFAULT_NAME: &str = "default";
 const MAX_DOMAINS: usize = 64;
 const MAX_NAME_BYTES: usize = 64;
+/// A pebibyte: the most that an SSD tier may be.
+const MAX_SSD: u64 = 1 << 50;
+const MAX_READS: u32 = 65_536;
+/// Spaces of all domains.
+pub(crate) const MAX_SPACES: u32 = 1024;
 const RULES: &str = "a list of 1..=256 different numbers";
 
 /// One security boundary.
@@ -18,10 +23,26 @@ pub(crate) struct DomainConfig {
     pub(crate) rule: Rule,
     /// Bytes of its own arena.
     pub(crate) dram_bytes: u64,
+    /// What it has of what domains share.
+    pub(crate) shares: Shares,
     /// Connections at once.
     pub(crate) max_sessions: u32,
     /// Whether pages are always delivered into staging.
     pub(crate) copy_mode: bool,
+}
+
+/// A domain's part in SSDs and tables that it shares with others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shares {
+    /// Bytes on SSD beyond which its own oldest pages are forgotten.
+    pub(crate) ssd_bytes: Option<u64>,
+    /// Bytes on SSD that reclaim leaves it.
+    pub(crate) ssd_floor_bytes: u64,
+    pub(crate) weight: u32,
+    pub(crate) max_reads: u32,
+    /// `None` for its share by DRAM.
+    pub(crate) max_pages: Option<u32>,
+    pub(crate) max_spaces: u32,
 }
 
 /// Which processes a domain is for: all that is given must fit, and of each list one entry.
@@ -45,6 +66,8 @@ pub(super) struct Defaults {
     /// Bytes of the arena where there are no domains.
     pub(super) arena_bytes: u64,
     pub(super) arena_is_given: bool,
+    /// Bytes of all SSDs.
+    pub(super) ssd_bytes: u64,
     pub(super) max_sessions: u32,
     pub(super) copy_mode: bool,
 }
@@ -59,6 +82,14 @@ pub(super) fn check(
             id: DomainId::named(DEFAULT_NAME),
             rule: Rule::default(),
             dram_bytes: defaults.arena_bytes,
+            shares: Shares {
+                ssd_bytes: None,
+                ssd_floor_bytes: 0,
+                weight: 1,
+                max_reads: MAX_READS,
+                max_pages: None,
+                max_spaces: MAX_SPACES,
+            },
             max_sessions: defaults.max_sessions,
             copy_mode: defaults.copy_mode,
         }]);
@@ -71,9 +102,10 @@ pub(super) fn check(
         let allowed = "left out where there are [[domain]] tables: each says its own `dram`";
         return Err(refused("arena.size", "given", allowed));
     }
+    let spaces = (u64::from(MAX_SPACES) / raw.len() as u64).max(16);
     let mut domains: Vec<DomainConfig> = Vec::with_capacity(raw.len());
     for (at, raw) in raw.iter().enumerate() {
-        let domain = check_one(raw, defaults)?;
+        let domain = check_one(raw, defaults, spaces)?;
         if domains.iter().any(|known| known.name == domain.name) {
             return Err(refused("domain.name", &domain.name, "a name of its own for each domain"));
         }
@@ -89,10 +121,40 @@ pub(super) fn check(
     if total > MAX_DRAM {
         return Err(refused("domain.dram", &format!("{total} in all"), "at most 7 TiB in all"));
     }
+    let floors = domains.iter().map(|domain| domain.shares.ssd_floor_bytes);
+    let floors = floors.fold(0_u64, u64::saturating_add);
+    if floors > defaults.ssd_bytes / 2 {
+        let allowed = "at most half of `ssd.size` in all: what reclaim leaves it must copy";
+        return Err(refused("domain.ssd_floor", &format!("{floors} in all"), allowed));
+    }
     Ok(domains)
 }
 
-fn check_one(raw: &RawDomain, defaults: Defaults) -> Result<DomainConfig, ConfigError> {
+fn check_shares(raw: &RawDomain, spaces: u64) -> Result<Shares, ConfigError> {
+    let quota = raw.ssd.as_ref().map(|found| size("domain.ssd", Some(found), 0, MIB, MAX_SSD));
+    let ssd_bytes = quota.transpose()?;
+    let most = ssd_bytes.unwrap_or(MAX_SSD);
+    let reads = u64::from(MAX_READS);
+    let max_pages = raw.max_pages.map(|found| {
+        number("domain.max_pages", Some(found), 0, 1, (1 << 31) - 1).map(|pages| pages as u32)
+    });
+    Ok(Shares {
+        ssd_bytes,
+        ssd_floor_bytes: size("domain.ssd_floor", raw.ssd_floor.as_ref(), 0, 0, most)?,
+        weight: number("domain.weight", raw.weight, 1, 1, 100)? as u32,
+        max_reads: number("domain.max_reads_in_flight", raw.max_reads_in_flight, reads, 1, reads)?
+            as u32,
+        max_pages: max_pages.transpose()?,
+        max_spaces: number("domain.max_spaces", raw.max_spaces, spaces, 1, MAX_SPACES.into())?
+            as u32,
+    })
+}
+
+fn check_one(
+    raw: &RawDomain,
+    defaults: Defaults,
+    spaces: u64,
+) -> Result<DomainConfig, ConfigError> {
     let name = raw.name.clone().unwrap_or_default();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     if name.is_empty() || name.len() > MAX_NAME_BYTES || !name.chars().all(plain) {
@@ -112,6 +174,7 @@ fn check_one(raw: &RawDomain, defaults: Defaults) -> Result<DomainConfig, Config
             cgroups: cgroups(raw.cgroup.as_deref())?,
         },
         dram_bytes: size("domain.dram", Some(dram), 0, 64 * KIB, MAX_DRAM)?,
+        shares: check_shares(raw, spaces)?,
         max_sessions: number("domain.max_sessions", raw.max_sessions, sessions, 1, sessions)?
             as u32,
         copy_mode: choice("domain.mode", raw.mode.as_deref(), mode, &["auto", "copy"])? == 1,

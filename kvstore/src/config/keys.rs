@@ -183,6 +183,12 @@ pub const KEYS: &[Key] = &[
         what: "A process that holds pages of the arena and has said nothing for this long raises an alarm: in the log, in `status` and in the metrics. The pages stay its own.",
     },
     Key {
+        name: "policy.max_offer_ms",
+        default: "60000",
+        allowed: "1..=3600000",
+        what: "How long a page that a client was given room for is waited for. Then others may store it; the room stays the client's until it says what became of it.",
+    },
+    Key {
         name: "domain.name",
         default: "none: it must be given",
         allowed: "1..=64 letters, digits, `-`, `_` or `.`, different for each domain",
@@ -211,6 +217,42 @@ pub const KEYS: &[Key] = &[
         default: "none: it must be given",
         allowed: "64KiB..=7TiB, and 7TiB for all domains together",
         what: "Bytes of the domain's own arena. No other domain takes any of it. Domains themselves come and go at a restart only.",
+    },
+    Key {
+        name: "domain.ssd",
+        default: "no bound but `ssd.size`",
+        allowed: "1MiB..=1PiB",
+        what: "Bytes of the domain's pages on SSD, over all directories. Beyond them its own oldest pages are forgotten, and nobody else's.",
+    },
+    Key {
+        name: "domain.ssd_floor",
+        default: "0",
+        allowed: "0..=`domain.ssd`, and half of `ssd.size` for all domains together",
+        what: "While the domain's pages on SSD have no more bytes than this, making room moves them and drops none, whatever other domains write.",
+    },
+    Key {
+        name: "domain.weight",
+        default: "1",
+        allowed: "1..=100",
+        what: "The domain's share of what SSDs do while several domains want more than they can do at once: twice the weight, twice the bytes.",
+    },
+    Key {
+        name: "domain.max_reads_in_flight",
+        default: "65536",
+        allowed: "1..=65536",
+        what: "The most pages that SSDs read for the domain at once.",
+    },
+    Key {
+        name: "domain.max_pages",
+        default: "its share, by `dram`, of the pages the daemon can know: one for each 16 KiB of all tiers",
+        allowed: "1..=2147483647",
+        what: "The most pages known of the domain in any tier. Beyond them it stores nothing new.",
+    },
+    Key {
+        name: "domain.max_spaces",
+        default: "1024 divided by the number of domains, and at least 16",
+        allowed: "1..=1024",
+        what: "The most spaces (models and layouts) known of the domain. One that has no pages and that nobody has open makes room.",
     },
     Key {
         name: "domain.max_sessions",

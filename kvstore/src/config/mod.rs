@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
 
-pub(crate) use domains::{DomainConfig, Rule};
+pub(crate) use domains::{DomainConfig, MAX_SPACES, Rule};
 pub(crate) use renewal::Renewal;
 pub(crate) use ssd::{KeyFile, SsdConfig, SsdDirectory};
 
@@ -91,6 +91,7 @@ pub struct Config {
     pub(crate) max_hold_ms: u32,
     /// How long a session may hold frames without a word.
     pub(crate) silence: Duration,
+    pub(crate) max_offer_ms: u32,
     /// The file it was read from; `None`: there is none.
     pub(crate) file: Option<PathBuf>,
     /// What the file says.
@@ -179,6 +180,7 @@ impl Config {
         let defaults = domains::Defaults {
             arena_bytes: size(key, arena.size.as_ref(), default_dram(), 64 * KIB, MAX_DRAM)?,
             arena_is_given: arena.size.is_some(),
+            ssd_bytes: config.ssd.as_ref().map_or(0, SsdConfig::bytes),
             max_sessions: config.max_sessions,
             copy_mode,
         };
@@ -218,6 +220,7 @@ fn check_arena(raw: &RawArena) -> Result<Config, ConfigError> {
         fetch_window: 0,
         max_hold_ms: 0,
         silence: Duration::ZERO,
+        max_offer_ms: 0,
         file: None,
         written: toml::Table::new(),
     })
@@ -274,6 +277,8 @@ fn check_policy(config: &mut Config, raw: &RawPolicy) -> Result<(), ConfigError>
         number("policy.max_hold_ms", raw.max_hold_ms, 60_000, 1, 3_600_000)? as u32;
     let silence = number("policy.silence_ms", raw.silence_ms, 60_000, 10, 86_400_000)?;
     config.silence = Duration::from_millis(silence);
+    config.max_offer_ms =
+        number("policy.max_offer_ms", raw.max_offer_ms, 60_000, 1, 3_600_000)? as u32;
     Ok(())
 }
 

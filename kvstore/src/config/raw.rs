@@ -64,6 +64,7 @@ pub(crate) struct RawPolicy {
     pub(crate) fetch_window: Option<u64>,
     pub(crate) max_hold_ms: Option<u64>,
     pub(crate) silence_ms: Option<u64>,
+    pub(crate) max_offer_ms: Option<u64>,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -74,6 +75,12 @@ pub(crate) struct RawDomain {
     pub(crate) gid: Option<Vec<u32>>,
     pub(crate) cgroup: Option<Vec<String>>,
     pub(crate) dram: Option<Quantity>,
+    pub(crate) ssd: Option<Quantity>,
+    pub(crate) ssd_floor: Option<Quantity>,
+    pub(crate) weight: Option<u64>,
+    pub(crate) max_reads_in_flight: Option<u64>,
+    pub(crate) max_pages: Option<u64>,
+    pub(crate) max_spaces: Option<u64>,
     pub(crate) max_sessions: Option<u64>,
     pub(crate) mode: Option<String>,
 }

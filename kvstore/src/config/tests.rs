@@ -147,6 +147,28 @@ fn domains_have_rules_and_arenas_of_their_own() {
 }
 
 #[test]
+fn domains_say_what_they_have_of_what_is_shared() {
+    let text = "[ssd]\nsize = \"8GiB\"\n\
+                [[domain]]\nname = \"a\"\nuid = [7]\ndram = \"1MiB\"\nssd = \"4GiB\"\nssd_floor = \"1GiB\"\n\
+                weight = 3\nmax_reads_in_flight = 9\nmax_pages = 99\nmax_spaces = 5\n\
+                [[domain]]\nname = \"rest\"\ndram = \"3MiB\"\n";
+    let config = parse(text).unwrap();
+    let [a, rest] = config.domains.as_slice() else { panic!("{:?}", config.domains) };
+    let shares = a.shares;
+    assert_eq!((shares.ssd_bytes, shares.ssd_floor_bytes), (Some(4 << 30), 1 << 30));
+    assert_eq!((shares.weight, shares.max_reads), (3, 9));
+    assert_eq!((shares.max_pages, shares.max_spaces), (Some(99), 5));
+    let shares = rest.shares;
+    assert_eq!((shares.ssd_bytes, shares.weight, shares.max_spaces), (None, 1, 512));
+    let limits = crate::bounds::limits(&config);
+    let seed_and_stamp = (7, undercroft_wire::Stamp(0));
+    let core = crate::bounds::core_config(&config, limits, seed_and_stamp);
+    let pages = core.domains.iter().map(|domain| domain.limits.max_pages);
+    let share = limits.max_pages as u64 * 3 / 4;
+    assert_eq!(pages.collect::<Vec<_>>(), [99, share as u32]);
+}
+
+#[test]
 fn domains_that_make_no_sense_are_refused_by_name() {
     let a = "[[domain]]\nname = \"a\"\ndram = \"1MiB\"\n";
     let b = "[[domain]]\nname = \"b\"\nuid = [1]\ndram = \"1MiB\"\n";
@@ -162,6 +184,12 @@ fn domains_that_make_no_sense_are_refused_by_name() {
         (format!("{a}cgroup = [\"relative\"]"), "domain.cgroup"),
         (format!("{a}mode = \"zero\""), "domain.mode"),
         (format!("{a}max_sessions = 65"), "domain.max_sessions"),
+        (format!("{a}ssd = \"2MiB\"\nssd_floor = \"3MiB\""), "domain.ssd_floor"),
+        (format!("{a}ssd_floor = \"3MiB\"\n[ssd]\nsize = \"5MiB\""), "domain.ssd_floor"),
+        (format!("{a}weight = 0"), "domain.weight"),
+        (format!("{a}max_reads_in_flight = 0"), "domain.max_reads_in_flight"),
+        (format!("{a}max_pages = 0"), "domain.max_pages"),
+        (format!("{a}max_spaces = 1025"), "domain.max_spaces"),
     ] {
         let error = parse(&text).unwrap_err().to_string();
         assert!(error.contains(key) && error.contains("allowed"), "{text}: {error}");

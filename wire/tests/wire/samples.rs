@@ -195,6 +195,15 @@ fn status() -> StatusReport {
         dram: dram.clone(),
         sessions: 502,
         leased_pages: 503,
+        ssd: TierStatus { used_bytes: 504, ..dram.clone() },
+        ssd_floor_bytes: 505,
+        reads_in_flight: 506,
+        max_reads_in_flight: 507,
+        known_pages: 508,
+        max_pages: 509,
+        spaces: 510,
+        max_spaces: 511,
+        weight: 512,
     };
     let start = StartStatus {
         kind: StartKind::Warm,

@@ -356,13 +356,30 @@ fn start() -> impl Strategy<Value = StartStatus> {
 }
 
 fn domain() -> impl Strategy<Value = DomainStatus> {
-    (text(), arena(), tier(), any::<(u32, u64)>()).prop_map(
-        |(name, arena, dram, (sessions, leased_pages))| DomainStatus {
-            name,
-            arena,
-            dram,
-            sessions,
-            leased_pages,
+    let numbers = any::<([u64; 2], [u32; 8])>();
+    (text(), arena(), [tier(), tier()], numbers).prop_map(
+        |(name, arena, tiers, (bytes, counts))| {
+            let [dram, ssd] = tiers;
+            let [leased_pages, ssd_floor_bytes] = bytes;
+            let [sessions, reads_in_flight, max_reads_in_flight, known_pages, max_pages, ..] =
+                counts;
+            let [.., spaces, max_spaces, weight] = counts;
+            DomainStatus {
+                name,
+                arena,
+                dram,
+                sessions,
+                leased_pages,
+                ssd,
+                ssd_floor_bytes,
+                reads_in_flight,
+                max_reads_in_flight,
+                known_pages,
+                max_pages,
+                spaces,
+                max_spaces,
+                weight,
+            }
         },
     )
 }
