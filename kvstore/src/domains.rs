@@ -56,6 +56,7 @@ fn is_below(path: &str, wanted: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Shares;
 
     fn domain(name: &str, rule: Rule) -> DomainConfig {
         DomainConfig {
@@ -63,6 +64,7 @@ mod tests {
             id: DomainId::named(name),
             rule,
             dram_bytes: 1 << 20,
+            shares: Shares::default(),
             max_sessions: 4,
             copy_mode: false,
         }

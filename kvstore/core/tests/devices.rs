@@ -290,6 +290,8 @@ fn a_busy_device_is_given_less() {
     // One page takes 1 ms on the one and 4 ms on the other.
     settings.devices[0].read_bytes_per_s = 4096 * 1000;
     settings.devices[1].read_bytes_per_s = 4096 * 250;
+    // Whatever is given away waits there.
+    settings.limits.max_lane_bytes = u64::MAX;
     let mut world = World::with_logs(16, settings, World::with_devices(1, &sizes).logs);
     for device in [FIRST, SECOND] {
         world.recover(device, &[], true);

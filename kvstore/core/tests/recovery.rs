@@ -352,7 +352,9 @@ fn segments_of_which_nothing_is_of_use_are_freed_at_once() {
 #[test]
 fn a_device_that_has_run_out_of_segments_is_not_preferred_for_its_few_bytes() {
     let sizes = [Size { segments: 3, ..SIZE }, SIZE];
-    let mut world = World::with_logs(4, config(&sizes), World::with_devices(1, &sizes).logs);
+    let mut settings = config(&sizes);
+    settings.limits.max_lane_bytes = u64::MAX;
+    let mut world = World::with_logs(4, settings, World::with_devices(1, &sizes).logs);
     let leaf = |number| records(FIRST, &chain(number, 1), |_| true)[0];
     let scattered = [0, 1].map(|at| place(&leaf(10 + u64::from(at)), FIRST, at, 0));
     let many = records(SECOND, &chain(1, 8), |_| true);

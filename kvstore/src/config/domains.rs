@@ -45,6 +45,20 @@ pub(crate) struct Shares {
     pub(crate) max_spaces: u32,
 }
 
+impl Default for Shares {
+    /// All there is.
+    fn default() -> Self {
+        Self {
+            ssd_bytes: None,
+            ssd_floor_bytes: 0,
+            weight: 1,
+            max_reads: MAX_READS,
+            max_pages: None,
+            max_spaces: MAX_SPACES,
+        }
+    }
+}
+
 /// Which processes a domain is for: all that is given must fit, and of each list one entry.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Rule {
@@ -82,14 +96,7 @@ pub(super) fn check(
             id: DomainId::named(DEFAULT_NAME),
             rule: Rule::default(),
             dram_bytes: defaults.arena_bytes,
-            shares: Shares {
-                ssd_bytes: None,
-                ssd_floor_bytes: 0,
-                weight: 1,
-                max_reads: MAX_READS,
-                max_pages: None,
-                max_spaces: MAX_SPACES,
-            },
+            shares: Shares::default(),
             max_sessions: defaults.max_sessions,
             copy_mode: defaults.copy_mode,
         }]);

@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
 
+#[cfg(test)]
+pub(crate) use domains::Shares;
 pub(crate) use domains::{DomainConfig, MAX_SPACES, Rule};
 pub(crate) use renewal::Renewal;
 pub(crate) use ssd::{KeyFile, SsdConfig, SsdDirectory};
