@@ -53,16 +53,11 @@ impl Core {
     /// different times would keep parts of runs whose other parts are gone. New pages go to
     /// where room was made.
     fn next_reclaim(&self) -> Option<(DeviceId, Reclaim)> {
+        let free = |device: &Device, age| Some((device.id, Reclaim::of_empty(age)));
         let usable = || self.devices.iter().filter(|device| device.takes_appends());
         let idle = || usable().filter(|device| device.segments.reclaiming.is_none());
-        let empty = |device: &Device| {
-            let age = device.segments.next_empty()?;
-            Some((
-                device.id,
-                Reclaim { age, budget: 0, sorted: true, dropped: true, freeing: false },
-            ))
-        };
-        if let Some(next) = idle().find_map(empty) {
+        let found = |device: &Device| free(device, device.segments.next_empty()?);
+        if let Some(next) = idle().find_map(found) {
             return Some(next);
         }
         if !idle().any(Device::needs_room) {
@@ -73,8 +68,13 @@ impl Core {
         if !hurry && usable().count() > idle().count() {
             return None;
         }
-        let full = idle().filter(|device| device.is_nearly_full() && device.may_win_room());
-        let oldest = full.filter_map(|device| {
+        let full = || idle().filter(|device| device.is_nearly_full());
+        // What domains beyond their quotas have emptied, before anything of others goes.
+        let emptied = |device: &Device| free(device, device.segments.next_emptied()?);
+        if let Some(next) = full().find_map(emptied) {
+            return Some(next);
+        }
+        let oldest = full().filter(|device| device.may_win_room()).filter_map(|device| {
             let reclaim = self.oldest_reclaimable(device.id)?;
             let born = device.segments.get(reclaim.age)?.born;
             Some((born, (device.id, reclaim)))

@@ -76,6 +76,13 @@ pub(crate) struct Reclaim {
     pub(crate) freeing: bool,
 }
 
+impl Reclaim {
+    /// Of a segment that has no record any more.
+    pub(crate) fn of_empty(age: Age) -> Self {
+        Self { age, budget: 0, sorted: true, dropped: true, freeing: false }
+    }
+}
+
 /// A page to be appended anew. It may be gone, or have lost this record, when its turn comes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Move {
@@ -167,6 +174,13 @@ impl Segments {
     pub(crate) fn next_empty(&self) -> Option<Age> {
         let at_rest = |age: &&Age| self.get(**age).is_some_and(|segment| !segment.is_busy());
         self.empty.iter().find(at_rest).copied()
+    }
+
+    /// The oldest that has lost all its records since it was written, and is not written to any more.
+    pub(crate) fn next_emptied(&self) -> Option<Age> {
+        let written = self.by_age.iter().rev().skip(1).rev();
+        let mut emptied = written.filter(|(_, segment)| segment.records == 0 && !segment.is_busy());
+        emptied.next().map(|(age, _)| *age)
     }
 
     /// Whether the segment is known as one that can be freed as it is.
