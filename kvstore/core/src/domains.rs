@@ -191,4 +191,10 @@ impl Core {
     pub fn has_part(&self, part: PartId) -> bool {
         self.frames.has_part(part)
     }
+
+    /// Bytes of a part's frames that hold pages or are about to: 0 of one that is not known.
+    #[must_use]
+    pub fn part_used_bytes(&self, part: PartId) -> u64 {
+        self.frames.used_bytes_in(part)
+    }
 }

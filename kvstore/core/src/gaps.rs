@@ -36,11 +36,13 @@ impl Gaps {
     }
 
     /// Takes up to `wished` units out, a whole number of `each`: from the smallest run that has
-    /// them all, else from the longest. Returns the first of them and how many.
+    /// them all, else from the longest; of several the first, so that parts that came last are filled
+    /// last. Returns the first of them and how many.
     pub(crate) fn take(&mut self, wished: u32, each: u32) -> Option<(u32, u32)> {
         let whole = wished / each * each;
         let fitting = self.by_size.range((whole, 0)..).next().copied();
-        let (len, first) = fitting.or_else(|| self.by_size.last().copied())?;
+        let longest = || self.by_size.range((self.by_size.last()?.0, 0)..).next().copied();
+        let (len, first) = fitting.or_else(longest)?;
         let taken = whole.min(len / each * each);
         if taken == 0 {
             return None;
@@ -126,6 +128,19 @@ mod tests {
         assert_eq!(gaps.iter().collect::<Vec<_>>(), [(0, 3), (3, 3)]);
         assert!(gaps.has(2, 2) && !gaps.has(3, 2));
         assert_eq!(gaps.take(4, 4), None);
+    }
+
+    #[test]
+    fn of_runs_that_are_alike_the_first_is_used_first() {
+        // Shorter than what is wished for, and as long as that.
+        for wished in [8, 4] {
+            let mut gaps = Gaps::default();
+            for part in 0..3 {
+                gaps.add(4 * part, 4, (4 * part, 4 * part + 4));
+            }
+            let taken: Vec<_> = std::iter::from_fn(|| gaps.take(wished, 2)).collect();
+            assert_eq!(taken, [(0, 4), (4, 4), (8, 4)], "wished {wished}");
+        }
     }
 
     #[test]

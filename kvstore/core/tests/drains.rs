@@ -4,7 +4,7 @@
 
 mod world;
 
-use undercroft_core::{Action, Event, Micros};
+use undercroft_core::{Action, Config, Event, Micros};
 use undercroft_wire::{DomainId, FetchOutcome, Mode, PartId, SpaceId, Stamp};
 use world::{World, chain, opened};
 
@@ -34,6 +34,23 @@ fn a_part_that_retires_is_empty_once_its_pages_have_left() {
     assert_eq!(world.core.dram().capacity_bytes, 4 * 4096);
     world.store(1, space, &chain(2, 8), 0, Stamp(0));
     assert_eq!(world.core.dram().pages, 4, "there is no more room than that");
+}
+
+#[test]
+fn the_oldest_part_is_filled_first_and_each_says_how_full_it_is() {
+    // A part has no room for a whole slab.
+    let config = Config { slab_bytes: 8 * 4096, ..Config::default() };
+    let (mut world, space) = opened(World::with_frames(4, config), 4);
+    world.add_part(OWN, 4);
+    world.add_part(OWN, 4);
+    let used =
+        |world: &World| [0, 1, 2].map(|part| world.core.part_used_bytes(PartId(part)) / 4096);
+    assert_eq!(used(&world), [0; 3]);
+    for (number, pages, used_by_then) in [(1, 3, [3, 0, 0]), (2, 4, [4, 3, 0]), (3, 3, [4, 4, 2])] {
+        assert_eq!(world.store(1, space, &chain(number, pages), 0, Stamp(0)), pages as usize);
+        assert_eq!(used(&world), used_by_then);
+    }
+    assert_eq!(world.core.part_used_bytes(PartId(9)), 0);
 }
 
 #[test]

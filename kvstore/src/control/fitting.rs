@@ -8,6 +8,7 @@ use crate::error::StartError;
 use crate::estate::Keeper;
 use crate::part_maker::{MadePart, PartMaker, WantedPart};
 use crate::session::Session;
+use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -125,14 +126,16 @@ impl Control {
         }
     }
 
-    /// Has the newest parts retire until what is left is no more than there is to be.
+    /// Has parts retire until what is left is no more than there is to be: those with the fewest
+    /// pages, and of those that are alike the newest.
     fn retire_surplus(&mut self, domain: &DomainConfig) {
         let all = self.arena.bytes_of(domain.id, PartStage::InUse);
         let mut in_use = all - self.arena.bytes_of(domain.id, PartStage::Retiring);
         let used = self.arena.of(domain.id).filter(|(_, part)| part.stage == PartStage::InUse);
-        let mut newest: Vec<_> = used.map(|(id, part)| (id, part.usable_bytes)).collect();
+        let mut parts: Vec<_> = used.map(|(id, part)| (id, part.usable_bytes)).collect();
+        parts.sort_by_key(|(id, _)| (Reverse(self.core.part_used_bytes(*id)), *id));
         while in_use > domain.dram_bytes
-            && let Some((part, bytes)) = newest.pop()
+            && let Some((part, bytes)) = parts.pop()
         {
             in_use -= bytes;
             tracing::info!(%part, domain = domain.name, "a part of the arena retires");

@@ -2,7 +2,7 @@ use super::Frames;
 use crate::notes::Notes;
 use crate::spaces::ClassId;
 use std::collections::BTreeSet;
-use undercroft_wire::{FrameId, PartId};
+use undercroft_wire::{FRAME_ALIGN, FrameId, PartId};
 
 /// Slabs and parts that are to become empty.
 impl Frames {
@@ -62,6 +62,17 @@ impl Frames {
     /// How many frames of the class a slab is cut into.
     pub(crate) fn frames_per_slab(&self, class: ClassId) -> usize {
         (self.slab_bytes / u64::from(self.class(class).frame_bytes)).max(1) as usize
+    }
+
+    /// Bytes of frames of the part that somebody uses.
+    pub(crate) fn used_bytes_in(&self, id: PartId) -> u64 {
+        let Some(part) = self.parts.get(id) else { return 0 };
+        let slabs = self.slabs.within(part.first, part.end());
+        let used = |first: u32| {
+            let slab = self.slabs.get(first).expect("a slab is where it is said to be");
+            u64::from(slab.frames - slab.free) * u64::from(slab.each) * u64::from(FRAME_ALIGN)
+        };
+        slabs.map(used).sum()
     }
 
     /// Forgets a retired part that has no slabs any more; whether it had none.
