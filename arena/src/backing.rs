@@ -1,5 +1,5 @@
 use crate::shared_file::SharedFile;
-use crate::{ArenaError, Mount};
+use crate::{ArenaError, HugePages, Mount, room};
 
 /// Where the bytes of an arena live, and so what keeps others from writing them.
 ///
@@ -43,6 +43,17 @@ impl Backing {
     #[must_use]
     pub fn is_protected(&self) -> bool {
         self.mounts.is_some()
+    }
+
+    /// Checks that the machine, and the control groups of this process, have room for parts of so many
+    /// bytes in all: who takes more is killed. Reserved huge pages are there already.
+    ///
+    /// # Errors
+    /// [`ArenaError::NoRoom`].
+    pub fn check_room(&self, bytes: u64, huge: HugePages) -> Result<(), ArenaError> {
+        let gives = self.mounts.as_ref().is_none_or(|mounts| mounts.reserved.is_some());
+        let reserved = if gives && huge == HugePages::Auto { room::reserved_bytes() } else { 0 };
+        room::check(bytes.saturating_sub(reserved))
     }
 
     /// Memory of `bytes` bytes, in reserved huge pages or not. With `reserve` it is taken at once on

@@ -15,6 +15,16 @@ pub enum ArenaError {
         /// What the kernel said.
         source: io::Error,
     },
+    /// There is less memory than is needed.
+    #[error("it needs {needed} bytes more, and {of} has room for {room}")]
+    NoRoom {
+        /// What is needed, page tables and something for others included, bytes.
+        needed: u64,
+        /// What can be had, bytes.
+        room: u64,
+        /// What sets that bound.
+        of: String,
+    },
     /// A span outside its region.
     #[error("span {offset}..+{len} is outside a region of {bytes} bytes")]
     OutOfRange {

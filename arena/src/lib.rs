@@ -31,6 +31,7 @@ mod part_facts;
 mod part_view;
 mod prefault;
 mod region;
+mod room;
 mod shared_file;
 mod smaps;
 mod span;

@@ -5,6 +5,8 @@ use crate::succession::leased_pages_per_domain;
 use undercroft_core::{DeviceConfig, DomainLimits, Limits, Policy};
 use undercroft_wire::Stamp;
 
+/// Parts of all arenas together.
+pub(crate) const MAX_PARTS: u32 = 4096;
 /// Sessions that only hold leases are counted, too: one each for as many as may be connected.
 const SESSIONS_PER_CONNECTION: u32 = 2;
 /// Pages that one step of the control thread looks at for one request: some 200 microseconds.
@@ -20,6 +22,7 @@ pub(crate) fn limits(config: &Config) -> Limits {
         max_hold_ms: config.max_hold_ms,
         max_offer_ms: config.max_offer_ms,
         max_spaces: MAX_SPACES,
+        max_parts: MAX_PARTS,
         ..Limits::default()
     }
 }

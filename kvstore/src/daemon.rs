@@ -79,7 +79,7 @@ impl Daemon {
     pub fn open(config: Config) -> Result<Self, StartError> {
         let mut estate = inherited::take();
         let kept = Keeper::is_there() || estate.names().next().is_some();
-        let ground = mounts::ground(config.backing, &mut estate)?;
+        let ground = mounts::ground(&config, &mut estate)?;
         Self::open_with(config, (estate, StartKind::Warm), ground, kept)
     }
 
@@ -89,7 +89,7 @@ impl Daemon {
     /// # Errors
     /// There is none, or it refuses; else as [`Daemon::open`].
     pub fn take_over(config: Config) -> Result<Self, StartError> {
-        let ground = mounts::ground(config.backing, &mut inherited::take())?;
+        let ground = mounts::ground(&config, &mut inherited::take())?;
         let estate = takeover::ask(&config.socket)?;
         Self::open_with(config, (estate, StartKind::Takeover), ground, Keeper::is_there())
     }

@@ -1,7 +1,7 @@
 //! The mounts that the arena lies on: made by a program that may mount and handed over by the
 //! service manager, or made by the daemon itself where it may.
 
-use crate::config::BackingChoice;
+use crate::config::{BackingChoice, Config, MAX_MOUNTED_PARTS};
 use crate::error::StartError;
 use crate::estate::{Estate, Heirloom, Keeper, Side};
 use rustix::fd::AsFd;
@@ -59,10 +59,15 @@ fn owner(directories: &OsStr) -> Option<(u32, u32)> {
 ///
 /// # Errors
 /// It must lie on mounts, and there are none.
-pub(crate) fn ground(choice: BackingChoice, estate: &mut Estate) -> Result<Ground, StartError> {
-    let handed = Handed::take(estate);
+pub(crate) fn ground(config: &Config, estate: &mut Estate) -> Result<Ground, StartError> {
+    let (choice, handed) = (config.backing, Handed::take(estate));
     if choice == BackingChoice::Memfd {
         return Ok(Ground::of(Backing::memfd(), None));
+    }
+    if !config.fits_on_mounts() {
+        let refused =
+            format!("private mounts for the arena: it has more than {MAX_MOUNTED_PARTS} parts");
+        return Ok(Ground::of(Backing::memfd(), Some(refused)));
     }
     match handed.into_backing().or_else(|why| own().map_err(|own| why.unwrap_or(own))) {
         Ok(backing) => Ok(Ground::of(backing, None)),
@@ -118,6 +123,11 @@ mod tests {
 
     use super::*;
 
+    fn config(backing: &str) -> Config {
+        let text = format!("[arena]\nsize = \"1MiB\"\nbacking = \"{backing}\"\n[ssd]\nsize = 0\n");
+        Config::parse(&text, Path::new("test.toml")).unwrap()
+    }
+
     /// What the program that prepares a service leaves; `None` where none may be made here.
     fn handed(uid: u32, drop_one: Option<Side>) -> Option<Estate> {
         let OwnMounts { plain, .. } = OwnMounts::make(uid, uid).ok()?;
@@ -141,7 +151,7 @@ mod tests {
             return;
         };
         assert!(!estate.has_arena() && !estate.is_doubled());
-        let ground = ground(BackingChoice::Mount, &mut estate).unwrap();
+        let ground = ground(&config("mount"), &mut estate).unwrap();
         assert!(ground.backing.is_protected() && ground.refused.is_none());
         assert_eq!(estate.names().count(), 0);
     }
@@ -164,7 +174,7 @@ mod tests {
 
     #[test]
     fn memfds_are_used_where_they_are_asked_for() {
-        let ground = ground(BackingChoice::Memfd, &mut Estate::default()).unwrap();
+        let ground = ground(&config("memfd"), &mut Estate::default()).unwrap();
         assert!(!ground.backing.is_protected() && ground.refused.is_none());
     }
 }

@@ -20,6 +20,9 @@ pub(crate) struct WantedPart {
     pub(crate) id: PartId,
     pub(crate) domain: DomainId,
     pub(crate) bytes: u64,
+    /// Bytes of it and of those that are to come after it. There must be room for all of them: what
+    /// can never be whole is not begun.
+    pub(crate) in_all: u64,
     pub(crate) options: PartOptions,
 }
 
@@ -82,7 +85,9 @@ fn run(work: &Receiver<Work>, done: &Bell<MadePart>, backing: &Backing) {
         };
         match next {
             Ok(Work::Make(wanted)) => {
-                let made = Part::create_in(backing, wanted.id, wanted.bytes, &wanted.options);
+                let WantedPart { id, bytes, in_all, options, .. } = wanted;
+                let room = backing.check_room(in_all, options.huge);
+                let made = room.and_then(|()| Part::create_in(backing, id, bytes, &options));
                 done.ring(MadePart { wanted, made });
             }
             Ok(Work::Free(part)) => going.push(part),
@@ -121,7 +126,7 @@ mod tests {
     fn made(maker: &PartMaker, door: &Door<MadePart>) -> ArenaPart {
         let options = PartOptions { huge: HugePages::Off, ..PartOptions::default() };
         let (id, domain) = (PartId(3), DomainId::named("default"));
-        assert!(maker.make(WantedPart { id, domain, bytes: BYTES, options }));
+        assert!(maker.make(WantedPart { id, domain, bytes: BYTES, in_all: BYTES, options }));
         let (part, facts) = wait_for(|| door.take()).made.unwrap();
         let read_only = Arc::new(part.read_only_fd().unwrap());
         let (part, stage) = (Arc::new(part), PartStage::Empty);
@@ -134,6 +139,17 @@ mod tests {
         let links = std::fs::read_dir("/proc/self/fd").unwrap().filter_map(Result::ok);
         let mut files = links.filter_map(|link| std::fs::metadata(link.path()).ok());
         files.any(|file| file.ino() == inode)
+    }
+
+    #[test]
+    fn what_there_is_no_memory_for_is_not_begun() {
+        let (bell, door) = bell(4);
+        let maker = PartMaker::start(bell, Arc::default()).unwrap();
+        let options = PartOptions { huge: HugePages::Off, ..PartOptions::default() };
+        let (id, domain) = (PartId(3), DomainId::named("default"));
+        assert!(maker.make(WantedPart { id, domain, bytes: BYTES, in_all: 1 << 60, options }));
+        let made = wait_for(|| door.take()).made;
+        assert!(matches!(made, Err(ArenaError::NoRoom { .. })), "{made:?}");
     }
 
     #[test]

@@ -368,6 +368,24 @@ fn a_bad_configuration_changes_nothing_and_says_why() {
 }
 
 #[test]
+fn growth_that_there_is_no_memory_for_is_not_begun() {
+    let large = "part = \"1GiB\"\nhuge_pages = \"off\"\n".to_owned();
+    let mut daemon =
+        TestDaemon::start(DaemonOptions { dram: PART, arena: large, ..DaemonOptions::default() });
+    let (_client, mut engine) = self::engine(&daemon);
+    store(&mut engine, 0..8);
+    // More than any machine of today has, and so much that taking what there is of it takes long.
+    daemon.reconfigure(|options| options.dram = 3 << 40);
+    daemon.signal(Signal::HUP);
+    let short = || daemon.status().domains[0].arena.short.clone();
+    wait_for(&daemon, "it does not say so", || short().is_some());
+    let (short, status) = (short().expect("it was there"), arena(&daemon));
+    assert!(short.contains("bytes more, and"), "{short}");
+    assert_eq!((status.bytes, status.parts), (PART, 1));
+    assert_eq!(load(&mut engine, 0..8), 8 * PAGES);
+}
+
+#[test]
 fn a_new_arena_finds_nothing_of_the_old_one_mapped() {
     let mut daemon = TestDaemon::start(options(4));
     let (client, mut engine) = self::engine(&daemon);

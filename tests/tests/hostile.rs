@@ -108,7 +108,7 @@ fn nobody_but_the_daemon_writes_an_arena_on_mounts() {
     }
     let daemon = daemon_on("mount");
     daemon.open_to_all();
-    assert_eq!(daemon.status().arena.backing, "mount");
+    wait_until("the arena is elsewhere", || daemon.status().arena.backing == "mount");
     let witness = Witness::start(&daemon);
     for place in Place::ALL {
         if let Some(missing) = place.missing() {

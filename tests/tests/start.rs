@@ -124,6 +124,14 @@ fn a_disk_that_is_too_small_is_named_before_the_daemon_is_ready() {
 }
 
 #[test]
+fn an_arena_that_there_is_no_memory_for_is_refused_before_it_is_taken() {
+    let (_home, output) = serve_with(&(QUIET.replace("1MiB", "3TiB") + "[ssd]\nsize = 0\n"));
+    let line = refusal(&output);
+    assert!(line.contains("the machine has room for") || line.contains("control group"), "{line}");
+    assert!(line.contains("set arena.size"), "{line}");
+}
+
+#[test]
 fn a_full_file_system_is_named() {
     let test = "a_full_file_system_is_named";
     if !rustix::process::geteuid().is_root() {
@@ -250,19 +258,22 @@ fn metrics_are_served_on_loopback() {
         .stderr(Stdio::null())
         .spawn()
         .expect("the binary runs");
+    let ask = || -> std::io::Result<String> {
+        let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
     let since = Instant::now();
-    let mut stream = loop {
-        if let Ok(stream) = std::net::TcpStream::connect(("127.0.0.1", port)) {
-            break stream;
+    // They are served before the arena is made.
+    let text = loop {
+        match ask() {
+            Ok(text) if !text.contains("undercroft_dram_capacity_bytes 0") => break text,
+            _ => std::thread::sleep(Duration::from_millis(10)),
         }
         assert!(since.elapsed() < Duration::from_secs(20), "no metrics");
-        std::thread::sleep(Duration::from_millis(10));
     };
-    stream
-        .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        .expect("a request");
-    let mut text = String::new();
-    stream.read_to_string(&mut text).expect("an answer");
     child.kill().expect("our child");
     child.wait().expect("our child");
     assert!(text.starts_with("HTTP/1.1 200"), "{text}");

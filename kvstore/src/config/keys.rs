@@ -48,7 +48,7 @@ pub const KEYS: &[Key] = &[
         name: "arena.part",
         default: "\"1GiB\"",
         allowed: "64KiB..=1GiB",
-        what: "The arena is a list of parts of this size, one shared-memory object each: the unit in which it grows and shrinks. Counts for parts that are made from then on.",
+        what: "The arena is a list of parts of this size, one shared-memory object each: the unit in which it grows and shrinks. At most 4096 parts in all, 2048 on mounts. Counts for parts that are made from then on.",
     },
     Key {
         name: "arena.slab",

@@ -11,7 +11,7 @@ mod tests;
 
 pub use keys::{KEYS, Key, reference};
 
-use crate::paths;
+use crate::{bounds, paths};
 use raw::{Quantity, RawArena, RawConfig, RawCopy, RawPolicy, RawServer};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -29,6 +29,10 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// Frames have 31-bit numbers, and the smallest is a 4 KiB page.
 const MAX_DRAM: u64 = 7 << 40;
+
+/// Each part on a mount is two descriptors, and the names of all descriptors of a service are one
+/// string of its environment, which ends at 128 KiB.
+pub(crate) const MAX_MOUNTED_PARTS: u64 = 2048;
 
 /// Why a configuration is not acceptable.
 #[derive(Debug, Error)]
@@ -160,6 +164,33 @@ impl Config {
         self.domains.iter().map(|domain| domain.dram_bytes).sum()
     }
 
+    /// Parts that all arenas have when they are as large as they are to be.
+    fn parts(&self) -> u64 {
+        self.domains.iter().map(|domain| domain.dram_bytes.div_ceil(self.part_bytes)).sum()
+    }
+
+    fn check_parts(&self) -> Result<(), ConfigError> {
+        let parts = self.parts();
+        let (on_mounts, most) = match self.backing {
+            BackingChoice::Mount => (" on mounts", MAX_MOUNTED_PARTS),
+            _ => ("", bounds::MAX_PARTS.into()),
+        };
+        if parts <= most {
+            return Ok(());
+        }
+        let (size, part) = (human(self.arena_bytes()), human(self.part_bytes));
+        Err(ConfigError::Value {
+            key: "arena.part",
+            found: format!("\"{part}\", with arenas of {size}: {parts} parts"),
+            allowed: format!("at most {most} parts{on_mounts}: larger parts or smaller arenas"),
+        })
+    }
+
+    /// Whether the service manager could hand over so many parts on mounts.
+    pub(crate) fn fits_on_mounts(&self) -> bool {
+        self.parts() <= MAX_MOUNTED_PARTS
+    }
+
     fn dram_summary(&self) -> String {
         let all = human(self.arena_bytes());
         match self.domains.as_slice() {
@@ -187,6 +218,7 @@ impl Config {
             copy_mode,
         };
         config.domains = domains::check(&domain, defaults)?;
+        config.check_parts()?;
         Ok(config)
     }
 }

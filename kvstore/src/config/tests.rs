@@ -255,3 +255,25 @@ fn domains_change_at_a_reload_as_far_as_they_are_the_same() {
     let (config, renewal) = renewed(default, &default.replace('4', "6"));
     assert_eq!((config.arena_bytes(), &renewal.taken[0][..]), (6 << 20, "domain.dram of default"));
 }
+
+#[test]
+fn more_parts_than_there_can_be_are_refused_with_their_number() {
+    let parts = |size: &str, part: &str, more: &str| {
+        parse(&format!("[arena]\nsize = \"{size}\"\npart = \"{part}\"\n{more}"))
+    };
+    assert!(parts("4TiB", "1GiB", "").is_ok());
+    for (size, part, more, words) in [
+        ("4097GiB", "1GiB", "", ["4097 parts", "4096 parts"]),
+        ("300MiB", "64KiB", "", ["4800 parts", "4096 parts"]),
+        ("2049GiB", "1GiB", "backing = \"mount\"", ["2049 parts", "2048 parts on mounts"]),
+    ] {
+        let error = parts(size, part, more).unwrap_err().to_string();
+        assert!(error.contains("arena.part"), "{error}");
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    }
+    assert!(parts("2048GiB", "1GiB", "backing = \"mount\"").is_ok());
+    // Each domain begins with a part of its own.
+    let domain = |name: &str| format!("[[domain]]\nname = \"{name}\"\nuid = [1]\ndram = \"2048.5GiB\"\n");
+    let error = parse(&(domain("a") + &domain("b"))).unwrap_err().to_string();
+    assert!(error.contains("4098 parts"), "{error}");
+}

@@ -152,6 +152,7 @@ impl Control {
     fn make_missing(&mut self, domain: &DomainConfig) {
         let has = self.arena.bytes_of(domain.id, PartStage::InUse);
         let bytes = domain.dram_bytes.saturating_sub(has).min(self.config.part_bytes);
+        let in_all = self.bytes_to_come(domain);
         let fitting = &mut self.fitting;
         let busy = fitting.making.contains_key(&domain.id);
         if bytes == 0 || busy || fitting.short.contains_key(&domain.id) {
@@ -163,12 +164,26 @@ impl Control {
         // Two domains' parts may be under way at once.
         self.state.set_next_part(PartId(id.0.saturating_add(1)));
         let options = self.arena.options();
-        let wanted = WantedPart { id, domain: domain.id, bytes, options };
+        let wanted = WantedPart { id, domain: domain.id, bytes, in_all, options };
         if fitting.maker.make(wanted) {
             fitting.making.insert(domain.id, bytes);
         } else {
             self.fell_short(domain, "too many parts come and go".to_owned());
         }
+    }
+
+    /// Bytes of parts that are still to be made for a domain, or for all of them while the arena opens:
+    /// it opens whole or not at all. Parts that are asked for already will be there before the next.
+    fn bytes_to_come(&self, domain: &DomainConfig) -> u64 {
+        let missing = |domain: &DomainConfig| {
+            let has = self.arena.bytes_of(domain.id, PartStage::InUse);
+            let asked_for = self.fitting.making.get(&domain.id).copied().unwrap_or(0);
+            domain.dram_bytes.saturating_sub(has).saturating_sub(asked_for)
+        };
+        if self.fitting.is_open() {
+            return missing(domain);
+        }
+        self.domains.iter().fold(0, |sum, domain| missing(domain).saturating_add(sum))
     }
 
     fn fell_short(&mut self, domain: &DomainConfig, why: String) {
