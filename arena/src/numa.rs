@@ -10,6 +10,8 @@ use std::io;
 /// As many nodes as any Linux knows.
 const MAX_NODES: u32 = 1024;
 const MASK_WORDS: usize = MAX_NODES as usize / 64;
+/// `MPOL_F_ADDR`.
+const POLICY_OF_ADDRESS: libc::c_ulong = 2;
 /// How many places of a part are looked at to say where it lies.
 const SAMPLES: usize = 64;
 
@@ -30,6 +32,24 @@ pub(crate) fn prefer(mapping: &Mapping, node: u32) -> Result<(), Errno> {
         libc::syscall(libc::SYS_mbind, start, len, libc::MPOL_PREFERRED, mask.as_ptr(), bits, 0)
     };
     if rc == 0 { Ok(()) } else { Err(last_errno()) }
+}
+
+/// The node whose pages are preferred for `mapping`, if there is one. The kernel keeps it with the
+/// file: it outlives the process that asked for it.
+pub(crate) fn preferred(mapping: &Mapping) -> Option<u32> {
+    let (mut mode, mut mask) = (0i32, [0u64; MASK_WORDS]);
+    let bits = libc::c_ulong::from(MAX_NODES);
+    // SAFETY: both places are ours and as large as said; the address lies in the mapping, of which
+    // no byte changes.
+    let rc = unsafe {
+        let (at, mode, mask) = (mapping.base().as_ptr(), &raw mut mode, mask.as_mut_ptr());
+        libc::syscall(libc::SYS_get_mempolicy, mode, mask, bits, at, POLICY_OF_ADDRESS)
+    };
+    if rc != 0 || mode != libc::MPOL_PREFERRED {
+        return None;
+    }
+    let word = mask.iter().position(|word| *word != 0)?;
+    Some(word as u32 * 64 + mask[word].trailing_zeros())
 }
 
 /// Of some places spread over `mapping`, how many lie on another node than `node`, and how many

@@ -134,7 +134,9 @@ impl Part {
         };
         say_if_elsewhere(&mapping, options, &mut refused);
         let locked = options.lock && lock(&mapping, &mut refused);
-        let facts = PartFacts { pages, huge_bytes: huge_bytes as u64, locked, refused };
+        let numa_node = numa::preferred(&mapping);
+        let huge_bytes = huge_bytes as u64;
+        let facts = PartFacts { pages, huge_bytes, locked, numa_node, refused };
         let region = Region { mapping, bytes, access: Access::ReadWrite, part: Some(id) };
         (Self { id, file, region: Arc::new(region) }, facts)
     }

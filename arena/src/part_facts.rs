@@ -60,6 +60,8 @@ pub struct PartFacts {
     pub huge_bytes: u64,
     /// Whether the part is locked in memory.
     pub locked: bool,
+    /// The memory node whose pages are preferred for it: `None` if that was not asked for, or refused.
+    pub numa_node: Option<u32>,
     /// What was refused, one line each.
     pub refused: Vec<String>,
 }

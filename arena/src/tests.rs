@@ -148,6 +148,15 @@ fn a_part_lies_on_its_node_or_says_so() {
         for options in [SMALL, HUGE, PartOptions { prefault_threads: 0, ..SMALL }] {
             assert_eq!(create(0, options), Vec::<String>::new());
         }
+        // What the kernel says the policy is, and that it goes with the file.
+        let on = PartOptions { numa_node: Some(0), ..SMALL };
+        let (part, facts) = Part::create(PartId(0), 4 << 20, &on).unwrap();
+        let (_elsewhere, unasked) = Part::create(PartId(0), 4 << 20, &SMALL).unwrap();
+        assert_eq!((facts.numa_node, unasked.numa_node), (Some(0), None));
+        let fd = rustix::io::dup(part.fd()).unwrap();
+        drop(part);
+        let (_part, facts) = Part::adopt(PartId(0), 4 << 20, fd, None, &SMALL).unwrap();
+        assert_eq!(facts.numa_node, Some(0));
     }
 }
 

@@ -85,7 +85,10 @@ fn render(report: &StatusReport) -> String {
 fn render_arena(arena: &ArenaStatus, out: &mut Lines) {
     let locked = if arena.locked { "locked" } else { "not locked" };
     let (size, parts) = (bytes(arena.bytes), arena.parts);
-    let kind = format!("{} pages, {}, {locked}", arena.pages, arena.backing);
+    let nodes: Vec<_> = arena.numa_nodes.iter().map(u32::to_string).collect();
+    let nodes =
+        if nodes.is_empty() { String::new() } else { format!(", node {}", nodes.join(", ")) };
+    let kind = format!("{} pages, {}, {locked}{nodes}", arena.pages, arena.backing);
     out.line("arena", format!("{size} in {parts} part(s), {kind}"));
     if let Some(change) = changing(arena) {
         out.line("", change);

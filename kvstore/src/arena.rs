@@ -89,9 +89,9 @@ impl Arena {
         self.options = part_options(config);
     }
 
-    /// How a part is to be made.
-    pub(crate) fn options(&self) -> PartOptions {
-        self.options
+    /// How a part is to be made that is to lie on this memory node.
+    pub(crate) fn options(&self, numa_node: Option<u32>) -> PartOptions {
+        PartOptions { numa_node, ..self.options }
     }
 
     /// Gives a new part to a domain, and the domain a board if it has none yet. What it is not
@@ -186,7 +186,12 @@ impl Arena {
     }
 
     /// Takes over a part that an earlier daemon left.
-    pub(crate) fn adopt_part(&mut self, row: &PartRow, estate: &mut Estate) -> Result<(), String> {
+    pub(crate) fn adopt_part(
+        &mut self,
+        row: &PartRow,
+        domain: &DomainConfig,
+        estate: &mut Estate,
+    ) -> Result<(), String> {
         let name = Heirloom::Part(row.part);
         let fd = estate.take(name).ok_or_else(|| format!("{name} is missing"))?;
         let read_only = estate.take(Heirloom::ReadOnly(row.part));
@@ -198,7 +203,8 @@ impl Arena {
             return Err(format!("{name} has no place on its board"));
         }
         let wrong = |error: ArenaError| format!("{name}: {error}");
-        let made = Part::adopt(row.part, row.bytes, fd, read_only, &self.options).map_err(wrong)?;
+        let options = self.options(domain.numa_node(row.part));
+        let made = Part::adopt(row.part, row.bytes, fd, read_only, &options).map_err(wrong)?;
         let read_only = Arc::new(made.0.read_only_fd().map_err(wrong)?);
         self.insert(row.part, row.domain, made, read_only, (row.board_offset, row.bytes));
         if row.retiring {
@@ -314,6 +320,11 @@ pub(crate) fn status<'a>(parts: impl Iterator<Item = (PartId, &'a ArenaPart)>) -
             status.retiring_bytes += part.usable_bytes;
         }
         status.locked &= part.facts.locked;
+        if let Some(node) = part.facts.numa_node
+            && !status.numa_nodes.contains(&node)
+        {
+            status.numa_nodes.push(node);
+        }
         let pages = part.facts.pages.to_string();
         if status.pages.is_empty() {
             status.pages = pages;
@@ -328,6 +339,7 @@ pub(crate) fn status<'a>(parts: impl Iterator<Item = (PartId, &'a ArenaPart)>) -
         }
     }
     status.locked &= status.parts > 0;
+    status.numa_nodes.sort_unstable();
     status
 }
 

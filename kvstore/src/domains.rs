@@ -67,6 +67,7 @@ mod tests {
             shares: Shares::default(),
             max_sessions: 4,
             copy_mode: false,
+            numa_nodes: Vec::new(),
         }
     }
 

@@ -102,8 +102,8 @@ fn inherit(
         }
     }
     for row in parts {
-        if config.domains.iter().any(|domain| domain.id == row.domain) {
-            arena.adopt_part(&row, estate)?;
+        if let Some(domain) = config.domains.iter().find(|domain| domain.id == row.domain) {
+            arena.adopt_part(&row, domain, estate)?;
         } else {
             // The domain is gone, and its pages with it.
             state.part_gone(row.part);

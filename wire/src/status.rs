@@ -151,6 +151,8 @@ pub struct ArenaStatus {
     pub pages: String,
     /// Whether the memory is locked.
     pub locked: bool,
+    /// The memory nodes that its parts were put on; none: wherever the system put them.
+    pub numa_nodes: Vec<u32>,
     /// Where its bytes live: `memfd`, `mount` (files that nobody but the daemon can open for
     /// writing), or `mixed`.
     pub backing: String,

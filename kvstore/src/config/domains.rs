@@ -1,8 +1,8 @@
 //! The domains of the configuration: who belongs to which, and what each may have.
 
 use super::raw::RawDomain;
-use super::{ConfigError, KIB, MAX_DRAM, MIB, choice, number, size};
-use undercroft_wire::DomainId;
+use super::{ConfigError, KIB, MAX_DRAM, MIB, choice, nodes, number, size};
+use undercroft_wire::{DomainId, PartId};
 
 /// The domain everybody belongs to where none is configured.
 pub(crate) const DEFAULT_NAME: &str = "default";
@@ -29,6 +29,16 @@ pub(crate) struct DomainConfig {
     pub(crate) max_sessions: u32,
     /// Whether pages are always delivered into staging.
     pub(crate) copy_mode: bool,
+    /// Memory nodes that its parts are spread over in turn; none: wherever the system puts them.
+    pub(crate) numa_nodes: Vec<u32>,
+}
+
+impl DomainConfig {
+    /// The memory node that a part is to lie on.
+    pub(crate) fn numa_node(&self, part: PartId) -> Option<u32> {
+        let at = (part.0 as usize).checked_rem(self.numa_nodes.len())?;
+        self.numa_nodes.get(at).copied()
+    }
 }
 
 /// A domain's part in SSDs and tables that it shares with others.
@@ -75,7 +85,7 @@ impl Rule {
 }
 
 /// What a domain has where nothing else is said.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Defaults {
     /// Bytes of the arena where there are no domains.
     pub(super) arena_bytes: u64,
@@ -84,6 +94,7 @@ pub(super) struct Defaults {
     pub(super) ssd_bytes: u64,
     pub(super) max_sessions: u32,
     pub(super) copy_mode: bool,
+    pub(super) numa_nodes: Vec<u32>,
 }
 
 pub(super) fn check(
@@ -99,6 +110,7 @@ pub(super) fn check(
             shares: Shares::default(),
             max_sessions: defaults.max_sessions,
             copy_mode: defaults.copy_mode,
+            numa_nodes: defaults.numa_nodes,
         }]);
     }
     if raw.len() > MAX_DOMAINS {
@@ -112,7 +124,7 @@ pub(super) fn check(
     let spaces = (u64::from(MAX_SPACES) / raw.len() as u64).max(16);
     let mut domains: Vec<DomainConfig> = Vec::with_capacity(raw.len());
     for (at, raw) in raw.iter().enumerate() {
-        let domain = check_one(raw, defaults, spaces)?;
+        let domain = check_one(raw, &defaults, spaces)?;
         if domains.iter().any(|known| known.name == domain.name) {
             return Err(refused("domain.name", &domain.name, "a name of its own for each domain"));
         }
@@ -159,7 +171,7 @@ fn check_shares(raw: &RawDomain, spaces: u64) -> Result<Shares, ConfigError> {
 
 fn check_one(
     raw: &RawDomain,
-    defaults: Defaults,
+    defaults: &Defaults,
     spaces: u64,
 ) -> Result<DomainConfig, ConfigError> {
     let name = raw.name.clone().unwrap_or_default();
@@ -185,6 +197,10 @@ fn check_one(
         max_sessions: number("domain.max_sessions", raw.max_sessions, sessions, 1, sessions)?
             as u32,
         copy_mode: choice("domain.mode", raw.mode.as_deref(), mode, &["auto", "copy"])? == 1,
+        numa_nodes: match &raw.numa_node {
+            Some(nodes) => nodes::check("domain.numa_node", nodes)?,
+            None => defaults.numa_nodes.clone(),
+        },
         name,
     })
 }

@@ -75,6 +75,12 @@ pub const KEYS: &[Key] = &[
         what: "Try to lock the arena in memory. A refusal is shown by `status`, not an error.",
     },
     Key {
+        name: "arena.numa_node",
+        default: "wherever the system puts it",
+        allowed: "a node with memory of this machine, or a list of different ones; also where there are `[[domain]]` tables, as their default",
+        what: "Memory nodes that parts of the arena are put on, with a list in turn. A node that has no memory left is helped out by others. `status` says which nodes, what was refused, and how much of the parts lies elsewhere all the same. Counts for parts that are made from then on.",
+    },
+    Key {
         name: "arena.staging",
         default: "\"64MiB\"",
         allowed: "4KiB..=4GiB",
@@ -253,6 +259,12 @@ pub const KEYS: &[Key] = &[
         default: "1024 divided by the number of domains, and at least 16",
         allowed: "1..=1024",
         what: "The most spaces (models and layouts) known of the domain. One that has no pages and that nobody has open makes room.",
+    },
+    Key {
+        name: "domain.numa_node",
+        default: "`arena.numa_node`",
+        allowed: "as `arena.numa_node`",
+        what: "As `arena.numa_node`, for this domain.",
     },
     Key {
         name: "domain.max_sessions",

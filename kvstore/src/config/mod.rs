@@ -3,6 +3,7 @@
 
 mod domains;
 mod keys;
+mod nodes;
 mod raw;
 mod renewal;
 mod ssd;
@@ -216,6 +217,10 @@ impl Config {
             ssd_bytes: config.ssd.as_ref().map_or(0, SsdConfig::bytes),
             max_sessions: config.max_sessions,
             copy_mode,
+            numa_nodes: match &arena.numa_node {
+                Some(given) => nodes::check("arena.numa_node", given)?,
+                None => Vec::new(),
+            },
         };
         config.domains = domains::check(&domain, defaults)?;
         config.check_parts()?;

@@ -33,6 +33,7 @@ pub(crate) struct RawArena {
     pub(crate) lock: Option<bool>,
     pub(crate) staging: Option<Quantity>,
     pub(crate) staging_total: Option<Quantity>,
+    pub(crate) numa_node: Option<Several<u64>>,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
@@ -81,6 +82,7 @@ pub(crate) struct RawDomain {
     pub(crate) max_reads_in_flight: Option<u64>,
     pub(crate) max_pages: Option<u64>,
     pub(crate) max_spaces: Option<u64>,
+    pub(crate) numa_node: Option<Several<u64>>,
     pub(crate) max_sessions: Option<u64>,
     pub(crate) mode: Option<String>,
 }

@@ -4,19 +4,20 @@ use super::{Config, DomainConfig, KEYS};
 
 /// Keys outside of `[[domain]]` tables whose new values count at once: all others are what something
 /// was made of at the start.
-const LIVE: [&str; 7] = [
+const LIVE: [&str; 8] = [
     "arena.size",
     "arena.part",
     "arena.huge_pages",
     "arena.lock",
+    "arena.numa_node",
     "arena.staging",
     "arena.staging_total",
     "copy.mode",
 ];
 
 /// Keys of `[[domain]]` tables that do.
-const LIVE_OF_DOMAIN: [&str; 5] =
-    ["domain.uid", "domain.gid", "domain.cgroup", "domain.dram", "domain.mode"];
+const LIVE_OF_DOMAIN: [&str; 6] =
+    ["domain.uid", "domain.gid", "domain.cgroup", "domain.dram", "domain.mode", "domain.numa_node"];
 
 /// Whether a new value of the key counts while the daemon runs.
 pub(super) fn is_live(key: &str) -> bool {
@@ -96,6 +97,8 @@ impl Config {
                 renewal.take(key, &mut own.dram_bytes, new.dram_bytes);
             }
             renewal.take(key("mode"), &mut own.copy_mode, new.copy_mode);
+            let numa_nodes = new.numa_nodes.clone();
+            renewal.take(key("numa_node"), &mut own.numa_nodes, numa_nodes);
             renewal.keep(key("max_sessions"), &own.max_sessions, &new.max_sessions);
             // Alone they may shut out, or let in, whom another domain is for that is not taken.
             if same {

@@ -273,7 +273,34 @@ fn more_parts_than_there_can_be_are_refused_with_their_number() {
     }
     assert!(parts("2048GiB", "1GiB", "backing = \"mount\"").is_ok());
     // Each domain begins with a part of its own.
-    let domain = |name: &str| format!("[[domain]]\nname = \"{name}\"\nuid = [1]\ndram = \"2048.5GiB\"\n");
+    let domain =
+        |name: &str| format!("[[domain]]\nname = \"{name}\"\nuid = [1]\ndram = \"2048.5GiB\"\n");
     let error = parse(&(domain("a") + &domain("b"))).unwrap_err().to_string();
     assert!(error.contains("4098 parts"), "{error}");
+}
+
+#[test]
+fn memory_nodes_are_one_or_a_list_that_parts_take_in_turn() {
+    if !Path::new("/sys/devices/system/node/node0").exists() {
+        println!("SKIPPED memory_nodes_are_one_or_a_list_that_parts_take_in_turn: no nodes here");
+        return;
+    }
+    let nodes = |text: &str| parse(&format!("[arena]\nnuma_node = {text}\n"));
+    let on = |config: &Config, part| config.domains[0].numa_node(undercroft_wire::PartId(part));
+    assert_eq!(on(&parse("").unwrap(), 5), None);
+    assert_eq!(on(&nodes("0").unwrap(), 5), Some(0));
+    assert_eq!(on(&nodes("[0]").unwrap(), 5), Some(0));
+    let mut both = nodes("0").unwrap();
+    both.domains[0].numa_nodes = vec![2, 0];
+    assert_eq!([0, 1, 2, 3].map(|part| on(&both, part)), [2, 0, 2, 0].map(Some));
+    let missing = nodes("1000").unwrap_err().to_string();
+    assert!(
+        missing.contains("arena.numa_node") && missing.contains("nodes with memory"),
+        "{missing}"
+    );
+    let domain = "[[domain]]\nname = \"a\"\ndram = \"1MiB\"\n";
+    let default = parse(&format!("[arena]\nnuma_node = 0\n{domain}")).unwrap();
+    assert_eq!(on(&default, 0), Some(0));
+    let own = parse(&format!("{domain}numa_node = 1000\n")).unwrap_err().to_string();
+    assert!(own.contains("domain.numa_node"), "{own}");
 }

@@ -163,7 +163,7 @@ impl Control {
         };
         // Two domains' parts may be under way at once.
         self.state.set_next_part(PartId(id.0.saturating_add(1)));
-        let options = self.arena.options();
+        let options = self.arena.options(domain.numa_node(id));
         let wanted = WantedPart { id, domain: domain.id, bytes, in_all, options };
         if fitting.maker.make(wanted) {
             fitting.making.insert(domain.id, bytes);

@@ -228,6 +228,7 @@ fn status() -> StatusReport {
         short: Some("out of memory".to_owned()),
         pages: "hugetlb".to_owned(),
         locked: true,
+        numa_nodes: vec![0, 3],
         backing: "mount".to_owned(),
     };
     let session = SessionStatus {

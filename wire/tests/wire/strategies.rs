@@ -329,6 +329,7 @@ fn arena() -> impl Strategy<Value = ArenaStatus> {
             short,
             pages,
             locked,
+            numa_nodes: parts.to_vec(),
             backing,
         },
     )
