@@ -22,7 +22,8 @@ pub(crate) struct Serve {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Take over from the daemon that serves the same socket, which then ends: its DRAM pages, its
-    /// clients' leases and whoever waits to connect go on here.
+    /// clients' leases and whoever waits to connect go on here. A daemon with a socket unit
+    /// (undercroft.socket) refuses: `systemctl restart` upgrades it.
     #[arg(long)]
     takeover: bool,
     /// Print the reference of all configuration keys (Markdown) and exit.

@@ -96,6 +96,8 @@ pub(crate) struct Control {
     pub(crate) fallbacks: Vec<Fallback>,
     /// Whether processes of other users are hidden from us.
     pub(crate) is_blind: bool,
+    /// Whether a socket unit of the service manager listens beside it.
+    has_socket_unit: bool,
     /// The session of the daemon that takes over.
     successor: Option<SessionId>,
     /// Rung when another daemon takes over.
@@ -112,6 +114,7 @@ pub(crate) struct ControlParts {
     pub(crate) mourner: Mourner,
     pub(crate) staging_maker: StagingMaker,
     pub(crate) part_maker: PartMaker,
+    pub(crate) has_socket_unit: bool,
 }
 
 impl Control {
@@ -146,6 +149,7 @@ impl Control {
             lease_alarms: 0,
             fallbacks: kernel::fallbacks(),
             is_blind: standing::is_blind(),
+            has_socket_unit: parts.has_socket_unit,
             successor: None,
             leaving: Arc::new(Notify::new()),
         }

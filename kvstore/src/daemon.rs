@@ -84,12 +84,18 @@ impl Daemon {
     }
 
     /// As [`Daemon::open`], from the daemon that serves the configured socket: that one closes its
-    /// stores, hands over its arena and everybody who waits to connect, and ends.
+    /// stores, hands over its arena and everybody who waits to connect, and ends. What can be refused
+    /// beforehand is, so that it serves on.
     ///
     /// # Errors
     /// There is none, or it refuses; else as [`Daemon::open`].
     pub fn take_over(config: Config) -> Result<Self, StartError> {
-        let ground = mounts::ground(&config, &mut inherited::take())?;
+        let mut handed = inherited::take();
+        if handed.has_socket_unit() {
+            return Err(StartError::TakeOverManaged);
+        }
+        let ground = mounts::ground(&config, &mut handed)?;
+        config.ssd.as_ref().map(store::look_ahead).transpose()?;
         let estate = takeover::ask(&config.socket)?;
         Self::open_with(config, (estate, StartKind::Takeover), ground, Keeper::is_there())
     }
@@ -112,7 +118,14 @@ impl Daemon {
             Keeper.keep(Heirloom::Socket, socket.listener.as_fd());
             socket.stay();
         }
-        let metrics = config.metrics.map(listen).transpose()?;
+        let metrics = match config.metrics.map(listen).transpose() {
+            // Nobody else serves any more: it is known only now whose the port was.
+            Err(error) if kind == StartKind::Takeover => {
+                tracing::error!(%error, "there are no metrics");
+                None
+            }
+            listening => listening?,
+        };
         let succeeds = estate.has_arena();
         let prepared = config.ssd.as_ref().map(|ssd| store::prepare(ssd, succeeds)).transpose()?;
         let prepared = prepared.unwrap_or_default();
@@ -202,6 +215,7 @@ fn assemble(
     let limits = bounds::limits(&config);
     let late = prepared.iter().filter(|prepared| !matches!(prepared.log, Opening::Open(_)));
     let unlocked = late.map(|prepared| prepared.device).collect();
+    let has_socket_unit = from.0.has_socket_unit();
     let mut succession = succession::begin(&config, &limits, from, ground)?;
     let name = store::name(config.ssd.as_ref());
     let are_the_same = succession.state.replace_devices(name) == name;
@@ -232,6 +246,7 @@ fn assemble(
         mourner,
         staging_maker,
         part_maker,
+        has_socket_unit,
     });
     control.take_over_arena(devices);
     let (completed, found) = start_recovery(prepared, &parts, &mut control)?;

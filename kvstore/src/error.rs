@@ -136,6 +136,19 @@ pub enum StartError {
         /// What failed.
         source: std::io::Error,
     },
+    /// The daemon that is to be taken over from refuses.
+    #[error("socket {}: the daemon there does not hand over: {why}", path.display())]
+    TakeOverRefused {
+        /// Its socket.
+        path: PathBuf,
+        /// Why, and what to do.
+        why: String,
+    },
+    /// A daemon that a socket unit starts has its socket already, and nobody to take it from.
+    #[error(
+        "--takeover is for a daemon without a socket unit, and this one was handed the socket of one: leave --takeover out of its unit, and upgrade it by systemctl restart"
+    )]
+    TakeOverManaged,
     /// The metrics address cannot be bound.
     #[error(
         "metrics address {address}: cannot listen: {source}; set server.metrics to another port or \"off\""

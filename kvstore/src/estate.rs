@@ -115,6 +115,8 @@ pub(crate) struct Estate {
     items: BTreeMap<Heirloom, OwnedFd>,
     /// Names that only another build knows.
     strange: Vec<String>,
+    /// A listening socket came under a name that is not ours.
+    has_socket_unit: bool,
     /// Something of the arena came more than once: which one is meant is not to be told.
     is_doubled: bool,
 }
@@ -123,9 +125,10 @@ impl Estate {
     /// Takes a descriptor in under the name it came with. One that is a listening socket is taken
     /// for the daemon's, whatever a socket unit calls it; what nobody knows is closed.
     pub(crate) fn add(&mut self, name: &str, fd: OwnedFd) {
-        let known =
-            name.parse().ok().or_else(|| is_listening(fd.as_fd()).then_some(Heirloom::Socket));
-        match known {
+        let known = name.parse().ok();
+        let of_unit = known.is_none() && is_listening(fd.as_fd());
+        self.has_socket_unit |= of_unit;
+        match known.or(of_unit.then_some(Heirloom::Socket)) {
             Some(heirloom) => {
                 // A socket comes from its own unit and from what was kept: it is the same one.
                 if self.items.insert(heirloom, fd).is_some() && heirloom.is_arena() {
@@ -151,6 +154,11 @@ impl Estate {
         self.items.remove(&heirloom)
     }
 
+    /// Whether a socket unit of the service manager listens, and will when this daemon has ended.
+    pub(crate) fn has_socket_unit(&self) -> bool {
+        self.has_socket_unit
+    }
+
     /// Whether there is anything of an arena in it.
     pub(crate) fn has_arena(&self) -> bool {
         self.items.keys().any(|heirloom| heirloom.is_arena())
@@ -174,6 +182,9 @@ fn is_listening(fd: BorrowedFd<'_>) -> bool {
     is_unix && sockopt::socket_acceptconn(fd).unwrap_or(false)
 }
 
+/// How many descriptors our own unit has kept (`FileDescriptorStoreMax=`).
+const UNIT_KEEPS: usize = 8448;
+
 /// The service manager, if it keeps descriptors for us.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Keeper;
@@ -183,6 +194,14 @@ impl Keeper {
     /// configuration (`FileDescriptorStoreMax=`).
     pub(crate) fn is_there() -> bool {
         std::env::var_os("NOTIFY_SOCKET").is_some()
+    }
+
+    /// What it means that so many descriptors are to be kept, where they are too many. It takes the
+    /// ones that are too many without a word, and closes them.
+    pub(crate) fn shortage(self, needed: usize) -> Option<String> {
+        // Told from systemd 254 on.
+        let told = std::env::var("FDSTORE").ok().and_then(|most| most.parse().ok());
+        shortage_of(needed, told)
     }
 
     /// Has a descriptor kept under its name. The same one kept again is kept once.
@@ -201,6 +220,19 @@ impl Keeper {
             tracing::warn!(%error, name, "the service manager does not forget a descriptor");
         }
     }
+}
+
+fn shortage_of(needed: usize, told: Option<usize>) -> Option<String> {
+    let (most, whose) = match told {
+        Some(most) => (most, "the unit's"),
+        None => (UNIT_KEEPS, "as installed, the unit's"),
+    };
+    (needed > most).then(|| {
+        format!(
+            "keeping the arena over a restart: it takes {needed} descriptors, {whose} \
+             FileDescriptorStoreMax= is {most}: the next start will be a cold one"
+        )
+    })
 }
 
 #[cfg(test)]
@@ -250,8 +282,25 @@ mod tests {
         let mut estate = Estate::default();
         estate.add("undercroft.socket", connected.into());
         assert_eq!(estate.names().count(), 0);
+        estate.add("undercroft-socket", listener.try_clone().unwrap().into());
+        assert!(!estate.has_socket_unit(), "it was kept by a daemon");
         estate.add("undercroft.socket", listener.into());
+        assert!(estate.has_socket_unit());
         assert!(estate.take(Heirloom::Socket).is_some() && !estate.has_arena());
+    }
+
+    #[test]
+    fn more_than_the_unit_keeps_is_told() {
+        assert_eq!(shortage_of(20, Some(20)), None);
+        let line = shortage_of(21, Some(20)).unwrap();
+        assert!(line.contains("21 descriptors") && line.contains("is 20"), "{line}");
+        assert_eq!(shortage_of(UNIT_KEEPS, None), None);
+        assert!(shortage_of(UNIT_KEEPS + 1, None).is_some());
+        let unit = include_str!("../../systemd/undercroft.service");
+        assert!(
+            unit.contains(&format!("\nFileDescriptorStoreMax={UNIT_KEEPS}\n")),
+            "the unit says so"
+        );
     }
 
     #[test]

@@ -253,6 +253,7 @@ fn fallbacks(control: &Control) -> Vec<Fallback> {
 
 fn refused(control: &Control) -> Vec<String> {
     let mut lines = control.arena.refused();
+    lines.extend(control.unkept());
     if control.is_blind
         && !control.domains.iter().all(|domain| control.arena.is_protected(domain.id))
     {

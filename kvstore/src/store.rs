@@ -73,6 +73,20 @@ pub(crate) enum Opening {
 type MakeDirectory = dyn Fn(&Path) -> Result<(), StartError> + Send + Sync;
 type OpenLog = dyn Fn(LogConfig) -> Result<PreparedLog, OpenError> + Send + Sync;
 
+/// Looks at what can be looked at while another daemon has the page logs: the directories, and a key
+/// that is named.
+///
+/// # Errors
+/// What [`prepare`] would refuse.
+pub(crate) fn look_ahead(config: &SsdConfig) -> Result<(), StartError> {
+    let disks = Disks { make: Arc::new(make_directory), open: Arc::new(PageLog::prepare) };
+    make_directories(&disks, config, Instant::now() + OPEN_PATIENCE)?;
+    match &config.key_file {
+        Some(KeyFile::Named(path)) => named_key(path).map(drop),
+        _ => Ok(()),
+    }
+}
+
 /// What may fail, or never end, on a sick disk.
 #[derive(Clone)]
 struct Disks {

@@ -40,7 +40,12 @@ pub(crate) fn ask(socket: &Path) -> std::result::Result<Estate, StartError> {
     encode_request(&mut bytes, RequestId(1), &hello);
     encode_request(&mut bytes, RequestId(2), &Request::TakeOver);
     stream.write_all(&bytes).map_err(failed)?;
-    receive(&stream).map_err(failed)
+    receive(&stream).map_err(|source| match source.kind() {
+        ErrorKind::PermissionDenied => {
+            StartError::TakeOverRefused { path: socket.to_owned(), why: source.to_string() }
+        }
+        _ => failed(source),
+    })
 }
 
 fn receive(stream: &UnixStream) -> Result<Estate> {
@@ -58,7 +63,9 @@ fn receive(stream: &UnixStream) -> Result<Estate> {
                     estate.add(&heirloom.name, fd);
                 }
                 Reply::Done => return Ok(estate),
-                Reply::Refused(refused) => return Err(Error::other(refused.detail)),
+                Reply::Refused(refused) => {
+                    return Err(Error::new(ErrorKind::PermissionDenied, refused.detail));
+                }
                 _ => {}
             }
         }

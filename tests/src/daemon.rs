@@ -39,6 +39,8 @@ pub struct DaemonOptions {
     pub managed: bool,
     /// How long that one waits for a sign of life; `None` for ever.
     pub watchdog: Option<Duration>,
+    /// How many descriptors that one says it keeps; `None`: it says nothing.
+    pub keeps: Option<u32>,
 }
 
 impl Default for DaemonOptions {
@@ -56,6 +58,7 @@ impl Default for DaemonOptions {
             store_in: None,
             managed: false,
             watchdog: None,
+            keeps: None,
         }
     }
 }
@@ -242,6 +245,10 @@ impl TestDaemon {
             command.arg(refuse).arg(binary);
         }
         command.arg("serve").arg("--config").arg(self.config()).args(arguments);
+        match self.options.keeps {
+            Some(keeps) => command.env("FDSTORE", keeps.to_string()),
+            None => command.env_remove("FDSTORE"),
+        };
         match &self.options.credentials {
             Some(directory) => command.env("CREDENTIALS_DIRECTORY", directory),
             None => command.env_remove("CREDENTIALS_DIRECTORY"),

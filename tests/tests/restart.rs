@@ -2,10 +2,14 @@
 //! so that nothing comes back from there.
 
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::time::{Duration, Instant};
 use undercroft_client::wire::{Stamp, StartKind};
 use undercroft_client::{Client, FetchFrom};
-use undercroft_tests::{DaemonOptions, Engine, PAGE_BYTES, Restarts, RestartsReport, TestDaemon};
+use undercroft_tests::{
+    DaemonOptions, Engine, PAGE_BYTES, Restarts, RestartsReport, TestDaemon, run,
+};
 
 const CHAINS: u32 = 8;
 const PAGES: u32 = 6;
@@ -147,6 +151,82 @@ fn a_planned_restart_without_a_service_manager_keeps_everything() {
     assert_warm(&daemon, StartKind::Takeover);
     connected(&daemon, &client);
     assert_eq!(load_all(&mut engine), CHAINS * PAGES);
+}
+
+/// Runs a daemon that is to take over by this configuration, and cannot: what it says, in one line.
+fn cannot_take_over(config: &Path) -> String {
+    let output = run(&["serve", "--takeover", "--config", &config.display().to_string()]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    said.lines().find(|line| line.starts_with("undercroft: ")).unwrap_or_default().to_owned()
+}
+
+#[test]
+fn a_configuration_that_cannot_be_had_leaves_the_old_daemon_serving() {
+    let options = DaemonOptions { dram: 2 << 20, ..DaemonOptions::default() };
+    let daemon = TestDaemon::start(options);
+    let client = daemon.client("engine").expect("it serves");
+    let mut engine = Engine::new(&client, "not taken over");
+    store_all(&mut engine);
+    let (pid, home) = (daemon.pid(), daemon.home().display().to_string());
+    let good = std::fs::read_to_string(daemon.config()).expect("its own folder");
+    let ssd =
+        |more: &str| good.replace("[ssd]\nsize = 0", &format!("[ssd]\nsize = 1048576\n{more}"));
+    let bad = daemon.home().join("bad.toml");
+    for (text, words) in [
+        (ssd(&format!("key_file = \"{home}/none\"")), "there is no store key"),
+        (
+            ssd("").replace(&format!("[\"{home}\"]"), "[\"/proc/none\"]"),
+            "store directory /proc/none",
+        ),
+        (good.replace("[arena]", "[arena]\nparts = 1"), "unknown field"),
+    ] {
+        assert_ne!(text, good);
+        std::fs::write(&bad, text).expect("its own folder");
+        let line = cannot_take_over(&bad);
+        assert!(line.contains(words), "{line}");
+        assert_eq!(daemon.status().pid, pid);
+        assert_eq!(load_all(&mut engine), CHAINS * PAGES);
+    }
+}
+
+#[test]
+fn a_daemon_whose_socket_is_a_units_is_not_taken_over() {
+    let options = DaemonOptions { dram: 2 << 20, managed: true, ..DaemonOptions::default() };
+    let mut daemon = TestDaemon::prepare(options).expect("a folder of its own");
+    // As systemd opens it, under the name of the unit.
+    let socket = UnixListener::bind(daemon.socket()).expect("its own folder");
+    let manager = daemon.manager().expect("it has one");
+    manager.keep("undercroft.socket", socket.into()).expect("it hears");
+    daemon.restart();
+    let client = daemon.client("engine").expect("it serves");
+    let mut engine = Engine::new(&client, "managed");
+    store_all(&mut engine);
+    let line = cannot_take_over(&daemon.config());
+    assert!(line.contains("systemctl restart"), "{line}");
+    assert_eq!(daemon.status().pid, daemon.pid());
+    assert_eq!(load_all(&mut engine), CHAINS * PAGES);
+}
+
+#[test]
+fn an_arena_that_the_service_manager_has_no_room_for_is_told() {
+    let start = |keeps| {
+        let arena = "part = 1048576\n".to_owned();
+        let options = DaemonOptions { dram: 4 << 20, arena, managed: true, ..Default::default() };
+        TestDaemon::start(DaemonOptions { keeps: Some(keeps), ..options })
+    };
+    let words = "FileDescriptorStoreMax= is 9";
+    let daemon = start(9);
+    let since = Instant::now();
+    while daemon.status().arena.parts < 4 {
+        assert!(since.elapsed() < PATIENCE, "{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let refused = daemon.status().refused;
+    assert!(refused.iter().any(|line| line.contains(words)), "{refused:?}");
+    assert_eq!(daemon.log().lines().filter(|line| line.contains(words)).count(), 1, "told once");
+    let refused = start(100).status().refused;
+    assert!(!refused.iter().any(|line| line.contains("FileDescriptorStoreMax")), "{refused:?}");
 }
 
 #[test]

@@ -32,6 +32,8 @@ pub(crate) struct Fitting {
     /// Whether the arena is as large as it is to be at the start. Until then clients are greeted,
     /// so that they let an older arena go, and their requests wait.
     open: watch::Sender<bool>,
+    /// Whether it was told that not all of the arena is kept over a restart.
+    has_told_unkept: bool,
     /// Why it cannot be.
     failure: Option<StartError>,
 }
@@ -46,6 +48,7 @@ impl Fitting {
             parting: HashMap::new(),
             due: true,
             open: watch::Sender::new(open),
+            has_told_unkept: false,
             failure: None,
         }
     }
@@ -331,7 +334,20 @@ impl Control {
         self.fitting.maker.free(part);
     }
 
-    fn keep_part(&self, id: PartId) {
+    /// Why not all of the arena is kept over a restart.
+    pub(crate) fn unkept(&self) -> Option<String> {
+        // Beside it the socket, the state file and the mounts.
+        const OTHERS: usize = 6;
+        let needed = || self.arena.estate().count() + OTHERS;
+        Keeper::is_there().then(needed).and_then(|needed| Keeper.shortage(needed))
+    }
+
+    fn keep_part(&mut self, id: PartId) {
+        let unkept = self.unkept();
+        if let Some(line) = unkept.filter(|_| !self.fitting.has_told_unkept) {
+            tracing::error!("{line}");
+            self.fitting.has_told_unkept = true;
+        }
         if let Some(part) = self.arena.part(id).filter(|_| Keeper::is_there()) {
             part.heirlooms(id).for_each(|(heirloom, fd)| Keeper.keep(heirloom, fd));
         }

@@ -216,6 +216,12 @@ impl Control {
             let detail = "only a daemon of the same user may take over";
             return self.refuse(id, request, RefusedReason::Denied, detail);
         }
+        if self.has_socket_unit {
+            // It would go on listening, and start a daemon of its own beside the one that took over.
+            let detail = "the service manager listens for it (undercroft.socket): upgrade it there, by \
+                          systemctl restart undercroft";
+            return self.refuse(id, request, RefusedReason::Denied, detail);
+        }
         self.successor = Some(id);
         self.leaving.notify_one();
     }
