@@ -1,6 +1,7 @@
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use std::fs;
+use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -38,6 +39,8 @@ pub(super) const PROGRAM: &str = "/opt/undercroft-test/program";
 pub(super) const DAEMON: &str = "/usr/bin/undercroft";
 pub(super) const NEXT_DAEMON: &str = "/opt/undercroft-next/undercroft";
 pub(super) const CONFIG: &str = "/etc/undercroft/config.toml";
+/// A daemon of this machine may have a store there. To give it another owner would copy it.
+const STATE: &str = "/var/lib/undercroft";
 /// The unit that starts the operator.
 pub(super) const OPERATOR: &str = "operator.service";
 
@@ -66,6 +69,7 @@ impl Root {
         mount("overlay", &layers, &path)?;
         let this = Self { path };
         this.mount_kernel_files()?;
+        this.hide(STATE)?;
         for (at, file) in [(PROGRAM, &own), (DAEMON, &daemon), (NEXT_DAEMON, &daemon)] {
             this.bind(file, at)?;
         }
@@ -104,6 +108,16 @@ impl Root {
     /// Where a path of the root lies outside of it.
     pub(super) fn outside(&self, path: &str) -> PathBuf {
         self.path.join(path.trim_start_matches('/'))
+    }
+
+    /// Takes a directory out of the root. This machine keeps it: only the layer on top has none.
+    fn hide(&self, at: &str) -> Result<()> {
+        match fs::remove_dir_all(self.outside(at)) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot leave out {at}"))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn mount_kernel_files(&self) -> Result<()> {
