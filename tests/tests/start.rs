@@ -66,6 +66,9 @@ fn without_configuration_or_environment_an_ordinary_user_gets_a_daemon() {
         std::thread::sleep(Duration::from_millis(20));
     };
     assert!(report["dram"]["capacity_bytes"].as_u64() > Some(0));
+    assert_eq!(report["arena"]["backing"], "memfd", "who may not mount has no mounts");
+    let refused = report["refused"].to_string();
+    assert!(refused.contains("private mounts for the arena: cannot have mounts"), "{refused}");
     assert!(report["ssd"]["tier"]["capacity_bytes"].as_u64() > Some(0));
     assert!(home.path().join("undercroft/undercroft.sock").exists());
     let pid = rustix::process::Pid::from_raw(child.0.id() as i32).expect("a process number");
@@ -121,6 +124,26 @@ fn a_disk_that_is_too_small_is_named_before_the_daemon_is_ready() {
     let line = refusal(&output);
     let path = home.path().display().to_string();
     assert!(line.contains(&path) && line.contains("ssd.size"), "{line}");
+}
+
+#[test]
+fn an_arena_that_must_lie_on_mounts_is_refused_to_who_cannot_make_any() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(home.path(), open).expect("our own folder");
+    let config = home.path().join("config.toml");
+    let text = QUIET.replace("HOME", &home.path().display().to_string());
+    std::fs::write(&config, text + "backing = \"mount\"\n").expect("a configuration");
+    // The build's folder may be closed to other users.
+    let binary = home.path().join("program");
+    std::fs::copy(program("undercroft"), &binary).expect("a copy");
+    let mut command = run_as_ordinary_user(&binary);
+    let output = command.arg("serve").arg("--config").arg(&config).output().expect("it runs");
+    let line = refusal(&output);
+    for words in ["to lie on private mounts", "CAP_SYS_ADMIN", "arena.backing", "undercroft mounts"]
+    {
+        assert!(line.contains(words), "{words} is not in {line}");
+    }
 }
 
 #[test]
