@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use undercroft_client::wire::{Stamp, StartKind};
 use undercroft_client::{Client, FetchFrom};
 use undercroft_tests::{
-    DaemonOptions, Engine, PAGE_BYTES, Restarts, RestartsReport, TestDaemon, run,
+    DaemonOptions, Engine, PAGE_BYTES, Restarts, RestartsReport, TestDaemon, run, skip,
 };
 
 const CHAINS: u32 = 8;
@@ -151,6 +151,41 @@ fn a_planned_restart_without_a_service_manager_keeps_everything() {
     assert_warm(&daemon, StartKind::Takeover);
     connected(&daemon, &client);
     assert_eq!(load_all(&mut engine), CHAINS * PAGES);
+}
+
+#[test]
+fn an_arena_is_gone_on_with_wherever_it_lies() {
+    let test = "an_arena_is_gone_on_with_wherever_it_lies";
+    if !rustix::process::geteuid().is_root() {
+        return skip(test, "only root can make mounts");
+    }
+    let on = |backing: &str| format!("part = 2097152\nbacking = \"{backing}\"\n");
+    for (first, then) in [("memfd", "mount"), ("mount", "memfd")] {
+        let (dram, arena) = (2 << 20, on(first));
+        let options = DaemonOptions { dram, arena, managed: true, ..DaemonOptions::default() };
+        let mut daemon = TestDaemon::start(options);
+        let client = daemon.client("engine").expect("it serves");
+        let mut engine = Engine::new(&client, "moved");
+        store_all(&mut engine);
+        daemon.kill();
+        daemon.reconfigure(|options| (options.dram, options.arena) = (4 << 20, on(then)));
+        daemon.restart();
+        assert_warm(&daemon, StartKind::Warm);
+        connected(&daemon, &client);
+        assert_eq!(load_all(&mut engine), CHAINS * PAGES);
+        // What it grows by lies where it is told to.
+        let since = Instant::now();
+        while daemon.status().arena.backing != "mixed" {
+            assert!(since.elapsed() < PATIENCE, "{:?}", daemon.status().arena);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        daemon.kill();
+        daemon.restart();
+        assert_warm(&daemon, StartKind::Warm);
+        connected(&daemon, &client);
+        assert_eq!(load_all(&mut engine), CHAINS * PAGES);
+        assert_kept_once(&daemon);
+    }
 }
 
 /// Runs a daemon that is to take over by this configuration, and cannot: what it says, in one line.
