@@ -33,7 +33,7 @@ use rows::{CutRow, RETIRING};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use table::Table;
-use undercroft_wire::{Epoch, PartId, SessionId, SpaceId, Stamp};
+use undercroft_wire::{Epoch, PartId, PurgeId, SessionId, SpaceId, Stamp};
 use words::Words;
 
 /// No count of starts, sessions or stamps comes near it.
@@ -324,6 +324,17 @@ impl State {
     /// Stamps below `next` may be given out. A daemon takes a block of them at a time.
     pub fn set_next_stamp(&mut self, next: Stamp) {
         self.raise(Counter::NextStamp, Some(next.0));
+    }
+
+    /// The newest purge up to which all were over: no page that one of them means is here.
+    #[must_use]
+    pub fn newest_purge(&self) -> PurgeId {
+        PurgeId(u32::try_from(self.get(Counter::Purged)).unwrap_or(u32::MAX))
+    }
+
+    /// All purges up to this one are over.
+    pub fn set_newest_purge(&mut self, newest: PurgeId) {
+        self.raise(Counter::Purged, Some(newest.0.into()));
     }
 }
 

@@ -5,6 +5,7 @@ mod inspect;
 mod log;
 mod mounts;
 mod outcome;
+mod purge;
 mod serve;
 mod status;
 
@@ -22,6 +23,7 @@ use std::process::ExitCode;
     after_help = "Examples:
   undercroft serve                        run a daemon with built-in defaults, as any user
   undercroft status                       ask it how it is
+  undercroft purge --domain NAME          forget all pages of a tenant, for good
   undercroft inspect DIRECTORY --verify   prove every record of a store, with its daemon stopped
   undercroft bench replay                 replay generated traffic through a daemon of its own
   undercroft bench limits                 compare with what this machine could do at best
@@ -42,6 +44,8 @@ enum Command {
     Mounts(mounts::Mounts),
     /// Show a running daemon's tiers, hits, sessions and what the machine refused it.
     Status(status::Status),
+    /// Forget pages of a tenant, a space or a writer for good, in every tier.
+    Purge(purge::Purge),
     /// Show what lies in a store on SSD, and prove it offline.
     Inspect(inspect::Inspect),
     /// Measure: replay traffic, or compare with the machine's own limits.
@@ -55,6 +59,7 @@ fn main() -> ExitCode {
         Command::Serve(serve) => serve.run(),
         Command::Mounts(mounts) => mounts.run(),
         Command::Status(status) => status.run(),
+        Command::Purge(purge) => purge.run(),
         Command::Inspect(inspect) => inspect.run(),
         Command::Bench(bench) => bench.run(),
     };

@@ -6,12 +6,14 @@ use crate::keeper;
 use crate::options::{ConnectOptions, Wait};
 use crate::shared::Shared;
 use crate::space::{SpaceHandle, SpaceState, open};
-use crate::{ConnectError, MissReason, OpenError, PartWatcher};
+use crate::{ConnectError, MissReason, OpenError, PartWatcher, PurgeError};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use undercroft_wire::{Epoch, Mode, Reply, Request, SessionId, Space, StatusReport, Welcome};
+use undercroft_wire::{
+    Epoch, Mode, Purge, Purged, Refused, Reply, Request, SessionId, Space, StatusReport, Welcome,
+};
 
 /// A connection to the daemon of this node, kept up behind the caller's back. Cheap to clone; all
 /// clones are one session. It ends with the last clone and the last handle made from it.
@@ -155,6 +157,23 @@ impl Client {
         match connection.call(&Request::Status, Expects::Reply, until)? {
             Reply::Status(report) => Ok(report),
             other => Err(not_expected(&connection, &other, "a status")),
+        }
+    }
+
+    /// Has pages forgotten for good, in every tier.
+    ///
+    /// # Errors
+    /// The daemon refused, or did not answer in time: then nobody knows how far it came.
+    pub fn purge(&self, what: &Purge, deadline: Duration) -> Result<Purged, PurgeError> {
+        let until = from_now(deadline);
+        let connection = self.inner.connection().map_err(PurgeError::Unanswered)?;
+        let request = Request::Purge(what.clone());
+        match connection.call(&request, Expects::Reply, until).map_err(PurgeError::Unanswered)? {
+            Reply::Purged(purged) => Ok(purged),
+            Reply::Refused(Refused { reason, detail }) => {
+                Err(PurgeError::Refused { reason, detail })
+            }
+            other => Err(PurgeError::Unanswered(not_expected(&connection, &other, "a purge"))),
         }
     }
 

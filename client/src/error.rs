@@ -117,3 +117,20 @@ pub enum OpenError {
     #[error("the space was not opened: {0}")]
     Unanswered(MissReason),
 }
+
+/// Why pages were not purged, or nobody knows whether they were.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum PurgeError {
+    /// The daemon refused it.
+    #[error("the daemon refused to purge ({reason:?}): {detail}")]
+    Refused {
+        /// Why.
+        reason: RefusedReason,
+        /// The daemon's words.
+        detail: String,
+    },
+    /// The daemon could not be asked, or did not answer in time.
+    #[error("the purge was not answered: {0}")]
+    Unanswered(MissReason),
+}

@@ -36,7 +36,7 @@ mod token;
 mod watch;
 
 pub use client::{Client, ClientCounters, ClientState};
-pub use error::{ConnectError, OpenError};
+pub use error::{ConnectError, OpenError, PurgeError};
 pub use fetch::{Fetch, FetchFrom, FetchReport, ReadyRun};
 pub use load::Loaded;
 pub use lookup::{Found, Hold, LookupOptions};

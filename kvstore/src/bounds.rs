@@ -1,9 +1,10 @@
 //! What the core is told of its bounds, from the configuration.
 
 use crate::config::{Config, DomainConfig, MAX_SPACES, SsdConfig};
+use crate::purge_book;
 use crate::succession::leased_pages_per_domain;
 use undercroft_core::{DeviceConfig, DomainLimits, Limits, Policy};
-use undercroft_wire::Stamp;
+use undercroft_wire::{PurgeId, Stamp};
 
 /// Parts of all arenas together.
 pub(crate) const MAX_PARTS: u32 = 4096;
@@ -39,6 +40,7 @@ pub(crate) fn core_config(
     config: &Config,
     limits: Limits,
     (seed, first_stamp): (u64, Stamp),
+    purge: PurgeId,
 ) -> undercroft_core::Config {
     let directories = config.ssd.iter().flat_map(|ssd| &ssd.directories);
     let devices = directories.map(|directory| DeviceConfig {
@@ -63,7 +65,7 @@ pub(crate) fn core_config(
             max_spaces: shares.max_spaces,
             ..DomainLimits::default()
         };
-        undercroft_core::DomainConfig { id: domain.id, limits }
+        undercroft_core::DomainConfig { id: domain.id, limits, max_age_s: domain.max_age_s }
     };
     undercroft_core::Config {
         domains: config.domains.iter().map(domain).collect(),
@@ -74,6 +76,8 @@ pub(crate) fn core_config(
         step_pages: STEP_PAGES,
         notes: true,
         first_stamp: first_stamp.0,
+        unix_s: purge_book::unix_s(),
+        purge,
         policy: Policy::Lru,
         limits,
         seed,

@@ -4,8 +4,11 @@
 mod fitting;
 mod greeting;
 mod inheriting;
+mod purging;
 mod silence;
 mod spaces;
+
+pub(crate) use purging::Purging;
 
 use crate::arena::Arena;
 use crate::config::Config;
@@ -39,8 +42,9 @@ use undercroft_core::{
 };
 use undercroft_ssd_tier::Op;
 use undercroft_wire::{
-    DeviceId, Fallback, Origin, Refused, RefusedReason, ReloadStatus, Reply, Request, RequestId,
-    SessionId, SlotId, SpaceDigest, SpaceId, Stamp, StartKind, StartStatus, decode_request,
+    DeviceId, Fallback, PurgeId, Purged, Refused, RefusedReason, ReloadStatus, Reply, Request,
+    RequestId, SessionId, SlotId, SpaceDigest, SpaceId, Stamp, StartKind, StartStatus,
+    decode_request,
 };
 
 pub(crate) use fitting::Fitting;
@@ -98,6 +102,11 @@ pub(crate) struct Control {
     pub(crate) is_blind: bool,
     /// Whether a socket unit of the service manager listens beside it.
     has_socket_unit: bool,
+    pub(crate) purging: Purging,
+    /// The newest purge that the core was told is over.
+    purged: PurgeId,
+    /// The pages of a purge are gone since that was looked at.
+    purge_swept: bool,
     /// The session of the daemon that takes over.
     successor: Option<SessionId>,
     /// Rung when another daemon takes over.
@@ -115,10 +124,12 @@ pub(crate) struct ControlParts {
     pub(crate) staging_maker: StagingMaker,
     pub(crate) part_maker: PartMaker,
     pub(crate) has_socket_unit: bool,
+    pub(crate) purging: Purging,
 }
 
 impl Control {
     pub(crate) fn new(parts: ControlParts) -> Self {
+        let purged = parts.succession.state.newest_purge();
         Self {
             core: parts.core,
             sessions: HashMap::new(),
@@ -150,6 +161,9 @@ impl Control {
             fallbacks: kernel::fallbacks(),
             is_blind: standing::is_blind(),
             has_socket_unit: parts.has_socket_unit,
+            purged,
+            purge_swept: false,
+            purging: parts.purging,
             successor: None,
             leaving: Arc::new(Notify::new()),
         }
@@ -185,6 +199,9 @@ impl Control {
         self.step(event);
         while let Some(failed) = self.failed_copies.pop_front() {
             self.step(copied_event(failed));
+        }
+        if std::mem::take(&mut self.purge_swept) {
+            self.settle_purges();
         }
         let next = self.core.next_timer();
         if next.is_some_and(|next| self.timer.is_none_or(|armed| next < armed)) {
@@ -222,27 +239,25 @@ impl Control {
                 let spans = self.copy_spans(session, space, slot, &frame, page_bytes);
                 self.copy(job, Direction::Out, spans);
             }
-            Action::Append { job, device, frame, identity, payload_crc } => {
+            Action::Append { job, device, frame, identity, origin, payload_crc } => {
                 let payload = self.arena.frame(&frame, frame.bytes);
-                self.submit(
-                    device,
-                    Op::Append { job, identity, origin: Origin::default(), payload, payload_crc },
-                );
+                self.submit(device, Op::Append { job, identity, origin, payload, payload_crc });
             }
             Action::Read { job, extent, identity, frame } => {
                 let into = self.arena.frame(&frame, frame.bytes);
                 self.submit(extent.device, Op::Read { job, identity, extent, into });
             }
-            Action::Relocate { job, extent, identity } => {
-                self.submit(
-                    extent.device,
-                    Op::Relocate { job, identity, origin: Origin::default(), extent },
-                );
+            Action::Relocate { job, extent, identity, origin } => {
+                self.submit(extent.device, Op::Relocate { job, identity, origin, extent });
             }
             Action::Prove { job, extent, identity } => {
                 self.submit(extent.device, Op::Prove { job, identity, extent });
             }
             Action::PartEmpty { part } => self.part_empty(part),
+            Action::Purged { purge, pages, dram_bytes, ssd_bytes } => {
+                let missed = Vec::new();
+                self.swept(purge, Purged { pages, dram_bytes, ssd_bytes, missed });
+            }
             Action::FreeSegment { device, segment, segment_use } => {
                 self.submit(device, Op::FreeSegment { segment, segment_use });
             }
@@ -327,7 +342,9 @@ impl Control {
                 self.register_parts();
                 self.locked(device);
             }
-            Found::Records { device, records, free_segments, last } => {
+            Found::Purges(learned) => self.learned(learned),
+            Found::Records { device, mut records, free_segments, last } => {
+                self.purging.book().judge(&mut records);
                 let records = records.as_slice();
                 self.feed(Event::Recovered { device, records, free_segments, last });
                 if last {
@@ -448,6 +465,7 @@ impl Control {
             }
             Request::Ping => self.reply(id, request, &Reply::Done),
             Request::TakeOver => self.hand_over(id, request),
+            Request::Purge(purge) => self.purge(id, request, purge),
             _ if self.sessions.get(&id).is_none_or(|session| session.domain.is_none()) => {
                 let detail = "no domain is for this user: there are no pages to ask for";
                 self.refuse(id, request, RefusedReason::Denied, detail);
@@ -458,9 +476,6 @@ impl Control {
                 if request.0 != 0 {
                     self.reply(id, request, &Reply::Done);
                 }
-            }
-            Request::Purge(_) => {
-                self.refuse(id, request, RefusedReason::Invalid, "not known to this build");
             }
             body => self.feed(Event::Request { session: id, request, body }),
         }

@@ -3,7 +3,7 @@
 use crate::bell::{Door, bell};
 use crate::bounds;
 use crate::config::Config;
-use crate::control::{Control, ControlParts};
+use crate::control::{Control, ControlParts, Purging};
 use crate::copy_pool::{Copied, CopyPool};
 use crate::device::{Completed, Device};
 use crate::error::StartError;
@@ -15,6 +15,7 @@ use crate::mourner::Mourner;
 use crate::part_maker::{MadePart, PartMaker};
 use crate::peer::Peer;
 use crate::process;
+use crate::purge_book::{PurgeBook, Saved, Savers};
 use crate::quarantine;
 use crate::recovery::{self, Found};
 use crate::session;
@@ -234,7 +235,12 @@ fn assemble(
     let part_maker = PartMaker::start(parted_bell, Arc::clone(&ground.backing))
         .map_err(|source| StartError::Thread { what: "the part maker", source })?;
     let from = (random(), succession.state.next_stamp());
-    let core = Core::new(bounds::core_config(&config, limits, from));
+    let book = Arc::new(PurgeBook::new(&prepared));
+    let (saved_bell, saved) = bell(BELL_ROOM);
+    let savers = Savers::start(&book, prepared.len(), &saved_bell)?;
+    let is_empty = succession.start.kind == StartKind::Cold;
+    let over = Purging::over(&book, &mut succession.state, is_empty);
+    let core = Core::new(bounds::core_config(&config, limits, from, over));
     let core = core.expect("the checked configuration is inside the core's ranges");
     let device = |prepared: &Prepared| Device::new(prepared.device, prepared.directory.clone());
     let mut control = Control::new(ControlParts {
@@ -247,10 +253,11 @@ fn assemble(
         staging_maker,
         part_maker,
         has_socket_unit,
+        purging: Purging::new(Arc::clone(&book), savers),
     });
     control.take_over_arena(devices);
-    let (completed, found) = start_recovery(prepared, &parts, &mut control)?;
-    let doors = Doors { copied, completed, found, gone, made, parted };
+    let (completed, found) = start_recovery(prepared, &parts, &book, &mut control)?;
+    let doors = Doors { copied, completed, found, gone, made, parted, saved };
     Ok((control, doors))
 }
 
@@ -277,6 +284,7 @@ pub(crate) fn random() -> u64 {
 fn start_recovery(
     prepared: Vec<Prepared>,
     memory: &[Arc<Part>],
+    book: &Arc<PurgeBook>,
     control: &mut Control,
 ) -> Result<(Door<Completed>, Door<Found>), StartError> {
     let (done, completed) = bell(BELL_ROOM);
@@ -291,7 +299,8 @@ fn start_recovery(
             }
         };
         let memory = memory.iter().map(Arc::downgrade).collect();
-        recovery::start(device, log, memory, done.clone(), tell.clone())
+        let bells = (done.clone(), tell.clone());
+        recovery::start(device, log, memory, Arc::clone(book), bells)
             .map_err(|source| StartError::Thread { what: "a search for records", source })?;
     }
     Ok((completed, found))
@@ -378,12 +387,13 @@ struct Doors {
     gone: Door<SessionId>,
     made: Door<Made>,
     parted: Door<MadePart>,
+    saved: Door<Saved>,
 }
 
 /// Everything that reaches the control thread other than by a session's socket.
 async fn work(
     control: &Rc<RefCell<Control>>,
-    Doors { copied, completed, found, gone, made, parted }: &Doors,
+    Doors { copied, completed, found, gone, made, parted, saved }: &Doors,
     mut reports: mpsc::Receiver<Question>,
 ) {
     let look_again = Arc::clone(&control.borrow().look_again);
@@ -394,6 +404,7 @@ async fn work(
         let behind = control.borrow().is_device_behind();
         let settled_by = control.borrow().quarantine.wakes_at();
         let listen_at = control.borrow().listen_at;
+        let purge_due = control.borrow().purging.due();
         tokio::select! {
             () = copied.rung() => drain(control, copied, Control::copied).await,
             () = completed.rung() => drain(control, completed, Control::completed).await,
@@ -406,6 +417,8 @@ async fn work(
             () = watchdog.is_due() => watchdog::pet(),
             () = until(settled_by) => control.borrow_mut().settle(),
             () = until(listen_at) => control.borrow_mut().listen(),
+            () = saved.rung() => drain(control, saved, Control::saved).await,
+            () = until(purge_due) => control.borrow_mut().purges_overdue(),
             () = tokio::time::sleep(QUEUE_RETRY), if behind => control.borrow_mut().push_waiting(),
             Some(question) = reports.recv() => answer(control, question),
         }

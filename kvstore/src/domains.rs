@@ -66,6 +66,7 @@ mod tests {
             dram_bytes: 1 << 20,
             shares: Shares::default(),
             max_sessions: 4,
+            max_age_s: 0,
             copy_mode: false,
             numa_nodes: Vec::new(),
         }

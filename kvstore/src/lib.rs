@@ -30,6 +30,7 @@ mod part_maker;
 mod paths;
 mod peer;
 mod process;
+mod purge_book;
 mod quarantine;
 mod recovery;
 mod report;

@@ -3,13 +3,14 @@
 
 use crate::bell::Bell;
 use crate::device::Completed;
+use crate::purge_book::PurgeBook;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 use undercroft_arena::Part;
 use undercroft_core::RecoveredRecord;
 use undercroft_ssd_tier::{self as ssd, PageLog, PreparedLog, Recovery};
-use undercroft_wire::DeviceId;
+use undercroft_wire::{DeviceId, PurgeId, PurgeScope};
 
 /// Records handed over at once: a piece is taken in within a fraction of a millisecond.
 pub(crate) const PIECE_RECORDS: usize = 256;
@@ -23,6 +24,8 @@ pub(crate) type Coming = Box<dyn FnOnce() -> Result<PreparedLog, ssd::OpenError>
 pub(crate) enum Found {
     /// The page log works, and this is what its tables came to, without the records.
     Opened { device: DeviceId, log: Box<PageLog>, recovery: Recovery, began: Instant },
+    /// Purges that only this device knew of. Comes before any of its records.
+    Purges(Vec<(PurgeScope, PurgeId)>),
     /// Some records, in the order they were appended.
     Records { device: DeviceId, records: Vec<RecoveredRecord>, free_segments: u32, last: bool },
     /// The device is lost, and this is why.
@@ -35,12 +38,12 @@ pub(crate) fn start(
     device: DeviceId,
     log: Coming,
     memory: Vec<Weak<Part>>,
-    done: Bell<Completed>,
-    found: Bell<Found>,
+    book: Arc<PurgeBook>,
+    (done, found): (Bell<Completed>, Bell<Found>),
 ) -> std::io::Result<()> {
     let body = move || {
         let recovered =
-            catch_unwind(AssertUnwindSafe(|| recover(device, log, memory, done, &found)));
+            catch_unwind(AssertUnwindSafe(|| recover(device, log, memory, &book, (done, &found))));
         let reason = match recovered {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
@@ -56,14 +59,24 @@ fn recover(
     device: DeviceId,
     log: Coming,
     memory: Vec<Weak<Part>>,
-    done: Bell<Completed>,
-    found: &Bell<Found>,
+    book: &PurgeBook,
+    (done, found): (Bell<Completed>, &Bell<Found>),
 ) -> Result<(), ssd::OpenError> {
     let log = log()?;
+    let own = log.purges().clone();
+    found.ring(Found::Purges(book.take_in(device, &own)));
     let began = Instant::now();
     let sink = Box::new(move |completion| done.ring(Completed { device, completion }));
     let memory = memory.iter().filter_map(Weak::upgrade).collect();
     let (log, mut recovery) = log.start(memory, sink)?;
+    book.seen(recovery.newest_purge);
+    found.ring(Found::Purges(Vec::new()));
+    if !book.is_newest(&own) {
+        // Should the next start find nothing but this device, it must know what the others do.
+        let path = book.directory(device).into();
+        let failed = |source| ssd::OpenError::Io { what: "write the purges", path, source };
+        book.save(device).result.map_err(failed)?;
+    }
     let records = std::mem::take(&mut recovery.records);
     let free_segments = recovery.free_segments;
     found.ring(Found::Opened { device, log: Box::new(log), recovery, began });
@@ -80,6 +93,6 @@ fn recover(
 }
 
 fn core_record(record: &ssd::RecoveredRecord) -> RecoveredRecord {
-    let ssd::RecoveredRecord { identity, extent, payload_crc, sealed, .. } = *record;
-    RecoveredRecord { identity, extent, payload_crc, sealed }
+    let ssd::RecoveredRecord { identity, origin, extent, payload_crc, sealed } = *record;
+    RecoveredRecord { identity, origin, extent, payload_crc, sealed, purged: false }
 }

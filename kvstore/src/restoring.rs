@@ -117,12 +117,25 @@ fn take_note(note: &Note, arena: &Arena, state: &mut State) -> Result<(), Unkept
             arena.raise(part, offset);
             state.filling(part, offset)
         }
-        Note::Filled { part, offset, space, key, parent, depth, crc, stamp } => {
+        Note::Filled {
+            part,
+            offset,
+            space,
+            key,
+            parent,
+            depth,
+            crc,
+            stamp,
+            writer,
+            born,
+            purged,
+        } => {
             let generation = arena.generation(part, offset);
-            let (writer, born) = (0, 0);
-            let page = PageRow { space, key, parent, depth, crc, stamp, generation, writer, born };
+            let page =
+                PageRow { space, key, parent, depth, crc, stamp, generation, writer, born, purged };
             state.filled(part, offset, &page)
         }
+        Note::Purged { part, offset } => state.purged(part, offset),
         Note::Touched { part, offset, stamp } => state.touched(part, offset, stamp),
         Note::Gone { part, offset } => state.gone(part, offset),
         Note::Leased { session, lease, index, part, offset } => {
@@ -160,6 +173,6 @@ fn lease(row: LeaseRow) -> RestoredLease {
 }
 
 fn page_of(part: undercroft_wire::PartId, offset: u64, row: &PageRow) -> RestoredPage {
-    let PageRow { space, key, parent, depth, crc, stamp, .. } = *row;
-    RestoredPage { part, offset, space, key, parent, depth, crc, stamp }
+    let PageRow { space, key, parent, depth, crc, stamp, writer, born, purged, .. } = *row;
+    RestoredPage { part, offset, space, key, parent, depth, crc, stamp, writer, born, purged }
 }

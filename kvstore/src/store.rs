@@ -56,6 +56,8 @@ pub(crate) fn name(config: Option<&SsdConfig>) -> u64 {
 pub(crate) struct Prepared {
     pub(crate) device: DeviceId,
     pub(crate) directory: PathBuf,
+    /// What the files in it are encrypted with; `None` where nobody can say.
+    pub(crate) key: Option<Option<StoreKey>>,
     pub(crate) log: Opening,
 }
 
@@ -159,7 +161,7 @@ fn prepare_on(
                 }
             },
         };
-        prepared.push(Prepared { device, directory, log });
+        prepared.push(Prepared { device, directory, key: key.clone(), log });
     }
     wait_for_locks(disks, &mut prepared, locked, succeeds)?;
     Ok(prepared)

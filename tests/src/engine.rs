@@ -122,6 +122,12 @@ impl Engine {
         (0..pages).map(|page| chain.push(&[seed, page])).collect()
     }
 
+    /// Its space, as stores and `purge` name it.
+    #[must_use]
+    pub fn digest(&self) -> SpaceDigest {
+        self.digest
+    }
+
     /// The engine's space.
     #[must_use]
     pub fn space(&self) -> &SpaceHandle {

@@ -6,6 +6,7 @@ mod content;
 mod device;
 mod ledger;
 mod plan;
+mod purges;
 mod replies;
 mod report;
 mod run;

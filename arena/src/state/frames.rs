@@ -16,6 +16,7 @@ const FILLED: u32 = 2;
 const STAMP: usize = 1;
 const GENERATION: usize = 12;
 const HAS_PARENT: u32 = 1;
+const PURGED: u32 = 2;
 
 type Words16 = [u64; FRAME_WORDS];
 
@@ -30,7 +31,8 @@ fn encode(page: &PageRow, place: FramePlace) -> Words16 {
     words[10] = pair(page.space.0, page.depth);
     words[11] = page.crc;
     words[GENERATION] = pair(page.generation, page.born);
-    words[13] = pair(page.writer, if page.parent.is_some() { HAS_PARENT } else { 0 });
+    let has_parent = if page.parent.is_some() { HAS_PARENT } else { 0 };
+    words[13] = pair(page.writer, has_parent | if page.purged { PURGED } else { 0 });
     words[15] = frame_check(&words, place.at);
     words
 }
@@ -53,6 +55,7 @@ fn decode(words: &Words16, at: usize) -> Option<PageRow> {
         generation,
         writer,
         born,
+        purged: flags & PURGED != 0,
     })
 }
 
@@ -106,6 +109,21 @@ impl State {
         let meanwhile = pair(FILLING, place.cut);
         self.words.write_row(place.at, meanwhile, &encode(page, place));
         Ok(())
+    }
+
+    /// The frame's page was purged, and somebody uses the frame yet.
+    ///
+    /// # Errors
+    /// No slab has such a frame.
+    pub fn purged(&mut self, part: PartId, offset: u64) -> Result<(), Unkept> {
+        let place = self.frame(part, offset)?;
+        let found = self.words.read_row::<FRAME_WORDS>(place.at);
+        let page = (found[0] == pair(FILLED, place.cut)).then(|| decode(&found, place.at));
+        match page.flatten() {
+            Some(page) => self.filled(part, offset, &PageRow { purged: true, ..page }),
+            // Nobody would find it.
+            None => Ok(()),
+        }
     }
 
     /// The frame's page was used.

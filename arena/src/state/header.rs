@@ -32,6 +32,8 @@ pub(super) enum Counter {
     NextStamp = 19,
     /// The first number of a cut that is not taken.
     NextCut = 20,
+    /// The newest purge that no page of an earlier one has outlived.
+    Purged = 23,
 }
 
 /// The word that is 1 if the daemon ended in order and everything is as it left it.
@@ -43,8 +45,14 @@ const COPY_WORDS: usize = 16;
 
 impl Counter {
     /// Every one.
-    pub(super) const ALL: [Self; 5] =
-        [Self::Starts, Self::NextSession, Self::NextPart, Self::NextStamp, Self::NextCut];
+    pub(super) const ALL: [Self; 6] = [
+        Self::Starts,
+        Self::NextSession,
+        Self::NextPart,
+        Self::NextStamp,
+        Self::NextCut,
+        Self::Purged,
+    ];
 
     /// The words of both copies.
     pub(super) fn places(self) -> [usize; 2] {

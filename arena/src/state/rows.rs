@@ -95,10 +95,12 @@ pub struct PageRow {
     pub stamp: Stamp,
     /// The frame's generation.
     pub generation: u32,
-    /// Who wrote it; 0: not known.
+    /// The user whose process stored it.
     pub writer: u32,
     /// When it was stored, seconds since 1970; 0: not known.
     pub born: u32,
+    /// It was purged, and is there only because somebody uses its frame.
+    pub purged: bool,
 }
 
 /// A frame that is not free, as the state file remembers it.

@@ -92,6 +92,7 @@ fn page(number: u64) -> PageRow {
         generation: number as u32 ^ 2,
         writer: number as u32 ^ 3,
         born: number as u32 ^ 4,
+        purged: number.is_multiple_of(5),
     }
 }
 

@@ -134,7 +134,7 @@ impl Replay {
         let (process, domain) = (ProcessId { pid: 1, start: 1 }, DomainId::default());
         let (session, mode) = (SESSION, Mode::ZeroCopy);
         replay.step(Event::PartAdded { part: PartId(0), domain, bytes: dram * FRAME });
-        replay.step(Event::SessionOpened { session, domain, process, mode });
+        replay.step(Event::SessionOpened { session, domain, process, user: 0, mode });
         let (request, page_bytes, slots) = (RequestId(1), FRAME as u32, SLOTS);
         let digest = SpaceDigest([0; 32]);
         replay.step(Event::SpaceOpened { session, request, domain, digest, page_bytes, slots });
@@ -185,7 +185,10 @@ impl Replay {
                 let free_segments = log.free.len() as u32;
                 self.step(Event::SegmentFreed { device, segment, segment_use, free_segments });
             }
-            Action::Reply { .. } | Action::Prove { .. } | Action::PartEmpty { .. } => {}
+            Action::Reply { .. }
+            | Action::Prove { .. }
+            | Action::PartEmpty { .. }
+            | Action::Purged { .. } => {}
         }
     }
 

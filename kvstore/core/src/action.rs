@@ -1,6 +1,6 @@
 use undercroft_wire::{
-    DeviceId, Extent, FrameId, JobId, PageIdentity, PartId, Reply, RequestId, SegmentId,
-    SegmentUse, SessionId, SlotId, SpaceId,
+    DeviceId, Extent, FrameId, JobId, Origin, PageIdentity, PartId, PurgeId, Reply, RequestId,
+    SegmentId, SegmentUse, SessionId, SlotId, SpaceId,
 };
 
 /// Where a frame lies.
@@ -71,6 +71,8 @@ pub enum Action {
         frame: FramePlace,
         /// What the record must prove.
         identity: PageIdentity,
+        /// Where the page comes from.
+        origin: Origin,
         /// CRC-64/NVME of the payload, born when the page entered DRAM.
         payload_crc: u64,
     },
@@ -95,6 +97,8 @@ pub enum Action {
         extent: Extent,
         /// What it must prove.
         identity: PageIdentity,
+        /// Where the page comes from.
+        origin: Origin,
     },
     /// Read a record of a segment that was not sealed, and have it prove itself. Nobody wants its
     /// bytes. Ends with [`crate::Event::Proved`].
@@ -119,5 +123,17 @@ pub enum Action {
         segment: SegmentId,
         /// Which use of it.
         segment_use: SegmentUse,
+    },
+    /// A purge has come to an end: what it meant is in no tier any more, but for frames that somebody
+    /// uses yet and nobody finds.
+    Purged {
+        /// Which.
+        purge: PurgeId,
+        /// Pages that were there.
+        pages: u64,
+        /// What they took in DRAM, bytes.
+        dram_bytes: u64,
+        /// What their records took, bytes.
+        ssd_bytes: u64,
     },
 }

@@ -170,7 +170,8 @@ impl Core {
                 pins.remove(&id).unwrap_or(0),
                 "every pin has an owner"
             );
-            assert_eq!({ page.keeps }, keeps.remove(&id).unwrap_or(0), "every keep has an owner");
+            let kept = keeps.remove(&id).unwrap_or(0);
+            assert_eq!(self.index.keeps(page), kept, "every keep has an owner");
         }
         assert!(pins.is_empty() && keeps.is_empty(), "what is pinned or kept is known");
     }

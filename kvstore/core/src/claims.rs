@@ -19,6 +19,8 @@ pub(crate) struct Filling {
     pub(crate) at: u32,
     pub(crate) page: PageId,
     pub(crate) session: SessionId,
+    /// The number of the session's user.
+    pub(crate) writer: u16,
     pub(crate) space: SpaceId,
     pub(crate) slot: SlotId,
 }
@@ -197,6 +199,7 @@ impl Core {
         let page = &self.index[filling.page];
         assert_eq!(page.dram, Dram::Offered, "a committed slot's page is offered");
         self.index.set_frame(filling.page, frame, Dram::Filling);
+        self.sign(filling.page, filling.writer);
         let class = self.class_of(filling.page);
         self.frames.class_mut(class).busy += 1;
         self.note_filling(class, frame);
@@ -261,8 +264,9 @@ impl Core {
         self.load(device, self.frame_bytes(class));
         let job = self.new_job(Job::Append { page: id, device, refused });
         let frame = self.frames.place(class, frame);
+        let origin = self.origin(&self.index[id]);
         let (lane, domain) = (LaneAt::Writes(device), self.frames.class(class).domain);
-        let action = Action::Append { job, device, frame, identity, payload_crc };
+        let action = Action::Append { job, device, frame, identity, origin, payload_crc };
         self.hand_in(lane, domain, (job, self.frame_bytes(class)), action, actions);
     }
 

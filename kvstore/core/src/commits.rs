@@ -48,6 +48,7 @@ impl Core {
         self.last_commit += 1;
         let commit = CommitId(self.last_commit);
         let class = self.spaces.get(space).class;
+        let writer = self.sessions.get(&session).map_or(0, |session| session.writer);
         let mut pending = PendingCommit {
             session,
             request,
@@ -67,7 +68,7 @@ impl Core {
                 }
             };
             pending.unsettled += 1;
-            let filling = Filling { commit, at: at as u32, page, session, space, slot };
+            let filling = Filling { commit, at: at as u32, page, session, writer, space, slot };
             self.frames.class_mut(class).waiting.push_back(Claim::Commit(filling));
         }
         self.wake(class);

@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 use thiserror::Error;
-use undercroft_wire::{DomainId, FRAME_ALIGN, MAX_KEYS};
+use undercroft_wire::{DomainId, FRAME_ALIGN, MAX_KEYS, PurgeId};
 
 /// The most SSDs one core knows: sets of devices are the bits of one word.
 pub(crate) const MAX_DEVICES: usize = 64;
@@ -132,6 +132,9 @@ pub struct DomainConfig {
     pub id: DomainId,
     /// What it may have.
     pub limits: DomainLimits,
+    /// Pages that were stored longer ago are served to nobody, seconds; 0: they are as long as there
+    /// is room.
+    pub max_age_s: u32,
 }
 
 /// Everything the core must be told before its first step.
@@ -156,6 +159,10 @@ pub struct Config {
     pub notes: bool,
     /// Stamps given out are newer than this: than all of earlier daemons whose pages are restored.
     pub first_stamp: u64,
+    /// Seconds since 1970 at the time 0.
+    pub unix_s: u32,
+    /// The newest purge that was over before.
+    pub purge: PurgeId,
     /// In which order pages leave DRAM.
     pub policy: Policy,
     /// Bounds of all tables.
@@ -193,6 +200,8 @@ impl Default for Config {
             step_pages: 1024,
             notes: false,
             first_stamp: 0,
+            unix_s: 0,
+            purge: PurgeId(0),
             policy: Policy::Lru,
             limits: Limits::default(),
             seed: 0,

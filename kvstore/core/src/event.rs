@@ -1,7 +1,7 @@
-use crate::{PurgeScope, Restored};
+use crate::Restored;
 use undercroft_wire::{
-    DeviceId, DomainId, Extent, JobId, Mode, PageIdentity, PartId, Request, RequestId, SegmentId,
-    SegmentUse, SessionId, SpaceDigest,
+    DeviceId, DomainId, Extent, JobId, Mode, Origin, PageIdentity, PartId, PurgeId, PurgeScope,
+    Request, RequestId, SegmentId, SegmentUse, SessionId, SpaceDigest,
 };
 
 /// A process as the kernel tells it apart from every other: its number and when it started.
@@ -49,6 +49,8 @@ pub enum ReadOutcome {
 pub struct RecoveredRecord {
     /// What it says it is.
     pub identity: PageIdentity,
+    /// Where it says it comes from.
+    pub origin: Origin,
     /// Where it lies.
     pub extent: Extent,
     /// CRC-64/NVME of its payload.
@@ -56,6 +58,8 @@ pub struct RecoveredRecord {
     /// Whether its segment was sealed and flushed. If not, its bytes may never have reached the
     /// medium: it counts in no lookup until it was read once and proved itself.
     pub sealed: bool,
+    /// It was purged: it is there, and nobody's page.
+    pub purged: bool,
 }
 
 /// How a device does, as the daemon judges it.
@@ -95,10 +99,28 @@ pub enum Event<'a> {
         /// Which.
         part: PartId,
     },
-    /// Pages are to be forgotten: no lookup finds them after this step. Frames of leased ones are
-    /// kept until they are released, and their keys cannot be stored before. After a restart
-    /// before that, they and what page logs still hold are there again.
-    Purge(PurgeScope),
+    /// Pages are to be forgotten: no lookup finds them after this step, and
+    /// [`crate::Action::Purged`] says when all are. Frames of leased ones are kept until they are
+    /// released, and their keys cannot be stored before.
+    Purge {
+        /// Its number, larger than any before.
+        purge: PurgeId,
+        /// Which pages.
+        scope: PurgeScope,
+    },
+    /// All purges up to this one have come to an end, and every page log knows of them, or is known
+    /// not to: records that are written from here on have seen them.
+    PurgeOver {
+        /// The newest of them.
+        purge: PurgeId,
+    },
+    /// From here on pages of the domain are kept this long, seconds; 0: as long as there is room.
+    MaxAge {
+        /// Which.
+        domain: DomainId,
+        /// As [`crate::DomainConfig::max_age_s`].
+        max_age_s: u32,
+    },
     /// A piece of what an earlier daemon left in memory.
     Restored(Restored<'a>),
     /// Everything that an earlier daemon had under way is over: frames that were being filled
@@ -112,6 +134,8 @@ pub enum Event<'a> {
         domain: DomainId,
         /// The process behind it.
         process: ProcessId,
+        /// The user whose process it is: the writer of what it stores.
+        user: u32,
         /// How it receives pages.
         mode: Mode,
     },

@@ -166,7 +166,7 @@ impl Core {
     fn first_out_of_reach(&self, fetch: &Fetch) -> Option<u32> {
         let gone = |id: &PageId| {
             let page = &self.index[*id];
-            page.dram != Dram::Reading && !self.is_visible(page)
+            page.dram != Dram::Reading && !self.is_visible(*id)
         };
         // What has been copied into a slot needs its page no more.
         let from = fetch.delivered.max(fetch.copied);

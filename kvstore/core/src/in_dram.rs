@@ -2,8 +2,8 @@ use crate::index::PageIndex;
 use crate::page::{Dram, Links, Mark, Page, PageId};
 use undercroft_wire::{FrameId, JobId};
 
-/// What is known of a page only while it has a frame or somebody wants it to: of most pages on
-/// SSD there is none of it. What excludes each other shares its room: a page is pinned or stands
+/// What is known of a page only while it has a frame or somebody needs it: of most pages on SSD
+/// there is none of it. What excludes each other shares its room: a page is pinned or stands
 /// in the eviction order, and it has a checksum or is being read.
 #[derive(Debug, Clone, Copy, Default)]
 #[repr(C, packed(4))]
@@ -15,6 +15,8 @@ pub(crate) struct InDram {
     frame: u32,
     /// CRC-64/NVME of the payload; in [`Dram::Reading`] the read under way.
     crc: u64,
+    /// Leases and holds that need the page to stay in some tier.
+    keeps: u32,
 }
 
 /// All of these; each page names its own by a number from 1 on.
@@ -72,10 +74,14 @@ impl PageIndex {
         self.in_dram.get_mut(number)
     }
 
-    /// To be called after a page may have lost its frame or its last pin.
+    fn needs_in_dram(&self, page: &Page) -> bool {
+        page.has_frame() || self.pins(page) > 0 || self.keeps(page) > 0
+    }
+
+    /// To be called after a page may have lost its frame, its last pin or its last keep.
     fn drop_in_dram(&mut self, id: PageId) {
         let page = self[id];
-        if page.in_dram != 0 && !page.has_frame() && self.pins(&page) == 0 {
+        if page.in_dram != 0 && !self.needs_in_dram(&page) {
             self.in_dram.take_back(page.in_dram);
             self[id].in_dram = 0;
         }
@@ -134,6 +140,21 @@ impl PageIndex {
         self.drop_in_dram(id);
     }
 
+    /// Leases and holds that need the page to stay in some tier.
+    pub(crate) fn keeps(&self, page: &Page) -> u32 {
+        self.in_dram(page).keeps
+    }
+
+    pub(crate) fn keep(&mut self, id: PageId) {
+        self.in_dram_mut(id).keeps += 1;
+    }
+
+    pub(crate) fn unkeep(&mut self, id: PageId) {
+        let keeps = self.keeps(&self[id]).checked_sub(1);
+        self.in_dram_mut(id).keeps = keeps.expect("a page is unkept as often as kept");
+        self.drop_in_dram(id);
+    }
+
     /// The page's neighbours in the eviction order.
     pub(crate) fn links(&self, id: PageId) -> Links {
         let [up, left, right] = self.in_dram(&self[id]).place.map(PageId::from_number);
@@ -152,12 +173,12 @@ impl PageIndex {
         self.in_dram_mut(id).place = [0; 3];
     }
 
-    /// Checks that exactly pages with a frame or a pin have an entry for that, each its own.
+    /// Checks that exactly pages with a frame, a pin or a keep have an entry for that, each its own.
     pub(crate) fn audit_in_dram(&self) {
         let mut used = std::collections::BTreeSet::new();
         for (_, page) in self.iter() {
-            let needs = page.has_frame() || self.pins(page) > 0;
-            assert_eq!(needs, page.in_dram != 0, "pages in DRAM have an entry, and no others");
+            let needs = self.needs_in_dram(page);
+            assert_eq!(needs, page.in_dram != 0, "who needs an entry has one, and no others");
             assert!(!needs || used.insert(page.in_dram), "an entry is one page's");
         }
         let next = |number: &u32| self.in_dram.get(*number).map(|entry| entry.place[0]);

@@ -4,9 +4,9 @@ use std::{iter, ops};
 use undercroft_wire::{PageKey, SpaceId};
 
 /// What an entry may take, bytes. A bucket and a record's place in its segment take 10 more, what
-/// is known of a page in DRAM 24, and what the page log knows of a record 33: all of it is what
+/// is known of a page in DRAM 28, and what the page log knows of a record 33: all of it is what
 /// `undercroft status` shows as the heap of each page.
-const _: () = assert!(size_of::<Option<Page>>() <= 96, "there is an entry for each page");
+const _: () = assert!(size_of::<Option<Page>>() <= 88, "there is an entry for each page");
 
 /// All known pages by (space, key), in a table of bounded size.
 ///
@@ -152,6 +152,11 @@ impl PageIndex {
     /// For those who do not keep the page known: the number may be another page's by now.
     pub(crate) fn get(&self, id: PageId) -> Option<&Page> {
         self.entries[id.place()].as_ref()
+    }
+
+    /// Places that pages have, or had.
+    pub(crate) fn places(&self) -> usize {
+        self.entries.len()
     }
 
     pub(crate) fn len(&self) -> usize {

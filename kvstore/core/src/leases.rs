@@ -36,7 +36,7 @@ impl Core {
             return self.end_unbegun(session, request, body.lease, actions);
         };
         let (mut pages, wished) = pages;
-        let visible = |page: &&PageId| self.is_visible(&self.index[**page]);
+        let visible = |page: &&PageId| self.is_visible(**page);
         let found = pages.iter().take_while(visible).count();
         pages.truncate(found);
         let tenant = self.domains.get(domain);
@@ -182,7 +182,7 @@ impl Core {
         let domain = self.domain_of_space(body.space);
         let visible = |key| {
             let page = self.index.find(body.space, key)?;
-            self.is_visible(&self.index[page]).then_some(page)
+            self.is_visible(page).then_some(page)
         };
         let pages: Vec<PageId> = body.keys.as_slice().iter().map_while(visible).collect();
         let in_dram = |page: &&PageId| self.index[**page].dram == Dram::Resident;

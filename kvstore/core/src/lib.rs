@@ -37,6 +37,7 @@ mod micros;
 mod notes;
 mod offers;
 mod order;
+mod origins;
 mod page;
 mod parts;
 mod proofs;
@@ -49,6 +50,7 @@ mod recovery;
 mod residency;
 mod restore;
 mod restored;
+mod retention;
 mod segments;
 mod sessions;
 mod slabs;
@@ -67,7 +69,6 @@ pub use event::{
 pub use machine::Core;
 pub use micros::Micros;
 pub use notes::Note;
-pub use purges::PurgeScope;
 pub use restored::{
     Restored, RestoredFrame, RestoredLease, RestoredPage, RestoredSession, RestoredSlab,
     RestoredSpace,

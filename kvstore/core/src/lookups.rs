@@ -1,7 +1,7 @@
 use crate::commits::NOT_OPEN;
 use crate::holds::Hold;
 use crate::index::Guide;
-use crate::page::{Dram, Mark, Page};
+use crate::page::{Dram, Page};
 use crate::{Action, Core};
 use undercroft_wire::{
     HoldId, Lookup, LookupReply, PageKey, RefusedReason, Reply, RequestId, SessionId, SpaceId,
@@ -71,16 +71,17 @@ impl Core {
         let mut found = Found::default();
         let mut guide = Guide::default();
         for key in keys {
-            let Some(page) = self.index.find_next(&mut guide, space, key) else {
+            let Some(id) = self.index.find_next(&mut guide, space, key) else {
                 break;
             };
-            let page = &self.index[page];
-            if page.dram == Dram::Resident && !page.is(Mark::Purged) {
-                found.dram += 1;
-            } else if self.is_visible(page) {
-                self.note_read(&mut found, page);
-            } else {
+            if !self.is_visible(id) {
                 break;
+            }
+            let page = &self.index[id];
+            if page.dram == Dram::Resident {
+                found.dram += 1;
+            } else {
+                self.note_read(&mut found, page);
             }
             found.pages += 1;
         }
@@ -95,13 +96,11 @@ impl Core {
             let mut in_dram = true;
             to_read.clear();
             for (space, guide) in spaces.iter().zip(&mut guides) {
-                let page = match self.index.find_next(guide, *space, key) {
-                    Some(page) => &self.index[page],
-                    None => return found,
-                };
-                if !self.is_visible(page) {
+                let found_page = self.index.find_next(guide, *space, key);
+                let Some(id) = found_page.filter(|id| self.is_visible(*id)) else {
                     return found;
-                }
+                };
+                let page = &self.index[id];
                 if page.dram != Dram::Resident {
                     in_dram = false;
                     to_read.push(page);

@@ -12,9 +12,12 @@ use crate::letting::Letting;
 use crate::listed::SegmentNumbers;
 use crate::notes::Notes;
 use crate::offers::OpenOffer;
+use crate::origins::Users;
 use crate::page::PageId;
+use crate::purges::Purges;
 use crate::reach::Reach;
 use crate::restore::Withheld;
+use crate::retention::Retention;
 use crate::sessions::Session;
 use crate::spaces::{ClassId, Space, Spaces};
 use crate::stats::{SessionLeases, SpaceInfo, Stats};
@@ -61,6 +64,9 @@ pub struct Core {
     pub(crate) reach: Reach,
     pub(crate) waves: Waves,
     pub(crate) letting: Letting,
+    pub(crate) users: Users,
+    pub(crate) purges: Purges,
+    pub(crate) retention: Retention,
     /// Fetches to take further before the step ends.
     pub(crate) ready: VecDeque<FetchId>,
     /// Classes to look at before the step ends.
@@ -110,6 +116,9 @@ impl Core {
             reach: Reach::default(),
             letting: Letting::default(),
             waves: Waves::new(config.domains.len()),
+            users: Users::default(),
+            purges: Purges::new(config.purge),
+            retention: Retention::new(config.domains.iter().map(|domain| domain.max_age_s)),
             ready: VecDeque::new(),
             hungry: Vec::new(),
             tokens: Tokens::new(config.seed),
@@ -136,11 +145,13 @@ impl Core {
             Event::Tick => {}
             Event::PartAdded { part, domain, bytes } => self.part_added(part, domain, bytes),
             Event::RetirePart { part } => self.retire_part(part),
-            Event::Purge(scope) => self.purge(scope, actions),
+            Event::Purge { purge, scope } => self.purge(purge, scope, actions),
+            Event::PurgeOver { purge } => self.purge_over(purge),
+            Event::MaxAge { domain, max_age_s } => self.set_max_age(domain, max_age_s),
             Event::Restored(piece) => self.restored(&piece),
             Event::QuarantineOver => self.quarantine_over(),
-            Event::SessionOpened { session, domain, process, mode } => {
-                self.session_opened(session, domain, process, mode);
+            Event::SessionOpened { session, domain, process, user, mode } => {
+                self.session_opened(session, domain, (process, user), mode);
             }
             Event::SessionClosed { session } => self.session_closed(session, actions),
             Event::ProcessGone { session } => self.process_gone(session, actions),
@@ -222,6 +233,8 @@ impl Core {
                 budget -= self.forget_over_quota(budget);
                 budget -= self.pass_on_reach(budget);
                 budget -= self.pass_on_waves(budget);
+                budget -= self.sweep(budget, actions);
+                budget -= self.age(budget);
                 self.hand_on(actions);
                 if self.ready.is_empty() && self.hungry.is_empty() {
                     return;
@@ -235,15 +248,13 @@ impl Core {
     #[must_use]
     pub fn next_timer(&self) -> Option<Micros> {
         let behind = self.devices.next_to_forget().is_some() || self.is_reach_behind();
-        if behind
-            || self.has_waves()
-            || self.is_any_over_quota()
-            || self.is_letting_go()
-            || self.is_draining()
-        {
+        let letting = self.is_letting_go() || self.is_draining();
+        let forgetting = self.is_purging() || self.is_any_over_quota();
+        if behind || self.has_waves() || letting || forgetting {
             return Some(self.now);
         }
-        self.timers.first().map(|(due, _)| *due)
+        let first = self.timers.first().map(|(due, _)| *due);
+        first.into_iter().chain(self.next_aging()).min()
     }
 
     /// The newest stamp given out so far.
@@ -319,7 +330,7 @@ impl Core {
     /// Whether one more session finds room at all.
     #[must_use]
     pub fn has_session_room(&self) -> bool {
-        self.sessions.len() < self.config.limits.max_sessions as usize
+        self.sessions.len() < self.config.limits.max_sessions as usize && !self.users.is_full()
     }
 
     /// Whether one more session of the domain finds room. A session opened without is ignored.

@@ -1,7 +1,7 @@
 use crate::Core;
 use crate::fetches::{Fetch, Reader};
 use crate::jobs::Job;
-use crate::page::{Dram, Page, PageId};
+use crate::page::{Dram, Mark, Page, PageId};
 use crate::spaces::ClassId;
 use undercroft_wire::{
     DomainId, FrameId, LeaseId, Mode, PageKey, PartId, SessionId, SpaceDigest, SpaceId, Stamp,
@@ -71,6 +71,19 @@ pub enum Note {
         crc: u64,
         /// The newest request that used it or a descendant of it.
         stamp: Stamp,
+        /// The user whose process stored it.
+        writer: u32,
+        /// When it was stored, seconds since 1970.
+        born: u32,
+        /// It was purged, and there only because somebody uses the frame.
+        purged: bool,
+    },
+    /// The page in the frame was purged, and somebody uses the frame yet.
+    Purged {
+        /// The part.
+        part: PartId,
+        /// Where the frame begins, bytes.
+        offset: u64,
     },
     /// The page in the frame was used.
     Touched {
@@ -209,6 +222,20 @@ impl Core {
             depth: page.depth,
             crc: self.index.crc_of(page),
             stamp: Stamp(page.stamp),
+            writer: self.users.uid(page.writer),
+            born: page.born,
+            purged: page.is(Mark::Purged),
+        }
+    }
+
+    /// The page in the frame is nobody's any more, but somebody uses the frame.
+    pub(crate) fn note_purged(&mut self, id: PageId) {
+        let page = &self.index[id];
+        if let (Dram::Resident, true, Some(frame)) =
+            (page.dram, page.is(Mark::Purged), self.index.frame_of(page))
+        {
+            let place = self.frames.place(self.class_of(id), frame);
+            self.notes.add(|| Note::Purged { part: place.part, offset: place.offset });
         }
     }
 

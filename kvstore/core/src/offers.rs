@@ -88,7 +88,7 @@ impl Core {
         }
         let stamp = self.clamp_stamp(session, body.stamp);
         let above = body.parent.and_then(|key| self.index.find(space, &key));
-        let above = above.filter(|page| self.index[*page].is_present());
+        let above = above.filter(|page| self.index[*page].is_present() && !self.is_gone(*page));
         let fits = match above {
             Some(page) => self.index[page].depth.checked_add(1) == Some(body.first),
             None => body.parent.is_some() == (body.first > 0),
@@ -144,7 +144,10 @@ impl Core {
     }
 
     fn offer_key(&mut self, tip: &mut Tip, key: &PageKey, slots: &mut Vec<SlotId>) -> OfferOutcome {
-        let known = self.index.find(tip.space, key);
+        let mut known = self.index.find(tip.space, key);
+        if known.is_some_and(|page| self.forget_if_expired(page)) {
+            known = self.index.find(tip.space, key);
+        }
         if let Some(page) = known
             && !self.agrees(page, tip)
         {
@@ -154,7 +157,7 @@ impl Core {
             return *tip.declined.insert(OfferOutcome::NoParent);
         }
         if let Some(page) = known
-            && self.is_held(&self.index[page])
+            && self.is_held(page)
         {
             self.adopt(page, tip.above);
             self.touch(page, tip.stamp);
@@ -165,8 +168,8 @@ impl Core {
         }
         let wanted = match tip.declined {
             Some(outcome) => Err(outcome),
-            // Somebody leases it, and it must not be found.
-            None if known.is_some_and(|page| self.index[page].is(Mark::Purged)) => {
+            // Somebody leases it and it must not be found, or it is about to be forgotten.
+            None if known.is_some_and(|page| self.is_leaving(page)) => {
                 Err(OfferOutcome::NotAdmitted)
             }
             None => self.want(tip, key, known),
@@ -198,8 +201,15 @@ impl Core {
 
     /// Whether the page need not be stored: it is in a tier that answers, or on its way. One that
     /// has not proved itself, or whose device does not answer, is as good as not there.
-    fn is_held(&self, page: &Page) -> bool {
-        !page.is(Mark::Purged) && (page.dram != Dram::None || self.counts_on_ssd(page))
+    fn is_held(&self, id: PageId) -> bool {
+        let page = &self.index[id];
+        !self.is_leaving(id) && (page.dram != Dram::None || self.counts_on_ssd(page))
+    }
+
+    /// Whether it was purged or is too old, and something of it is there yet.
+    fn is_leaving(&self, id: PageId) -> bool {
+        let page = &self.index[id];
+        page.is(Mark::Purged) || (page.is_present() && self.is_gone(id))
     }
 
     fn adopt(&mut self, page: PageId, above: Option<PageId>) {

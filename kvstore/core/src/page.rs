@@ -68,6 +68,12 @@ pub(crate) enum OnSsd {
     Unproved,
 }
 
+/// Bits of a segment's number. A record's index has 20: a segment of 1 GiB, the largest there is,
+/// has 2^18 records of the smallest size, and all SSDs together have fewer segments in use than
+/// there are pages.
+const SEGMENT_BITS: u32 = 28;
+const SEGMENT_MASK: u32 = (1 << SEGMENT_BITS) - 1;
+
 /// The number of a segment in use, among those of all devices ([`crate::segments`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SegmentAt(pub(crate) u32);
@@ -112,10 +118,15 @@ pub(crate) struct Page {
     /// Relocations of its records under way. One may hang on a device that does not answer while
     /// the page, stored anew, is moved on another: no more than there are devices.
     pub(crate) relocating: u8,
-    /// The segment that its record lies in, or the device that it is being written to.
+    /// The number of the user whose process stored it ([`crate::origins`]).
+    pub(crate) writer: u16,
+    /// The low bits of the record's index inside the segment.
+    record_low: u16,
+    /// The segment that its record lies in, and above that the rest of the record's index; or the
+    /// device that it is being written to.
     segment: u32,
-    /// The record's index inside the segment.
-    record: u32,
+    /// When it was stored, seconds since 1970; 0: nobody knows.
+    pub(crate) born: u32,
     /// `None` for the first page of a chain, and for a recovered page's ancestor of which
     /// nothing but its key is known.
     pub(crate) parent: Option<PageId>,
@@ -127,8 +138,6 @@ pub(crate) struct Page {
     pub(crate) first_child: Option<PageId>,
     pub(crate) next_sibling: Option<PageId>,
     pub(crate) prev_sibling: Option<PageId>,
-    /// Leases and holds that need the page to stay in some tier.
-    pub(crate) keeps: u32,
     /// The number of what is known of it in DRAM ([`crate::in_dram`]), or 0.
     pub(crate) in_dram: u32,
 }
@@ -152,15 +161,16 @@ impl Page {
             ssd: OnSsd::None,
             marks: 0,
             relocating: 0,
+            writer: 0,
+            record_low: 0,
             segment: 0,
-            record: 0,
+            born: 0,
             parent: None,
             depth,
             stamp: 0,
             first_child: None,
             next_sibling: None,
             prev_sibling: None,
-            keeps: 0,
             in_dram: 0,
         };
         page.set(Mark::Reached, depth == 0);
@@ -187,7 +197,8 @@ impl Page {
 
     /// Where its record lies, whether or not that counts for anything now.
     pub(crate) fn record(&self) -> Option<(SegmentAt, u32)> {
-        self.has_record().then_some((SegmentAt(self.segment), self.record))
+        let record = self.segment >> SEGMENT_BITS << u16::BITS | u32::from(self.record_low);
+        self.has_record().then_some((SegmentAt(self.segment & SEGMENT_MASK), record))
     }
 
     /// The device that it is being written to.
@@ -197,7 +208,11 @@ impl Page {
 
     pub(crate) fn set_record(&mut self, (segment, record): (SegmentAt, u32), proved: bool) {
         self.ssd = if proved { OnSsd::On } else { OnSsd::Unproved };
-        (self.segment, self.record) = (segment.0, record);
+        let above = record >> u16::BITS;
+        let fits = segment.0 <= SEGMENT_MASK && above <= u32::MAX >> SEGMENT_BITS;
+        assert!(fits, "segments, and records of each, are fewer than numbers reach");
+        self.segment = above << SEGMENT_BITS | segment.0;
+        self.record_low = record as u16;
     }
 
     pub(crate) fn set_proved(&mut self) {
@@ -219,10 +234,6 @@ impl Page {
         matches!(self.dram, Dram::Filling | Dram::Reading | Dram::Resident)
     }
 
-    pub(crate) fn unkeep(&mut self) {
-        self.keeps = self.keeps.checked_sub(1).expect("a page is unkept as often as kept");
-    }
-
     /// Whether it is in a tier or on its way to one, even if nobody can get at it now: what a
     /// child may hang from.
     pub(crate) fn is_present(&self) -> bool {
@@ -234,7 +245,6 @@ impl Page {
         !self.is_present()
             && self.first_child.is_none()
             && self.in_dram == 0
-            && self.keeps == 0
             && self.relocating == 0
             && !self.is(Mark::Pending)
             && !self.is(Mark::Rising)

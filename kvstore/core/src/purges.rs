@@ -1,55 +1,167 @@
+use crate::claims::{Claim, Filling};
 use crate::fetches::FetchId;
 use crate::jobs::Job;
-use crate::page::{Dram, Mark, OnSsd, PageId};
+use crate::origins::Users;
+use crate::page::{Dram, Mark, OnSsd, Page, PageId};
+use crate::spaces::ClassId;
 use crate::{Action, Core};
-use std::collections::BTreeSet;
-use undercroft_wire::{DomainId, FetchOutcome, HoldId, JobId, SpaceDigest, SpaceId};
+use std::collections::{BTreeSet, VecDeque};
+use undercroft_wire::{CommitOutcome, FetchOutcome, HoldId, JobId, PurgeId, PurgeScope, SpaceId};
 
-/// Which pages are purged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum PurgeScope {
-    /// All of a domain.
-    Domain(DomainId),
-    /// Those of one of its spaces.
-    Space(DomainId, SpaceDigest),
+/// What purges are doing.
+///
+/// There may be a million pages to forget, and looking at all of them at once would hold everybody
+/// up. So a purge has an end: the place in the index up to which there are pages now. Pages of its
+/// scope between where it is and there are *condemned*: they are found by nobody, and forgotten when
+/// it comes by, some pages each step. A page that takes such a place meanwhile is condemned with
+/// them, which costs a miss.
+#[derive(Debug, Default)]
+pub(crate) struct Purges {
+    sweeps: VecDeque<Sweep>,
+    /// The newest of those that are over for good.
+    pub(crate) over: PurgeId,
 }
 
-/// Forgetting pages because somebody says so. All of it is done in one step: no lookup finds any
-/// of them afterwards.
+impl Purges {
+    /// None is under way; those up to `over` were over before.
+    pub(crate) fn new(over: PurgeId) -> Self {
+        Self { over, ..Self::default() }
+    }
+}
+
+#[derive(Debug)]
+struct Sweep {
+    purge: PurgeId,
+    scope: PurgeScope,
+    /// Places of the index to look at.
+    next: usize,
+    end: usize,
+    forgotten: Forgotten,
+}
+
+/// What left the tiers.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Forgotten {
+    pages: u64,
+    dram_bytes: u64,
+    ssd_bytes: u64,
+}
+
+/// Forgetting pages because somebody says so: from the first step on nobody finds them.
 impl Core {
-    pub(crate) fn purge(&mut self, scope: PurgeScope, actions: &mut Vec<Action>) {
-        let of_scope = |space: &crate::SpaceInfo| match scope {
-            PurgeScope::Domain(domain) => space.domain == domain,
-            PurgeScope::Space(domain, digest) => (space.domain, space.digest) == (domain, digest),
+    pub(crate) fn purge(&mut self, purge: PurgeId, scope: PurgeScope, actions: &mut Vec<Action>) {
+        let (next, end) = (0, self.index.places());
+        let forgotten = Forgotten::default();
+        self.purges.sweeps.push_back(Sweep { purge, scope, next, end, forgotten });
+        let of_scope = |space: &crate::SpaceInfo| {
+            scope.domain.is_none_or(|domain| domain == space.domain)
+                && scope.space.is_none_or(|digest| digest == space.digest)
         };
         let spaces: BTreeSet<SpaceId> =
             self.spaces.iter().filter(of_scope).map(|space| space.id).collect();
-        self.end_holds_on(&spaces);
-        self.stop_fetches_of(&spaces, actions);
-        self.part_from_reads_of(&spaces);
-        let pages = self.index.iter().filter(|(_, page)| spaces.contains(&page.space));
-        let mut pages: Vec<(u32, PageId)> = pages.map(|(id, page)| (page.depth, id)).collect();
-        // Children first: what nothing hangs from is forgotten with its last tier.
-        pages.sort_unstable_by(|a, b| b.cmp(a));
-        for (_, id) in pages {
-            if self.index.contains(id) {
-                self.purge_page(id);
+        self.withdraw_commits_of(&spaces, &scope, actions);
+        self.end_holds_on(&spaces, &scope);
+        self.stop_fetches_of(&spaces, &scope, actions);
+        self.part_from_reads_of(&spaces, &scope);
+    }
+
+    /// Whether somebody is told to forget pages.
+    pub(crate) fn is_purging(&self) -> bool {
+        !self.purges.sweeps.is_empty()
+    }
+
+    /// Whether the page is to be forgotten and was not come by yet.
+    pub(crate) fn is_condemned(&self, id: PageId) -> bool {
+        let waits = |sweep: &Sweep| (sweep.next..sweep.end).contains(&id.place());
+        let mut sweeps = self.purges.sweeps.iter();
+        sweeps.any(|sweep| waits(sweep) && self.is_meant(&sweep.scope, &self.index[id]))
+    }
+
+    fn is_meant(&self, scope: &PurgeScope, page: &Page) -> bool {
+        let space = self.spaces.get(page.space);
+        scope.means(space.domain, space.digest, self.users.uid(page.writer))
+    }
+
+    /// Looks at no more than `limit` pages; returns at how many.
+    pub(crate) fn sweep(&mut self, limit: usize, actions: &mut Vec<Action>) -> usize {
+        let Some(mut sweep) = self.purges.sweeps.pop_front() else {
+            return 0;
+        };
+        let until = sweep.end.min(sweep.next + limit);
+        let looked = until - sweep.next;
+        for place in sweep.next..until {
+            let id = PageId::at(place);
+            if self.index.get(id).is_some_and(|page| self.is_meant(&sweep.scope, page)) {
+                self.forget(id, &mut sweep.forgotten);
             }
+        }
+        sweep.next = until;
+        if sweep.next < sweep.end {
+            self.purges.sweeps.push_front(sweep);
+        } else {
+            let Forgotten { pages, dram_bytes, ssd_bytes } = sweep.forgotten;
+            self.stats.purged_pages += pages;
+            let purge = sweep.purge;
+            actions.push(Action::Purged { purge, pages, dram_bytes, ssd_bytes });
+        }
+        looked
+    }
+
+    /// What was committed before and waits for a frame is a page of before. What is only offered is
+    /// a page of after, should it come.
+    fn withdraw_commits_of(
+        &mut self,
+        spaces: &BTreeSet<SpaceId>,
+        scope: &PurgeScope,
+        actions: &mut Vec<Action>,
+    ) {
+        let meant = |users: &Users, filling: &Filling| {
+            let writes = |uid| users.uid(filling.writer) == uid;
+            spaces.contains(&filling.space) && scope.writer.is_none_or(writes)
+        };
+        let classes: Vec<ClassId> = self.frames.classes().map(|(class, _)| class).collect();
+        for class in classes {
+            let waiting = std::mem::take(&mut self.frames.class_mut(class).waiting);
+            let (gone, stay): (VecDeque<_>, VecDeque<_>) = waiting.into_iter().partition(
+                |claim| matches!(claim, Claim::Commit(filling) if meant(&self.users, filling)),
+            );
+            self.frames.class_mut(class).waiting = stay;
+            for claim in gone {
+                if let Claim::Commit(filling) = claim {
+                    self.drop_offered(filling.page);
+                    self.settle_slot(filling, CommitOutcome::Invalid, actions);
+                }
+            }
+            self.wake(class);
         }
     }
 
-    fn end_holds_on(&mut self, spaces: &BTreeSet<SpaceId>) {
+    fn end_holds_on(&mut self, spaces: &BTreeSet<SpaceId>, scope: &PurgeScope) {
+        let meant = |(id, _): &(PageId, bool)| self.is_meant(scope, &self.index[*id]);
         let holds = self.holds.iter();
-        let touched = holds.filter(|(_, hold)| hold.spaces.iter().any(|id| spaces.contains(id)));
+        let touched = holds.filter(|(_, hold)| {
+            hold.spaces.iter().any(|id| spaces.contains(id))
+                && (scope.writer.is_none() || hold.pages.iter().any(meant))
+        });
         for hold in touched.map(|(id, _)| *id).collect::<Vec<HoldId>>() {
             self.end_hold(hold);
         }
     }
 
-    fn stop_fetches_of(&mut self, spaces: &BTreeSet<SpaceId>, actions: &mut Vec<Action>) {
-        let of_scope = self.fetches.iter().filter(|(_, fetch)| spaces.contains(&fetch.space));
-        let mut fetches: Vec<FetchId> =
-            of_scope.filter(|(_, fetch)| fetch.active).map(|(id, _)| *id).collect();
+    fn stop_fetches_of(
+        &mut self,
+        spaces: &BTreeSet<SpaceId>,
+        scope: &PurgeScope,
+        actions: &mut Vec<Action>,
+    ) {
+        let meant = |id: &PageId| self.is_meant(scope, &self.index[*id]);
+        let of_scope = self.fetches.iter().filter(|(_, fetch)| {
+            let to_come = fetch.delivered as usize..fetch.limit as usize;
+            fetch.active
+                && spaces.contains(&fetch.space)
+                && (scope.writer.is_none() || fetch.pages[to_come].iter().any(meant))
+        });
+        let mut fetches: Vec<FetchId> = of_scope.map(|(id, _)| *id).collect();
         fetches.sort_unstable();
         for fetch in fetches {
             self.stop_fetch(fetch, FetchOutcome::Missing, actions);
@@ -57,9 +169,12 @@ impl Core {
     }
 
     /// Nobody waits for what is being read: its frames are free when the reads end.
-    fn part_from_reads_of(&mut self, spaces: &BTreeSet<SpaceId>) {
+    fn part_from_reads_of(&mut self, spaces: &BTreeSet<SpaceId>, scope: &PurgeScope) {
         let read = |job: &Job| match job {
-            Job::Read { page, .. } if spaces.contains(&self.index[*page].space) => Some(*page),
+            Job::Read { page, .. } => {
+                let (id, page) = (*page, &self.index[*page]);
+                (spaces.contains(&page.space) && self.is_meant(scope, page)).then_some(id)
+            }
             _ => None,
         };
         let jobs = self.jobs.iter();
@@ -75,22 +190,30 @@ impl Core {
         }
     }
 
-    fn purge_page(&mut self, id: PageId) {
+    /// Takes a page out of all tiers. What uses its frame keeps it, and then it goes.
+    pub(crate) fn forget(&mut self, id: PageId, forgotten: &mut Forgotten) {
         let page = &self.index[id];
+        assert!(page.dram != Dram::Reading, "nobody finds a page that is to be forgotten");
         if page.is(Mark::Purged) {
             return;
         }
-        self.stats.purged_pages += u64::from(page.is_present() && page.dram != Dram::Offered);
-        if page.has_record() {
+        let bytes = self.frame_bytes(self.class_of(id));
+        let in_dram = matches!(page.dram, Dram::Filling | Dram::Resident);
+        let on_ssd = page.has_record();
+        forgotten.pages += u64::from(in_dram || on_ssd);
+        forgotten.dram_bytes += if in_dram { bytes } else { 0 };
+        forgotten.ssd_bytes += if on_ssd { bytes } else { 0 };
+        if on_ssd {
             self.leave_ssd(id);
         }
         // What is offered is not there yet: if it comes, it is a store after the purge.
-        if matches!(self.index[id].dram, Dram::Filling | Dram::Resident) {
+        if in_dram {
             self.index[id].set(Mark::Purged, true);
             self.note_presence(id);
         }
         self.settle(id);
         self.drop_purged(id);
+        self.note_purged(id);
         self.prune(id);
     }
 

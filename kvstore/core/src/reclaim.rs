@@ -230,7 +230,8 @@ impl Core {
         let segment = segments.get_mut(Age::of(extent)).expect("a record lies in a segment");
         segment.relocating += 1;
         let job = self.new_job(Job::Relocate { page: id, extent, paid });
-        actions.push(Action::Relocate { job, extent, identity });
+        let origin = self.origin(&self.index[id]);
+        actions.push(Action::Relocate { job, extent, identity, origin });
     }
 
     pub(crate) fn relocated(

@@ -1,7 +1,7 @@
 use crate::page::{Mark, Page, PageId, Ssd};
 use crate::stats::DeviceState;
 use crate::{Core, RecoveredRecord};
-use undercroft_wire::{DeviceId, Extent, PageIdentity, PageKey, SpaceId};
+use undercroft_wire::{DeviceId, DomainId, Extent, PageIdentity, PageKey, SpaceId};
 
 /// What became of a record found at start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,6 +11,8 @@ enum Recovered {
     Duplicate,
     /// There is no room for it, or it is at odds with another.
     Ignored,
+    /// It was purged, or is older than its domain keeps pages.
+    Gone,
 }
 
 /// The page of the record before this one, and its parent. Runs are written page by page, tail
@@ -44,6 +46,7 @@ impl Core {
                 Recovered::Taken => self.stats.recovered_records += 1,
                 Recovered::Duplicate => self.stats.recovery_duplicates += 1,
                 Recovered::Ignored => self.stats.recovery_ignored += 1,
+                Recovered::Gone => self.stats.recovery_gone += 1,
             }
         }
         if last {
@@ -62,7 +65,7 @@ impl Core {
         record: &RecoveredRecord,
         guess: &mut Guess,
     ) -> Recovered {
-        let RecoveredRecord { identity, extent, sealed, .. } = record;
+        let RecoveredRecord { identity, origin, extent, sealed, purged, .. } = record;
         if extent.device != device {
             return Recovered::Ignored;
         }
@@ -72,19 +75,32 @@ impl Core {
             return Recovered::Ignored;
         }
         let (domain, digest, page_bytes) = (identity.domain, identity.space, identity.page_bytes);
+        self.learn_time(origin.born);
+        if *purged || self.is_record_too_old(domain, origin.born) {
+            return Recovered::Gone;
+        }
+        let Some(writer) = self.users.number(origin.writer) else {
+            return Recovered::Ignored;
+        };
         let Ok(space) = self.intern_space(domain, digest, page_bytes) else {
             return Recovered::Ignored;
         };
         let Some(page) = self.recovered_page(space, identity, guess) else {
             return Recovered::Ignored;
         };
-        if !self.supersedes(page, *extent, *sealed) {
+        // Who is named as a page's writer wrote all of it.
+        let known = &self.index[page];
+        let others = known.has_frame() && known.writer != writer;
+        if others || !self.supersedes(page, *extent, *sealed) {
             self.prune(page);
             return Recovered::Duplicate;
         }
         if self.index[page].has_record() {
             self.leave_ssd(page);
         }
+        let entry = &mut self.index[page];
+        entry.born = if entry.has_frame() { entry.born.min(origin.born) } else { origin.born };
+        entry.writer = writer;
         let entered = self.enter_ssd(page, *extent, *sealed);
         if entered && !sealed {
             self.devices.get_mut(device).to_prove.push_back((page, *extent));
@@ -93,6 +109,11 @@ impl Core {
         self.settle(page);
         self.prune(page);
         if entered { Recovered::Taken } else { Recovered::Ignored }
+    }
+
+    fn is_record_too_old(&self, domain: DomainId, born: u32) -> bool {
+        let domain = self.domains.find(domain).map(|at| self.domains.get(at));
+        domain.is_some_and(|domain| self.is_too_old(domain.config.max_age_s, born))
     }
 
     /// Whether a record is to be believed rather than what is known: one that can be read now

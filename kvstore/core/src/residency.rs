@@ -30,13 +30,15 @@ impl Core {
     }
 
     /// Whether a lookup may report the page.
-    pub(crate) fn is_visible(&self, page: &Page) -> bool {
-        match page.dram {
+    pub(crate) fn is_visible(&self, id: PageId) -> bool {
+        let page = &self.index[id];
+        let there = match page.dram {
             Dram::Resident => !page.is(Mark::Purged),
             Dram::None | Dram::Reading => self.counts_on_ssd(page),
             // It has no frame to be read into, or that is being filled otherwise.
             Dram::Offered | Dram::Filling => false,
-        }
+        };
+        there && !self.is_gone(id)
     }
 
     /// Whether a page in DRAM could be written to SSD now, and is not there already.
@@ -59,7 +61,9 @@ impl Core {
         match page.written_to() {
             // Nobody knows when the device is done with the frame.
             Some(device) => self.devices.answers(device),
-            None => page.keeps == 0 || self.counts_on_ssd(page) || self.is_demotable(id),
+            None => {
+                self.index.keeps(page) == 0 || self.counts_on_ssd(page) || self.is_demotable(id)
+            }
         }
     }
 
@@ -98,12 +102,12 @@ impl Core {
     }
 
     pub(crate) fn keep(&mut self, id: PageId) {
-        self.index[id].keeps += 1;
+        self.index.keep(id);
         self.settle(id);
     }
 
     pub(crate) fn unkeep(&mut self, id: PageId) {
-        self.index[id].unkeep();
+        self.index.unkeep(id);
         self.look_again_at(self.domain_of_space(self.index[id].space));
         self.settle(id);
         self.prune(id);
@@ -113,7 +117,7 @@ impl Core {
     pub(crate) fn keep_to_pin(&mut self, id: PageId) {
         self.unorder(id);
         self.index.pin(id);
-        self.index[id].unkeep();
+        self.index.unkeep(id);
     }
 
     /// Takes the page's frame away. The caller settles what becomes of the page.

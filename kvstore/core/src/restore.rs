@@ -146,6 +146,8 @@ impl Core {
         guess: &mut Guess,
     ) -> Option<PageId> {
         let space = self.spaces.info(row.space)?;
+        let writer = self.users.number(row.writer)?;
+        self.learn_time(row.born);
         if self.spaces.get(row.space).class != class {
             return None;
         }
@@ -162,6 +164,8 @@ impl Core {
             self.prune(page);
             return None;
         }
+        self.index[page].writer = writer;
+        self.index[page].born = row.born;
         Some(page)
     }
 
@@ -181,6 +185,7 @@ impl Core {
             self.notes.add(|| Note::Touched { part, offset, stamp });
         }
         self.frames.class_mut(class).resident += 1;
+        self.index[id].set(Mark::Purged, row.purged);
         self.note_presence(id);
         self.settle(id);
         if let Some(parent) = parent {
@@ -296,7 +301,14 @@ impl Core {
 
     fn finish_restoring(&mut self) {
         self.has_restored = true;
-        self.restored_frames = Vec::new();
+        let restored = std::mem::take(&mut self.restored_frames).into_iter();
+        let is_purged = |id: &PageId| self.index.get(*id).is_some_and(|page| page.is(Mark::Purged));
+        let purged: Vec<PageId> = restored.map(|(_, id)| id).filter(is_purged).collect();
+        for page in purged {
+            // Whoever used it may be gone.
+            self.drop_purged(page);
+            self.prune(page);
+        }
         self.free_unread();
         self.frames.drop_unused(&mut self.notes);
         self.fill_orders();

@@ -71,6 +71,12 @@ pub struct RestoredPage {
     /// The newest request that used it. None counts as newer than
     /// [`crate::Config::first_stamp`].
     pub stamp: Stamp,
+    /// The user whose process stored it.
+    pub writer: u32,
+    /// When it was stored, seconds since 1970; 0: nobody knows.
+    pub born: u32,
+    /// It was purged, and there only because somebody uses its frame.
+    pub purged: bool,
 }
 
 /// A frame that nobody may be given yet.

@@ -15,6 +15,8 @@ use undercroft_wire::{
 pub(crate) struct Session {
     pub(crate) domain: DomainAt,
     pub(crate) process: ProcessId,
+    /// The number of the user who writes what it stores.
+    pub(crate) writer: u16,
     pub(crate) mode: Mode,
     /// False once the socket is closed.
     pub(crate) open: bool,
@@ -31,10 +33,11 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    fn new(domain: DomainAt, process: ProcessId, mode: Mode) -> Self {
+    fn new(domain: DomainAt, (process, writer): (ProcessId, u16), mode: Mode) -> Self {
         Self {
             domain,
             process,
+            writer,
             mode,
             open: true,
             restored: false,
@@ -48,7 +51,7 @@ impl Session {
 
     /// One of an earlier daemon, that only holds leases.
     pub(crate) fn restored(domain: DomainAt, process: ProcessId) -> Self {
-        Self { open: false, restored: true, ..Self::new(domain, process, Mode::ZeroCopy) }
+        Self { open: false, restored: true, ..Self::new(domain, (process, 0), Mode::ZeroCopy) }
     }
 }
 
@@ -143,15 +146,16 @@ impl Core {
         &mut self,
         id: SessionId,
         domain: DomainId,
-        process: ProcessId,
+        (process, user): (ProcessId, u32),
         mode: Mode,
     ) {
         let has_room = self.has_session_room_in(domain) && !self.sessions.contains_key(&id);
         let Some(domain) = self.domains.find(domain).filter(|_| has_room) else {
             return;
         };
+        let writer = self.users.number(user).expect("there is room for one more user");
         self.domains.get_mut(domain).sessions += 1;
-        self.sessions.insert(id, Session::new(domain, process, mode));
+        self.sessions.insert(id, Session::new(domain, (process, writer), mode));
     }
 
     pub(crate) fn space_opened(

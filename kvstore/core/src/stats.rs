@@ -56,6 +56,8 @@ pub struct Stats {
     pub lost_pages: u64,
     /// Pages that were forgotten because somebody said so.
     pub purged_pages: u64,
+    /// Pages forgotten because they were older than their domain keeps them.
+    pub expired_pages: u64,
     /// Slabs that were emptied for pages of another size.
     pub drained_slabs: u64,
     /// Prefetches begun.
@@ -96,6 +98,8 @@ pub struct Stats {
     pub recovered_records: u64,
     /// Records found at start that were not taken over: no room, or at odds with another record.
     pub recovery_ignored: u64,
+    /// Records found at start that were purged, or are older than their domain keeps pages.
+    pub recovery_gone: u64,
     /// Records found at start whose page was known from a record at least as good, or on its way
     /// to an SSD.
     pub recovery_duplicates: u64,

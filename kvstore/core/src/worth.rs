@@ -36,7 +36,9 @@ impl Core {
     pub(crate) fn is_held_on_ssd(&self, id: PageId) -> bool {
         let page = &self.index[id];
         let proved = page.on_ssd() == OnSsd::On;
-        proved && page.dram != Dram::Resident && (page.keeps > 0 || self.index.pins(page) > 0)
+        proved
+            && page.dram != Dram::Resident
+            && (self.index.keeps(page) > 0 || self.index.pins(page) > 0)
     }
 
     /// Whether somebody holds the page, or lookups can find it and it was used since it was

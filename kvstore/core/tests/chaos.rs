@@ -9,11 +9,11 @@ mod world;
 
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
-use undercroft_core::{DeviceState, Event, Health, Micros, PurgeScope, RecoveredRecord};
+use undercroft_core::{DeviceState, Health, Micros, RecoveredRecord};
 use undercroft_wire::{
     DeviceId, DomainId, DropHold, Fetch, FetchOutcome, FetchSource, Hint, HintKind, HoldId,
-    LeaseId, Lookup, Mode, OfferId, PageKey, Prefetch, Reply, Request, SessionId, SlotId, SpaceId,
-    Stamp, Token,
+    LeaseId, Lookup, Mode, OfferId, PageKey, Prefetch, PurgeScope, Reply, Request, SessionId,
+    SlotId, SpaceId, Stamp, Token,
 };
 use world::devices::{Size, config, size};
 use world::log::Log;
@@ -327,7 +327,7 @@ impl Chaos {
             5 if self.world.memory.parts.len() < 4 => {
                 self.world.add_part(domain, u64::from(a % 5));
             }
-            6 if a.is_multiple_of(3) => self.purge(session, domain),
+            6 if a.is_multiple_of(3) => self.purge(session, domain, a / 3),
             6 => self.trespass(session, domain),
             7 if a.is_multiple_of(2) => self.world.end_quarantine(),
             7 => self.retire_some(a / 2),
@@ -335,16 +335,39 @@ impl Chaos {
         }
     }
 
-    fn purge(&mut self, session: u64, domain: DomainId) {
-        self.world.step(Event::Purge(PurgeScope::Domain(domain)));
+    fn purge(&mut self, session: u64, domain: DomainId, how: u32) {
+        let all = PurgeScope { domain: Some(domain), ..PurgeScope::default() };
+        let user = world::user_of(how / 6);
+        let scope = match how % 3 {
+            0 => all,
+            1 => PurgeScope { space: Some(world::digest(1)), ..all },
+            _ => PurgeScope { writer: Some(user), ..all },
+        };
+        // What else happens goes on while pages are being forgotten, or waits for that.
+        if how % 6 < 3 {
+            self.world.begin_purge(scope);
+        } else {
+            self.world.purge(scope);
+        }
         // Nobody holds anything any more.
         self.promised.clear();
         self.holds.clear();
         for space in self.spaces[&domain] {
             for number in 0..CHAINS {
-                let found = self.world.lookup(session, space, &chain(number));
-                assert_eq!(found.pages, 0, "what was purged is found");
+                let found = self.world.lookup(session, space, &chain(number)).pages as usize;
+                self.check_purged(&scope, space, &chain(number)[..found]);
             }
+        }
+    }
+
+    /// None of what was found in DRAM is in the scope of a purge.
+    fn check_purged(&self, scope: &PurgeScope, space: SpaceId, found: &[PageKey]) {
+        let rows = self.world.state.frames.values().flatten();
+        let (domain, digest, _) = self.world.state.spaces[&space];
+        let gone = scope.writer.is_none() && scope.means(domain, digest, 0);
+        assert!(!gone || found.is_empty(), "what was purged is found");
+        for row in rows.filter(|row| row.space == space && found.contains(&row.key)) {
+            assert!(!scope.means(domain, digest, row.writer), "what was purged is found");
         }
     }
 

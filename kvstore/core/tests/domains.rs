@@ -17,7 +17,7 @@ use world::{OTHER, World, chain, digest};
 /// Two tenants with a part, a session and a space each; sessions 1 and 2.
 fn tenants(frames: [u64; 2], limits: DomainLimits) -> (World, [SpaceId; 2]) {
     let own = DomainId::default();
-    let domain = |id| DomainConfig { id, limits };
+    let domain = |id| DomainConfig { id, limits, max_age_s: 0 };
     let domains = vec![domain(own), domain(OTHER)];
     let mut world = World::new(Config { domains, ..config(&[]) });
     let mut spaces = [SpaceId(0); 2];
@@ -99,7 +99,7 @@ fn sessions_are_counted_for_each_domain() {
     for (session, domain) in [(3, OTHER), (4, DomainId([9; 16]))] {
         assert!(!world.core.has_session_room_in(domain));
         let (session, process) = (SessionId(session), ProcessId { pid: 9, start: 1 });
-        world.step(Event::SessionOpened { session, domain, process, mode: Mode::Copy });
+        world.step(Event::SessionOpened { session, domain, process, user: 0, mode: Mode::Copy });
         world.kill_quietly(session);
     }
     world.kill(1);
@@ -248,7 +248,7 @@ fn what_a_tenant_is_told_is_the_same_whatever_another_does() {
 /// Two tenants on one SSD, with a space each; sessions 1 and 2.
 fn on_one_ssd(frames: [u64; 2], limits: [DomainLimits; 2], ssd: Size) -> (World, [SpaceId; 2]) {
     let own = [DomainId::default(), OTHER];
-    let domain = |(id, limits)| DomainConfig { id, limits };
+    let domain = |(id, limits)| DomainConfig { id, limits, max_age_s: 0 };
     let domains = own.into_iter().zip(limits).map(domain).collect();
     let settings = Config { domains, fetch_window: 100, ..config(&[ssd]) };
     let logs = World::with_devices(1, &[ssd]).logs;

@@ -6,8 +6,8 @@ mod world;
 
 use undercroft_core::{Action, Config, Health, Limits, RecoveredRecord};
 use undercroft_wire::{
-    DeviceId, DomainId, Extent, FetchOutcome, OfferOutcome, PageIdentity, PageKey, SegmentId,
-    SegmentUse, SpaceId, Stamp,
+    DeviceId, DomainId, Extent, FetchOutcome, OfferOutcome, Origin, PageIdentity, PageKey,
+    SegmentId, SegmentUse, SpaceId, Stamp,
 };
 use world::devices::{FIRST, SECOND, Size, config};
 use world::{World, chain, digest, opened};
@@ -43,7 +43,14 @@ fn records(device: DeviceId, keys: &[PageKey], seal: impl Fn(u32) -> bool) -> Ve
             PageIdentity { domain, space: digest(1), key: *key, parent, depth, page_bytes: 4096 };
         let (segment, segment_use) = (SegmentId(depth / 4), SegmentUse(u64::from(depth / 4) + 1));
         let extent = Extent { device, segment, segment_use, record: depth % 4 };
-        RecoveredRecord { identity, extent, payload_crc: 0, sealed: seal(depth) }
+        RecoveredRecord {
+            identity,
+            origin: Origin::default(),
+            extent,
+            payload_crc: 0,
+            sealed: seal(depth),
+            purged: false,
+        }
     };
     keys.iter().enumerate().map(record).collect()
 }

@@ -173,6 +173,9 @@ fn a_leased_frame_is_given_to_nobody_although_its_page_finds_no_room() {
         depth: 0,
         crc: 0,
         stamp: Stamp(0),
+        writer: 0,
+        born: 0,
+        purged: false,
     };
     let lease = |index, frame: u64| {
         let (lease, offset) = (LeaseId(7), frame * 4096);
@@ -248,6 +251,9 @@ fn odd() -> impl Strategy<Value = Odd> {
             depth,
             crc: stamp,
             stamp: Stamp(stamp),
+            writer: depth,
+            born: 0,
+            purged: name == 2,
         },
     );
     let frame = place().prop_map(|(part, offset)| RestoredFrame { part, offset });
@@ -323,7 +329,7 @@ proptest! {
         step(&mut core, Event::Restored(Restored { last: true, ..Restored::default() }));
         let domain = DomainId::default();
         let (session, process) = (SessionId(9), ProcessId { pid: 1, start: 1 });
-        step(&mut core, Event::SessionOpened { session, domain, process, mode: Mode::ZeroCopy });
+        step(&mut core, Event::SessionOpened { session, domain, process, user: 0, mode: Mode::ZeroCopy });
         step(&mut core, Event::QuarantineOver);
         for session in (0..3).map(SessionId) {
             step(&mut core, Event::ProcessGone { session });

@@ -1,6 +1,6 @@
 //! The domains of the configuration: who belongs to which, and what each may have.
 
-use super::raw::RawDomain;
+use super::raw::{Quantity, RawDomain};
 use super::{ConfigError, KIB, MAX_DRAM, MIB, choice, nodes, number, size};
 use undercroft_wire::{DomainId, PartId};
 
@@ -13,6 +13,8 @@ const MAX_SSD: u64 = 1 << 50;
 const MAX_READS: u32 = 65_536;
 /// Spaces of all domains.
 pub(crate) const MAX_SPACES: u32 = 1024;
+/// A hundred years.
+const MAX_AGE_S: u32 = 36_500 * 86_400;
 const RULES: &str = "a list of 1..=256 different numbers";
 
 /// One security boundary.
@@ -31,6 +33,9 @@ pub(crate) struct DomainConfig {
     pub(crate) copy_mode: bool,
     /// Memory nodes that its parts are spread over in turn; none: wherever the system puts them.
     pub(crate) numa_nodes: Vec<u32>,
+    /// Pages that were stored longer ago are served to nobody, seconds; 0: they are as long as there
+    /// is room.
+    pub(crate) max_age_s: u32,
 }
 
 impl DomainConfig {
@@ -111,6 +116,7 @@ pub(super) fn check(
             max_sessions: defaults.max_sessions,
             copy_mode: defaults.copy_mode,
             numa_nodes: defaults.numa_nodes,
+            max_age_s: 0,
         }]);
     }
     if raw.len() > MAX_DOMAINS {
@@ -201,8 +207,36 @@ fn check_one(
             Some(nodes) => nodes::check("domain.numa_node", nodes)?,
             None => defaults.numa_nodes.clone(),
         },
+        max_age_s: age(raw.max_age.as_ref())?,
         name,
     })
+}
+
+/// Seconds, or a text with a unit; none is 0.
+fn age(raw: Option<&Quantity>) -> Result<u32, ConfigError> {
+    let Some(raw) = raw else { return Ok(0) };
+    let seconds = match raw {
+        Quantity::Bytes(seconds) => Some(*seconds),
+        Quantity::Text(text) => {
+            let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+            let (count, unit) = text.split_at(digits);
+            let each = match unit.trim() {
+                "s" => Some(1),
+                "m" => Some(60),
+                "h" => Some(3600),
+                "d" => Some(86400),
+                _ => None,
+            };
+            count.parse::<u64>().ok().zip(each).and_then(|(count, each)| count.checked_mul(each))
+        }
+    };
+    match seconds.and_then(|seconds| u32::try_from(seconds).ok()) {
+        Some(seconds) if (1..=MAX_AGE_S).contains(&seconds) => Ok(seconds),
+        _ => {
+            let allowed = "1s to 36500d: seconds, or a text with `s`, `m`, `h` or `d`";
+            Err(refused("domain.max_age", &raw.to_string(), allowed))
+        }
+    }
 }
 
 fn numbers(key: &'static str, raw: Option<&[u32]>) -> Result<Option<Vec<u32>>, ConfigError> {

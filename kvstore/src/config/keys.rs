@@ -278,6 +278,12 @@ pub const KEYS: &[Key] = &[
         allowed: "\"auto\" or \"copy\"",
         what: "As `copy.mode`, for this domain.",
     },
+    Key {
+        name: "domain.max_age",
+        default: "none: pages stay as long as there is room",
+        allowed: "1s..=36500d: seconds, or a text with `s`, `m`, `h` or `d` such as `\"30d\"`",
+        what: "Pages that were stored longer ago are served to nobody, in whatever tier they are, also after a restart; a little later they are dropped. What lies on SSD is overwritten when its segment is used again.",
+    },
 ];
 
 /// The text of `docs/config.md`.

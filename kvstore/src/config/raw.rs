@@ -85,6 +85,7 @@ pub(crate) struct RawDomain {
     pub(crate) numa_node: Option<Several<u64>>,
     pub(crate) max_sessions: Option<u64>,
     pub(crate) mode: Option<String>,
+    pub(crate) max_age: Option<Quantity>,
 }
 
 /// One value or a list of them.

@@ -16,8 +16,15 @@ const LIVE: [&str; 8] = [
 ];
 
 /// Keys of `[[domain]]` tables that do.
-const LIVE_OF_DOMAIN: [&str; 6] =
-    ["domain.uid", "domain.gid", "domain.cgroup", "domain.dram", "domain.mode", "domain.numa_node"];
+const LIVE_OF_DOMAIN: [&str; 7] = [
+    "domain.uid",
+    "domain.gid",
+    "domain.cgroup",
+    "domain.dram",
+    "domain.mode",
+    "domain.numa_node",
+    "domain.max_age",
+];
 
 /// Whether a new value of the key counts while the daemon runs.
 pub(super) fn is_live(key: &str) -> bool {
@@ -99,6 +106,7 @@ impl Config {
             renewal.take(key("mode"), &mut own.copy_mode, new.copy_mode);
             let numa_nodes = new.numa_nodes.clone();
             renewal.take(key("numa_node"), &mut own.numa_nodes, numa_nodes);
+            renewal.take(key("max_age"), &mut own.max_age_s, new.max_age_s);
             renewal.keep(key("max_sessions"), &own.max_sessions, &new.max_sessions);
             // Alone they may shut out, or let in, whom another domain is for that is not taken.
             if same {

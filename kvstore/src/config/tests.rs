@@ -162,7 +162,8 @@ fn domains_say_what_they_have_of_what_is_shared() {
     assert_eq!((shares.ssd_bytes, shares.weight, shares.max_spaces), (None, 1, 512));
     let limits = crate::bounds::limits(&config);
     let seed_and_stamp = (7, undercroft_wire::Stamp(0));
-    let core = crate::bounds::core_config(&config, limits, seed_and_stamp);
+    let core =
+        crate::bounds::core_config(&config, limits, seed_and_stamp, undercroft_wire::PurgeId(0));
     let pages = core.domains.iter().map(|domain| domain.limits.max_pages);
     let share = limits.max_pages as u64 * 3 / 4;
     assert_eq!(pages.collect::<Vec<_>>(), [99, share as u32]);

@@ -97,6 +97,10 @@ impl Control {
         }
         self.reload.pending = pending;
         self.domains = Domains::new(self.config.domains.clone());
+        let ages = self.config.domains.iter().map(|domain| (domain.id, domain.max_age_s));
+        for (domain, max_age_s) in ages.collect::<Vec<_>>() {
+            self.feed(Event::MaxAge { domain, max_age_s });
+        }
         self.arena.set_options(&self.config);
         // What the machine refused then it may give now.
         self.fitting.short.clear();

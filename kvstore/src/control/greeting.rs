@@ -173,7 +173,7 @@ impl Control {
         session.mode = Some(mode);
         session.copy_reason = copy_reason;
         session.name = short_name(&hello.name);
-        let Peer { pid, start, .. } = session.peer;
+        let Peer { pid, start, uid, .. } = session.peer;
         // Processes of other pid namespaces have no number here, and none is the same as another.
         let process = ProcessId { pid, start: if pid == 0 && start == 0 { id.0 } else { start } };
         let (name, domain) = (&session.name, session.domain_name());
@@ -186,7 +186,7 @@ impl Control {
                 tracing::warn!(session = %id, %unkept, "its leases would be forgotten over a restart");
             }
         }
-        self.feed(Event::SessionOpened { session: id, domain: of.id, process, mode });
+        self.feed(Event::SessionOpened { session: id, domain: of.id, process, user: uid, mode });
         mode
     }
 

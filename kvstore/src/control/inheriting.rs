@@ -27,6 +27,7 @@ impl Control {
         self.quarantine = Quarantine::new(bytes, devices, Instant::now());
         self.settle();
         self.go_on_retiring();
+        self.go_on_purging();
     }
 
     /// A session whose leases an earlier daemon has remembered. They last as long as its process,

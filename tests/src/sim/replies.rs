@@ -32,6 +32,7 @@ impl World {
         for (index, place) in ready.places.iter().enumerate() {
             let lease = &self.clients.leases[&key];
             let page = lease.pages[ready.first as usize + index];
+            self.check_there(&page);
             match lease.mode {
                 Mode::ZeroCopy => self.check_page(&page, place),
                 Mode::Copy => {

@@ -78,6 +78,8 @@ pub(super) enum Count {
     Unopened,
     /// Stores of another size than before.
     Resized,
+    /// Purges that were acknowledged.
+    Purges,
 }
 
 /// All of them in the order of their numbers, and what reports call them.
@@ -117,8 +119,9 @@ const NAMES: [(Count, &str); COUNTS] = [
     (Count::Recoveries, "devices well again"),
     (Count::Unopened, "stores not opened"),
     (Count::Resized, "stores resized"),
+    (Count::Purges, "purges acknowledged"),
 ];
-const COUNTS: usize = 35;
+const COUNTS: usize = 36;
 
 /// Lines of a report, each with the first count of it.
 const LINES: [Count; 6] =

@@ -245,6 +245,7 @@ impl World {
         };
         note!(self, "the daemon ends: {end:?}");
         self.report.core(self.core.stats());
+        self.cut_purges();
         let now = self.now;
         let Self { devices, report, .. } = self;
         match end {

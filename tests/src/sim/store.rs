@@ -177,9 +177,11 @@ impl Device {
         self.free_segments = recovery.free_segments;
         let records = recovery.records.into_iter().map(|record| core::RecoveredRecord {
             identity: record.identity,
+            origin: record.origin,
             extent: record.extent,
             payload_crc: record.payload_crc,
             sealed: record.sealed,
+            purged: false,
         });
         self.unread = records.collect();
         self.read_at = Some(now + rng.u64(..500));

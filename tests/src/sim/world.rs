@@ -4,6 +4,7 @@ use super::clients::Clients;
 use super::content::{Book, checksum, content};
 use super::device::{Device, Stage};
 use super::plan::Plan;
+use super::purges::Purges;
 use super::report::{Count, Report};
 use fastrand::Rng;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -12,7 +13,7 @@ use undercroft_arena::{Memory, Span, checksum_bytes};
 use undercroft_core::{Action, CopyOutcome, Core, Event, FramePlace, Micros, ReadOutcome};
 use undercroft_ssd_tier::{Completion, Op};
 use undercroft_wire::{
-    DeviceId, JobId, Origin, PageIdentity, PagePlace, PartId, SessionId, SlotId, SpaceId,
+    DeviceId, JobId, PageIdentity, PagePlace, PartId, SessionId, SlotId, SpaceId,
 };
 
 /// Says what happens, to whoever looks for why a run failed.
@@ -76,6 +77,7 @@ pub(super) struct World {
     pub(super) act_at: Option<u64>,
     /// Answers that will never come: reads on devices that were lost.
     pub(super) unanswered: HashSet<JobId>,
+    pub(super) purges: Purges,
     /// Says what happens.
     pub(super) trace: bool,
 }
@@ -88,6 +90,7 @@ enum Next {
     Deliver(usize),
     Tell(usize),
     Copied,
+    Purged,
     Timer,
     Act,
 }
@@ -129,6 +132,7 @@ impl World {
             believed: HashSet::new(),
             act_at: None,
             unanswered: HashSet::new(),
+            purges: Purges::default(),
             trace,
         };
         world.begin_life();
@@ -138,7 +142,8 @@ impl World {
     /// Starts the daemon. Frames lie in other memory than before: what the devices were lent is
     /// theirs until they are done with it.
     pub(super) fn begin_life(&mut self) {
-        let config = self.plan.core.clone();
+        let purge = self.purges.list.last();
+        let config = undercroft_core::Config { purge, ..self.plan.core.clone() };
         let part = |(_, bytes): &(_, u64)| Memory::new(*bytes, 0).expect("there is memory");
         self.parts = self.plan.parts.iter().map(part).collect();
         self.core = Core::new(config).expect("the plan's configuration is valid");
@@ -176,6 +181,7 @@ impl World {
                 return self.replied(*session, *request, reply);
             }
             Action::PartEmpty { .. } => unreachable!("no part was told to retire"),
+            Action::Purged { purge, .. } => return self.swept(*purge),
             Action::FreeSegment { device, segment, segment_use } => {
                 let (segment, segment_use) = (*segment, *segment_use);
                 return self.submit(*device, Op::FreeSegment { segment, segment_use });
@@ -191,18 +197,15 @@ impl World {
                 assert!(held.is_some(), "only whole pages are delivered");
                 self.start_copy(*job);
             }
-            Action::Append { job, device, frame, identity, payload_crc } => {
+            Action::Append { job, device, frame, identity, origin, payload_crc } => {
                 let held = self.held(frame);
                 assert_eq!(held, Some(*identity), "the page that is written is the one named");
                 self.book.check(identity);
                 let payload_crc = *payload_crc;
                 assert_eq!(payload_crc, checksum(identity), "the checksum born with the page");
                 let payload = self.span(frame);
-                let (job, identity) = (*job, *identity);
-                self.submit(
-                    *device,
-                    Op::Append { job, identity, origin: Origin::default(), payload, payload_crc },
-                );
+                let (job, identity, origin) = (*job, *identity, *origin);
+                self.submit(*device, Op::Append { job, identity, origin, payload, payload_crc });
             }
             Action::Read { job, extent, identity, frame } => {
                 self.claim(frame);
@@ -210,12 +213,9 @@ impl World {
                 let (job, extent, identity) = (*job, *extent, *identity);
                 self.submit(extent.device, Op::Read { job, identity, extent, into });
             }
-            Action::Relocate { job, extent, identity } => {
-                let (job, extent, identity) = (*job, *extent, *identity);
-                self.submit(
-                    extent.device,
-                    Op::Relocate { job, identity, origin: Origin::default(), extent },
-                );
+            Action::Relocate { job, extent, identity, origin } => {
+                let (job, extent, identity, origin) = (*job, *extent, *identity, *origin);
+                self.submit(extent.device, Op::Relocate { job, identity, origin, extent });
             }
             Action::Prove { job, extent, identity } => {
                 let (job, extent, identity) = (*job, *extent, *identity);
@@ -293,6 +293,7 @@ impl World {
                 let bytes = content(&page);
                 self.span(&frame).write(|room| room[..bytes.len()].copy_from_slice(&bytes));
                 self.fill(&frame, page);
+                self.stored(&page);
                 let outcome = CopyOutcome::Ok(checksum_bytes(&bytes));
                 self.step(Event::CopiedIn { job, outcome });
             }
@@ -351,7 +352,10 @@ impl World {
     fn tell(&mut self, at: usize) {
         let device = &mut self.devices[at];
         let count = device.unread.len().min(self.rng.usize(..12));
-        let records: Vec<_> = device.unread.drain(..count).collect();
+        let mut records: Vec<_> = device.unread.drain(..count).collect();
+        for record in &mut records {
+            record.purged = self.purges.list.covers(&record.identity, &record.origin);
+        }
         let last = device.unread.is_empty();
         device.read_at = (!last).then(|| self.now + self.rng.u64(..300));
         let (id, free_segments) = (device.id, device.free_segments);
@@ -378,6 +382,7 @@ impl World {
         }
         let copied = self.copies.iter().map(|copy| copy.due).min();
         all.extend(copied.map(|time| (time, Next::Copied)));
+        all.extend(self.purges.written_at.map(|time| (time, Next::Purged)));
         all.extend(self.core.next_timer().map(|time| (time.0, Next::Timer)));
         all.extend(self.act_at.map(|time| (time, Next::Act)));
         all
@@ -421,6 +426,7 @@ impl World {
                 let copy = self.copies.swap_remove(due.expect("a copy is due"));
                 self.end_copy(copy.job);
             }
+            Next::Purged => self.write_purges(),
             Next::Timer => self.step(Event::Tick),
             Next::Act => self.act(),
         }
@@ -471,7 +477,10 @@ fn job_of(action: &Action) -> JobId {
         | Action::Read { job, .. }
         | Action::Relocate { job, .. }
         | Action::Prove { job, .. } => *job,
-        Action::Reply { .. } | Action::FreeSegment { .. } | Action::PartEmpty { .. } => {
+        Action::Reply { .. }
+        | Action::FreeSegment { .. }
+        | Action::Purged { .. }
+        | Action::PartEmpty { .. } => {
             unreachable!("it has no job")
         }
     }

@@ -8,7 +8,8 @@ use undercroft_core::{
     DomainConfig, DomainLimits, Event, Health, Limits, ReadOutcome, RecoveredRecord,
 };
 use undercroft_wire::{
-    DeviceId, DomainId, Extent, JobId, LookupReply, PageIdentity, Request, SegmentId, SegmentUse,
+    DeviceId, DomainId, Extent, JobId, Origin, PageIdentity, PageKey, SegmentId, SegmentUse,
+    SpaceId,
 };
 
 pub(crate) const FIRST: DeviceId = DeviceId(0);
@@ -45,8 +46,8 @@ pub(crate) fn config(sizes: &[Size]) -> Config {
     };
     Config {
         domains: vec![
-            DomainConfig { id: DomainId::default(), limits },
-            DomainConfig { id: OTHER, limits: few },
+            DomainConfig { id: DomainId::default(), limits, max_age_s: 0 },
+            DomainConfig { id: OTHER, limits: few, max_age_s: 0 },
         ],
         devices: sizes.iter().map(device).collect(),
         slab_bytes: 2 * 4096,
@@ -126,24 +127,26 @@ impl World {
                 assert!(self.log(extent.device).answers(), "it does not answer: {action:?}");
             }
             Action::Reply { .. }
+            | Action::Purged { .. }
             | Action::CopyIn { .. }
             | Action::CopyOut { .. }
             | Action::PartEmpty { .. } => {}
         }
     }
 
-    /// What a lookup reports is in a frame or in a record that counts.
-    pub(super) fn check_found(&self, request: &Request<'_>, reply: &LookupReply) {
-        let Request::Lookup(lookup) = request else { unreachable!("a lookup's reply") };
-        for space in &lookup.spaces {
-            let spec = self.spaces[space];
-            for key in &lookup.keys.as_slice()[..reply.pages as usize] {
+    /// How many of the keys a lookup may report: what it reports is in a frame or in a record that
+    /// counts. A page may leave in the very step that reported it.
+    pub(super) fn readable(&self, spaces: &[SpaceId], keys: &[PageKey]) -> u32 {
+        let known = spaces.iter().filter_map(|space| self.spaces.get(space));
+        let known: Vec<_> = known.copied().collect();
+        let readable = |key: &&PageKey| {
+            known.iter().all(|spec| {
                 let in_dram = self.memory.has(content(spec.domain, spec.digest, key));
-                let same = |page: &PageIdentity| spec.is_of(page) && page.key == *key;
-                let on_ssd = self.logs.iter().any(|log| log.may_seem_to_have(same));
-                assert!(in_dram || on_ssd, "a page is reported that nobody can read");
-            }
-        }
+                let same = |page: &PageIdentity| spec.is_of(page) && page.key == **key;
+                in_dram || self.logs.iter().any(|log| log.may_seem_to_have(same))
+            })
+        };
+        keys.iter().take_while(readable).count() as u32
     }
 
     pub(super) fn give_up(&mut self, device: DeviceId, segment: SegmentId, of: SegmentUse) {
@@ -192,15 +195,17 @@ impl World {
                 }
                 self.step(Event::CopiedOut { job, ok: !fails });
             }
-            Action::Append { device, frame, identity, .. } => {
+            Action::Append { device, frame, identity, origin, .. } => {
                 let held = self.memory.held(place(&frame)).expect("a frame being written is whole");
                 assert_eq!(held, content_of(&identity));
-                let (outcome, free_segments) = self.append(device, identity, fails, false);
+                let record = (identity, origin);
+                let (outcome, free_segments) = self.append(device, record, fails, false);
                 self.step(Event::Appended { job, outcome, free_segments });
             }
-            Action::Relocate { extent, identity, .. } => {
+            Action::Relocate { extent, identity, origin, .. } => {
                 let fails = fails || self.log(extent.device).record(extent).is_none();
-                let (outcome, free_segments) = self.append(extent.device, identity, fails, true);
+                let record = (identity, origin);
+                let (outcome, free_segments) = self.append(extent.device, record, fails, true);
                 self.step(Event::Relocated { job, outcome, free_segments });
             }
             Action::Read { extent, identity, frame, .. } => {
@@ -226,12 +231,12 @@ impl World {
     fn append(
         &mut self,
         device: DeviceId,
-        identity: PageIdentity,
+        (identity, origin): (PageIdentity, Origin),
         fails: bool,
         relocates: bool,
     ) -> (AppendOutcome, u32) {
         let log = self.log_mut(device);
-        let written = if fails { None } else { log.append(identity, relocates) };
+        let written = if fails { None } else { log.append(identity, origin, relocates) };
         let failure = if fails { AppendOutcome::Failed } else { AppendOutcome::NoSpace };
         (written.map_or(failure, AppendOutcome::Written), log.free_segments())
     }

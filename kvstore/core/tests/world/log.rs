@@ -3,7 +3,9 @@
 use super::Spec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use undercroft_core::{DeviceState, Health, RecoveredRecord};
-use undercroft_wire::{DeviceId, Extent, PageIdentity, PageKey, SegmentId, SegmentUse};
+use undercroft_wire::{
+    DeviceId, Extent, Origin, PageIdentity, PageKey, PurgeId, PurgeScope, SegmentId, SegmentUse,
+};
 
 /// Segments of a fixed number of records. The last free segment is kept for relocations.
 pub(crate) struct Log {
@@ -17,6 +19,9 @@ pub(crate) struct Log {
     /// The segment being written and how many records it has.
     open: Option<(SegmentId, SegmentUse, u32)>,
     by_extent: BTreeMap<Extent, PageIdentity>,
+    origins: BTreeMap<Extent, Origin>,
+    /// What was purged, for good.
+    pub(crate) purges: Vec<(PurgeScope, PurgeId)>,
     /// Records lost without anybody being told.
     damaged: BTreeMap<Extent, PageIdentity>,
     order: Vec<Extent>,
@@ -37,6 +42,8 @@ impl Log {
             next_use: 1,
             open: None,
             by_extent: BTreeMap::new(),
+            origins: BTreeMap::new(),
+            purges: Vec::new(),
             damaged: BTreeMap::new(),
             order: Vec::new(),
             unproved: BTreeSet::new(),
@@ -68,7 +75,12 @@ impl Log {
         self.answers() && counted.any(|(_, identity)| is_it(identity))
     }
 
-    pub(crate) fn append(&mut self, identity: PageIdentity, relocates: bool) -> Option<Extent> {
+    pub(crate) fn append(
+        &mut self,
+        identity: PageIdentity,
+        origin: Origin,
+        relocates: bool,
+    ) -> Option<Extent> {
         if self.open.is_none_or(|(_, _, used)| used == self.records) {
             if self.free.len() < 2 && !relocates {
                 return None;
@@ -82,6 +94,7 @@ impl Log {
         let extent = Extent { device, segment: *segment, segment_use: *segment_use, record };
         *used += 1;
         self.by_extent.insert(extent, identity);
+        self.origins.insert(extent, origin);
         self.order.push(extent);
         Some(extent)
     }
@@ -132,14 +145,31 @@ impl Log {
         self.damaged.clear();
     }
 
+    /// Whether a record was purged after it was written.
+    fn is_purged(&self, extent: &Extent, page: &PageIdentity) -> bool {
+        let origin = self.origins.get(extent).copied().unwrap_or_default();
+        self.purges.iter().any(|(scope, id)| {
+            origin.purge < *id && scope.means(page.domain, page.space, origin.writer)
+        })
+    }
+
     pub(crate) fn has(&self, space: &Spec, key: &PageKey) -> bool {
-        let same = |page: &PageIdentity| space.is_of(page) && page.key == *key;
-        self.by_extent.values().any(same)
+        self.is_among(&self.by_extent, space, key)
     }
 
     pub(crate) fn is_torn(&self, space: &Spec, key: &PageKey) -> bool {
-        let same = |page: &PageIdentity| space.is_of(page) && page.key == *key;
-        self.damaged.values().any(same)
+        self.is_among(&self.damaged, space, key)
+    }
+
+    fn is_among(
+        &self,
+        records: &BTreeMap<Extent, PageIdentity>,
+        space: &Spec,
+        key: &PageKey,
+    ) -> bool {
+        records.iter().any(|(extent, page)| {
+            space.is_of(page) && page.key == *key && !self.is_purged(extent, page)
+        })
     }
 
     /// Reads a record; whatever comes of it, it is proved or disproved then.
@@ -176,7 +206,10 @@ impl Log {
         let found = self.order.iter().filter_map(|extent| {
             let identity = self.by_extent.get(extent).or_else(|| self.damaged.get(extent))?;
             let (extent, sealed) = (*extent, !self.unproved.contains(extent));
-            Some(RecoveredRecord { identity: *identity, extent, payload_crc: 0, sealed })
+            let origin = self.origins.get(&extent).copied().unwrap_or_default();
+            let purged = self.is_purged(&extent, identity);
+            let identity = *identity;
+            Some(RecoveredRecord { identity, origin, extent, payload_crc: 0, sealed, purged })
         });
         found.collect()
     }

@@ -13,12 +13,13 @@ pub(crate) mod tokens;
 use log::Log;
 use memory::{Memory, Part, overlaps, place};
 use state::State;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use undercroft_core::{Action, Config, Core, Event, FramePlace, Micros, ProcessId};
 use undercroft_wire::{
     Commit, DomainId, Extent, Fetch, FetchEnd, FetchOutcome, FetchSource, JobId, LeaseId, Lookup,
     LookupReply, Mode, Offer, OfferId, OfferReply, PageIdentity, PageKey, PagePlace, PartId,
-    Release, Reply, Request, RequestId, SessionId, SlotId, SpaceDigest, SpaceId, Stamp,
+    PurgeId, PurgeScope, Release, Reply, Request, RequestId, SessionId, SlotId, SpaceDigest,
+    SpaceId, Stamp,
 };
 
 /// A tenant beside the default one.
@@ -76,6 +77,11 @@ impl Spec {
     pub(crate) fn is_of(&self, page: &PageIdentity) -> bool {
         self.domain == page.domain && self.digest == page.space
     }
+}
+
+/// Some processes have one user.
+pub(crate) fn user_of(pid: u32) -> u32 {
+    1000 + pid % 3
 }
 
 pub(crate) fn digest(space: u8) -> SpaceDigest {
@@ -138,6 +144,10 @@ pub(crate) struct World {
     pub(crate) dies_after: Option<usize>,
     pub(crate) dead: bool,
     pub(crate) next_part: u32,
+    /// Purges that were begun and are not over, and what each came to that has ended.
+    pub(crate) purging: VecDeque<(PurgeId, PurgeScope)>,
+    pub(crate) purged: BTreeMap<PurgeId, u64>,
+    next_purge: u32,
     next_lease: u64,
     next_request: u32,
 }
@@ -152,6 +162,9 @@ impl World {
             haunted: Vec::new(),
             dies_after: None,
             dead: false,
+            purging: VecDeque::new(),
+            purged: BTreeMap::new(),
+            next_purge: 0,
             now: Micros(0),
             logs: Vec::new(),
             jobs: BTreeMap::new(),
@@ -248,16 +261,57 @@ impl World {
                 assert_eq!(held, *payload_crc, "the checksum born with the page");
                 self.jobs.insert(*job, action);
             }
-            Action::Relocate { job, extent, identity }
+            Action::Relocate { job, extent, identity, .. }
             | Action::Prove { job, extent, identity } => {
                 let record = self.log(extent.device).record(*extent).unwrap_or(*identity);
                 assert_eq!(record, *identity, "a record is moved as what it is");
                 self.jobs.insert(*job, action);
             }
             Action::PartEmpty { part } => self.check_empty(*part),
+            Action::Purged { purge, pages, .. } => {
+                assert!(self.purged.insert(*purge, *pages).is_none(), "a purge ends once");
+            }
             Action::FreeSegment { device, segment, segment_use } => {
                 self.give_up(*device, *segment, *segment_use);
             }
+        }
+    }
+
+    /// Has pages forgotten; says how many there were.
+    pub(crate) fn purge(&mut self, scope: PurgeScope) -> u64 {
+        let purge = self.begin_purge(scope);
+        while !self.purging.is_empty() {
+            self.step(Event::Tick);
+            self.end_purges();
+        }
+        self.purged[&purge]
+    }
+
+    /// From here on none of them is found.
+    pub(crate) fn begin_purge(&mut self, scope: PurgeScope) -> PurgeId {
+        self.next_purge += 1;
+        let purge = PurgeId(self.next_purge);
+        self.purging.push_back((purge, scope));
+        self.step(Event::Purge { purge, scope });
+        purge
+    }
+
+    /// The newest purge that is over.
+    pub(crate) fn over(&self) -> PurgeId {
+        let waiting = self.purging.front().map_or(self.next_purge + 1, |(purge, _)| purge.0);
+        PurgeId(waiting - 1)
+    }
+
+    /// Writes down, for good, what has come to an end.
+    pub(crate) fn end_purges(&mut self) {
+        while let Some((purge, scope)) = self.purging.front().copied()
+            && self.purged.contains_key(&purge)
+        {
+            self.purging.pop_front();
+            for log in &mut self.logs {
+                log.purges.push((scope, purge));
+            }
+            self.step(Event::PurgeOver { purge });
         }
     }
 
@@ -352,7 +406,7 @@ impl World {
         self.processes.insert(session, pid);
         let process = ProcessId { pid, start: 1 };
         self.state.sessions.insert(session, (process, domain));
-        self.step(Event::SessionOpened { session, domain, process, mode });
+        self.step(Event::SessionOpened { session, domain, process, user: user_of(pid), mode });
     }
 
     /// Opens space number `space` of pages of `page_bytes` for a session.
@@ -417,11 +471,12 @@ impl World {
         keys: &[PageKey],
         hold_ms: u32,
     ) -> LookupReply {
+        let readable = self.readable(spaces, keys);
         let spaces = spaces.to_vec();
         let request = Request::Lookup(Lookup { spaces, keys: keys.into(), hold_ms });
         match self.ask(session, &request) {
             Some(Reply::Lookup(reply)) => {
-                self.check_found(&request, &reply);
+                assert!(reply.pages <= readable, "a page is reported that nobody can read");
                 reply
             }
             other => panic!("a lookup is answered at once, not with {other:?}"),

@@ -33,9 +33,21 @@ impl Rows {
         }
         for (&(part, offset), held) in &state.frames {
             match *held {
-                Some(Row { space, key, parent, depth, crc, stamp }) => rows
-                    .pages
-                    .push(RestoredPage { part, offset, space, key, parent, depth, crc, stamp }),
+                Some(Row { space, key, parent, depth, crc, stamp, writer, born, purged }) => {
+                    rows.pages.push(RestoredPage {
+                        part,
+                        offset,
+                        space,
+                        key,
+                        parent,
+                        depth,
+                        crc,
+                        stamp,
+                        writer,
+                        born,
+                        purged,
+                    })
+                }
                 None => rows.quarantined.push(RestoredFrame { part, offset }),
             }
         }
@@ -74,7 +86,7 @@ impl World {
     /// is told `rows` rows at a time.
     pub(crate) fn succeed(self, logs: Vec<Log>, rows: usize) -> Self {
         let first_stamp = self.config.first_stamp + (1 << 32);
-        let mut next = Self::new(Config { first_stamp, ..self.config });
+        let mut next = Self::new(Config { first_stamp, purge: self.over(), ..self.config });
         next.audits = false;
         next.logs = logs;
         for log in &mut next.logs {
@@ -86,7 +98,7 @@ impl World {
         (next.modes, next.processes, next.domains) = (self.modes, self.processes, self.domains);
         next.closed = next.modes.keys().copied().collect();
         (next.next_lease, next.next_part) = (self.next_lease, self.next_part);
-        next.now = self.now;
+        (next.now, next.next_purge) = (self.now, self.next_purge);
         let modes = &next.modes;
         let kept = self.leases.into_iter();
         next.leases = kept.filter(|((session, _), _)| modes[session] == Mode::ZeroCopy).collect();
@@ -116,7 +128,11 @@ impl World {
         assert_eq!(stats.restore_ignored, 0, "what is remembered makes sense");
         assert_eq!(stats.restored_pages, told.pages.len() as u64, "every page is there again");
         assert_eq!(stats.restored_leases, told.leases.len() as u64, "and every lease");
-        let frames = (without_stamps(&before.frames), without_stamps(&self.state.frames));
+        // What was purged and is leased by nobody any more goes.
+        let leased = |at: &Place| before.leases.values().any(|leased| leased == at);
+        let mut held = before.frames.clone();
+        held.retain(|at, row| row.is_none_or(|row| !row.purged) || leased(at));
+        let frames = (without_stamps(&held), without_stamps(&self.state.frames));
         assert_eq!(frames.0, frames.1, "every frame holds what it held");
         assert_eq!(before.leases, self.state.leases, "what was leased is leased");
     }

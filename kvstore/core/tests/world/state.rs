@@ -14,6 +14,9 @@ pub(crate) struct Row {
     pub(crate) depth: u32,
     pub(crate) crc: u64,
     pub(crate) stamp: Stamp,
+    pub(crate) writer: u32,
+    pub(crate) born: u32,
+    pub(crate) purged: bool,
 }
 
 /// All that is remembered, and that each note makes sense after those before it.
@@ -81,11 +84,28 @@ impl State {
                 let old = self.frames.insert((part, offset), None);
                 assert_eq!(old, None, "a frame is taken while it is free");
             }
-            Note::Filled { part, offset, space, key, parent, depth, crc, stamp } => {
-                let row = Row { space, key, parent, depth, crc, stamp };
+            Note::Filled {
+                part,
+                offset,
+                space,
+                key,
+                parent,
+                depth,
+                crc,
+                stamp,
+                writer,
+                born,
+                purged,
+            } => {
+                let row = Row { space, key, parent, depth, crc, stamp, writer, born, purged };
                 assert!(self.spaces.contains_key(&space), "a page's space is known");
                 let old = self.frames.insert((part, offset), Some(row));
                 assert_eq!(old, Some(None), "a frame is being filled before it is whole");
+            }
+            Note::Purged { part, offset } => {
+                let held = self.frames.get_mut(&(part, offset)).and_then(Option::as_mut);
+                let row = held.expect("only whole pages are purged");
+                assert!(!std::mem::replace(&mut row.purged, true), "a page is purged once");
             }
             Note::Touched { part, offset, stamp } => {
                 let held = self.frames.get_mut(&(part, offset)).and_then(Option::as_mut);
