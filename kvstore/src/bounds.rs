@@ -1,6 +1,6 @@
 //! What the core is told of its bounds, from the configuration.
 
-use crate::config::{Config, DomainConfig, MAX_SPACES, SsdConfig};
+use crate::config::{Config, DomainConfig, MAX_PAGES, MAX_SPACES, SsdConfig};
 use crate::purge_book;
 use crate::succession::leased_pages_per_domain;
 use undercroft_core::{DeviceConfig, DomainLimits, Limits, Policy};
@@ -13,12 +13,28 @@ const SESSIONS_PER_CONNECTION: u32 = 2;
 /// Pages that one step of the control thread looks at for one request: some 200 microseconds.
 const STEP_PAGES: u32 = 1024;
 
-pub(crate) fn limits(config: &Config) -> Limits {
+/// Pages that can be known where no domain says how many of its own may be: enough for pages of
+/// 16 KiB; smaller ones meet the bound before they fill the tiers.
+fn pages_of_tiers(config: &Config) -> u32 {
     let ssd_bytes = config.ssd.as_ref().map_or(0, SsdConfig::bytes);
     let total = config.arena_bytes().saturating_add(ssd_bytes);
+    (total / (16 << 10)).clamp(1 << 16, u64::from(MAX_PAGES)) as u32
+}
+
+/// Pages that can be known of a domain: as many as it says, or its share by DRAM.
+fn pages_of(config: &Config, domain: &DomainConfig) -> u32 {
+    let share = || {
+        let pages = u128::from(pages_of_tiers(config)) * u128::from(domain.dram_bytes);
+        (pages / u128::from(config.arena_bytes().max(1))) as u32
+    };
+    domain.shares.max_pages.unwrap_or_else(share)
+}
+
+pub(crate) fn limits(config: &Config) -> Limits {
+    let pages = config.domains.iter().map(|domain| u64::from(pages_of(config, domain))).sum();
     Limits {
-        // Enough for pages of 16 KiB; smaller pages meet the bound before they fill the tiers.
-        max_pages: (total / (16 << 10)).clamp(1 << 16, 1 << 26) as u32,
+        // What one domain may know is not to be what another was promised.
+        max_pages: u64::clamp(pages, pages_of_tiers(config).into(), MAX_PAGES.into()) as u32,
         max_sessions: config.max_sessions * SESSIONS_PER_CONNECTION,
         max_hold_ms: config.max_hold_ms,
         max_offer_ms: config.max_offer_ms,
@@ -28,10 +44,20 @@ pub(crate) fn limits(config: &Config) -> Limits {
     }
 }
 
-/// As many of the pages that can be known as the domain has of all DRAM.
-fn share_of_pages(config: &Config, limits: &Limits, domain: &DomainConfig) -> u32 {
-    let pages = u128::from(limits.max_pages) * u128::from(domain.dram_bytes);
-    (pages / u128::from(config.arena_bytes().max(1))) as u32
+/// What the core is told that a domain may have.
+pub(crate) fn limits_of(config: &Config, domain: &DomainConfig) -> DomainLimits {
+    let shares = domain.shares;
+    DomainLimits {
+        max_sessions: shares.max_sessions.saturating_mul(SESSIONS_PER_CONNECTION),
+        max_leased_pages: leased_pages_per_domain(config),
+        ssd_bytes: shares.ssd_bytes.unwrap_or(u64::MAX),
+        ssd_floor_bytes: shares.ssd_floor_bytes,
+        max_reads: shares.max_reads,
+        weight: shares.weight,
+        max_pages: pages_of(config, domain),
+        max_spaces: shares.max_spaces,
+        ..DomainLimits::default()
+    }
 }
 
 /// The core's whole configuration. `seed` is drawn at random, and no stamp given out before was
@@ -50,22 +76,10 @@ pub(crate) fn core_config(
         read_bytes_per_s: 1 << 30,
         read_latency_us: 200,
     });
-    let max_leased_pages = leased_pages_per_domain(config);
-    let domain = |domain: &DomainConfig| {
-        let max_sessions = domain.max_sessions.saturating_mul(SESSIONS_PER_CONNECTION);
-        let shares = domain.shares;
-        let limits = DomainLimits {
-            max_sessions,
-            max_leased_pages,
-            ssd_bytes: shares.ssd_bytes.unwrap_or(u64::MAX),
-            ssd_floor_bytes: shares.ssd_floor_bytes,
-            max_reads: shares.max_reads,
-            weight: shares.weight,
-            max_pages: shares.max_pages.unwrap_or_else(|| share_of_pages(config, &limits, domain)),
-            max_spaces: shares.max_spaces,
-            ..DomainLimits::default()
-        };
-        undercroft_core::DomainConfig { id: domain.id, limits, max_age_s: domain.max_age_s }
+    let domain = |domain: &DomainConfig| undercroft_core::DomainConfig {
+        id: domain.id,
+        limits: limits_of(config, domain),
+        max_age_s: domain.max_age_s,
     };
     undercroft_core::Config {
         domains: config.domains.iter().map(domain).collect(),

@@ -29,7 +29,7 @@ use crate::standing;
 use crate::store;
 use crate::succession::Succession;
 use crate::takeover::Bequest;
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::ops::ControlFlow;
 use std::os::fd::AsFd;
@@ -42,7 +42,7 @@ use undercroft_core::{
 };
 use undercroft_ssd_tier::Op;
 use undercroft_wire::{
-    DeviceId, Fallback, PurgeId, Purged, Refused, RefusedReason, ReloadStatus, Reply, Request,
+    DeviceId, Fallback, JobId, PurgeId, Purged, Refused, RefusedReason, ReloadStatus, Reply, Request,
     RequestId, SessionId, SlotId, SpaceDigest, SpaceId, Stamp, StartKind, StartStatus,
     decode_request,
 };
@@ -78,8 +78,7 @@ pub(crate) struct Control {
     mourner: Mourner,
     staging_maker: StagingMaker,
     /// Areas being made, and what they will take.
-    staging_wanted: HashSet<(SessionId, SpaceDigest)>,
-    staging_wanted_bytes: u64,
+    staging_wanted: HashMap<(SessionId, SpaceDigest), u64>,
     pub(crate) domains: Domains,
     actions: Vec<Action>,
     /// Copies whose staging is gone already; answered as soon as the step is performed.
@@ -147,8 +146,7 @@ impl Control {
             pool: parts.pool,
             mourner: parts.mourner,
             staging_maker: parts.staging_maker,
-            staging_wanted: HashSet::new(),
-            staging_wanted_bytes: 0,
+            staging_wanted: HashMap::new(),
             actions: Vec::new(),
             failed_copies: VecDeque::new(),
             unflushed: Vec::new(),
@@ -233,11 +231,11 @@ impl Control {
             Action::CopyIn { job, session, space, slot, frame, page_bytes } => {
                 let spans = self.copy_spans(session, space, slot, &frame, page_bytes);
                 let (frame, slot) = spans.unzip();
-                self.copy(job, Direction::In, slot.zip(frame));
+                self.copy((job, session), Direction::In, slot.zip(frame));
             }
             Action::CopyOut { job, session, space, slot, frame, page_bytes } => {
                 let spans = self.copy_spans(session, space, slot, &frame, page_bytes);
-                self.copy(job, Direction::Out, spans);
+                self.copy((job, session), Direction::Out, spans);
             }
             Action::Append { job, device, frame, identity, origin, payload_crc } => {
                 let payload = self.arena.frame(&frame, frame.bytes);
@@ -294,14 +292,17 @@ impl Control {
 
     fn copy(
         &mut self,
-        job: undercroft_wire::JobId,
+        (job, session): (JobId, SessionId),
         direction: Direction,
         spans: Option<(Span, Span)>,
     ) {
-        match spans {
-            Some((from, to)) => self.pool.submit(CopyJob { job, direction, from, to }),
+        match self.domain_of(session).zip(spans) {
+            Some((domain, (from, to))) => {
+                self.pool.submit((domain, session), CopyJob { job, direction, from, to });
+            }
             None => {
-                self.failed_copies.push_back(Copied { job, direction, ok: false, checksum: None })
+                let failed = Copied { job, direction, bytes: 0, ok: false, checksum: None };
+                self.failed_copies.push_back(failed);
             }
         }
     }
@@ -327,7 +328,6 @@ impl Control {
 
     /// Hands waiting work over as far as the queues take it.
     pub(crate) fn push_waiting(&mut self) {
-        self.pool.push_waiting();
         for device in &mut self.devices {
             device.push_waiting();
         }
@@ -372,6 +372,7 @@ impl Control {
 
     /// A copy worker is done.
     pub(crate) fn copied(&mut self, copied: Copied) {
+        self.pool.done(&copied);
         self.feed(copied_event(copied));
     }
 
@@ -542,7 +543,7 @@ impl Control {
 }
 
 fn copied_event(copied: Copied) -> Event<'static> {
-    let Copied { job, direction, ok, checksum } = copied;
+    let Copied { job, direction, bytes: _, ok, checksum } = copied;
     match direction {
         Direction::In => {
             let outcome = checksum.map_or(CopyOutcome::Failed, CopyOutcome::Ok);

@@ -2,12 +2,16 @@
 //! copied.
 
 use crate::bell::Bell;
-use crossbeam_channel::{Sender, TrySendError, bounded};
-use std::collections::VecDeque;
+use crate::turns::Turns;
+use crossbeam_channel::{Sender, bounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 use undercroft_arena::{Span, copy_checked};
-use undercroft_wire::JobId;
+use undercroft_wire::{DomainId, JobId, SessionId};
+
+/// What workers are given ahead of time, bytes: some milliseconds of work. What is theirs is done in
+/// order, and who comes next waits for all of it.
+const AHEAD_BYTES: u64 = 8 << 20;
 
 /// One page to move. The spans keep their memory alive until the copy is over, whatever becomes
 /// of the session.
@@ -17,6 +21,12 @@ pub(crate) struct CopyJob {
     pub(crate) direction: Direction,
     pub(crate) from: Span,
     pub(crate) to: Span,
+}
+
+impl CopyJob {
+    fn bytes(&self) -> u64 {
+        self.from.len() as u64
+    }
 }
 
 /// Which way a page goes.
@@ -33,6 +43,8 @@ pub(crate) enum Direction {
 pub(crate) struct Copied {
     pub(crate) job: JobId,
     pub(crate) direction: Direction,
+    /// What the page takes.
+    pub(crate) bytes: u64,
     /// Whether the destination holds the page.
     pub(crate) ok: bool,
     /// CRC-64/NVME of the page in its frame, after a copy in that went well.
@@ -43,13 +55,15 @@ pub(crate) struct Copied {
 #[derive(Debug)]
 pub(crate) struct CopyPool {
     jobs: Option<Sender<CopyJob>>,
-    /// Jobs that found the queue full. Bounded by the slots and frames the core gave them.
-    waiting: VecDeque<CopyJob>,
+    /// Bytes that workers have.
+    ahead_bytes: u64,
+    /// Jobs that workers do not have yet. Bounded by the slots and frames the core gave them.
+    waiting: Turns<CopyJob>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl CopyPool {
-    /// Starts `workers` threads with room for `room` jobs waiting.
+    /// Starts `workers` threads with room for `room` jobs.
     pub(crate) fn start(workers: usize, room: usize, done: &Bell<Copied>) -> std::io::Result<Self> {
         let (sender, receiver) = bounded::<CopyJob>(room);
         let mut threads = Vec::with_capacity(workers);
@@ -61,24 +75,32 @@ impl CopyPool {
                 .spawn(move || receiver.iter().for_each(|job| done.ring(perform(job))))?;
             threads.push(thread);
         }
-        Ok(Self { jobs: Some(sender), waiting: VecDeque::new(), threads })
+        Ok(Self { jobs: Some(sender), ahead_bytes: 0, waiting: Turns::new(), threads })
     }
 
-    /// Hands a job over, now or as soon as the workers' queue takes it.
-    pub(crate) fn submit(&mut self, job: CopyJob) {
-        self.waiting.push_back(job);
+    /// Hands a job of a session over, now or when it is its turn.
+    pub(crate) fn submit(&mut self, whose: (DomainId, SessionId), job: CopyJob) {
+        let bytes = job.bytes();
+        self.waiting.push(whose, job, bytes);
         self.push_waiting();
     }
 
-    /// Hands waiting jobs over as far as the workers' queue takes them, in order.
-    pub(crate) fn push_waiting(&mut self) {
+    /// A worker is done with a job.
+    pub(crate) fn done(&mut self, copied: &Copied) {
+        let ahead = self.ahead_bytes.checked_sub(copied.bytes);
+        self.ahead_bytes = ahead.expect("what is done was given away");
+        self.push_waiting();
+    }
+
+    /// Hands waiting jobs over in turn, as far as that keeps workers busy. One is always theirs,
+    /// however large.
+    fn push_waiting(&mut self) {
         let Some(jobs) = &self.jobs else { return };
-        while let Some(job) = self.waiting.pop_front() {
-            if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) =
-                jobs.try_send(job)
-            {
-                self.waiting.push_front(job);
-                return;
+        while self.ahead_bytes < AHEAD_BYTES && !jobs.is_full() {
+            let Some((job, bytes)) = self.waiting.pop() else { return };
+            // Nobody else sends, so there is room; workers end after us.
+            if jobs.try_send(job).is_ok() {
+                self.ahead_bytes += bytes;
             }
         }
     }
@@ -95,6 +117,7 @@ impl CopyPool {
 }
 
 fn perform(job: CopyJob) -> Copied {
+    let bytes = job.bytes();
     let CopyJob { job, direction, from, to } = job;
     // A panic here is our bug, but the page is only a miss and the other workers go on.
     let copied = catch_unwind(AssertUnwindSafe(|| match direction {
@@ -108,5 +131,5 @@ fn perform(job: CopyJob) -> Copied {
     if !ok {
         tracing::error!(%job, "copy failed");
     }
-    Copied { job, direction, ok, checksum: copied.ok().flatten() }
+    Copied { job, direction, bytes, ok, checksum: copied.ok().flatten() }
 }

@@ -354,12 +354,13 @@ fn admit(
             return None;
         }
     };
-    if let Err(why) = control.borrow().has_room(&peer) {
+    let domain = control.borrow().domains.of(&peer);
+    if let Err(why) = control.borrow().has_room(&peer, domain.as_deref()) {
         turned_away.one(&why);
         return None;
     }
     let id = control.borrow_mut().next_session();
-    Some(session::admit(stream, peer, id, Rc::clone(control)))
+    Some(session::admit(stream, (peer, domain), id, Rc::clone(control)))
 }
 
 /// Connections that were closed at once. A flood of them is told in a line a second.

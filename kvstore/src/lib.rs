@@ -41,6 +41,7 @@ mod standing;
 mod store;
 mod succession;
 mod takeover;
+mod turns;
 mod waiting;
 mod watchdog;
 mod web;

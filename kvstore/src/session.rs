@@ -194,11 +194,10 @@ impl Session {
 /// Admits an accepted connection; the future serves it until it ends. Its leases may outlive it.
 pub(crate) fn admit(
     stream: UnixStream,
-    peer: Peer,
+    (peer, domain): (Peer, Option<Arc<DomainConfig>>),
     id: SessionId,
     control: Rc<RefCell<Control>>,
 ) -> impl Future<Output = ()> {
-    let domain = control.borrow().domains.of(&peer);
     let pid = peer.pid;
     let process = peer.process.as_ref().and_then(|process| process.try_clone().ok());
     let (reader, writer) = stream.into_split();

@@ -1,7 +1,10 @@
 //! Tenants of one daemon: what one has stored, no other ever finds, and its own always is.
 
+use rustix::process::Signal;
+use std::io::{BufRead, BufReader, Lines};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
 use undercroft_tests::{DaemonOptions, TestDaemon, program, skip};
 
 const DOMAINS: &str = "[[domain]]\nname = \"a\"\ngid = [2001]\ndram = \"2MiB\"\n\
@@ -123,6 +126,115 @@ fn a_flood_takes_neither_the_floor_of_a_quiet_tenant_nor_its_reads() {
     let with = loaded_in_a_flood(name, "ssd_floor = \"4MiB\"\n");
     assert!(without < 192, "what has no floor is washed away: {without}");
     assert_eq!(with, Some(192));
+}
+
+/// A process that stores and loads without an end, once it has begun to load.
+struct Flood {
+    process: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Flood {
+    fn start(daemon: &TestDaemon, from: u32, to: u32) -> Self {
+        let (from, to) = (from.to_string(), to.to_string());
+        let mut command = process(daemon, 2002, "b", &["flood", &from, &to]);
+        let mut process =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("it runs");
+        let mut lines = BufReader::new(process.stdout.take().expect("a pipe")).lines();
+        lines.next().expect("it says when it begins").expect("a line");
+        Self { process, lines }
+    }
+
+    /// Pages that it has loaded.
+    fn end(mut self) -> u64 {
+        assert!(self.process.try_wait().expect("our child").is_none(), "it went on all the time");
+        drop(self.process.stdin.take());
+        let line = self.lines.next().expect("it says what it did").expect("a line");
+        assert!(self.process.wait().expect("our child").success());
+        let said: serde_json::Value = serde_json::from_str(&line).expect("a line of JSON");
+        said["loaded"].as_u64().expect("a number")
+    }
+}
+
+#[test]
+fn a_tenant_goes_on_while_another_never_stops() {
+    let name = "a_tenant_goes_on_while_another_never_stops";
+    let domains = format!("{DOMAINS}ssd = \"24MiB\"\n").replacen(
+        "dram = \"2MiB\"\n",
+        "dram = \"2MiB\"\nssd_floor = \"4MiB\"\n",
+        1,
+    );
+    let Some(daemon) = daemon_of(name, 64 << 20, domains) else { return };
+    assert_eq!(tenant(&daemon, 2001, "a", &["store", "0", "24"])["stored"], 192);
+    let floods: Vec<_> =
+        (0..3).map(|part| Flood::start(&daemon, part * 100, part * 100 + 100)).collect();
+    let read = || {
+        let ssd = daemon.status().ssd.expect("it has one");
+        ssd.devices.iter().map(|device| device.read_bytes).sum::<u64>()
+    };
+    let before = read();
+    for round in 0..4 {
+        let own = tenant(&daemon, 2001, "a", &["load", "0", "24"]);
+        assert_eq!((&own["found"], &own["loaded"]), (&192.into(), &192.into()), "round {round}");
+        // Its own are in DRAM for a part only: most are read among those of the flood.
+        assert!(daemon.status().domains[0].dram.pages <= 128);
+    }
+    let all = read() - before;
+    let loaded: u64 = floods.into_iter().map(Flood::end).sum();
+    assert!(loaded > 0, "the flood has loaded nothing");
+    // Four processes take turns. What the quiet one's start and end take is the flood's.
+    let own = 4 * 64 * (16 << 10);
+    assert!(all < 200 * own, "{all} bytes were read until the quiet one had its {own}");
+}
+
+#[test]
+fn a_tenant_uses_up_its_own_part_of_what_is_shared() {
+    let name = "a_tenant_uses_up_its_own_part_of_what_is_shared";
+    let domains = format!("{DOMAINS}max_sessions = 2\n");
+    let Some(daemon) = daemon_of(name, 0, domains) else { return };
+    let floods = [0, 100].map(|from| Flood::start(&daemon, from, from + 4));
+    let output = process(&daemon, 2002, "b", &["load", "0", "1"]).output().expect("it runs");
+    assert!(!output.status.success(), "a third process of b");
+    assert!(daemon.log().contains("max_sessions of domain b is reached (2)"), "{}", daemon.log());
+    assert_eq!(tenant(&daemon, 2001, "a", &["store", "0", "8"])["stored"], 64);
+    assert!(floods.map(Flood::end).iter().sum::<u64>() > 0);
+}
+
+#[test]
+fn what_a_tenant_may_have_changes_at_a_reload() {
+    let name = "what_a_tenant_may_have_changes_at_a_reload";
+    let Some(mut daemon) = daemon_of(name, 16 << 20, DOMAINS.to_owned()) else { return };
+    assert_eq!(tenant(&daemon, 2002, "b", &["store", "0", "80"])["stored"], 640);
+    let reload = |daemon: &mut TestDaemon, more: &str| {
+        let times = daemon.status().reload.times;
+        daemon.reconfigure(|options| options.more = format!("{DOMAINS}{more}"));
+        daemon.signal(Signal::HUP);
+        while daemon.status().reload.times == times {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let status = daemon.status();
+        (status.reload, status.domains[1].clone())
+    };
+    let more = "ssd = \"1MiB\"\nweight = 3\nmax_reads_in_flight = 5\nmax_spaces = 7\n";
+    let (reload_status, b) = reload(&mut daemon, more);
+    assert_eq!((reload_status.refused, reload_status.pending), (None, vec![]));
+    assert_eq!((b.weight, b.max_reads_in_flight, b.max_spaces), (3, 5, 7));
+    assert_eq!(b.ssd.capacity_bytes, 1 << 20);
+    while daemon.status().domains[1].ssd.used_bytes > 1 << 20 {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(tenant(&daemon, 2002, "b", &["load", "79", "80"])["loaded"], 8);
+    let (refused, b) = reload(&mut daemon, "ssd_floor = \"12MiB\"\n");
+    assert!(refused.refused.expect("too large").contains("domain.ssd_floor"));
+    assert_eq!(b.weight, 3, "what was refused changes nothing");
+    let (kept, _) = reload(&mut daemon, "max_sessions = 3\n");
+    assert!(kept.pending.contains(&"domain.max_sessions of b".to_owned()), "{kept:?}");
+    // A space opened under a smaller share is refused with what there is.
+    let (small, _) = reload(&mut daemon, "staging_total = \"4KiB\"\n");
+    assert_eq!(small.refused, None);
+    let output = process(&daemon, 2002, "b", &["load", "0", "1"]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("staging_total of domain b"), "{said}");
 }
 
 #[test]

@@ -209,28 +209,42 @@ impl Default for Config {
     }
 }
 
+fn range(
+    ok: bool,
+    field: &'static str,
+    found: u64,
+    allowed: &'static str,
+) -> Result<(), ConfigError> {
+    if ok { Ok(()) } else { Err(ConfigError::Range { field, found, allowed }) }
+}
+
+impl DomainLimits {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// The first value out of range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        range(self.max_reads > 0, "max_reads", 0, "1 or more")?;
+        let floor = self.ssd_floor_bytes;
+        range(floor <= self.ssd_bytes, "ssd_floor_bytes", floor, "at most ssd_bytes")?;
+        let weight = self.weight;
+        range((1..=100).contains(&weight), "weight", u64::from(weight), "1..=100")
+    }
+}
+
 impl Config {
     /// Checks every value.
     ///
     /// # Errors
     /// The first value out of range.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let range = |ok: bool, field, found, allowed| {
-            if ok { Ok(()) } else { Err(ConfigError::Range { field, found, allowed }) }
-        };
         let frame = u64::from(FRAME_ALIGN);
         let domains = self.domains.len() as u64;
         range((1..1 << 16).contains(&domains), "domains", domains, "1..2^16")?;
         let ids: BTreeSet<DomainId> = self.domains.iter().map(|domain| domain.id).collect();
         let twice = domains - ids.len() as u64;
         range(twice == 0, "domains configured twice", twice, "0")?;
-        for limits in self.domains.iter().map(|domain| domain.limits) {
-            range(limits.max_reads > 0, "max_reads", 0, "1 or more")?;
-            let floor = limits.ssd_floor_bytes;
-            range(floor <= limits.ssd_bytes, "ssd_floor_bytes", floor, "at most ssd_bytes")?;
-            let weight = limits.weight;
-            range((1..=100).contains(&weight), "weight", u64::from(weight), "1..=100")?;
-        }
+        self.domains.iter().try_for_each(|domain| domain.limits.validate())?;
         let slab = self.slab_bytes;
         range(slab >= frame, "slab_bytes", slab, "4096 or more")?;
         let stamp = self.first_stamp;

@@ -1,7 +1,7 @@
 use crate::quotas::OnSsds;
 use crate::spaces::ClassId;
 use crate::stats::{DomainReport, TierFill};
-use crate::{Core, DomainConfig};
+use crate::{Core, DomainConfig, DomainLimits};
 use std::collections::BTreeMap;
 use undercroft_wire::{DomainId, PartId, SessionId, SpaceId};
 
@@ -10,9 +10,24 @@ use undercroft_wire::{DomainId, PartId, SessionId, SpaceId};
 pub(crate) struct DomainAt(pub(crate) u32);
 
 /// One tenant, and what it has of everything that is bounded for it.
+/// What a domain may have beyond its limits, because it had it under others.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Had {
+    pub(crate) pages: u32,
+    pub(crate) reads: u32,
+    pub(crate) sessions: u32,
+    pub(crate) leased_pages: u32,
+    pub(crate) holds: u32,
+    pub(crate) held_pages: u32,
+    pub(crate) tokens: u32,
+    pub(crate) prefetches: u32,
+}
+
 #[derive(Debug)]
 pub(crate) struct Domain {
     pub(crate) config: DomainConfig,
+    /// What it had when its limits were last lowered: it may keep that.
+    pub(crate) had: Had,
     /// The newest stamp that its requests were given.
     pub(crate) last_stamp: u64,
     /// Holds that it ever had.
@@ -66,6 +81,7 @@ impl Domains {
     pub(crate) fn new(configs: &[DomainConfig], first_stamp: u64) -> Self {
         let domain = |config: &DomainConfig| Domain {
             config: *config,
+            had: Had::default(),
             last_stamp: first_stamp,
             last_hold: 0,
             pages: 0,
@@ -129,6 +145,26 @@ impl Core {
                 self.wake(class);
             }
         }
+    }
+
+    /// A domain may have more or less from now on.
+    pub(crate) fn limit_domain(&mut self, id: DomainId, limits: DomainLimits) {
+        let Some(at) = self.domains.find(id).filter(|_| limits.validate().is_ok()) else {
+            return;
+        };
+        let domain = self.domains.get_mut(at);
+        domain.config.limits = limits;
+        domain.had = Had {
+            pages: domain.pages,
+            reads: domain.reads,
+            sessions: domain.sessions,
+            leased_pages: domain.leased_pages,
+            holds: domain.holds,
+            held_pages: domain.held_pages,
+            tokens: domain.tokens,
+            prefetches: domain.prefetches,
+        };
+        self.look_again_at(at);
     }
 
     /// What is known of each domain, in the order of the configuration.

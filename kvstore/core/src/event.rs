@@ -1,4 +1,4 @@
-use crate::Restored;
+use crate::{DomainLimits, Restored};
 use undercroft_wire::{
     DeviceId, DomainId, Extent, JobId, Mode, Origin, PageIdentity, PartId, PurgeId, PurgeScope,
     Request, RequestId, SegmentId, SegmentUse, SessionId, SpaceDigest,
@@ -120,6 +120,15 @@ pub enum Event<'a> {
         domain: DomainId,
         /// As [`crate::DomainConfig::max_age_s`].
         max_age_s: u32,
+    },
+    /// A domain may have more or less from now on. Limits out of range, and those of a domain that
+    /// is not configured, are ignored. What it has beyond lower ones stays until it ends by itself;
+    /// records beyond a lower quota are forgotten.
+    DomainLimits {
+        /// Which.
+        domain: DomainId,
+        /// What it may have.
+        limits: DomainLimits,
     },
     /// A piece of what an earlier daemon left in memory.
     Restored(Restored<'a>),

@@ -148,6 +148,7 @@ impl Core {
             Event::Purge { purge, scope } => self.purge(purge, scope, actions),
             Event::PurgeOver { purge } => self.purge_over(purge),
             Event::MaxAge { domain, max_age_s } => self.set_max_age(domain, max_age_s),
+            Event::DomainLimits { domain, limits } => self.limit_domain(domain, limits),
             Event::Restored(piece) => self.restored(&piece),
             Event::QuarantineOver => self.quarantine_over(),
             Event::SessionOpened { session, domain, process, user, mode } => {

@@ -4,6 +4,7 @@
 
 mod world;
 
+use std::collections::BTreeMap;
 use undercroft_core::{
     Action, Config, DomainConfig, DomainLimits, DomainReport, Event, Health, ProcessId,
 };
@@ -405,4 +406,71 @@ fn what_waits_for_a_device_that_stops_answering_is_withdrawn() {
     world.set_health(FIRST, Health::Well);
     world.finish_jobs();
     assert_eq!(reads_of(&world, OTHER), 0, "only what it was given has ended");
+}
+
+#[test]
+fn a_flood_has_no_more_of_an_ssd_than_its_weight() {
+    const WINDOW: usize = 128;
+    for (weight, share) in [(1, 64), (3, 32)] {
+        let quiet = DomainLimits { weight, ..DomainLimits::default() };
+        let limits = [quiet, DomainLimits::default()];
+        let (mut world, spaces) = on_one_ssd([1, 1], limits, size(1000, 125, 8));
+        for (session, space) in [1, 2].into_iter().zip(spaces) {
+            for number in 0..24 {
+                world.store(session, space, &chain(number, 8), 0, Stamp(0));
+            }
+        }
+        world.finish_jobs();
+        // Room for all of it: nothing but the SSD is waited for.
+        world.add_part(DomainId::default(), 192);
+        world.add_part(OTHER, 192);
+        // The flood has asked for everything before the other asks for anything.
+        for (session, space) in [2, 1].into_iter().zip(spaces.into_iter().rev()) {
+            for number in 0..24 {
+                world.fetch(session, number, space, &chain(number, 8), Stamp(0), 1000);
+            }
+        }
+        let mut begun: BTreeMap<_, bool> = BTreeMap::new();
+        let mut next = |world: &mut World| {
+            for (job, action) in &world.jobs {
+                if let Action::Read { identity, .. } = action {
+                    begun.insert(*job, identity.domain == OTHER);
+                }
+            }
+            assert!(world.end_one(false, |_, job| matches!(job, Action::Read { .. })));
+            begun.len()
+        };
+        while next(&mut world) < WINDOW {}
+        let flood = begun.values().filter(|is_flood| **is_flood).count();
+        // A turn is 16 pages, and the flood was given two before anybody else was there.
+        assert!((share - 16..=share + 18).contains(&flood), "{flood} of {WINDOW} at 1:{weight}");
+    }
+}
+
+#[test]
+fn limits_change_while_pages_are_there() {
+    let limits = DomainLimits { max_pages: 16, ..DomainLimits::default() };
+    let (mut world, [mine, theirs]) = on_one_ssd([1, 1], [limits; 2], size(100, 30, 4));
+    for (session, space) in [(1, mine), (2, theirs)] {
+        for number in 0..4 {
+            assert_eq!(world.store(session, space, &chain(number, 4), 0, Stamp(0)), 4);
+        }
+        assert_eq!(world.store(session, space, &chain(9, 4), 0, Stamp(0)), 0, "as many as may be");
+    }
+    rest(&mut world);
+    let (own, before) = (DomainId::default(), report(&world, OTHER).ssd.pages);
+    let change = |world: &mut World, limits: DomainLimits| {
+        world.step(Event::DomainLimits { domain: own, limits });
+        rest(world);
+    };
+    change(&mut world, DomainLimits { ssd_bytes: 4 * 4096, max_pages: 3, ..limits });
+    assert_eq!(report(&world, own).ssd.used_bytes, 4 * 4096, "what is beyond a lower quota goes");
+    assert_eq!(report(&world, OTHER).ssd.pages, before, "of nobody else");
+    assert_eq!(world.store(1, mine, &chain(9, 4), 0, Stamp(0)), 0);
+    change(&mut world, DomainLimits { weight: 0, ..limits });
+    assert_eq!(report(&world, own).limits.max_pages, 3, "what makes no sense is ignored");
+    change(&mut world, DomainLimits { max_pages: 32, ..limits });
+    assert_eq!(world.store(1, mine, &chain(9, 4), 0, Stamp(0)), 4);
+    let nobody = DomainId::named("nobody");
+    world.step(Event::DomainLimits { domain: nobody, limits });
 }

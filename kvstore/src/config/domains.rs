@@ -1,18 +1,14 @@
 //! The domains of the configuration: who belongs to which, and what each may have.
 
 use super::raw::{Quantity, RawDomain};
-use super::{ConfigError, KIB, MAX_DRAM, MIB, choice, nodes, number, size};
+use super::shares::{self, Shares};
+use super::{ConfigError, KIB, MAX_DRAM, choice, nodes, size};
 use undercroft_wire::{DomainId, PartId};
 
 /// The domain everybody belongs to where none is configured.
 pub(crate) const DEFAULT_NAME: &str = "default";
 const MAX_DOMAINS: usize = 64;
 const MAX_NAME_BYTES: usize = 64;
-/// A pebibyte: the most that an SSD tier may be.
-const MAX_SSD: u64 = 1 << 50;
-const MAX_READS: u32 = 65_536;
-/// Spaces of all domains.
-pub(crate) const MAX_SPACES: u32 = 1024;
 /// A hundred years.
 const MAX_AGE_S: u32 = 36_500 * 86_400;
 const RULES: &str = "a list of 1..=256 different numbers";
@@ -27,8 +23,6 @@ pub(crate) struct DomainConfig {
     pub(crate) dram_bytes: u64,
     /// What it has of what domains share.
     pub(crate) shares: Shares,
-    /// Connections at once.
-    pub(crate) max_sessions: u32,
     /// Whether pages are always delivered into staging.
     pub(crate) copy_mode: bool,
     /// Memory nodes that its parts are spread over in turn; none: wherever the system puts them.
@@ -43,34 +37,6 @@ impl DomainConfig {
     pub(crate) fn numa_node(&self, part: PartId) -> Option<u32> {
         let at = (part.0 as usize).checked_rem(self.numa_nodes.len())?;
         self.numa_nodes.get(at).copied()
-    }
-}
-
-/// A domain's part in SSDs and tables that it shares with others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Shares {
-    /// Bytes on SSD beyond which its own oldest pages are forgotten.
-    pub(crate) ssd_bytes: Option<u64>,
-    /// Bytes on SSD that reclaim leaves it.
-    pub(crate) ssd_floor_bytes: u64,
-    pub(crate) weight: u32,
-    pub(crate) max_reads: u32,
-    /// `None` for its share by DRAM.
-    pub(crate) max_pages: Option<u32>,
-    pub(crate) max_spaces: u32,
-}
-
-impl Default for Shares {
-    /// All there is.
-    fn default() -> Self {
-        Self {
-            ssd_bytes: None,
-            ssd_floor_bytes: 0,
-            weight: 1,
-            max_reads: MAX_READS,
-            max_pages: None,
-            max_spaces: MAX_SPACES,
-        }
     }
 }
 
@@ -97,6 +63,8 @@ pub(super) struct Defaults {
     pub(super) arena_is_given: bool,
     /// Bytes of all SSDs.
     pub(super) ssd_bytes: u64,
+    /// Bytes of all staging areas.
+    pub(super) staging_bytes: u64,
     pub(super) max_sessions: u32,
     pub(super) copy_mode: bool,
     pub(super) numa_nodes: Vec<u32>,
@@ -112,8 +80,7 @@ pub(super) fn check(
             id: DomainId::named(DEFAULT_NAME),
             rule: Rule::default(),
             dram_bytes: defaults.arena_bytes,
-            shares: Shares::default(),
-            max_sessions: defaults.max_sessions,
+            shares: Shares::whole(&defaults),
             copy_mode: defaults.copy_mode,
             numa_nodes: defaults.numa_nodes,
             max_age_s: 0,
@@ -127,10 +94,10 @@ pub(super) fn check(
         let allowed = "left out where there are [[domain]] tables: each says its own `dram`";
         return Err(refused("arena.size", "given", allowed));
     }
-    let spaces = (u64::from(MAX_SPACES) / raw.len() as u64).max(16);
+    let shares = shares::check(raw, &defaults)?;
     let mut domains: Vec<DomainConfig> = Vec::with_capacity(raw.len());
-    for (at, raw) in raw.iter().enumerate() {
-        let domain = check_one(raw, &defaults, spaces)?;
+    for (at, (raw, shares)) in raw.iter().zip(shares).enumerate() {
+        let domain = check_one(raw, &defaults, shares)?;
         if domains.iter().any(|known| known.name == domain.name) {
             return Err(refused("domain.name", &domain.name, "a name of its own for each domain"));
         }
@@ -146,39 +113,13 @@ pub(super) fn check(
     if total > MAX_DRAM {
         return Err(refused("domain.dram", &format!("{total} in all"), "at most 7 TiB in all"));
     }
-    let floors = domains.iter().map(|domain| domain.shares.ssd_floor_bytes);
-    let floors = floors.fold(0_u64, u64::saturating_add);
-    if floors > defaults.ssd_bytes / 2 {
-        let allowed = "at most half of `ssd.size` in all: what reclaim leaves it must copy";
-        return Err(refused("domain.ssd_floor", &format!("{floors} in all"), allowed));
-    }
     Ok(domains)
-}
-
-fn check_shares(raw: &RawDomain, spaces: u64) -> Result<Shares, ConfigError> {
-    let quota = raw.ssd.as_ref().map(|found| size("domain.ssd", Some(found), 0, MIB, MAX_SSD));
-    let ssd_bytes = quota.transpose()?;
-    let most = ssd_bytes.unwrap_or(MAX_SSD);
-    let reads = u64::from(MAX_READS);
-    let max_pages = raw.max_pages.map(|found| {
-        number("domain.max_pages", Some(found), 0, 1, (1 << 31) - 1).map(|pages| pages as u32)
-    });
-    Ok(Shares {
-        ssd_bytes,
-        ssd_floor_bytes: size("domain.ssd_floor", raw.ssd_floor.as_ref(), 0, 0, most)?,
-        weight: number("domain.weight", raw.weight, 1, 1, 100)? as u32,
-        max_reads: number("domain.max_reads_in_flight", raw.max_reads_in_flight, reads, 1, reads)?
-            as u32,
-        max_pages: max_pages.transpose()?,
-        max_spaces: number("domain.max_spaces", raw.max_spaces, spaces, 1, MAX_SPACES.into())?
-            as u32,
-    })
 }
 
 fn check_one(
     raw: &RawDomain,
     defaults: &Defaults,
-    spaces: u64,
+    shares: Shares,
 ) -> Result<DomainConfig, ConfigError> {
     let name = raw.name.clone().unwrap_or_default();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -189,7 +130,6 @@ fn check_one(
     let Some(dram) = raw.dram.as_ref() else {
         return Err(refused("domain.dram", &format!("none for \"{name}\""), "a size"));
     };
-    let sessions = u64::from(defaults.max_sessions);
     let mode = if defaults.copy_mode { "copy" } else { "auto" };
     Ok(DomainConfig {
         id: DomainId::named(&name),
@@ -199,9 +139,7 @@ fn check_one(
             cgroups: cgroups(raw.cgroup.as_deref())?,
         },
         dram_bytes: size("domain.dram", Some(dram), 0, 64 * KIB, MAX_DRAM)?,
-        shares: check_shares(raw, spaces)?,
-        max_sessions: number("domain.max_sessions", raw.max_sessions, sessions, 1, sessions)?
-            as u32,
+        shares,
         copy_mode: choice("domain.mode", raw.mode.as_deref(), mode, &["auto", "copy"])? == 1,
         numa_nodes: match &raw.numa_node {
             Some(nodes) => nodes::check("domain.numa_node", nodes)?,
@@ -262,6 +200,6 @@ fn cgroups(raw: Option<&[String]>) -> Result<Option<Vec<String>>, ConfigError> {
     Ok(Some(raw.to_vec()))
 }
 
-fn refused(key: &'static str, found: &str, allowed: &str) -> ConfigError {
+pub(super) fn refused(key: &'static str, found: &str, allowed: &str) -> ConfigError {
     ConfigError::Value { key, found: found.to_owned(), allowed: allowed.to_owned() }
 }

@@ -251,13 +251,13 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "domain.max_pages",
         default: "its share, by `dram`, of the pages the daemon can know: one for each 16 KiB of all tiers",
-        allowed: "1..=2147483647",
+        allowed: "1..=67108864, and as much for all domains together",
         what: "The most pages known of the domain in any tier. Beyond them it stores nothing new.",
     },
     Key {
         name: "domain.max_spaces",
-        default: "1024 divided by the number of domains, and at least 16",
-        allowed: "1..=1024",
+        default: "an equal part of what other domains leave of 1024",
+        allowed: "1..=1024, and as much for all domains together",
         what: "The most spaces (models and layouts) known of the domain. One that has no pages and that nobody has open makes room.",
     },
     Key {
@@ -267,9 +267,15 @@ pub const KEYS: &[Key] = &[
         what: "As `arena.numa_node`, for this domain.",
     },
     Key {
+        name: "domain.staging_total",
+        default: "an equal part of what other domains leave of `arena.staging_total`",
+        allowed: "4KiB..=`arena.staging_total`, and as much for all domains together",
+        what: "Bytes of all staging areas of the domain's sessions. A space that would need more is refused.",
+    },
+    Key {
         name: "domain.max_sessions",
-        default: "`server.max_sessions`",
-        allowed: "1..=`server.max_sessions`",
+        default: "an equal part of what other domains leave of `server.max_sessions`",
+        allowed: "1..=`server.max_sessions`, and as much for all domains together",
         what: "Connections of the domain beyond this are refused.",
     },
     Key {

@@ -6,6 +6,7 @@ mod keys;
 mod nodes;
 mod raw;
 mod renewal;
+mod shares;
 mod ssd;
 #[cfg(test)]
 mod tests;
@@ -19,10 +20,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
 
-#[cfg(test)]
-pub(crate) use domains::Shares;
-pub(crate) use domains::{DomainConfig, MAX_SPACES, Rule};
+pub(crate) use domains::{DomainConfig, Rule};
 pub(crate) use renewal::Renewal;
+#[cfg(test)]
+pub(crate) use shares::Shares;
+pub(crate) use shares::{MAX_PAGES, MAX_SPACES};
 pub(crate) use ssd::{KeyFile, SsdConfig, SsdDirectory};
 
 const KIB: u64 = 1 << 10;
@@ -215,6 +217,7 @@ impl Config {
             arena_bytes: size(key, arena.size.as_ref(), default_dram(), 64 * KIB, MAX_DRAM)?,
             arena_is_given: arena.size.is_some(),
             ssd_bytes: config.ssd.as_ref().map_or(0, SsdConfig::bytes),
+            staging_bytes: config.staging_total_bytes,
             max_sessions: config.max_sessions,
             copy_mode,
             numa_nodes: match &arena.numa_node {

@@ -1,5 +1,6 @@
 //! What of a configuration that was read again counts while the daemon runs.
 
+use super::shares::Shares;
 use super::{Config, DomainConfig, KEYS};
 
 /// Keys outside of `[[domain]]` tables whose new values count at once: all others are what something
@@ -16,11 +17,18 @@ const LIVE: [&str; 8] = [
 ];
 
 /// Keys of `[[domain]]` tables that do.
-const LIVE_OF_DOMAIN: [&str; 7] = [
+const LIVE_OF_DOMAIN: [&str; 14] = [
     "domain.uid",
     "domain.gid",
     "domain.cgroup",
     "domain.dram",
+    "domain.ssd",
+    "domain.ssd_floor",
+    "domain.weight",
+    "domain.max_reads_in_flight",
+    "domain.max_pages",
+    "domain.max_spaces",
+    "domain.staging_total",
     "domain.mode",
     "domain.numa_node",
     "domain.max_age",
@@ -46,6 +54,28 @@ impl Renewal {
             *running = new;
             self.taken.push(key.into());
         }
+    }
+
+    fn take_or_keep<T: PartialEq>(&mut self, take: bool, key: String, running: &mut T, new: T) {
+        if take { self.take(key, running, new) } else { self.keep(key, running, &new) }
+    }
+
+    /// What a domain has of what is shared.
+    fn renew_shares(
+        &mut self,
+        take: bool,
+        key: impl Fn(&str) -> String,
+        own: &mut Shares,
+        new: &Shares,
+    ) {
+        self.take_or_keep(take, key("ssd"), &mut own.ssd_bytes, new.ssd_bytes);
+        self.take_or_keep(take, key("ssd_floor"), &mut own.ssd_floor_bytes, new.ssd_floor_bytes);
+        self.take_or_keep(take, key("weight"), &mut own.weight, new.weight);
+        self.take_or_keep(take, key("max_reads_in_flight"), &mut own.max_reads, new.max_reads);
+        self.take_or_keep(take, key("max_pages"), &mut own.max_pages, new.max_pages);
+        self.take_or_keep(take, key("max_spaces"), &mut own.max_spaces, new.max_spaces);
+        self.take_or_keep(take, key("staging_total"), &mut own.staging_bytes, new.staging_bytes);
+        self.keep(key("max_sessions"), &own.max_sessions, &new.max_sessions);
     }
 
     fn keep<T: PartialEq>(&mut self, key: impl Into<String>, running: &T, new: &T) {
@@ -107,8 +137,9 @@ impl Config {
             let numa_nodes = new.numa_nodes.clone();
             renewal.take(key("numa_node"), &mut own.numa_nodes, numa_nodes);
             renewal.take(key("max_age"), &mut own.max_age_s, new.max_age_s);
-            renewal.keep(key("max_sessions"), &own.max_sessions, &new.max_sessions);
-            // Alone they may shut out, or let in, whom another domain is for that is not taken.
+            // Alone they may shut out, or let in, whom another domain is for that is not taken, or
+            // be more than there is with what that one keeps.
+            renewal.renew_shares(same, key, &mut own.shares, &new.shares);
             if same {
                 renewal.take(key("uid, gid, cgroup"), &mut own.rule, new.rule.clone());
             } else {

@@ -142,7 +142,7 @@ fn domains_have_rules_and_arenas_of_their_own() {
     let [a, b, rest] = config.domains.as_slice() else { panic!("{:?}", config.domains) };
     assert_eq!(a.rule.uids.as_deref(), Some(&[5, 7][..]));
     assert!(a.copy_mode && !b.copy_mode && rest.rule.is_open());
-    assert_eq!((b.max_sessions, rest.max_sessions), (3, 64));
+    assert_eq!((b.shares.max_sessions, rest.shares.max_sessions), (3, 30));
     assert_ne!(a.id, b.id);
 }
 
@@ -159,7 +159,9 @@ fn domains_say_what_they_have_of_what_is_shared() {
     assert_eq!((shares.weight, shares.max_reads), (3, 9));
     assert_eq!((shares.max_pages, shares.max_spaces), (Some(99), 5));
     let shares = rest.shares;
-    assert_eq!((shares.ssd_bytes, shares.weight, shares.max_spaces), (None, 1, 512));
+    assert_eq!((shares.ssd_bytes, shares.weight, shares.max_spaces), (None, 1, 1019));
+    // What the others leave, in equal parts.
+    assert_eq!((shares.max_sessions, shares.staging_bytes), (32, 32 * (64 << 20)));
     let limits = crate::bounds::limits(&config);
     let seed_and_stamp = (7, undercroft_wire::Stamp(0));
     let core =
@@ -191,6 +193,11 @@ fn domains_that_make_no_sense_are_refused_by_name() {
         (format!("{a}max_reads_in_flight = 0"), "domain.max_reads_in_flight"),
         (format!("{a}max_pages = 0"), "domain.max_pages"),
         (format!("{a}max_spaces = 1025"), "domain.max_spaces"),
+        (format!("{a}max_spaces = 1024\nuid = [1]\n{b}"), "domain.max_spaces"),
+        (format!("{a}max_sessions = 64\nuid = [1]\n{b}"), "domain.max_sessions"),
+        (format!("{a}staging_total = \"5GiB\""), "domain.staging_total"),
+        (format!("{a}staging_total = \"4GiB\"\nuid = [1]\n{b}"), "domain.staging_total"),
+        (format!("{a}max_pages = 67108864\nuid = [1]\n{b}"), "domain.max_pages"),
     ] {
         let error = parse(&text).unwrap_err().to_string();
         assert!(error.contains(key) && error.contains("allowed"), "{text}: {error}");
@@ -250,6 +257,22 @@ fn domains_change_at_a_reload_as_far_as_they_are_the_same() {
     assert_eq!(renewal.taken, ["domain.dram of b"]);
     let pending = ["domain c (new)", "domain a (taken away)", "domain.uid, gid, cgroup of b"];
     assert_eq!(renewal.pending, pending);
+
+    // What domains have of what is shared changes for all of them or for none.
+    let shares = "ssd = \"2MiB\"\nweight = 3\nmax_reads_in_flight = 5\nmax_pages = 6\n\
+                  max_spaces = 7\nstaging_total = \"1GiB\"\nmax_sessions = 2\n";
+    let (config, renewal) = renewed(&running, &format!("{running}{shares}"));
+    let now = config.domains[1].shares;
+    assert_eq!((now.ssd_bytes, now.weight, now.max_reads), (Some(2 << 20), 3, 5));
+    assert_eq!((now.max_pages, now.max_spaces, now.staging_bytes), (Some(6), 7, 1 << 30));
+    let keys = ["max_spaces of a", "staging_total of a", "ssd of b", "weight of b"];
+    let more = ["max_reads_in_flight of b", "max_pages of b", "max_spaces of b"];
+    let taken = keys.iter().chain(&more).chain(&["staging_total of b"]);
+    assert!(taken.map(|key| format!("domain.{key}")).eq(renewal.taken), "{:?}", config.domains);
+    assert_eq!(renewal.pending, ["domain.max_sessions of a", "domain.max_sessions of b"]);
+    let (config, renewal) = renewed(&running, &format!("{other}{shares}"));
+    assert_eq!(config.domains[1].shares.weight, 1);
+    assert!(renewal.pending.contains(&"domain.weight of b".to_owned()), "{renewal:?}");
 
     // A domain called as where there are none is one like any other.
     let default = "[[domain]]\nname = \"default\"\ndram = \"4MiB\"\n";

@@ -2,6 +2,7 @@
 
 use super::Control;
 use crate::arena::PartStage;
+use crate::bounds;
 use crate::config::{Config, ConfigError, DomainConfig, Renewal, human};
 use crate::domains::Domains;
 use crate::error::StartError;
@@ -100,6 +101,10 @@ impl Control {
         let ages = self.config.domains.iter().map(|domain| (domain.id, domain.max_age_s));
         for (domain, max_age_s) in ages.collect::<Vec<_>>() {
             self.feed(Event::MaxAge { domain, max_age_s });
+        }
+        for domain in self.config.domains.clone() {
+            let limits = bounds::limits_of(&self.config, &domain);
+            self.feed(Event::DomainLimits { domain: domain.id, limits });
         }
         self.arena.set_options(&self.config);
         // What the machine refused then it may give now.

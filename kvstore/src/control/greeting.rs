@@ -28,12 +28,30 @@ impl Control {
 
     /// Whether there is room for one more connection, of this peer; else why not. Sessions that
     /// only hold leases are bounded by the core: a process that has reconnected must not shut others
-    /// out.
-    pub(crate) fn has_room(&self, peer: &Peer) -> Result<(), String> {
+    /// out. Nor must another domain: all of them together have no more than there are.
+    pub(crate) fn has_room(
+        &self,
+        peer: &Peer,
+        domain: Option<&DomainConfig>,
+    ) -> Result<(), String> {
         let most = self.config.max_sessions as usize;
         let connected = || self.sessions.values().filter(|session| !session.is_lingering());
-        if connected().count() >= most || !self.core.has_session_room() {
+        let Some(domain) = domain else {
+            // Operators, and whoever is about to be told that no domain is for him.
+            return match connected().filter(|session| session.domain.is_none()).count() {
+                0..FEW_SILENT => Ok(()),
+                _ => Err(format!("{FEW_SILENT} connections that no domain is for are open")),
+            };
+        };
+        let in_domains = connected().filter(|session| session.domain.is_some()).count();
+        if in_domains >= most || !self.core.has_session_room() {
             return Err(format!("server.max_sessions is reached ({most})"));
+        }
+        let own = connected().filter(|session| session.is_of(domain)).count();
+        let share = domain.shares.max_sessions as usize;
+        if own >= share {
+            let name = &domain.name;
+            return Err(format!("max_sessions of domain {name} is reached ({share})"));
         }
         let silent = |s: &&Session| s.mode.is_none() && s.peer.uid == peer.uid;
         if connected().filter(silent).count() >= most.div_ceil(2).max(FEW_SILENT) {
@@ -141,7 +159,7 @@ impl Control {
             return Err((RefusedReason::Busy, detail.to_owned()));
         }
         let of_domain = |s: &&Session| s.is_open() && s.mode.is_some() && s.is_of(&domain);
-        if self.sessions.values().filter(of_domain).count() >= domain.max_sessions as usize {
+        if self.sessions.values().filter(of_domain).count() >= domain.shares.max_sessions as usize {
             let name = &domain.name;
             let detail = format!("domain {name} has as many sessions as it may (max_sessions)");
             return Err((RefusedReason::Busy, detail));

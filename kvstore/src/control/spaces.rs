@@ -12,7 +12,7 @@ use undercroft_wire::{DomainId, OpenSpace, RefusedReason, RequestId, SessionId, 
 const MAX_SLOTS: u64 = 4096;
 
 impl Control {
-    fn domain_of(&self, id: SessionId) -> Option<DomainId> {
+    pub(super) fn domain_of(&self, id: SessionId) -> Option<DomainId> {
         self.sessions.get(&id)?.domain.as_ref().map(|domain| domain.id)
     }
 
@@ -41,24 +41,50 @@ impl Control {
 
     /// Has a staging area made; [`Control::staging_made`] goes on with it.
     fn want_staging(&mut self, wanted: Wanted) -> Result<(), String> {
-        if self.staging_wanted.contains(&(wanted.session, wanted.digest)) {
+        if self.staging_wanted.contains_key(&(wanted.session, wanted.digest)) {
             return Err("the space is being opened already".to_owned());
         }
-        let made: u64 = self.sessions.values().map(Session::staging_bytes).sum();
-        let in_use = made + self.staging_wanted_bytes;
-        let limit = self.config.staging_total_bytes;
-        if in_use.saturating_add(wanted.bytes()) > limit {
-            let open = human(in_use);
-            return Err(format!(
-                "staging areas take {open} of {limit} bytes (arena.staging_total)"
-            ));
-        }
+        self.has_staging_room(&wanted)?;
         if !self.staging_maker.submit(wanted) {
             return Err("too many spaces are being opened".to_owned());
         }
-        self.staging_wanted.insert((wanted.session, wanted.digest));
-        self.staging_wanted_bytes += wanted.bytes();
+        self.staging_wanted.insert((wanted.session, wanted.digest), wanted.bytes());
         Ok(())
+    }
+
+    /// Whether there is room for one more staging area, of its domain's and of all; else why not.
+    fn has_staging_room(&self, wanted: &Wanted) -> Result<(), String> {
+        let of = |id: SessionId| self.sessions.get(&id)?.domain.as_ref();
+        let Some(domain) = of(wanted.session) else { return Err("no domain is for it".to_owned()) };
+        let is_own = |session: &&Session| session.is_of(domain);
+        let own: u64 = self.sessions.values().filter(is_own).map(Session::staging_bytes).sum();
+        let all: u64 = self.sessions.values().map(Session::staging_bytes).sum();
+        let making = |own: bool| {
+            let wanted = self.staging_wanted.iter();
+            let wanted =
+                wanted.filter(|((id, _), _)| !own || of(*id).is_some_and(|d| d.id == domain.id));
+            wanted.map(|(_, bytes)| bytes).sum::<u64>()
+        };
+        let refused = |in_use: u64, limit: u64, key: &str| {
+            let (open, needs) = (human(in_use), human(wanted.bytes()));
+            let most = human(limit);
+            Err(format!("staging areas take {open} of {most} ({key}), and this one needs {needs}"))
+        };
+        let (own, all) = (own + making(true), all + making(false));
+        // Not as it was when the session began.
+        let now = self.config.domains.iter().find(|now| now.id == domain.id).unwrap_or(domain);
+        let (share, total) = (now.shares.staging_bytes, self.config.staging_total_bytes);
+        if own.saturating_add(wanted.bytes()) > share {
+            let key = match share == total {
+                true => "arena.staging_total".to_owned(),
+                false => format!("staging_total of domain {}", domain.name),
+            };
+            return refused(own, share, &key);
+        }
+        match all.saturating_add(wanted.bytes()) > total {
+            true => refused(all, total, "arena.staging_total"),
+            false => Ok(()),
+        }
     }
 
     /// A staging area was made, or could not be.
@@ -66,7 +92,6 @@ impl Control {
         let Made { wanted, staging } = made;
         let Wanted { session: id, request, digest, page_bytes, .. } = wanted;
         self.staging_wanted.remove(&(id, digest));
-        self.staging_wanted_bytes -= wanted.bytes();
         if !self.sessions.get(&id).is_some_and(Session::is_open) {
             return self.staging_maker.let_go(staging);
         }

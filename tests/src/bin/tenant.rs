@@ -4,7 +4,10 @@
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use serde_json::json;
+use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use undercroft_client::wire::{PageKey, Stamp};
 use undercroft_client::{Client, ConnectOptions, FetchFrom, LookupOptions, Wait};
@@ -31,6 +34,9 @@ enum Task {
     Store { from: u32, to: u32 },
     /// Looks conversations `from..to` up, and loads what is found
     Load { from: u32, to: u32 },
+    /// Stores conversations `from..to`, says so, and stores and loads them over and over until
+    /// standard input ends
+    Flood { from: u32, to: u32 },
     /// Leases all of one conversation, says so, and keeps it until standard input ends
     Keep { chain: u32 },
     /// Looks up conversations of three kinds, each `count` long: what another tenant has stored,
@@ -65,11 +71,36 @@ fn main() -> Result<()> {
             }
             json!({ "found": found, "loaded": loaded })
         }
+        Task::Flood { from, to } => flood(&mut engine, arguments.pages, from..to)?,
         Task::Keep { chain } => return keep(&engine, &engine.keys(chain, arguments.pages)),
         Task::Time { count, trials, seed } => time(&engine, arguments.pages, count, trials, seed)?,
     };
     println!("{report}");
     Ok(())
+}
+
+fn flood(engine: &mut Engine, pages: u32, chains: Range<u32>) -> Result<serde_json::Value> {
+    for chain in chains.clone() {
+        engine.try_store(&engine.keys(chain, pages));
+    }
+    println!("{}", json!({ "stored": chains.len() }));
+    let ended = Arc::new(AtomicBool::new(false));
+    let end = Arc::clone(&ended);
+    std::thread::spawn(move || {
+        // An error is an end, too.
+        let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        end.store(true, Ordering::Relaxed);
+    });
+    let mut loaded = 0_u64;
+    for chain in chains.cycle() {
+        if ended.load(Ordering::Relaxed) {
+            break;
+        }
+        let keys = engine.keys(chain, pages);
+        loaded += u64::from(engine.load(&keys).pages);
+        engine.try_store(&keys);
+    }
+    Ok(json!({ "loaded": loaded }))
 }
 
 fn keep(engine: &Engine, keys: &[PageKey]) -> Result<()> {

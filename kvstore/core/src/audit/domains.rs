@@ -4,10 +4,10 @@ use crate::fetches::Reader;
 impl Core {
     pub(super) fn audit_domains(&self) {
         for (at, domain) in self.domains.iter() {
-            let limits = domain.config.limits;
+            let (limits, had) = (domain.config.limits, domain.had);
             let sessions = || self.sessions.values().filter(|session| session.domain == at);
             assert_eq!(sessions().count(), domain.sessions as usize, "sessions are counted");
-            let most = limits.max_sessions.max(domain.restored_sessions);
+            let most = limits.max_sessions.max(domain.restored_sessions).max(had.sessions);
             assert!(domain.sessions <= most, "sessions are bounded");
             let own = self.spaces.iter().filter(|space| space.domain == domain.config.id);
             let pages: u64 = own.map(|space| space.pages).sum();
@@ -23,26 +23,36 @@ impl Core {
                 (domain.ssd.pages, domain.ssd.bytes),
                 "its records are counted"
             );
-            assert!(domain.pages <= limits.max_pages, "a domain's pages are bounded");
+            assert!(
+                domain.pages <= limits.max_pages.max(had.pages),
+                "a domain's pages are bounded"
+            );
             let leased: u32 = sessions().map(|session| session.leased_pages).sum();
             assert_eq!(leased, domain.leased_pages, "leased pages are counted");
-            let most = limits.max_leased_pages.max(domain.restored_leased_pages);
+            let most =
+                limits.max_leased_pages.max(domain.restored_leased_pages).max(had.leased_pages);
             assert!(leased <= most, "leases are bounded");
             let holds = || self.holds.values().filter(|hold| hold.domain == at);
             assert_eq!(holds().count(), domain.holds as usize, "holds are counted");
-            assert!(domain.holds <= limits.max_holds, "holds are bounded");
+            assert!(domain.holds <= limits.max_holds.max(had.holds), "holds are bounded");
             let held: usize = holds().map(|hold| hold.pages.len()).sum();
             assert_eq!(held, domain.held_pages as usize, "held pages are counted");
-            assert!(domain.held_pages <= limits.max_held_pages, "held pages are bounded");
+            assert!(
+                domain.held_pages <= limits.max_held_pages.max(had.held_pages),
+                "held pages are bounded"
+            );
             let tokens = self.tokens.iter().filter(|(_, offered)| offered.domain == at);
             assert_eq!(tokens.count(), domain.tokens as usize, "tokens are counted");
-            assert!(domain.tokens <= limits.max_tokens, "tokens are bounded");
+            assert!(domain.tokens <= limits.max_tokens.max(had.tokens), "tokens are bounded");
             let prefetches = self.fetches.values().filter(|fetch| {
                 let class = self.frames.class(fetch.class);
                 fetch.reader == Reader::Prefetch && class.domain == at
             });
             assert_eq!(prefetches.count(), domain.prefetches as usize, "prefetches are counted");
-            assert!(domain.prefetches <= limits.max_prefetches, "prefetches are bounded");
+            assert!(
+                domain.prefetches <= limits.max_prefetches.max(had.prefetches),
+                "prefetches are bounded"
+            );
         }
         for session in self.sessions.values() {
             for space in session.stagings.keys() {
