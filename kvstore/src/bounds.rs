@@ -50,6 +50,7 @@ pub(crate) fn limits_of(config: &Config, domain: &DomainConfig) -> DomainLimits 
     DomainLimits {
         max_sessions: shares.max_sessions.saturating_mul(SESSIONS_PER_CONNECTION),
         max_leased_pages: leased_pages_per_domain(config),
+        max_session_bytes: shares.session_leases_bytes.unwrap_or(u64::MAX),
         ssd_bytes: shares.ssd_bytes.unwrap_or(u64::MAX),
         ssd_floor_bytes: shares.ssd_floor_bytes,
         max_reads: shares.max_reads,

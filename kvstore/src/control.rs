@@ -42,8 +42,8 @@ use undercroft_core::{
 };
 use undercroft_ssd_tier::Op;
 use undercroft_wire::{
-    DeviceId, Fallback, JobId, PurgeId, Purged, Refused, RefusedReason, ReloadStatus, Reply, Request,
-    RequestId, SessionId, SlotId, SpaceDigest, SpaceId, Stamp, StartKind, StartStatus,
+    DeviceId, Fallback, JobId, PurgeId, Purged, Refused, RefusedReason, ReloadStatus, Reply,
+    Request, RequestId, SessionId, SlotId, SpaceDigest, SpaceId, Stamp, StartKind, StartStatus,
     decode_request,
 };
 

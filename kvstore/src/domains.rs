@@ -73,6 +73,7 @@ mod tests {
                 max_spaces: 1,
                 staging_bytes: 0,
                 max_sessions: 4,
+                session_leases_bytes: None,
             },
             max_age_s: 0,
             copy_mode: false,

@@ -85,6 +85,9 @@ pub struct DomainLimits {
     pub max_leased_pages: u32,
     /// Holds of all its sessions.
     pub max_holds: u32,
+    /// Bytes of frames that leases of one session may pin: a fetch that wants more goes on as pages
+    /// are released.
+    pub max_session_bytes: u64,
     /// Pages in all its holds; a page held in several spaces counts once in each.
     pub max_held_pages: u32,
     /// Prefetches under way for all its sessions.
@@ -111,6 +114,7 @@ impl Default for DomainLimits {
             max_sessions: 1024,
             max_leased_pages: 64 * MAX_KEYS as u32,
             max_holds: 4096,
+            max_session_bytes: u64::MAX,
             max_held_pages: 16 * MAX_KEYS as u32,
             max_prefetches: 64,
             max_tokens: 4096,

@@ -165,6 +165,7 @@ impl Core {
             prefetches: domain.prefetches,
         };
         self.look_again_at(at);
+        self.wake_leases_of(at);
     }
 
     /// What is known of each domain, in the order of the configuration.

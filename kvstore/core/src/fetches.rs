@@ -1,4 +1,5 @@
 use crate::claims::{Claim, Claimed, Purpose};
+use crate::domains::DomainAt;
 use crate::jobs::{Delivery, Job};
 use crate::letting::Grip;
 use crate::page::{Dram, PageId};
@@ -98,7 +99,9 @@ impl Core {
         let id = FetchId(self.last_fetch);
         fetch.id = id;
         let resident = |page: &&PageId| self.index[**page].dram == Dram::Resident;
-        let lead = fetch.pages[..fetch.limit as usize].iter().take_while(resident).count();
+        let room = self.lease_room(&fetch);
+        let wanted = fetch.pages[..fetch.limit as usize].iter();
+        let lead = wanted.take_while(resident).take(room).count();
         for &page in &fetch.pages[..lead] {
             self.pin(page);
         }
@@ -177,6 +180,51 @@ impl Core {
         }
     }
 
+    /// How many more pages the reader's session may pin. What a process that is stopped keeps is
+    /// bounded so; a fetch goes on as pages are released.
+    fn lease_room(&self, fetch: &Fetch) -> usize {
+        let session = fetch.reader.session().filter(|_| !fetch.is_copy());
+        let Some(session) = session.and_then(|id| self.sessions.get(&id)) else {
+            return usize::MAX;
+        };
+        let most = self.domains.get(session.domain).config.limits.max_session_bytes;
+        if most == u64::MAX {
+            return usize::MAX;
+        }
+        let bytes = |fetch: &Fetch| fetch.pinned().len() as u64 * self.frame_bytes(fetch.class);
+        let others = session.leases.values().filter_map(|id| self.fetches.get(id));
+        let others = others.filter(|other| other.id != fetch.id && !other.is_copy());
+        let held = others.map(bytes).sum::<u64>() + bytes(fetch);
+        let room = (most.saturating_sub(held) / self.frame_bytes(fetch.class)) as usize;
+        // Who holds nothing gets one page, however large.
+        if held == 0 { room.max(1) } else { room }
+    }
+
+    /// Pages of the session's leases were let go of: its fetches may go on.
+    fn wake_leases(&mut self, session: SessionId) {
+        let domain = self.sessions.get(&session).map(|session| session.domain);
+        let bounded = |at| self.domains.get(at).config.limits.max_session_bytes < u64::MAX;
+        if domain.is_some_and(bounded) {
+            self.go_on_with(session);
+        }
+    }
+
+    /// Sessions of the domain may hold more from now on.
+    pub(crate) fn wake_leases_of(&mut self, domain: DomainAt) {
+        let sessions = self.sessions.iter().filter(|(_, session)| session.domain == domain);
+        let sessions: Vec<SessionId> = sessions.map(|(id, _)| *id).collect();
+        sessions.into_iter().for_each(|session| self.go_on_with(session));
+    }
+
+    fn go_on_with(&mut self, session: SessionId) {
+        let leases =
+            self.sessions.get(&session).into_iter().flat_map(|state| state.leases.values());
+        let stopped = |id: &&FetchId| {
+            self.fetches.get(*id).is_some_and(|fetch| fetch.active && fetch.issued < fetch.limit)
+        };
+        self.ready.extend(leases.filter(stopped));
+    }
+
     fn issue(
         &mut self,
         id: FetchId,
@@ -184,7 +232,9 @@ impl Core {
         first_in_line: bool,
         actions: &mut Vec<Action>,
     ) {
-        while fetch.issued < fetch.limit
+        let room = self.lease_room(fetch).min(fetch.pages.len()) as u32;
+        let most = fetch.limit.min(fetch.issued.saturating_add(room));
+        while fetch.issued < most.min(fetch.limit)
             && fetch.issued - fetch.delivered < self.config.fetch_window
             && !fetch.waits_for_frame
         {
@@ -401,7 +451,11 @@ impl Core {
         if fetch.active {
             self.finish(id, &mut fetch, outcome, actions);
         }
+        let session = fetch.reader.session();
         self.put_back(id, fetch);
+        if let Some(session) = session {
+            self.wake_leases(session);
+        }
     }
 
     pub(crate) fn abandon_fetch(&mut self, id: FetchId, actions: &mut Vec<Action>) {
@@ -437,6 +491,7 @@ impl Core {
         }
         let space = fetch.space;
         self.put_back(id, fetch);
+        self.wake_leases(session);
         for slot in slots {
             self.free_slot(session, space, slot);
         }

@@ -474,3 +474,45 @@ fn limits_change_while_pages_are_there() {
     let nobody = DomainId::named("nobody");
     world.step(Event::DomainLimits { domain: nobody, limits });
 }
+
+#[test]
+fn a_session_pins_no_more_than_it_may_and_goes_on_as_it_releases() {
+    let limits = DomainLimits { max_session_bytes: 3 * 4096, ..DomainLimits::default() };
+    let (mut world, [mine, theirs]) = on_one_ssd([16, 1], [limits; 2], size(100, 30, 4));
+    // The first lies in DRAM, the second comes from SSD.
+    for (session, space, lease) in [(1, mine, 100), (2, theirs, 200)] {
+        let keys = chain(1, 8);
+        assert_eq!(world.store(session, space, &keys, 0, Stamp(0)), 8);
+        world.finish_jobs();
+        if session == 2 {
+            world.add_part(OTHER, 16);
+        }
+        world.fetch(session, lease, space, &keys, Stamp(0), 1000);
+        world.finish_jobs();
+        assert_eq!(world.lease(session, lease).places.len(), 3, "as many as it may");
+        // Another lease of the session's has no room, and other sessions have.
+        world.fetch(session, lease + 1, space, &keys[..1], Stamp(0), 1000);
+        world.finish_jobs();
+        assert_eq!(world.lease(session, lease + 1).places.len(), 0);
+        let domain = world.domains[&SessionId(session)];
+        world.open_in(domain, session + 10, 9, Mode::ZeroCopy);
+        world.open_space(session + 10, 1, 4096, 1);
+        world.fetch(session + 10, lease, space, &keys[..1], Stamp(0), 1000);
+        world.finish_jobs();
+        assert_eq!(world.outcome(session + 10, lease), FetchOutcome::Complete);
+        for upto in 1..=8 {
+            world.release(session, lease, upto);
+            world.finish_jobs();
+        }
+        assert_eq!(world.outcome(session, lease), FetchOutcome::Complete);
+        assert_eq!(world.outcome(session, lease + 1), FetchOutcome::Complete);
+    }
+    // The bound is lifted while a fetch waits.
+    let keys = chain(1, 8);
+    world.release(1, 101, u32::MAX);
+    world.fetch(1, 102, mine, &keys, Stamp(0), 1000);
+    world
+        .step(Event::DomainLimits { domain: DomainId::default(), limits: DomainLimits::default() });
+    world.finish_jobs();
+    assert_eq!(world.outcome(1, 102), FetchOutcome::Complete);
+}

@@ -273,6 +273,12 @@ pub const KEYS: &[Key] = &[
         what: "Bytes of all staging areas of the domain's sessions. A space that would need more is refused.",
     },
     Key {
+        name: "domain.session_leases",
+        default: "no bound but `domain.dram`",
+        allowed: "64KiB..=7TiB",
+        what: "Bytes of the domain's arena that the leases of one session may pin, so that a process that is stopped keeps no more. A fetch that wants more goes on as pages are released, until its deadline.",
+    },
+    Key {
         name: "domain.max_sessions",
         default: "an equal part of what other domains leave of `server.max_sessions`",
         allowed: "1..=`server.max_sessions`, and as much for all domains together",

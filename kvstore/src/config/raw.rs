@@ -84,6 +84,7 @@ pub(crate) struct RawDomain {
     pub(crate) max_spaces: Option<u64>,
     pub(crate) numa_node: Option<Several<u64>>,
     pub(crate) staging_total: Option<Quantity>,
+    pub(crate) session_leases: Option<Quantity>,
     pub(crate) max_sessions: Option<u64>,
     pub(crate) mode: Option<String>,
     pub(crate) max_age: Option<Quantity>,

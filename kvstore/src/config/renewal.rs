@@ -17,7 +17,7 @@ const LIVE: [&str; 8] = [
 ];
 
 /// Keys of `[[domain]]` tables that do.
-const LIVE_OF_DOMAIN: [&str; 14] = [
+const LIVE_OF_DOMAIN: [&str; 15] = [
     "domain.uid",
     "domain.gid",
     "domain.cgroup",
@@ -29,6 +29,7 @@ const LIVE_OF_DOMAIN: [&str; 14] = [
     "domain.max_pages",
     "domain.max_spaces",
     "domain.staging_total",
+    "domain.session_leases",
     "domain.mode",
     "domain.numa_node",
     "domain.max_age",
@@ -75,6 +76,8 @@ impl Renewal {
         self.take_or_keep(take, key("max_pages"), &mut own.max_pages, new.max_pages);
         self.take_or_keep(take, key("max_spaces"), &mut own.max_spaces, new.max_spaces);
         self.take_or_keep(take, key("staging_total"), &mut own.staging_bytes, new.staging_bytes);
+        let leases = (&mut own.session_leases_bytes, new.session_leases_bytes);
+        self.take_or_keep(take, key("session_leases"), leases.0, leases.1);
         self.keep(key("max_sessions"), &own.max_sessions, &new.max_sessions);
     }
 

@@ -2,7 +2,7 @@
 
 use super::domains::{Defaults, refused};
 use super::raw::RawDomain;
-use super::{ConfigError, KIB, MIB, number, size};
+use super::{ConfigError, KIB, MAX_DRAM, MIB, number, size};
 
 /// A pebibyte: the most that an SSD tier may be.
 const MAX_SSD: u64 = 1 << 50;
@@ -28,6 +28,8 @@ pub(crate) struct Shares {
     pub(crate) staging_bytes: u64,
     /// Connections at once.
     pub(crate) max_sessions: u32,
+    /// Bytes of its arena that the leases of one session may pin.
+    pub(crate) session_leases_bytes: Option<u64>,
 }
 
 impl Shares {
@@ -42,6 +44,7 @@ impl Shares {
             max_spaces: MAX_SPACES,
             staging_bytes: defaults.staging_bytes,
             max_sessions: defaults.max_sessions,
+            session_leases_bytes: None,
         }
     }
 }
@@ -67,6 +70,8 @@ pub(super) fn check(raw: &[RawDomain], defaults: &Defaults) -> Result<Vec<Shares
         let found = |found| size("domain.ssd", Some(found), 0, MIB, MAX_SSD);
         let ssd_bytes = raw.ssd.as_ref().map(found).transpose()?;
         let floor = raw.ssd_floor.as_ref();
+        let leased = |found| size("domain.session_leases", Some(found), 0, 64 * KIB, MAX_DRAM);
+        let leases = raw.session_leases.as_ref();
         let (reads, most) = (raw.max_reads_in_flight, u64::from(MAX_READS));
         shares.push(Shares {
             ssd_bytes,
@@ -77,6 +82,7 @@ pub(super) fn check(raw: &[RawDomain], defaults: &Defaults) -> Result<Vec<Shares
             max_spaces: max_spaces[at] as u32,
             staging_bytes: staging_bytes[at],
             max_sessions: max_sessions[at] as u32,
+            session_leases_bytes: leases.map(leased).transpose()?,
         });
     }
     let floors = shares.iter().map(|shares| shares.ssd_floor_bytes);

@@ -192,6 +192,7 @@ fn domains_that_make_no_sense_are_refused_by_name() {
         (format!("{a}weight = 0"), "domain.weight"),
         (format!("{a}max_reads_in_flight = 0"), "domain.max_reads_in_flight"),
         (format!("{a}max_pages = 0"), "domain.max_pages"),
+        (format!("{a}session_leases = 4096"), "domain.session_leases"),
         (format!("{a}max_spaces = 1025"), "domain.max_spaces"),
         (format!("{a}max_spaces = 1024\nuid = [1]\n{b}"), "domain.max_spaces"),
         (format!("{a}max_sessions = 64\nuid = [1]\n{b}"), "domain.max_sessions"),
@@ -260,14 +261,14 @@ fn domains_change_at_a_reload_as_far_as_they_are_the_same() {
 
     // What domains have of what is shared changes for all of them or for none.
     let shares = "ssd = \"2MiB\"\nweight = 3\nmax_reads_in_flight = 5\nmax_pages = 6\n\
-                  max_spaces = 7\nstaging_total = \"1GiB\"\nmax_sessions = 2\n";
+                  max_spaces = 7\nstaging_total = \"1GiB\"\nsession_leases = \"1MiB\"\nmax_sessions = 2\n";
     let (config, renewal) = renewed(&running, &format!("{running}{shares}"));
     let now = config.domains[1].shares;
     assert_eq!((now.ssd_bytes, now.weight, now.max_reads), (Some(2 << 20), 3, 5));
     assert_eq!((now.max_pages, now.max_spaces, now.staging_bytes), (Some(6), 7, 1 << 30));
     let keys = ["max_spaces of a", "staging_total of a", "ssd of b", "weight of b"];
     let more = ["max_reads_in_flight of b", "max_pages of b", "max_spaces of b"];
-    let taken = keys.iter().chain(&more).chain(&["staging_total of b"]);
+    let taken = keys.iter().chain(&more).chain(&["staging_total of b", "session_leases of b"]);
     assert!(taken.map(|key| format!("domain.{key}")).eq(renewal.taken), "{:?}", config.domains);
     assert_eq!(renewal.pending, ["domain.max_sessions of a", "domain.max_sessions of b"]);
     let (config, renewal) = renewed(&running, &format!("{other}{shares}"));

@@ -34,6 +34,7 @@ pub(crate) fn config(sizes: &[Size]) -> Config {
     let limits = DomainLimits { weight: 2, ..DomainLimits::default() };
     let few = DomainLimits {
         max_reads: 1,
+        max_session_bytes: 4 * 4096,
         ssd_bytes: 6 * 4096,
         ssd_floor_bytes: 2 * 4096,
         ..DomainLimits::default()
