@@ -145,6 +145,7 @@ fn page() -> PageRow {
         generation: 9,
         writer: 10,
         born: 11,
+        purged: true,
     }
 }
 

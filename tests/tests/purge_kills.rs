@@ -5,7 +5,7 @@ use rustix::process::Signal;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use undercroft_client::wire::PageKey;
+use undercroft_client::wire::{PageKey, Stamp};
 use undercroft_ssd_tier::{KeptPurges, PurgeList};
 use undercroft_tests::{DaemonOptions, Engine, TestDaemon, program};
 use undercroft_wire::{DomainId, PurgeScope};
@@ -31,10 +31,10 @@ fn chains(engine: &Engine) -> Vec<Vec<PageKey>> {
     (0..CHAINS).map(|chain| engine.keys(chain, PAGES)).collect()
 }
 
-fn store(daemon: &TestDaemon) {
+/// How many pages were stored: some may be there yet.
+fn store(daemon: &TestDaemon) -> u32 {
     let mut engine = engine(daemon);
-    // Some may be there yet.
-    chains(&engine).iter().for_each(|keys| engine.try_store(keys));
+    chains(&engine).iter().map(|keys| engine.store(keys, Stamp(0)).stored).sum()
 }
 
 /// How many pages are found, each of which is loaded and compared.
@@ -108,7 +108,13 @@ fn what_dram_holds_is_purged_too_when_only_the_medium_had_the_purge() {
     list.save(daemon.home(), None).expect("it is written");
     daemon.restart();
     assert_eq!(found(&daemon), 0);
-    store(&daemon);
+    // What is stored before it is over may go with it.
+    let since = Instant::now();
+    while !daemon.log().contains("purged purge=") {
+        assert!(since.elapsed() < PATIENCE, "{}", daemon.log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(store(&daemon), ALL, "{}", daemon.log());
     daemon.kill();
     daemon.restart();
     assert_eq!(found(&daemon), ALL, "it is over, and means nothing that came later");
