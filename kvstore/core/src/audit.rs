@@ -148,9 +148,10 @@ impl Core {
                 *keeps.entry(*page).or_default() += 1;
             }
         }
-        for (page, pinned) in self.holds.values().flat_map(|hold| &hold.pages) {
-            let counts = if *pinned { &mut pins } else { &mut keeps };
-            *counts.entry(*page).or_default() += 1;
+        let holds = self.holds.values().flat_map(|hold| hold.pages.iter().copied());
+        for (page, pinned) in holds.chain(self.searching.held()) {
+            let counts = if pinned { &mut pins } else { &mut keeps };
+            *counts.entry(page).or_default() += 1;
         }
         for grip in self.letting.grips() {
             match grip {
@@ -324,7 +325,7 @@ impl Core {
     }
 
     fn audit_timers(&self) {
-        let active = self.fetches.iter().filter(|(_, fetch)| fetch.active);
+        let active = self.fetches.iter().filter(|(_, fetch)| fetch.active && !fetch.late);
         let fetches = active.map(|(id, fetch)| (fetch.deadline, Timer::Fetch(*id)));
         let holds = self.holds.iter().map(|(id, hold)| (hold.expires, Timer::Hold(*id)));
         let tokens = self.tokens.iter().map(|(id, given)| (given.expires, Timer::Token(id)));

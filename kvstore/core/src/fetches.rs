@@ -1,5 +1,6 @@
 use crate::claims::{Claim, Claimed, Purpose};
 use crate::domains::DomainAt;
+use crate::gathering::Rest;
 use crate::jobs::{Delivery, Job};
 use crate::letting::Grip;
 use crate::page::{Dram, PageId};
@@ -51,6 +52,8 @@ pub(crate) struct Fetch {
     pub(crate) pages: Vec<PageId>,
     /// The reader's index of each page where that is not its position: in a restored lease.
     pub(crate) numbers: Vec<u32>,
+    /// What it has not taken in yet.
+    pub(crate) rest: Option<Box<Rest>>,
     pub(crate) released: u32,
     pub(crate) delivered: u32,
     pub(crate) copied: u32,
@@ -65,6 +68,9 @@ pub(crate) struct Fetch {
     /// Delivered pages that had to be read.
     pub(crate) ssd: u32,
     pub(crate) deadline: Micros,
+    /// Whether the deadline has passed while there was more to take in or to deliver of what lies in
+    /// DRAM: the fetch ends with that.
+    pub(crate) late: bool,
     pub(crate) active: bool,
     pub(crate) waits_for_frame: bool,
     pub(crate) waits_for_slot: bool,
@@ -92,37 +98,10 @@ impl Fetch {
 }
 
 impl Core {
-    /// Starts delivering `pages`, all of them visible. What lies in DRAM at the head of the run
-    /// is pinned at once, the rest is kept from leaving its last tier; then all are touched.
-    pub(crate) fn begin_fetch(&mut self, mut fetch: Fetch, stamp: u64) -> FetchId {
-        self.last_fetch += 1;
-        let id = FetchId(self.last_fetch);
-        fetch.id = id;
-        let resident = |page: &&PageId| self.index[**page].dram == Dram::Resident;
-        let room = self.lease_room(&fetch);
-        let wanted = fetch.pages[..fetch.limit as usize].iter();
-        let lead = wanted.take_while(resident).take(room).count();
-        for &page in &fetch.pages[..lead] {
-            self.pin(page);
-        }
-        for &page in &fetch.pages[lead..fetch.limit as usize] {
-            self.keep(page);
-        }
-        for &page in &fetch.pages[..fetch.limit as usize] {
-            self.touch(page, stamp);
-        }
-        fetch.issued = lead as u32;
-        fetch.reads.extend(std::iter::repeat_n(false, lead));
-        self.timers.insert((fetch.deadline, Timer::Fetch(id)));
-        self.fetches.insert(id, fetch);
-        self.ready.push_back(id);
-        id
-    }
-
     /// Takes a fetch as far as it goes now. `first_in_line` says that it stood at the head of
     /// those who wait for a frame, and may stand there again.
     pub(crate) fn progress(&mut self, id: FetchId, first_in_line: bool, actions: &mut Vec<Action>) {
-        if !self.fetches.get(&id).is_some_and(|fetch| fetch.active) {
+        if !self.fetches.get(&id).is_some_and(|fetch| fetch.active && fetch.rest.is_none()) {
             return;
         }
         let mut fetch = self.fetches.remove(&id).expect("found above");
@@ -148,6 +127,8 @@ impl Core {
         if fetch.delivered == fetch.limit {
             let outcome = fetch.outcome;
             self.finish(id, &mut fetch, outcome, actions);
+        } else if fetch.late && !self.gathering.delivering.contains(&id) {
+            self.finish(id, &mut fetch, FetchOutcome::Deadline, actions);
         }
         self.put_back(id, fetch);
     }
@@ -161,7 +142,7 @@ impl Core {
         }
     }
 
-    fn forget_lease(&mut self, id: FetchId, fetch: &Fetch) {
+    pub(crate) fn forget_lease(&mut self, id: FetchId, fetch: &Fetch) {
         match fetch.reader {
             Reader::Prefetch => {
                 let domain = self.frames.class(fetch.class).domain;
@@ -182,7 +163,7 @@ impl Core {
 
     /// How many more pages the reader's session may pin. What a process that is stopped keeps is
     /// bounded so; a fetch goes on as pages are released.
-    fn lease_room(&self, fetch: &Fetch) -> usize {
+    pub(crate) fn lease_room(&self, fetch: &Fetch) -> usize {
         let session = fetch.reader.session().filter(|_| !fetch.is_copy());
         let Some(session) = session.and_then(|id| self.sessions.get(&id)) else {
             return usize::MAX;
@@ -325,6 +306,10 @@ impl Core {
     fn deliver(&mut self, fetch: &mut Fetch, places: &mut Vec<PagePlace>) {
         let slot_bytes = u64::from(self.frames.class(fetch.class).frame_bytes);
         while fetch.delivered < fetch.issued {
+            if self.gathering.deliveries_left == 0 {
+                // Others have their turn in between.
+                return self.gathering.delivering.push(fetch.id);
+            }
             let at = fetch.delivered;
             let page = fetch.pages[at as usize];
             if fetch.is_copy() {
@@ -338,6 +323,7 @@ impl Core {
             } else if self.index[page].dram != Dram::Resident {
                 return;
             }
+            self.gathering.deliveries_left -= 1;
             fetch.delivered += 1;
             let read = fetch.reads.pop_front().expect("each issued page is noted");
             match fetch.reader {
@@ -368,6 +354,9 @@ impl Core {
         assert!(fetch.delivered <= limit && limit <= fetch.limit, "only the rest can be cut off");
         let (from, issued, old) = (limit as usize, fetch.issued as usize, fetch.limit as usize);
         let pinned = fetch.pinned();
+        if let Some(rest) = fetch.rest.take() {
+            self.break_off(fetch, &rest);
+        }
         if limit <= fetch.copied {
             // It needs no more slots: those given back below are for others.
             self.stop_waiting_for_slot(fetch);

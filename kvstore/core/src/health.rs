@@ -188,6 +188,7 @@ impl Core {
             Grip::Keep(page) => Some(page),
             Grip::Pin(_) | Grip::Offered(_) => None,
         }));
+        kept.extend(self.searching.held().filter(|(_, pinned)| !pinned).map(|(page, _)| page));
         for page in kept {
             self.settle(page);
         }

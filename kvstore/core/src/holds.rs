@@ -17,7 +17,7 @@ pub(crate) struct Hold {
     pub(crate) spaces: Vec<SpaceId>,
     /// Pages in each space.
     pub(crate) count: u32,
-    /// `count` pages for each space in turn, and whether the hold pins (or else keeps) them.
+    /// A page in each space for each of `count` keys, and whether the hold pins (or else keeps) it.
     pub(crate) pages: Vec<(PageId, bool)>,
     pub(crate) expires: Micros,
 }
@@ -26,9 +26,9 @@ impl Hold {
     /// `count` of the pages held in `space`, from `first` on.
     pub(crate) fn run(&self, space: SpaceId, first: u32, count: u32) -> Option<Vec<PageId>> {
         let end = first.checked_add(count).filter(|end| *end <= self.count)?;
-        let base = self.spaces.iter().position(|held| *held == space)? * self.count as usize;
-        let run = &self.pages[base + first as usize..base + end as usize];
-        Some(run.iter().map(|(page, _)| *page).collect())
+        let at = self.spaces.iter().position(|held| *held == space)?;
+        let run = self.pages.chunks_exact(self.spaces.len());
+        Some(run.take(end as usize).skip(first as usize).map(|pages| pages[at].0).collect())
     }
 }
 
@@ -50,11 +50,25 @@ impl Core {
             return;
         };
         self.timers.remove(&(hold.expires, Timer::Hold(id)));
+        self.stop_gathering_from(id);
         let domain = self.domains.get_mut(hold.domain);
         domain.holds -= 1;
         domain.held_pages -= hold.pages.len() as u32;
         let grip = |(page, pinned)| if pinned { Grip::Pin(page) } else { Grip::Keep(page) };
         self.let_go(Some(hold.session), hold.pages.into_iter().map(grip));
+    }
+
+    /// The hold's time is over. A fetch that takes pages from it is not cut off.
+    pub(crate) fn expire_hold(&mut self, id: HoldId) {
+        if self.is_gathered_from(id) {
+            let hold = self.holds.get_mut(&id).expect("a hold that expires is known");
+            self.timers.remove(&(hold.expires, Timer::Hold(id)));
+            hold.expires = self.now.after_ms(1);
+            self.timers.insert((hold.expires, Timer::Hold(id)));
+            return;
+        }
+        self.stats.holds_expired += 1;
+        self.end_hold(id);
     }
 
     /// A hold is given back by the session that has it. An expired one is gone already, which is

@@ -1,12 +1,12 @@
 use crate::commits::NOT_OPEN;
 use crate::fetches::{Fetch, FetchId, Reader};
-use crate::index::Guide;
-use crate::page::{Dram, PageId};
+use crate::gathering::{Rest, Source};
+use crate::page::Dram;
 use crate::{Action, Core, Micros};
 use std::collections::VecDeque;
 use undercroft_wire::{
-    Fetch as FetchRequest, FetchEnd, FetchOutcome, FetchSource, LeaseId, Prefetch, PrefetchReply,
-    RefusedReason, Release, Reply, RequestId, SessionId, SpaceId,
+    Fetch as FetchRequest, FetchEnd, FetchOutcome, FetchSource, LeaseId, PageKey, Prefetch,
+    PrefetchReply, RefusedReason, Release, Reply, RequestId, SessionId, SpaceId,
 };
 
 /// The requests that make and end leases.
@@ -22,7 +22,7 @@ impl Core {
         let Some(state) = self.sessions.get(&session) else {
             return;
         };
-        let (leases, leased, domain) = (state.leases.len(), state.leased_pages, state.domain);
+        let leases = state.leases.len();
         let taken = state.leases.contains_key(&body.lease);
         if taken || !state.stagings.contains_key(&body.space) {
             return self.end_unbegun(session, request, body.lease, actions);
@@ -32,76 +32,39 @@ impl Core {
             return self.refuse(session, request, RefusedReason::Busy, detail, actions);
         }
         let mode = state.mode;
-        let Some(pages) = self.fetched_run(session, body) else {
+        let Some(source) = self.fetched_run(session, body) else {
             return self.end_unbegun(session, request, body.lease, actions);
         };
-        let (mut pages, wished) = pages;
-        let visible = |page: &&PageId| self.is_visible(**page);
-        let found = pages.iter().take_while(visible).count();
-        pages.truncate(found);
-        let tenant = self.domains.get(domain);
-        let left = tenant.config.limits.max_leased_pages.saturating_sub(tenant.leased_pages);
-        if pages.len() as u32 > left.min(limits.max_leased_pages_per_session - leased) {
-            let detail = "the session or its domain leases as many pages as it may";
-            return self.refuse(session, request, RefusedReason::Busy, detail, actions);
-        }
-        let complete = found == wished;
-        let outcome = if complete { FetchOutcome::Complete } else { FetchOutcome::Missing };
         let reader = Reader::Lease { session, lease: body.lease, request, mode };
         let deadline = self.now.after_ms(body.deadline_ms);
         let stamp = self.clamp_stamp(session, body.stamp);
-        let count = pages.len() as u32;
-        let fetch = self.new_fetch(reader, body.space, pages, outcome, deadline);
-        let id = self.begin_fetch(fetch, stamp);
+        let fetch = self.new_fetch(reader, body.space, deadline);
+        let id = self.begin_fetch(fetch, Rest::new(source, (session, request), stamp));
         self.stats.fetches += 1;
-        self.add_lease(session, body.lease, id, count);
+        self.add_lease(session, body.lease, id);
+        self.gather(id, u32::MAX, actions);
     }
 
-    /// A fetch of so many pages is the session's lease from here on.
-    pub(crate) fn add_lease(
-        &mut self,
-        session: SessionId,
-        lease: LeaseId,
-        fetch: FetchId,
-        pages: u32,
-    ) {
+    /// A fetch is the session's lease from here on.
+    pub(crate) fn add_lease(&mut self, session: SessionId, lease: LeaseId, fetch: FetchId) {
         let state = self.sessions.get_mut(&session).expect("a session that leases is known");
         state.leases.insert(lease, fetch);
-        state.leased_pages += pages;
-        self.domains.get_mut(state.domain).leased_pages += pages;
     }
 
-    /// The pages a fetch names, as far as they are known, and how many it wished for.
-    fn fetched_run(
-        &self,
-        session: SessionId,
-        body: &FetchRequest<'_>,
-    ) -> Option<(Vec<PageId>, usize)> {
+    /// The pages that a fetch names.
+    fn fetched_run(&self, session: SessionId, body: &FetchRequest<'_>) -> Option<Source> {
         match &body.source {
-            FetchSource::Keys { keys } => {
-                let mut guide = Guide::default();
-                let find = |key| self.index.find_next(&mut guide, body.space, key);
-                let pages = keys.as_slice().iter().map_while(find).collect();
-                Some((pages, keys.len()))
-            }
-            FetchSource::Hold { hold, first, count } => {
+            FetchSource::Keys { keys } => Some(Source::Keys(keys.as_slice().to_vec())),
+            FetchSource::Hold { hold: id, first, count } => {
                 // Numbers can be guessed: another session's hold is handed over by a token.
-                let hold = self.holds.get(hold).filter(|hold| hold.session == session)?;
+                let hold = self.holds.get(id).filter(|hold| hold.session == session)?;
                 let run = hold.run(body.space, *first, *count)?;
-                let wished = run.len();
-                Some((run, wished))
+                Some(Source::Held(*id, run))
             }
         }
     }
 
-    pub(crate) fn new_fetch(
-        &self,
-        reader: Reader,
-        space: SpaceId,
-        pages: Vec<PageId>,
-        outcome: FetchOutcome,
-        deadline: Micros,
-    ) -> Fetch {
+    pub(crate) fn new_fetch(&self, reader: Reader, space: SpaceId, deadline: Micros) -> Fetch {
         Fetch {
             id: FetchId(0),
             reader,
@@ -111,14 +74,16 @@ impl Core {
             delivered: 0,
             copied: 0,
             issued: 0,
-            limit: pages.len() as u32,
-            pages,
+            limit: 0,
+            pages: Vec::new(),
             numbers: Vec::new(),
-            outcome,
+            rest: None,
+            outcome: FetchOutcome::Complete,
             reads: VecDeque::new(),
             slots: VecDeque::new(),
             ssd: 0,
             deadline,
+            late: false,
             active: true,
             waits_for_frame: false,
             waits_for_slot: false,
@@ -180,31 +145,28 @@ impl Core {
             return self.refuse(session, request, RefusedReason::Unknown, NOT_OPEN, actions);
         }
         let domain = self.domain_of_space(body.space);
-        let visible = |key| {
-            let page = self.index.find(body.space, key)?;
-            self.is_visible(page).then_some(page)
-        };
-        let pages: Vec<PageId> = body.keys.as_slice().iter().map_while(visible).collect();
-        let in_dram = |page: &&PageId| self.index[**page].dram == Dram::Resident;
-        let resident = pages.iter().filter(in_dram).count() as u32;
-        let mut started = pages.len() as u32 - resident;
         let stamp = self.next_stamp(session);
-        if started == 0 {
-            for page in pages {
-                self.touch(page, stamp);
-            }
-        } else if self.domains.get(domain).may_prefetch() {
-            self.domains.get_mut(domain).prefetches += 1;
-            self.stats.prefetches += 1;
-            let ttl_ms = body.ttl_ms.min(self.config.limits.max_hold_ms);
-            let deadline = self.now.after_ms(ttl_ms);
-            let (space, outcome) = (body.space, FetchOutcome::Complete);
-            let fetch = self.new_fetch(Reader::Prefetch, space, pages, outcome, deadline);
-            self.begin_fetch(fetch, stamp);
-        } else {
-            started = 0;
+        if !self.domains.get(domain).may_prefetch() {
+            let resident = self.resident_head(body.space, body.keys.as_slice());
+            let reply = Reply::Prefetch(PrefetchReply { resident, started: 0 });
+            actions.push(Action::Reply { session, request, reply });
+            return;
         }
-        let reply = Reply::Prefetch(PrefetchReply { resident, started });
-        actions.push(Action::Reply { session, request, reply });
+        self.domains.get_mut(domain).prefetches += 1;
+        let ttl_ms = body.ttl_ms.min(self.config.limits.max_hold_ms);
+        let fetch = self.new_fetch(Reader::Prefetch, body.space, self.now.after_ms(ttl_ms));
+        let source = Source::Keys(body.keys.as_slice().to_vec());
+        let id = self.begin_fetch(fetch, Rest::new(source, (session, request), stamp));
+        self.gather(id, u32::MAX, actions);
+    }
+
+    /// How many pages of a visible run are in DRAM, as far as one step looks.
+    fn resident_head(&self, space: SpaceId, keys: &[PageKey]) -> u32 {
+        let visible = |key| {
+            let page = self.index.find(space, key)?;
+            self.is_visible(page).then(|| &self.index[page])
+        };
+        let head = keys.iter().take(self.config.step_pages as usize).map_while(visible);
+        head.filter(|page| page.dram == Dram::Resident).count() as u32
     }
 }

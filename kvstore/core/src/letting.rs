@@ -1,7 +1,7 @@
 use crate::page::PageId;
 use crate::{Action, Core};
 use std::collections::VecDeque;
-use undercroft_wire::{RequestId, SessionId};
+use undercroft_wire::{Reply, RequestId, SessionId};
 
 /// Pages that one turn of one session lets go of.
 const TURN_PAGES: u32 = 256;
@@ -41,7 +41,7 @@ struct Owner {
 enum Work {
     Loosen(VecDeque<Grip>),
     /// A request is answered when all before it is done.
-    Answer(SessionId, RequestId),
+    Answer(SessionId, RequestId, Reply),
 }
 
 impl Letting {
@@ -57,7 +57,7 @@ impl Letting {
     }
 
     fn owes(&self, session: SessionId) -> bool {
-        let to_it = |work: &Work| matches!(work, Work::Answer(to, _) if *to == session);
+        let to_it = |work: &Work| matches!(work, Work::Answer(to, ..) if *to == session);
         self.queue.iter().any(|owner| owner.works.iter().any(to_it))
     }
 
@@ -77,7 +77,9 @@ impl Core {
     /// next steps. Requests that come meanwhile are taken, but they may find less room than after.
     #[must_use]
     pub fn is_session_busy(&self, session: SessionId) -> bool {
-        !self.letting.queue.is_empty() && (self.letting.has(session) || self.letting.owes(session))
+        let ends = !self.letting.queue.is_empty()
+            && (self.letting.has(session) || self.letting.owes(session));
+        ends || self.gathers_for(session) || self.searching.has(session)
     }
 
     /// Whether pages are still to be let go of.
@@ -120,10 +122,20 @@ impl Core {
         actions: &mut Vec<Action>,
     ) {
         if self.letting.has(session) {
-            self.letting.push(Some(session), Work::Answer(asker, request));
+            self.answer_after(session, (asker, request), Reply::Done);
         } else {
             self.done(asker, request, actions);
         }
+    }
+
+    /// Answers a request once all is let go of that `session` had, in this step at the earliest.
+    pub(crate) fn answer_after(
+        &mut self,
+        session: SessionId,
+        (asker, request): (SessionId, RequestId),
+        reply: Reply,
+    ) {
+        self.letting.push(Some(session), Work::Answer(asker, request, reply));
     }
 
     /// Goes on letting go, as far as the step may.
@@ -153,11 +165,13 @@ impl Core {
                     }
                 }
                 Work::Loosen(_) => break,
-                Work::Answer(asker, request) => {
-                    let (asker, request) = (*asker, *request);
-                    owner.works.pop_front();
-                    if self.sessions.get(&asker).is_some_and(|session| session.open) {
-                        self.done(asker, request, actions);
+                Work::Answer(..) => {
+                    let answer = owner.works.pop_front();
+                    if let Some(Work::Answer(session, request, reply)) = answer
+                        && request != RequestId(0)
+                        && self.sessions.get(&session).is_some_and(|session| session.open)
+                    {
+                        actions.push(Action::Reply { session, request, reply });
                     }
                 }
             }

@@ -21,6 +21,7 @@ mod event;
 mod fetches;
 mod frames;
 mod gaps;
+mod gathering;
 mod health;
 mod hints;
 mod holds;

@@ -1,8 +1,10 @@
 use crate::commits::NOT_OPEN;
 use crate::holds::Hold;
 use crate::index::Guide;
-use crate::page::{Dram, Page};
+use crate::letting::Grip;
+use crate::page::{Dram, Page, PageId};
 use crate::{Action, Core};
+use std::collections::{BTreeSet, VecDeque};
 use undercroft_wire::{
     HoldId, Lookup, LookupReply, PageKey, RefusedReason, Reply, RequestId, SessionId, SpaceId,
     Stamp,
@@ -17,6 +19,38 @@ struct Found {
     /// Bytes to be read from each SSD, over all spaces; empty for none.
     ssd_bytes: Vec<u64>,
 }
+
+/// A lookup. One that is long takes several steps: what it has found is held meanwhile if it is to be
+/// held, and may else be gone when it is answered, as at any time after.
+#[derive(Debug)]
+struct Search {
+    session: SessionId,
+    request: RequestId,
+    spaces: Vec<SpaceId>,
+    /// Empty while it is the message's.
+    keys: Vec<PageKey>,
+    /// Keys looked for so far.
+    at: usize,
+    found: Found,
+    guides: Vec<Guide>,
+    hold_ms: u32,
+    /// A page in each space for each key found, and whether it is pinned (or else kept).
+    held: Vec<(PageId, bool)>,
+    stamp: u64,
+}
+
+/// Lookups under way.
+#[derive(Debug, Default)]
+pub(crate) struct Searching {
+    queue: VecDeque<Search>,
+    /// Probes that the step under way may still make.
+    pub(crate) left: u32,
+}
+
+/// Probes that take as long as holding, leasing or letting go of a page.
+pub(crate) const PROBES_PER_PAGE: u32 = 8;
+/// Probes in one turn of one lookup.
+const TURN_PROBES: u32 = 256 * PROBES_PER_PAGE;
 
 impl Core {
     pub(crate) fn lookup(
@@ -38,67 +72,144 @@ impl Core {
             return self.refuse(session, request, RefusedReason::Invalid, detail, actions);
         }
         let keys = body.keys.as_slice();
-        let found = self.longest_run(&body.spaces, keys);
-        let stamp = self.next_stamp(session);
         self.stats.lookups += 1;
         self.stats.lookup_keys += keys.len() as u64;
-        self.stats.prefix_pages += u64::from(found.pages);
-        self.stats.prefix_dram_pages += u64::from(found.dram);
-        let hold = if body.hold_ms > 0 && found.pages > 0 {
-            self.hold(session, &body.spaces, &keys[..found.pages as usize], body.hold_ms)
-        } else {
-            None
+        let mut search = Search {
+            session,
+            request,
+            spaces: body.spaces.clone(),
+            keys: Vec::new(),
+            at: 0,
+            found: Found::default(),
+            guides: body.spaces.iter().map(|_| Guide::default()).collect(),
+            hold_ms: body.hold_ms,
+            held: Vec::new(),
+            stamp: self.next_stamp(session),
         };
-        let reply = Reply::Lookup(LookupReply {
-            pages: found.pages,
-            dram: found.dram,
-            ssd: found.pages - found.dram,
-            hold,
-            stamp: Stamp(stamp),
-            estimate_us: self.estimate_us(&found.ssd_bytes),
-        });
-        actions.push(Action::Reply { session, request, reply });
-    }
-
-    fn longest_run(&self, spaces: &[SpaceId], keys: &[PageKey]) -> Found {
-        match spaces {
-            [space] => self.longest_run_of_one(*space, keys),
-            _ => self.longest_run_of_all(spaces, keys),
+        if self.search(&mut search, keys, u32::MAX) {
+            self.answer_search(search, actions);
+        } else {
+            search.keys = keys.to_vec();
+            self.searching.queue.push_back(search);
         }
     }
 
-    fn longest_run_of_one(&self, space: SpaceId, keys: &[PageKey]) -> Found {
-        let mut found = Found::default();
-        let mut guide = Guide::default();
+    /// Goes on with the lookups under way, as far as the step may.
+    pub(crate) fn search_on(&mut self, actions: &mut Vec<Action>) {
+        while self.searching.left > 0
+            && let Some(mut search) = self.searching.queue.pop_front()
+        {
+            let keys = std::mem::take(&mut search.keys);
+            if self.search(&mut search, &keys, TURN_PROBES) {
+                self.answer_search(search, actions);
+            } else {
+                search.keys = keys;
+                self.searching.queue.push_back(search);
+            }
+        }
+    }
+
+    /// Looks for the next keys, and holds what it finds; true once the answer is known.
+    fn search(&mut self, search: &mut Search, keys: &[PageKey], most: u32) -> bool {
+        let each = if search.hold_ms > 0 { PROBES_PER_PAGE } else { 1 };
+        let cost = search.spaces.len() * each as usize;
+        let turn = (most.min(self.searching.left) as usize / cost).max(1);
+        let end = keys.len().min(search.at + turn);
+        let spent = (end - search.at) * cost;
+        self.searching.left = self.searching.left.saturating_sub(spent as u32);
+        let slice = &keys[search.at..end];
+        let before = search.found.pages;
+        match search.spaces.as_slice() {
+            [space] => {
+                self.longest_run_of_one(&mut search.found, &mut search.guides[0], *space, slice)
+            }
+            spaces => self.longest_run_of_all(&mut search.found, &mut search.guides, spaces, slice),
+        }
+        let found = (search.found.pages - before) as usize;
+        self.hold_found(search, &slice[..found]);
+        search.at = end;
+        found < slice.len() || end == keys.len()
+    }
+
+    fn answer_search(&mut self, search: Search, actions: &mut Vec<Action>) {
+        let Search { session, request, ref found, stamp, .. } = search;
+        self.stats.prefix_pages += u64::from(found.pages);
+        self.stats.prefix_dram_pages += u64::from(found.dram);
+        let (pages, dram, ssd) = (found.pages, found.dram, found.pages - found.dram);
+        let estimate_us = self.estimate_us(&found.ssd_bytes);
+        let hold = self.keep_hold(search);
+        let stamp = Stamp(stamp);
+        let reply = Reply::Lookup(LookupReply { pages, dram, ssd, hold, stamp, estimate_us });
+        actions.push(Action::Reply { session, request, reply });
+    }
+
+    /// The lookups of a session are not to be answered any more.
+    pub(crate) fn drop_searches_of(&mut self, session: SessionId) {
+        let queue = std::mem::take(&mut self.searching.queue);
+        let (gone, stay): (VecDeque<_>, _) =
+            queue.into_iter().partition(|search| search.session == session);
+        self.searching.queue = stay;
+        for search in gone {
+            self.let_go_held(session, search.held);
+        }
+    }
+
+    /// Pages of these spaces are to be found no more: lookups of them start anew.
+    pub(crate) fn search_again_in(&mut self, spaces: &BTreeSet<SpaceId>) {
+        let mut queue = std::mem::take(&mut self.searching.queue);
+        for search in &mut queue {
+            if search.spaces.iter().any(|space| spaces.contains(space)) {
+                (search.at, search.found) = (0, Found::default());
+                self.let_go_held(search.session, std::mem::take(&mut search.held));
+            }
+        }
+        self.searching.queue = queue;
+    }
+
+    fn let_go_held(&mut self, session: SessionId, held: Vec<(PageId, bool)>) {
+        let grip = |(page, pinned)| if pinned { Grip::Pin(page) } else { Grip::Keep(page) };
+        self.let_go(Some(session), held.into_iter().map(grip));
+    }
+
+    fn longest_run_of_one(
+        &self,
+        found: &mut Found,
+        guide: &mut Guide,
+        space: SpaceId,
+        keys: &[PageKey],
+    ) {
         for key in keys {
-            let Some(id) = self.index.find_next(&mut guide, space, key) else {
-                break;
+            let Some(id) = self.index.find_next(guide, space, key) else {
+                return;
             };
             if !self.is_visible(id) {
-                break;
+                return;
             }
             let page = &self.index[id];
             if page.dram == Dram::Resident {
                 found.dram += 1;
             } else {
-                self.note_read(&mut found, page);
+                self.note_read(found, page);
             }
             found.pages += 1;
         }
-        found
     }
 
-    fn longest_run_of_all(&self, spaces: &[SpaceId], keys: &[PageKey]) -> Found {
-        let mut found = Found::default();
+    fn longest_run_of_all(
+        &self,
+        found: &mut Found,
+        guides: &mut [Guide],
+        spaces: &[SpaceId],
+        keys: &[PageKey],
+    ) {
         let mut to_read = Vec::new();
-        let mut guides: Vec<Guide> = spaces.iter().map(|_| Guide::default()).collect();
         for key in keys {
             let mut in_dram = true;
             to_read.clear();
-            for (space, guide) in spaces.iter().zip(&mut guides) {
+            for (space, guide) in spaces.iter().zip(&mut *guides) {
                 let found_page = self.index.find_next(guide, *space, key);
                 let Some(id) = found_page.filter(|id| self.is_visible(*id)) else {
-                    return found;
+                    return;
                 };
                 let page = &self.index[id];
                 if page.dram != Dram::Resident {
@@ -107,12 +218,11 @@ impl Core {
                 }
             }
             for page in &to_read {
-                self.note_read(&mut found, page);
+                self.note_read(found, page);
             }
             found.pages += 1;
             found.dram += u32::from(in_dram);
         }
-        found
     }
 
     fn note_read(&self, found: &mut Found, page: &Page) {
@@ -134,23 +244,20 @@ impl Core {
         times.max().unwrap_or(0)
     }
 
-    /// Holds `keys`, all visible in all `spaces`; `None` if a limit is reached.
-    fn hold(
-        &mut self,
-        session: SessionId,
-        spaces: &[SpaceId],
-        keys: &[PageKey],
-        hold_ms: u32,
-    ) -> Option<HoldId> {
-        let domain = self.domain_of(session)?;
-        let wished = spaces.len() as u64 * keys.len() as u64;
-        if !self.domains.get(domain).may_hold(wished) {
-            self.stats.holds_declined += 1;
-            return None;
+    /// Holds `keys`, all visible in all spaces of a lookup that wants a hold. At a limit it gets none.
+    fn hold_found(&mut self, search: &mut Search, keys: &[PageKey]) {
+        if search.hold_ms == 0 || keys.is_empty() {
+            return;
         }
-        let mut pages = Vec::with_capacity(wished as usize);
-        for &space in spaces {
-            for key in keys {
+        let wished = (search.held.len() + search.spaces.len() * keys.len()) as u64;
+        let domain = self.domain_of(search.session);
+        if !domain.is_some_and(|domain| self.domains.get(domain).may_hold(wished)) {
+            self.stats.holds_declined += 1;
+            search.hold_ms = 0;
+            return self.let_go_held(search.session, std::mem::take(&mut search.held));
+        }
+        for key in keys {
+            for &space in &search.spaces {
                 let page = self.index.find(space, key).expect("the lookup has found it");
                 let pinned = self.index[page].dram == Dram::Resident;
                 if pinned {
@@ -158,12 +265,41 @@ impl Core {
                 } else {
                     self.keep(page);
                 }
-                pages.push((page, pinned));
+                search.held.push((page, pinned));
             }
         }
+    }
+
+    /// Makes a hold of all that a lookup has held; `None` if there is none, or a limit is reached.
+    fn keep_hold(&mut self, search: Search) -> Option<HoldId> {
+        let Search { session, spaces, hold_ms, held: pages, found, .. } = search;
+        if pages.is_empty() {
+            return None;
+        }
+        let domain = self.domain_of(session)?;
+        if !self.domains.get(domain).may_hold(pages.len() as u64) {
+            self.stats.holds_declined += 1;
+            self.let_go_held(session, pages);
+            return None;
+        }
         let expires = self.now.after_ms(hold_ms.min(self.config.limits.max_hold_ms));
-        let count = keys.len() as u32;
-        let hold = Hold { session, domain, spaces: spaces.to_vec(), count, pages, expires };
-        Some(self.insert_hold(hold))
+        let count = found.pages;
+        Some(self.insert_hold(Hold { session, domain, spaces, count, pages, expires }))
+    }
+}
+
+impl Searching {
+    /// Whether a lookup of the session waits for its answer.
+    pub(crate) fn has(&self, session: SessionId) -> bool {
+        self.queue.iter().any(|search| search.session == session)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// What lookups under way hold, and whether they pin (or else keep) it.
+    pub(crate) fn held(&self) -> impl Iterator<Item = (PageId, bool)> + '_ {
+        self.queue.iter().flat_map(|search| search.held.iter().copied())
     }
 }

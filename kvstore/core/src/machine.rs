@@ -4,12 +4,14 @@ use crate::domains::Domains;
 use crate::drains::Drains;
 use crate::fetches::{Fetch, FetchId, Reader};
 use crate::frames::Frames;
+use crate::gathering::Gathering;
 use crate::holds::Hold;
 use crate::index::PageIndex;
 use crate::jobs::Job;
 use crate::lanes::Lanes;
 use crate::letting::Letting;
 use crate::listed::SegmentNumbers;
+use crate::lookups::{PROBES_PER_PAGE, Searching};
 use crate::notes::Notes;
 use crate::offers::OpenOffer;
 use crate::origins::Users;
@@ -63,6 +65,8 @@ pub struct Core {
     pub(crate) segments: SegmentNumbers,
     pub(crate) reach: Reach,
     pub(crate) waves: Waves,
+    pub(crate) searching: Searching,
+    pub(crate) gathering: Gathering,
     pub(crate) letting: Letting,
     pub(crate) users: Users,
     pub(crate) purges: Purges,
@@ -115,6 +119,8 @@ impl Core {
             segments: SegmentNumbers::default(),
             reach: Reach::default(),
             letting: Letting::default(),
+            gathering: Gathering::default(),
+            searching: Searching::default(),
             waves: Waves::new(config.domains.len()),
             users: Users::default(),
             purges: Purges::new(config.purge),
@@ -140,7 +146,11 @@ impl Core {
         self.notes.trim();
         self.waves.left = self.config.step_pages;
         self.letting.left = self.config.step_pages;
+        self.searching.left = self.config.step_pages.saturating_mul(PROBES_PER_PAGE);
+        self.gathering.left = self.config.step_pages;
+        self.gathering.deliveries_left = self.config.step_pages;
         self.expire(actions);
+        self.deliver_on();
         match event {
             Event::Tick => {}
             Event::PartAdded { part, domain, bytes } => self.part_added(part, domain, bytes),
@@ -227,6 +237,8 @@ impl Core {
             } else {
                 budget -= self.drain(budget, actions);
                 self.let_go_on(actions);
+                self.gather_on(actions);
+                self.search_on(actions);
                 self.let_parts_go(actions);
                 self.reclaim(actions);
                 self.prove(actions);
@@ -250,8 +262,9 @@ impl Core {
     pub fn next_timer(&self) -> Option<Micros> {
         let behind = self.devices.next_to_forget().is_some() || self.is_reach_behind();
         let letting = self.is_letting_go() || self.is_draining();
+        let looking = self.is_gathering() || !self.searching.is_empty();
         let forgetting = self.is_purging() || self.is_any_over_quota();
-        if behind || self.has_waves() || letting || forgetting {
+        if behind || self.has_waves() || letting || looking || forgetting {
             return Some(self.now);
         }
         let first = self.timers.first().map(|(due, _)| *due);

@@ -60,6 +60,7 @@ impl Core {
         let spaces: BTreeSet<SpaceId> =
             self.spaces.iter().filter(of_scope).map(|space| space.id).collect();
         self.withdraw_commits_of(&spaces, &scope, actions);
+        self.search_again_in(&spaces);
         self.end_holds_on(&spaces, &scope);
         self.stop_fetches_of(&spaces, &scope, actions);
         self.part_from_reads_of(&spaces, &scope);

@@ -12,8 +12,8 @@ use crate::spaces::{ClassId, Space};
 use crate::{Core, Micros};
 use std::collections::BTreeSet;
 use undercroft_wire::{
-    FetchOutcome, FrameId, MAX_PAGE_BYTES, MIN_PAGE_BYTES, Mode, PageIdentity, RequestId,
-    SessionId, Stamp, frame_bytes,
+    FrameId, MAX_PAGE_BYTES, MIN_PAGE_BYTES, Mode, PageIdentity, RequestId, SessionId, Stamp,
+    frame_bytes,
 };
 
 /// A frame with a page that could not be taken over.
@@ -287,8 +287,7 @@ impl Core {
         let (request, mode) = (RequestId(0), Mode::ZeroCopy);
         let reader = Reader::Lease { session, lease, request, mode };
         let space = self.index[page].space;
-        let outcome = FetchOutcome::Complete;
-        let mut fetch = self.new_fetch(reader, space, Vec::new(), outcome, Micros(0));
+        let mut fetch = self.new_fetch(reader, space, Micros(0));
         fetch.active = false;
         self.last_fetch += 1;
         let id = FetchId(self.last_fetch);

@@ -202,6 +202,7 @@ impl Core {
         let leases: Vec<FetchId> = session.leases.values().copied().collect();
         let copy_mode = session.mode == Mode::Copy;
         self.drop_claims_of(id);
+        self.drop_searches_of(id);
         for (space, staging) in stagings {
             self.spaces.get_mut(space).opened -= 1;
             let assigned = staging.slots.iter().filter_map(|slot| match slot {

@@ -1,7 +1,7 @@
 use crate::fetches::FetchId;
 use crate::tokens::TokenId;
 use crate::{Action, Core};
-use undercroft_wire::{FetchOutcome, HoldId, OfferId, SessionId};
+use undercroft_wire::{HoldId, OfferId, SessionId};
 
 /// What waits for time to pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,13 +19,10 @@ impl Core {
             && due <= self.now
         {
             match timer {
-                Timer::Fetch(fetch) => self.stop_fetch(fetch, FetchOutcome::Deadline, actions),
+                Timer::Fetch(fetch) => self.expire_fetch(fetch, actions),
                 Timer::Token(token) => self.void(token),
                 Timer::Offer(offer) => self.offer_overdue(offer),
-                Timer::Hold(hold) => {
-                    self.stats.holds_expired += 1;
-                    self.end_hold(hold);
-                }
+                Timer::Hold(hold) => self.expire_hold(hold),
             }
         }
     }

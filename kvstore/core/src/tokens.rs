@@ -4,8 +4,8 @@ use crate::timers::Timer;
 use crate::{Action, Core, Micros};
 use hashbrown::HashMap;
 use undercroft_wire::{
-    FetchOutcome, Gift, Give, Given, HoldId, LeaseId, RefusedReason, Reply, RequestId, SessionId,
-    SpaceId, Take, TakenHold, Token,
+    Gift, Give, Given, HoldId, LeaseId, RefusedReason, Reply, RequestId, SessionId, SpaceId, Take,
+    TakenHold, Token,
 };
 
 /// Numbers tokens.
@@ -168,8 +168,8 @@ impl Core {
         Ok(Some(Reply::TakenHold(TakenHold { hold: id, pages: hold.count })))
     }
 
-    /// Leases the pages to the taker, delivers them, and only then ends the giver's lease: they
-    /// are leased to somebody at any moment.
+    /// Makes the giver's fetch one of the taker's, which has nothing of it yet. That the giver's lease
+    /// has ended is noted after what is delivered at once.
     fn take_lease(
         &mut self,
         (session, request): (SessionId, RequestId),
@@ -189,19 +189,31 @@ impl Core {
         if state.leases.contains_key(&lease) {
             return Err((RefusedReason::Invalid, "the number is another lease's"));
         }
-        let pages = fetch.pages[fetch.released as usize..fetch.delivered as usize].to_vec();
-        let count = pages.len() as u32;
+        let count = fetch.delivered - fetch.released;
         let left = limits.max_leased_pages_per_session.saturating_sub(state.leased_pages);
         if state.leases.len() >= limits.max_leases_per_session as usize || count > left {
             return Err((RefusedReason::Busy, "the session leases as much as it may"));
         }
         let reader = Reader::Lease { session, lease, request, mode: state.mode };
         let deadline = self.now.after_ms(limits.max_hold_ms);
-        let fetch = self.new_fetch(reader, space, pages, FetchOutcome::Complete, deadline);
-        let id = self.begin_fetch(fetch, 0);
-        self.add_lease(session, lease, id, count);
+        let mut fetch = self.new_fetch(reader, space, deadline);
+        if count as usize > self.lease_room(&fetch) {
+            return Err((
+                RefusedReason::Busy,
+                "the session's leases pin as many bytes as they may",
+            ));
+        }
+        let mut old = self.fetches.remove(&given).expect("found above");
+        fetch.pages = old.pages[old.released as usize..old.delivered as usize].to_vec();
+        (fetch.issued, fetch.limit) = (count, count);
+        fetch.reads.extend(std::iter::repeat_n(false, count as usize));
+        let id = self.insert_fetch(fetch);
+        self.add_lease(session, lease, id);
+        self.count_leased(session, count);
         self.progress(id, false, actions);
-        self.end_lease(given);
+        self.note_released(&old, old.delivered);
+        old.released = old.delivered;
+        self.forget_lease(given, &old);
         Ok(None)
     }
 

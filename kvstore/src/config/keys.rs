@@ -276,7 +276,7 @@ pub const KEYS: &[Key] = &[
         name: "domain.session_leases",
         default: "no bound but `domain.dram`",
         allowed: "64KiB..=7TiB",
-        what: "Bytes of the domain's arena that the leases of one session may pin, so that a process that is stopped keeps no more. A fetch that wants more goes on as pages are released, until its deadline.",
+        what: "Bytes of the domain's arena that the leases of one session may pin, so that a process that is stopped keeps no more. A fetch that wants more goes on as pages are released, until its deadline; a lease that another session hands over must fit whole.",
     },
     Key {
         name: "domain.max_sessions",
