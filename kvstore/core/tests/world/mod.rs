@@ -14,7 +14,7 @@ use log::Log;
 use memory::{Memory, Part, overlaps, place};
 use state::State;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use undercroft_core::{Action, Config, Core, Event, FramePlace, Micros, ProcessId};
+use undercroft_core::{Action, Config, Core, Event, FramePlace, Micros, Note, ProcessId};
 use undercroft_wire::{
     Commit, DomainId, Extent, Fetch, FetchEnd, FetchOutcome, FetchSource, JobId, LeaseId, Lookup,
     LookupReply, Mode, Offer, OfferId, OfferReply, PageIdentity, PageKey, PagePlace, PartId,
@@ -222,6 +222,9 @@ impl World {
         let mut notes = 0;
         for note in self.core.drain_notes() {
             notes += 1;
+            if let Note::Filling { part, .. } = note {
+                self.memory.check_placed(part);
+            }
             self.state.note(note);
         }
         self.most_notes = self.most_notes.max(notes);
