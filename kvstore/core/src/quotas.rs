@@ -129,6 +129,8 @@ impl Core {
         self.devices.get_mut(extent.device).stats.dropped_pages += 1;
         self.domains.get_mut(domain).ssd.forgotten += 1;
         if self.index[id].dram == Dram::Resident {
+            // Written again before it is used again, it would only drive out another, for ever.
+            self.index[id].set(Mark::AppendRefused, true);
             self.forget_copy(id);
         } else {
             self.lose_record(id);

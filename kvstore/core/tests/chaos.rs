@@ -17,7 +17,7 @@ use undercroft_wire::{
 };
 use world::devices::{Size, config, size};
 use world::log::Log;
-use world::{OTHER, World, key};
+use world::{MANY, OTHER, World, key};
 
 const CHAINS: u64 = 4;
 const DEPTH: u64 = 8;
@@ -477,9 +477,12 @@ impl Chaos {
         }
         self.world.finish_all_jobs();
         // There may be more of it than one step does.
+        let mut rounds = 0;
         while self.world.core.next_timer().is_some_and(|due| due <= self.world.now) {
             self.world.advance(self.world.now);
             self.world.finish_all_jobs();
+            rounds += 1;
+            assert!(rounds < MANY, "what there is to do comes to an end");
         }
         let left = self.world.memory.parts.values().any(|part| part.retired);
         assert!(!left, "parts that nobody uses become empty");

@@ -25,6 +25,9 @@ use undercroft_wire::{
 /// A tenant beside the default one.
 pub(crate) const OTHER: DomainId = DomainId([2; 16]);
 
+/// Steps that nothing takes.
+pub(crate) const MANY: u32 = 5_000;
+
 /// What a frame, a slot or a record holds: the checksum that stands for one page.
 pub(crate) type Content = u64;
 
@@ -455,8 +458,11 @@ impl World {
         let before = self.replies.len();
         self.step(Event::Request { session, request, body });
         // As long as that takes, the daemon reads no more of the session.
+        let mut ticks = 0;
         while self.core.is_session_busy(session) && !self.dead {
             self.step(Event::Tick);
+            ticks += 1;
+            assert!(ticks < MANY, "a request is answered some time");
         }
         let new = self.replies[before..].iter();
         let mut mine = new.filter(|(to, about, _)| *to == session && *about == request);
@@ -589,8 +595,11 @@ impl World {
     /// Lets time pass up to `now` and sends the ticks that fall due.
     pub(crate) fn advance(&mut self, now: Micros) {
         self.now = now;
+        let mut ticks = 0;
         while self.core.next_timer().is_some_and(|due| due <= now) {
             self.step(Event::Tick);
+            ticks += 1;
+            assert!(ticks < MANY, "what there is to do comes to an end");
         }
     }
 
