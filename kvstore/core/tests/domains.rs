@@ -513,6 +513,8 @@ fn a_session_pins_no_more_than_it_may_and_goes_on_as_it_releases() {
     world.fetch(1, 102, mine, &keys, Stamp(0), 1000);
     world
         .step(Event::DomainLimits { domain: DomainId::default(), limits: DomainLimits::default() });
+    // A few pages a step.
+    world.advance(world.now);
     world.finish_jobs();
     assert_eq!(world.outcome(1, 102), FetchOutcome::Complete);
 }
