@@ -4,7 +4,7 @@ use super::content::Book;
 use super::plan::Plan;
 use super::report::Count;
 use super::world::{Frame, World};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use undercroft_core::{Event, ProcessId};
 use undercroft_wire::{
     Commit, DomainId, DropHold, Fetch, FetchEnd, FetchSource, Hint, HintKind, HoldId, LeaseId,
