@@ -20,8 +20,10 @@ pub enum ArenaError {
     NoRoom {
         /// What is needed, page tables and something for others included, bytes.
         needed: u64,
-        /// What can be had, bytes.
+        /// What can be had now, bytes.
         room: u64,
+        /// What could be had at best, if everybody else gave back what they have, bytes.
+        most: u64,
         /// What sets that bound.
         of: String,
     },

@@ -18,6 +18,8 @@ const TABLES: u64 = 256;
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Room {
     bytes: u64,
+    /// What it would be if nobody had any of it.
+    most: u64,
     of: String,
 }
 
@@ -32,8 +34,8 @@ pub(crate) fn check(bytes: u64) -> Result<(), ArenaError> {
 fn check_against(bytes: u64, rooms: impl Iterator<Item = Room>) -> Result<(), ArenaError> {
     let needed = bytes.saturating_add(bytes / TABLES).saturating_add(SPARE_BYTES);
     match rooms.min_by_key(|room| room.bytes) {
-        Some(Room { bytes: room, of }) if bytes > 0 && room < needed => {
-            Err(ArenaError::NoRoom { needed, room, of })
+        Some(Room { bytes: room, most, of }) if bytes > 0 && room < needed => {
+            Err(ArenaError::NoRoom { needed, room, most, of })
         }
         _ => Ok(()),
     }
@@ -49,20 +51,24 @@ pub(crate) fn reserved_bytes() -> u64 {
 /// processes adds up what the memory nodes have.
 fn machine() -> Option<Room> {
     let told = fs::read_to_string("/proc/meminfo").ok();
-    let told = told.and_then(|text| kib_of(&text, "MemAvailable:"));
-    let bytes = told.or_else(|| nodes_available(Path::new(NODES)))?;
-    Some(Room { bytes, of: "the machine".to_owned() })
+    let told =
+        told.and_then(|text| Some((kib_of(&text, "MemAvailable:")?, kib_of(&text, "MemTotal:")?)));
+    let (bytes, most) = told.or_else(|| nodes_available(Path::new(NODES)))?;
+    Some(Room { bytes, most, of: "the machine".to_owned() })
 }
 
-fn nodes_available(nodes: &Path) -> Option<u64> {
+/// What all memory nodes have available, and what they have at all.
+fn nodes_available(nodes: &Path) -> Option<(u64, u64)> {
     let nodes = fs::read_dir(nodes).ok()?.filter_map(Result::ok);
     let texts = nodes.filter_map(|node| fs::read_to_string(node.path().join("meminfo")).ok());
     let one = |text: String| {
         // Free, or a page cache that is written back and given up.
         let names = ["MemFree:", "Active(file):", "Inactive(file):", "SReclaimable:"];
-        names.iter().filter_map(|name| kib_of(&text, name)).sum::<u64>()
+        let available = names.iter().filter_map(|name| kib_of(&text, name)).sum::<u64>();
+        (available, kib_of(&text, "MemTotal:").unwrap_or(available))
     };
-    Some(texts.map(one).sum()).filter(|bytes| *bytes > 0)
+    let all = texts.map(one).fold((0, 0), |all, node| (all.0 + node.0, all.1 + node.1));
+    Some(all).filter(|(available, _)| *available > 0)
 }
 
 /// The number of KiB behind a name, bytes.
@@ -95,7 +101,7 @@ fn group_room(root: &Path, group: &Path) -> Option<Room> {
     });
     let taken = number_of(&at, "memory.current")?.saturating_sub(cached.iter().sum());
     let of = format!("control group /{}", group.display());
-    Some(Room { bytes: limit.saturating_sub(taken), of })
+    Some(Room { bytes: limit.saturating_sub(taken), most: limit, of })
 }
 
 /// The number that a file holds; `None` for `max`.
@@ -133,19 +139,22 @@ mod tests {
         }
     }
 
-    fn room(mib: u64, of: &str) -> Room {
-        Room { bytes: mib * MIB, of: of.to_owned() }
+    fn room(mib: u64, most: u64, of: &str) -> Room {
+        Room { bytes: mib * MIB, most: most * MIB, of: of.to_owned() }
     }
 
     #[test]
     fn the_smallest_bound_decides_and_is_named() {
-        let rooms = || [room(500, "the machine"), room(100, "control group /a")].into_iter();
+        let rooms = || [room(500, 900, "the machine"), room(100, 200, "control group /a")];
+        let rooms = || rooms().into_iter();
         assert!(check_against(60 * MIB, rooms()).is_ok());
-        let refused = check_against(70 * MIB, rooms()).unwrap_err().to_string();
+        let refused = check_against(70 * MIB, rooms()).unwrap_err();
+        assert!(matches!(refused, ArenaError::NoRoom { most, .. } if most == 200 * MIB));
+        let refused = refused.to_string();
         assert!(refused.contains("control group /a") && refused.contains("104857600"), "{refused}");
         assert!(check_against(u64::MAX, rooms()).is_err());
         assert!(check_against(u64::MAX, std::iter::empty()).is_ok(), "nothing is known");
-        assert!(check_against(0, [room(0, "x")].into_iter()).is_ok(), "nothing is wanted");
+        assert!(check_against(0, [room(0, 0, "x")].into_iter()).is_ok(), "nothing is wanted");
     }
 
     #[test]
@@ -164,7 +173,7 @@ mod tests {
         files.write("a/c/memory.max", "max\n");
         files.write("a/c/memory.current", "5\n");
         let rooms = |own| group_rooms(&files.0, own);
-        let (a, b) = (room(600, "control group /a"), room(200, "control group /a/b"));
+        let (a, b) = (room(600, 900, "control group /a"), room(200, 300, "control group /a/b"));
         assert_eq!(rooms("1:cpu:/x\n0::/a/b\n"), [b, a.clone()]);
         assert_eq!(rooms("0::/a/c\n"), [a], "one without a bound");
         assert_eq!(rooms("0::/\n"), []);
@@ -179,7 +188,7 @@ mod tests {
                         Node 0 Inactive(file): 2048 kB\nNode 0 Shmem: 7 kB\n";
             files.write(&format!("node{node}/meminfo"), text);
         }
-        assert_eq!(nodes_available(&files.0), Some(6 * MIB));
+        assert_eq!(nodes_available(&files.0), Some((6 * MIB, 2 * (99 << 10))));
         assert_eq!(nodes_available(&files.0.join("none")), None);
     }
 

@@ -143,7 +143,7 @@ fn render_start(start: &StartStatus) -> String {
         }
     };
     let ready = match start.opening {
-        true => "the arena is being made, clients wait".to_owned(),
+        true => "the arena is being made".to_owned(),
         false => format!("ready after {} ms", start.ready_ms),
     };
     let mut text = format!("{kind}; {ready}; restart {}", start.restarts);

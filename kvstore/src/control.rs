@@ -47,7 +47,7 @@ use undercroft_wire::{
     decode_request,
 };
 
-pub(crate) use fitting::Fitting;
+pub(crate) use fitting::{Fitting, Readiness};
 
 /// How long one session's requests are handled before it is somebody else's turn.
 const TURN: Duration = Duration::from_millis(1);
@@ -425,7 +425,7 @@ impl Control {
         turn
     }
 
-    /// Whether the request has to wait until the arena is open.
+    /// Whether the request has to wait until there is something of the arena.
     fn is_held(&self, id: SessionId, message: &Request<'_>) -> bool {
         let waits = !matches!(
             message,

@@ -3,7 +3,7 @@
 use crate::bell::{Door, bell};
 use crate::bounds;
 use crate::config::Config;
-use crate::control::{Control, ControlParts, Purging};
+use crate::control::{Control, ControlParts, Purging, Readiness};
 use crate::copy_pool::{Copied, CopyPool};
 use crate::device::{Completed, Device};
 use crate::error::StartError;
@@ -436,14 +436,14 @@ async fn open_up(
     began: Instant,
     ready: impl FnOnce(),
 ) -> StartError {
-    let mut open = control.borrow().fitting.opening();
-    while !*open.borrow_and_update() {
+    let mut readiness = control.borrow().fitting.readiness();
+    while *readiness.borrow_and_update() < Readiness::Whole {
         let failure = control.borrow_mut().fitting.take_failure();
         if let Some(failure) = failure {
             return failure;
         }
         // Its other end is the control thread's own.
-        let _changed = open.changed().await;
+        let _changed = readiness.changed().await;
     }
     control.borrow_mut().start.ready_ms = began.elapsed().as_millis() as u64;
     notify(&[NotifyState::Ready]);
@@ -467,8 +467,8 @@ async fn reload(control: &Rc<RefCell<Control>>, mut hung_up: Signal) {
             control.reload(read);
             control.look_again.notify_one();
         }
-        let open = control.borrow().fitting.is_open();
-        if open {
+        let whole = control.borrow().fitting.is_whole();
+        if whole {
             notify(&[NotifyState::Ready]);
         }
     }

@@ -5,13 +5,13 @@ use crate::arena::ArenaPart;
 use crate::bell::Bell;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use std::sync::Arc;
-use std::time::Duration;
-use undercroft_arena::{ArenaError, Backing, Part, PartFacts, PartOptions};
+use std::time::{Duration, Instant};
+use undercroft_arena::{ArenaError, Backing, HugePages, Part, PartFacts, PartOptions};
 use undercroft_wire::{DomainId, PartId};
 
 /// Parts that wait to be made or freed.
 const ROOM: usize = 16 << 10;
-/// How often it is looked whether others are done with a part.
+/// How often it is looked whether others are done with a part, or have given memory back.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A part that a domain's arena is to grow by.
@@ -23,7 +23,17 @@ pub(crate) struct WantedPart {
     /// Bytes of it and of those that are to come after it. There must be room for all of them: what
     /// can never be whole is not begun.
     pub(crate) in_all: u64,
+    /// Until when it is waited for memory that others have and may give back.
+    pub(crate) patience: Option<Instant>,
     pub(crate) options: PartOptions,
+}
+
+impl WantedPart {
+    /// Whether it is worth waiting for what this says is not there.
+    fn may_yet(&self, error: &ArenaError) -> bool {
+        let patient = self.patience.is_some_and(|until| Instant::now() < until);
+        patient && matches!(error, ArenaError::NoRoom { needed, most, .. } if needed <= most)
+    }
 }
 
 /// A part that was made, or why it was not.
@@ -51,8 +61,18 @@ impl PartMaker {
     /// Starts the thread, which makes parts on `backing`; `done` is rung with every part that was
     /// wanted.
     pub(crate) fn start(done: Bell<MadePart>, backing: Arc<Backing>) -> std::io::Result<Self> {
+        let room = Arc::clone(&backing);
+        Self::start_with(done, backing, move |bytes, huge| room.check_room(bytes, huge))
+    }
+
+    /// As [`PartMaker::start`], where `check_room` says whether there is memory for so much.
+    fn start_with(
+        done: Bell<MadePart>,
+        backing: Arc<Backing>,
+        check_room: impl Fn(u64, HugePages) -> Result<(), ArenaError> + Send + 'static,
+    ) -> std::io::Result<Self> {
         let (sender, receiver) = bounded(ROOM);
-        let body = move || run(&receiver, &done, &backing);
+        let body = move || run(&receiver, &done, &backing, check_room);
         std::thread::Builder::new().name("parts".to_owned()).spawn(body)?;
         Ok(Self { work: sender })
     }
@@ -74,27 +94,45 @@ impl PartMaker {
     }
 }
 
-fn run(work: &Receiver<Work>, done: &Bell<MadePart>, backing: &Backing) {
+fn run(
+    work: &Receiver<Work>,
+    done: &Bell<MadePart>,
+    backing: &Backing,
+    check_room: impl Fn(u64, HugePages) -> Result<(), ArenaError>,
+) {
     // The rings let go of a part when they come to it, and must not be the ones to free it.
     let mut going: Vec<Box<ArenaPart>> = Vec::new();
+    // There is no room for them now.
+    let mut waiting: Vec<WantedPart> = Vec::new();
+    let make = |wanted: WantedPart| {
+        let WantedPart { id, bytes, in_all, options, .. } = wanted;
+        let made = match check_room(in_all, options.huge) {
+            Err(error) if wanted.may_yet(&error) => return Err((wanted, error)),
+            Err(error) => Err(error),
+            Ok(()) => Part::create_in(backing, id, bytes, &options),
+        };
+        done.ring(MadePart { wanted, made });
+        Ok(())
+    };
     loop {
-        let next = if going.is_empty() {
+        let next = if going.is_empty() && waiting.is_empty() {
             work.recv().map_err(|_| RecvTimeoutError::Disconnected)
         } else {
             work.recv_timeout(LOOK_AGAIN)
         };
         match next {
             Ok(Work::Make(wanted)) => {
-                let WantedPart { id, bytes, in_all, options, .. } = wanted;
-                let room = backing.check_room(in_all, options.huge);
-                let made = room.and_then(|()| Part::create_in(backing, id, bytes, &options));
-                done.ring(MadePart { wanted, made });
+                if let Err((wanted, why)) = make(wanted) {
+                    tracing::warn!(%why, "the arena waits for memory that others have");
+                    waiting.push(wanted);
+                }
             }
             Ok(Work::Free(part)) => going.push(part),
             Ok(Work::Discard(part)) => drop(part),
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
+        waiting.retain(|wanted| make(*wanted).is_err());
         going.retain(|part| Arc::strong_count(&part.part) > 1);
     }
 }
@@ -107,10 +145,10 @@ mod tests {
     use crate::arena::PartStage;
     use crate::bell::{Door, bell};
     use std::os::unix::fs::MetadataExt;
-    use std::time::Instant;
-    use undercroft_arena::HugePages;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     const BYTES: u64 = 1 << 20;
+    const HOUR: Duration = Duration::from_secs(3600);
 
     fn wait_for<T>(mut what: impl FnMut() -> Option<T>) -> T {
         let since = Instant::now();
@@ -126,7 +164,8 @@ mod tests {
     fn made(maker: &PartMaker, door: &Door<MadePart>) -> ArenaPart {
         let options = PartOptions { huge: HugePages::Off, ..PartOptions::default() };
         let (id, domain) = (PartId(3), DomainId::named("default"));
-        assert!(maker.make(WantedPart { id, domain, bytes: BYTES, in_all: BYTES, options }));
+        let (bytes, in_all, patience) = (BYTES, BYTES, None);
+        assert!(maker.make(WantedPart { id, domain, bytes, in_all, patience, options }));
         let (part, facts) = wait_for(|| door.take()).made.unwrap();
         let read_only = Arc::new(part.read_only_fd().unwrap());
         let (part, stage) = (Arc::new(part), PartStage::Empty);
@@ -147,9 +186,51 @@ mod tests {
         let maker = PartMaker::start(bell, Arc::default()).unwrap();
         let options = PartOptions { huge: HugePages::Off, ..PartOptions::default() };
         let (id, domain) = (PartId(3), DomainId::named("default"));
-        assert!(maker.make(WantedPart { id, domain, bytes: BYTES, in_all: 1 << 60, options }));
+        // However patient one is: no machine has that much.
+        let (bytes, in_all, patience) = (BYTES, 1 << 60, Some(Instant::now() + 10 * HOUR));
+        assert!(maker.make(WantedPart { id, domain, bytes, in_all, patience, options }));
         let made = wait_for(|| door.take()).made;
         assert!(matches!(made, Err(ArenaError::NoRoom { .. })), "{made:?}");
+    }
+
+    /// Engines have the arena of the daemon before, until they hear of the new one.
+    #[test]
+    fn memory_that_others_have_is_waited_for() {
+        let (bell, door) = bell(4);
+        let room = Arc::new(AtomicU64::new(0));
+        let of_machine = Arc::clone(&room);
+        let check = move |needed, _| match of_machine.load(Ordering::Relaxed) {
+            room if room < needed => {
+                let of = "the machine".to_owned();
+                Err(ArenaError::NoRoom { needed, room, most: 4 * BYTES, of })
+            }
+            _ => Ok(()),
+        };
+        let maker = PartMaker::start_with(bell, Arc::default(), check).unwrap();
+        let options = PartOptions { huge: HugePages::Off, ..PartOptions::default() };
+        let wanted = |id, in_all, patience| {
+            let domain = DomainId::named("default");
+            let id = PartId(id);
+            maker.make(WantedPart { id, domain, bytes: BYTES, in_all, patience, options })
+        };
+        let patient = Some(Instant::now() + 10 * HOUR);
+        assert!(wanted(1, 2 * BYTES, patient));
+        assert!(wanted(2, 5 * BYTES, patient) && wanted(3, 2 * BYTES, None));
+        for expected in [2, 3] {
+            let MadePart { wanted, made } = wait_for(|| door.take());
+            assert_eq!(wanted.id, PartId(expected));
+            assert!(matches!(made, Err(ArenaError::NoRoom { .. })), "{made:?}");
+        }
+        room.store(2 * BYTES, Ordering::Relaxed);
+        let MadePart { wanted: first, made } = wait_for(|| door.take());
+        assert!(first.id == PartId(1) && made.is_ok(), "{made:?}");
+        room.store(0, Ordering::Relaxed);
+        assert!(wanted(4, 2 * BYTES, Some(Instant::now() + LOOK_AGAIN)));
+        let made = wait_for(|| door.take()).made;
+        assert!(
+            matches!(made, Err(ArenaError::NoRoom { .. })),
+            "its patience has an end: {made:?}"
+        );
     }
 
     #[test]

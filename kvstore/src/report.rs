@@ -27,7 +27,7 @@ pub(crate) fn report(control: &Control) -> StatusReport {
         epoch: control.arena.epoch.0,
         cpu_s: process::cpu_seconds(),
         socket: control.config.socket.display().to_string(),
-        start: StartStatus { opening: !control.fitting.is_open(), ..control.start.clone() },
+        start: StartStatus { opening: !control.fitting.is_whole(), ..control.start.clone() },
         reload: control.reload.clone(),
         heap_bytes: process::heap_bytes(),
         known_pages: control.core.known_pages(),

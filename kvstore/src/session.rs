@@ -1,7 +1,7 @@
 //! One connected process: its socket, what waits to be sent to it, its staging areas.
 
 use crate::config::DomainConfig;
-use crate::control::Control;
+use crate::control::{Control, Readiness};
 use crate::outbox::{MAX_OUTBOX_BYTES, Outbox};
 use crate::peer::Peer;
 use rustix::net::{Shutdown, shutdown};
@@ -264,7 +264,7 @@ pub(crate) enum TurnEnd {
     Done,
     /// It is somebody else's turn.
     Over,
-    /// The next frame waits for the arena to be open.
+    /// The next frame waits for the arena's first parts.
     Held,
 }
 
@@ -343,9 +343,9 @@ async fn take_turns(
             }
             TurnEnd::Over => tokio::task::yield_now().await,
             TurnEnd::Held => {
-                let mut open = control.borrow().fitting.opening();
+                let mut open = control.borrow().fitting.readiness();
                 // Its other end is the control thread's own.
-                let _open = open.wait_for(|open| *open).await;
+                let _open = open.wait_for(|open| *open >= Readiness::Served).await;
             }
         }
     }

@@ -53,7 +53,12 @@ impl Absence {
         let mut report = AbsenceReport::default();
         for round in 0..4 * self.rounds {
             go_on()?;
-            ensure!(client.wait_connected(PATIENCE), "the client does not come back");
+            ensure!(
+                client.wait_connected(PATIENCE),
+                "the client does not come back: {:?}\n{}",
+                client.state(),
+                daemon.log()
+            );
             let known = engine.store(&keys, Stamp(0));
             ensure!(known.stored + known.held == 4, "the daemon takes no pages: {known:?}");
             let lookup = Lookup { engine: &engine, keys: &keys };

@@ -40,8 +40,8 @@ impl Site {
         client.status(ANSWER).expect("the daemon answers")
     }
 
-    /// Waits until all records on its SSDs are known and have proved themselves, as far as they
-    /// have to.
+    /// Waits until its arena is whole, and all records on its SSDs are known and have proved
+    /// themselves, as far as they have to.
     ///
     /// # Errors
     /// That does not come about.
@@ -55,11 +55,11 @@ impl Site {
             known || device.condition == DeviceCondition::Lost
         };
         loop {
-            let ssd = self.status().ssd;
-            if ssd.iter().flat_map(|ssd| &ssd.devices).all(is_over) {
+            let StatusReport { ssd, start, .. } = *self.status();
+            if !start.opening && ssd.iter().flat_map(|ssd| &ssd.devices).all(is_over) {
                 return Ok(());
             }
-            ensure!(since.elapsed() < PATIENCE, "not recovered within {PATIENCE:?}: {ssd:?}");
+            ensure!(since.elapsed() < PATIENCE, "not up within {PATIENCE:?}: {start:?}, {ssd:?}");
             std::thread::sleep(Duration::from_millis(2));
         }
     }

@@ -83,7 +83,8 @@ pub struct StartStatus {
     pub quarantined_bytes: u64,
     /// Why a kept arena was not used.
     pub dropped: Option<String>,
-    /// Whether the arena is still being made for the first time. Clients are greeted and wait.
+    /// Whether the arena is still being made for the first time. Clients are greeted, wait for the
+    /// first of its parts, and are served with what there is.
     pub opening: bool,
 }
 

@@ -12,12 +12,29 @@ use crate::session::Session;
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::watch;
 use undercroft_arena::{ArenaError, Part, PartFacts, PartRow};
 use undercroft_core::Event;
 use undercroft_wire::{
     DomainId, Mode, PartAdded, PartId, PartRetired, Reply, RequestId, SessionId,
 };
+
+/// How long the first arena of a daemon waits for memory that others have. Engines come back within
+/// a second or two.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How far the arenas of a daemon that begins anew have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Readiness {
+    /// Some domain has no part yet. Clients are greeted, so that they let an older arena go, and
+    /// their requests wait.
+    Shut,
+    /// Every domain has a part: requests are served, and more comes.
+    Served,
+    /// All are as large as they are to be at the start.
+    Whole,
+}
 
 /// What is under way to bring the arenas to their sizes.
 pub(crate) struct Fitting {
@@ -30,9 +47,7 @@ pub(crate) struct Fitting {
     parting: HashMap<PartId, HashSet<SessionId>>,
     /// Whether something has changed that may let an arena grow.
     due: bool,
-    /// Whether the arena is as large as it is to be at the start. Until then clients are greeted,
-    /// so that they let an older arena go, and their requests wait.
-    open: watch::Sender<bool>,
+    readiness: watch::Sender<Readiness>,
     /// Whether it was told that not all of the arena is kept over a restart.
     has_told_unkept: bool,
     /// Why it cannot be.
@@ -40,27 +55,42 @@ pub(crate) struct Fitting {
 }
 
 impl Fitting {
-    /// `open` says that there is an arena to begin with.
-    pub(crate) fn new(maker: PartMaker, open: bool) -> Self {
+    /// `kept` says that there is an arena to begin with.
+    pub(crate) fn new(maker: PartMaker, kept: bool) -> Self {
         Self {
             maker,
             making: HashMap::new(),
             short: HashMap::new(),
             parting: HashMap::new(),
             due: true,
-            open: watch::Sender::new(open),
+            readiness: watch::Sender::new(if kept { Readiness::Whole } else { Readiness::Shut }),
             has_told_unkept: false,
             failure: None,
         }
     }
 
-    /// Changes when the arena is open, or cannot be.
-    pub(crate) fn opening(&self) -> watch::Receiver<bool> {
-        self.open.subscribe()
+    /// Changes as the arena opens, or when it cannot.
+    pub(crate) fn readiness(&self) -> watch::Receiver<Readiness> {
+        self.readiness.subscribe()
     }
 
+    /// Whether requests are served.
     pub(crate) fn is_open(&self) -> bool {
-        *self.open.borrow()
+        *self.readiness.borrow() >= Readiness::Served
+    }
+
+    /// Whether the arena was, once, as large as it was to be.
+    pub(crate) fn is_whole(&self) -> bool {
+        *self.readiness.borrow() == Readiness::Whole
+    }
+
+    /// It never goes back.
+    fn opens(&self, to: Readiness) {
+        self.readiness.send_if_modified(|now| {
+            let further = to > *now;
+            *now = to.max(*now);
+            further
+        });
     }
 
     pub(crate) fn take_failure(&mut self) -> Option<StartError> {
@@ -130,12 +160,16 @@ impl Control {
             self.retire_surplus(domain);
             self.make_missing(domain);
         }
-        let is_whole = |domain: &Arc<DomainConfig>| {
-            self.arena.bytes_of(domain.id, PartStage::InUse) >= domain.dram_bytes
-        };
-        if !self.fitting.is_open() && domains.iter().all(is_whole) {
-            self.fitting.open.send_replace(true);
+        if self.fitting.is_whole() {
+            return;
         }
+        let reached =
+            |domain: &Arc<DomainConfig>| match self.arena.bytes_of(domain.id, PartStage::InUse) {
+                has if has >= domain.dram_bytes => Readiness::Whole,
+                0 => Readiness::Shut,
+                _ => Readiness::Served,
+            };
+        self.fitting.opens(domains.iter().map(reached).min().unwrap_or(Readiness::Whole));
     }
 
     /// Has parts retire until what is left is no more than there is to be: those with the fewest
@@ -176,7 +210,9 @@ impl Control {
         // Two domains' parts may be under way at once.
         self.state.set_next_part(PartId(id.0.saturating_add(1)));
         let options = self.arena.options(domain.numa_node(id));
-        let wanted = WantedPart { id, domain: domain.id, bytes, in_all, options };
+        // Engines may still have the arena of a daemon before: they let it go once they are greeted.
+        let patience = (!fitting.is_whole()).then(|| self.started + PATIENCE);
+        let wanted = WantedPart { id, domain: domain.id, bytes, in_all, patience, options };
         if fitting.maker.make(wanted) {
             fitting.making.insert(domain.id, bytes);
         } else {
@@ -185,14 +221,14 @@ impl Control {
     }
 
     /// Bytes of parts that are still to be made for a domain, or for all of them while the arena opens:
-    /// it opens whole or not at all. Parts that are asked for already will be there before the next.
+    /// it becomes whole or nothing is begun. Parts that are asked for already will be there before the next.
     fn bytes_to_come(&self, domain: &DomainConfig) -> u64 {
         let missing = |domain: &DomainConfig| {
             let has = self.arena.bytes_of(domain.id, PartStage::InUse);
             let asked_for = self.fitting.making.get(&domain.id).copied().unwrap_or(0);
             domain.dram_bytes.saturating_sub(has).saturating_sub(asked_for)
         };
-        if self.fitting.is_open() {
+        if self.fitting.is_whole() {
             return missing(domain);
         }
         self.domains.iter().fold(0, |sum, domain| missing(domain).saturating_add(sum))
@@ -226,11 +262,11 @@ impl Control {
         };
         let Err(source) = added else { return };
         self.fell_short(&domain, source.to_string());
-        if !self.fitting.is_open() {
+        if !self.fitting.is_whole() {
             let (domain, bytes) = (domain.name.clone(), domain.dram_bytes);
             self.fitting.failure = Some(StartError::Arena { domain, bytes, source });
             // Wakes whoever waits for the opening: that it failed, it is told besides.
-            self.fitting.open.send_replace(false);
+            self.fitting.readiness.send_modify(|_| {});
         }
     }
 

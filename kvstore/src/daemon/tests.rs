@@ -3,6 +3,7 @@
 use super::*;
 use crate::recovery::PIECE_RECORDS;
 use crate::report::report;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use undercroft_arena::Memory;
 use undercroft_ssd_tier::{AppendOutcome, Completion, LogConfig, Op, PageLog};
@@ -151,6 +152,34 @@ fn a_search_that_is_not_over_does_not_keep_the_daemon_from_stopping_in_order() {
         control.found(next(&doors));
     }
     assert_eq!(devices(&control)[0].tier.pages, 2000);
+    drop(doors);
+    control.shut(Vec::new());
+}
+
+/// A large arena takes many seconds to be made, and no engine waits so long for a space.
+#[test]
+fn requests_are_served_once_every_domain_has_a_part() {
+    let home = tempfile::tempdir().unwrap();
+    let text = "[server]\nmetrics = \"off\"\n[arena]\npart = \"64KiB\"\n[ssd]\nsize = 0\n\
+                [[domain]]\nname = \"a\"\nuid = [1]\ndram = \"192KiB\"\n\
+                [[domain]]\nname = \"b\"\ndram = \"128KiB\"\n";
+    let config = Config::parse(text, &home.path().join("test.toml")).unwrap();
+    let (mut control, doors) = assemble(config, Vec::new(), nothing(), &Ground::default()).unwrap();
+    let mut parts = HashMap::new();
+    while !control.fitting.is_whole() {
+        let some = parts.len() == 2;
+        assert_eq!(control.fitting.is_open(), some, "with parts in {} domains", parts.len());
+        assert!(report(&control).start.opening);
+        control.fit();
+        let Some(made) = doors.parted.take() else {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        };
+        *parts.entry(made.wanted.domain).or_insert(0) += 1;
+        control.part_made(made);
+        control.fit();
+    }
+    assert!(parts.values().sum::<u32>() == 5 && !report(&control).start.opening, "{parts:?}");
     drop(doors);
     control.shut(Vec::new());
 }
