@@ -3,7 +3,7 @@
     reason = "mapping memory is a raw system call; the only mmap of the workspace"
 )]
 
-use crate::{memfd, smaps};
+use crate::memfd;
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
@@ -173,13 +173,6 @@ impl Mapping {
             let rc = unsafe { libc::madvise(start, len, libc::MADV_COLLAPSE) };
             if rc == 0 { Ok(()) } else { Err(last_errno()) }
         })
-    }
-
-    /// How much of what is mapped is mapped in huge pages, bytes: what the kernel says, and nothing
-    /// where it says nothing.
-    pub(crate) fn huge_bytes(&self) -> usize {
-        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap_or_default();
-        smaps::huge_bytes(&smaps, self.base.as_ptr() as usize, self.len)
     }
 
     /// Keeps the mapping in memory.

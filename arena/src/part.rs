@@ -1,8 +1,10 @@
 use crate::mapping::{HUGE_BYTES, Mapping};
 use crate::memory::usable_bytes;
+use crate::part_facts::small_pages;
 use crate::prefault::{Fault, prefault};
 use crate::region::{Access, Region};
 use crate::shared_file::SharedFile;
+use crate::smaps::Smaps;
 use crate::{ArenaError, Backing, FileId, HugePages, PageKind, PartFacts, PartOptions, Span, numa};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -79,7 +81,8 @@ impl Part {
 
     /// Maps a part again that an earlier daemon made and did not give up: `fd` and `read_only` are
     /// what its [`Part::fd`] and [`Part::read_only_fd`] were, the latter needed only where it
-    /// cannot be made again. Its bytes are as they were; nothing of them is moved or copied.
+    /// cannot be made again. Its bytes are as they were; nothing of them is moved or copied. Where it
+    /// may be in transparent huge pages, [`Part::huge_bytes`] tells how much of it is.
     ///
     /// # Errors
     /// A file of another size, one whose size could change, or one that is not ours to write.
@@ -100,9 +103,34 @@ impl Part {
         let huge_bytes = if hugetlb {
             fault_hugetlb(&mapping, options)?
         } else {
-            map_again(&mapping, options, &mut refused)?
+            map_again(&mapping, options, &mut refused)?;
+            0
         };
-        Ok(Self::mapped(id, usable, file, mapping, options, Fresh { hugetlb, huge_bytes, refused }))
+        let (part, mut facts) = Self::mapped(
+            id,
+            usable,
+            file,
+            mapping,
+            options,
+            Fresh { hugetlb, huge_bytes, refused },
+        );
+        if !hugetlb && options.huge == HugePages::Auto {
+            facts.pages = PageKind::Untold;
+        }
+        Ok((part, facts))
+    }
+
+    /// Bytes of each of these that are mapped in transparent huge pages: what the kernel says, and
+    /// nothing where it says nothing. It goes through the page tables of the whole process for it,
+    /// in tens of milliseconds, however few are asked for.
+    #[must_use]
+    pub fn huge_bytes(parts: &[Arc<Self>]) -> Vec<u64> {
+        let smaps = Smaps::read();
+        let of = |part: &Arc<Self>| {
+            let mapping = &part.region.mapping;
+            smaps.huge_bytes(mapping.base().as_ptr() as usize, mapping.len()) as u64
+        };
+        parts.iter().map(of).collect()
     }
 
     fn make(
@@ -266,36 +294,25 @@ fn fault_plain(
     let made = prefault(mapping, fault, options.prefault_threads)
         .map_err(ArenaError::system("fault a part in", mapping.len() as u64))?;
     if huge {
-        say_if_small(mapping, made, refused);
+        refused.extend(small_pages(made as u64, mapping.len() as u64));
     }
     Ok(made)
 }
 
-/// Fills the page tables for memory that is there already, and asks the kernel how much of it is
-/// huge: making it so would copy pages that a dead daemon's reads may still land in.
+/// Fills the page tables for memory that is there already. None of it is made huge: that would copy
+/// pages that a dead daemon's reads may still land in.
 fn map_again(
     mapping: &Mapping,
     options: &PartOptions,
     refused: &mut Vec<String>,
-) -> Result<usize, ArenaError> {
-    let huge = advise(mapping, options, refused);
+) -> Result<(), ArenaError> {
+    advise(mapping, options, refused);
     if options.prefault_threads == 0 {
-        return Ok(0);
+        return Ok(());
     }
     prefault(mapping, Fault::Write, options.prefault_threads)
-        .map_err(ArenaError::system("fault a part in", mapping.len() as u64))?;
-    let found = if huge { mapping.huge_bytes() } else { 0 };
-    if huge {
-        say_if_small(mapping, found, refused);
-    }
-    Ok(found)
-}
-
-fn say_if_small(mapping: &Mapping, made: usize, refused: &mut Vec<String>) {
-    let possible = mapping.len() / HUGE_BYTES * HUGE_BYTES;
-    if made < possible {
-        refused.push(format!("huge shared memory: {made} of {possible} bytes"));
-    }
+        .map(drop)
+        .map_err(ArenaError::system("fault a part in", mapping.len() as u64))
 }
 
 fn lock(mapping: &Mapping, refused: &mut Vec<String>) -> bool {

@@ -1,5 +1,7 @@
 use std::fmt;
 
+const HUGE_BYTES: u64 = crate::mapping::HUGE_BYTES as u64;
+
 /// Whether to look for huge pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HugePages {
@@ -39,6 +41,8 @@ pub enum PageKind {
     Transparent,
     /// 4 KiB pages.
     Base,
+    /// Not told yet: see [`Part::huge_bytes`](crate::Part::huge_bytes).
+    Untold,
 }
 
 impl fmt::Display for PageKind {
@@ -47,6 +51,7 @@ impl fmt::Display for PageKind {
             Self::Hugetlb => "hugetlb",
             Self::Transparent => "transparent",
             Self::Base => "4k",
+            Self::Untold => "not told yet",
         })
     }
 }
@@ -64,4 +69,20 @@ pub struct PartFacts {
     pub numa_node: Option<u32>,
     /// What was refused, one line each.
     pub refused: Vec<String>,
+}
+
+impl PartFacts {
+    /// Takes in how much of a part of `len` bytes is in huge pages.
+    pub fn tell(&mut self, huge_bytes: u64, len: u64) {
+        self.huge_bytes = huge_bytes;
+        self.pages = if huge_bytes > 0 { PageKind::Transparent } else { PageKind::Base };
+        self.refused.extend(small_pages(huge_bytes, len));
+    }
+}
+
+/// What there is to say of a part that is to be in huge pages and is not as a whole.
+pub(crate) fn small_pages(huge_bytes: u64, len: u64) -> Option<String> {
+    let possible = len / HUGE_BYTES * HUGE_BYTES;
+    let is_short = huge_bytes < possible;
+    is_short.then(|| format!("huge shared memory: {huge_bytes} of {possible} bytes"))
 }

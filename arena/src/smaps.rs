@@ -1,16 +1,24 @@
-//! What `/proc/self/smaps` says of a mapping.
+/// What `/proc/self/smaps` says of this process's mappings.
+pub(crate) struct Smaps(String);
 
-/// Bytes of `start..start + len` that are mapped in huge pages.
-pub(crate) fn huge_bytes(smaps: &str, start: usize, len: usize) -> usize {
-    let (mut inside, mut total) = (false, 0);
-    for line in smaps.lines() {
-        if let Some((from, to)) = range(line) {
-            inside = from >= start && to <= start + len;
-        } else if inside {
-            total += huge_kib(line) * 1024;
-        }
+impl Smaps {
+    /// What it says now; nothing where it says nothing.
+    pub(crate) fn read() -> Self {
+        Self(std::fs::read_to_string("/proc/self/smaps").unwrap_or_default())
     }
-    total
+
+    /// Bytes of `start..start + len` that are mapped in huge pages.
+    pub(crate) fn huge_bytes(&self, start: usize, len: usize) -> usize {
+        let (mut inside, mut total) = (false, 0);
+        for line in self.0.lines() {
+            if let Some((from, to)) = range(line) {
+                inside = from >= start && to <= start + len;
+            } else if inside {
+                total += huge_kib(line) * 1024;
+            }
+        }
+        total
+    }
 }
 
 /// The addresses of the line that begins a mapping.
@@ -46,9 +54,10 @@ ShmemPmdMapped:     2048 kB
 
     #[test]
     fn only_what_lies_inside_is_counted() {
-        assert_eq!(huge_bytes(SMAPS, 0x7f00_0000_0000, 8 << 20), 6 << 20);
-        assert_eq!(huge_bytes(SMAPS, 0x7f00_0040_0000, 4 << 20), 4 << 20);
-        assert_eq!(huge_bytes(SMAPS, 0x7e00_0000_0000, 8 << 20), 0);
-        assert_eq!(huge_bytes("", 0, 8 << 20), 0);
+        let smaps = Smaps(SMAPS.to_owned());
+        assert_eq!(smaps.huge_bytes(0x7f00_0000_0000, 8 << 20), 6 << 20);
+        assert_eq!(smaps.huge_bytes(0x7f00_0040_0000, 4 << 20), 4 << 20);
+        assert_eq!(smaps.huge_bytes(0x7e00_0000_0000, 8 << 20), 0);
+        assert_eq!(Smaps(String::new()).huge_bytes(0, 8 << 20), 0);
     }
 }

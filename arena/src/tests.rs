@@ -118,6 +118,7 @@ fn facts_say_what_pages_there_are() {
             println!("not tested: this machine gives no huge shared memory: {:?}", facts.refused);
         }
         PageKind::Hugetlb | PageKind::Transparent => assert!(facts.huge_bytes <= bytes),
+        PageKind::Untold => panic!("it has just been made: {facts:?}"),
     }
     if facts.huge_bytes < bytes || !facts.locked {
         assert!(!facts.refused.is_empty(), "what is not had was refused: {facts:?}");

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use undercroft_arena::{
-    ArenaError, Board, FileId, HugePages, Part, PartFacts, PartOptions, PartRow, Span,
+    ArenaError, Board, FileId, HugePages, PageKind, Part, PartFacts, PartOptions, PartRow, Span,
 };
 use undercroft_core::FramePlace;
 use undercroft_wire::{ArenaStatus, DomainId, Epoch, PartId};
@@ -249,6 +249,19 @@ impl Arena {
     /// The memory of all parts, to be registered with a page log's ring.
     pub(crate) fn memory(&self) -> Vec<Arc<Part>> {
         self.parts.values().map(|part| Arc::clone(&part.part)).collect()
+    }
+
+    /// The parts of which it is not known in what pages they lie.
+    pub(crate) fn untold(&self) -> Vec<Arc<Part>> {
+        let untold = self.parts.values().filter(|part| part.facts.pages == PageKind::Untold);
+        untold.map(|part| Arc::clone(&part.part)).collect()
+    }
+
+    /// Takes in how much of a part is in huge pages.
+    pub(crate) fn tell(&mut self, part: PartId, huge_bytes: u64) {
+        if let Some(part) = self.parts.get_mut(&part) {
+            part.facts.tell(huge_bytes, part.part.len() as u64);
+        }
     }
 
     /// The first `bytes` bytes of a frame.

@@ -12,7 +12,7 @@ use crate::inherited;
 use crate::listener::BoundSocket;
 use crate::mounts::{self, Ground};
 use crate::mourner::Mourner;
-use crate::part_maker::{MadePart, PartMaker};
+use crate::part_maker::{PartMaker, Parted};
 use crate::peer::Peer;
 use crate::process;
 use crate::purge_book::{PurgeBook, Saved, Savers};
@@ -387,7 +387,7 @@ struct Doors {
     found: Door<Found>,
     gone: Door<SessionId>,
     made: Door<Made>,
-    parted: Door<MadePart>,
+    parted: Door<Parted>,
     saved: Door<Saved>,
 }
 
@@ -412,7 +412,7 @@ async fn work(
             () = found.rung() => recover(control, found).await,
             () = gone.rung() => drain(control, gone, Control::bury).await,
             () = made.rung() => drain(control, made, Control::staging_made).await,
-            () = parted.rung() => drain(control, parted, Control::part_made).await,
+            () = parted.rung() => drain(control, parted, Control::parted).await,
             () = until(timer) => control.borrow_mut().feed(Event::Tick),
             () = look_again.notified() => {}
             () = watchdog.is_due() => watchdog::pet(),

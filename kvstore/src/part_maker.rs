@@ -43,9 +43,18 @@ pub(crate) struct MadePart {
     pub(crate) made: Result<(Part, PartFacts), ArenaError>,
 }
 
+/// What the thread has done.
+#[derive(Debug)]
+pub(crate) enum Parted {
+    Made(MadePart),
+    /// Bytes in huge pages of parts that were taken over.
+    Told(Vec<(PartId, u64)>),
+}
+
 #[derive(Debug)]
 enum Work {
     Make(WantedPart),
+    LookAt(Vec<Arc<Part>>),
     Free(Box<ArenaPart>),
     Discard(Box<Part>),
 }
@@ -60,14 +69,14 @@ pub(crate) struct PartMaker {
 impl PartMaker {
     /// Starts the thread, which makes parts on `backing`; `done` is rung with every part that was
     /// wanted.
-    pub(crate) fn start(done: Bell<MadePart>, backing: Arc<Backing>) -> std::io::Result<Self> {
+    pub(crate) fn start(done: Bell<Parted>, backing: Arc<Backing>) -> std::io::Result<Self> {
         let room = Arc::clone(&backing);
         Self::start_with(done, backing, move |bytes, huge| room.check_room(bytes, huge))
     }
 
     /// As [`PartMaker::start`], where `check_room` says whether there is memory for so much.
     fn start_with(
-        done: Bell<MadePart>,
+        done: Bell<Parted>,
         backing: Arc<Backing>,
         check_room: impl Fn(u64, HugePages) -> Result<(), ArenaError> + Send + 'static,
     ) -> std::io::Result<Self> {
@@ -80,6 +89,12 @@ impl PartMaker {
     /// Asks for a part; `false` when too much waits already.
     pub(crate) fn make(&self, wanted: WantedPart) -> bool {
         self.work.try_send(Work::Make(wanted)).is_ok()
+    }
+
+    /// Asks how much of these is in huge pages: to find that out takes long.
+    pub(crate) fn look_at(&self, parts: Vec<Arc<Part>>) {
+        // Not to know it does no harm.
+        drop(self.work.try_send(Work::LookAt(parts)));
     }
 
     /// Frees a part, once nobody else has any of it.
@@ -96,7 +111,7 @@ impl PartMaker {
 
 fn run(
     work: &Receiver<Work>,
-    done: &Bell<MadePart>,
+    done: &Bell<Parted>,
     backing: &Backing,
     check_room: impl Fn(u64, HugePages) -> Result<(), ArenaError>,
 ) {
@@ -111,7 +126,7 @@ fn run(
             Err(error) => Err(error),
             Ok(()) => Part::create_in(backing, id, bytes, &options),
         };
-        done.ring(MadePart { wanted, made });
+        done.ring(Parted::Made(MadePart { wanted, made }));
         Ok(())
     };
     loop {
@@ -126,6 +141,10 @@ fn run(
                     tracing::warn!(%why, "the arena waits for memory that others have");
                     waiting.push(wanted);
                 }
+            }
+            Ok(Work::LookAt(parts)) => {
+                let told = parts.iter().map(|part| part.id()).zip(Part::huge_bytes(&parts));
+                done.ring(Parted::Told(told.collect()));
             }
             Ok(Work::Free(part)) => going.push(part),
             Ok(Work::Discard(part)) => drop(part),
@@ -161,12 +180,19 @@ mod tests {
         }
     }
 
-    fn made(maker: &PartMaker, door: &Door<MadePart>) -> ArenaPart {
+    fn next(door: &Door<Parted>) -> MadePart {
+        match wait_for(|| door.take()) {
+            Parted::Made(made) => made,
+            told @ Parted::Told(_) => panic!("nobody has asked: {told:?}"),
+        }
+    }
+
+    fn made(maker: &PartMaker, door: &Door<Parted>) -> ArenaPart {
         let options = PartOptions { huge: HugePages::Off, ..PartOptions::default() };
         let (id, domain) = (PartId(3), DomainId::named("default"));
         let (bytes, in_all, patience) = (BYTES, BYTES, None);
         assert!(maker.make(WantedPart { id, domain, bytes, in_all, patience, options }));
-        let (part, facts) = wait_for(|| door.take()).made.unwrap();
+        let (part, facts) = next(door).made.unwrap();
         let read_only = Arc::new(part.read_only_fd().unwrap());
         let (part, stage) = (Arc::new(part), PartStage::Empty);
         let (board_offset, usable_bytes) = (64, BYTES);
@@ -189,7 +215,7 @@ mod tests {
         // However patient one is: no machine has that much.
         let (bytes, in_all, patience) = (BYTES, 1 << 60, Some(Instant::now() + 10 * HOUR));
         assert!(maker.make(WantedPart { id, domain, bytes, in_all, patience, options }));
-        let made = wait_for(|| door.take()).made;
+        let made = next(&door).made;
         assert!(matches!(made, Err(ArenaError::NoRoom { .. })), "{made:?}");
     }
 
@@ -217,16 +243,16 @@ mod tests {
         assert!(wanted(1, 2 * BYTES, patient));
         assert!(wanted(2, 5 * BYTES, patient) && wanted(3, 2 * BYTES, None));
         for expected in [2, 3] {
-            let MadePart { wanted, made } = wait_for(|| door.take());
+            let MadePart { wanted, made } = next(&door);
             assert_eq!(wanted.id, PartId(expected));
             assert!(matches!(made, Err(ArenaError::NoRoom { .. })), "{made:?}");
         }
         room.store(2 * BYTES, Ordering::Relaxed);
-        let MadePart { wanted: first, made } = wait_for(|| door.take());
+        let MadePart { wanted: first, made } = next(&door);
         assert!(first.id == PartId(1) && made.is_ok(), "{made:?}");
         room.store(0, Ordering::Relaxed);
         assert!(wanted(4, 2 * BYTES, Some(Instant::now() + LOOK_AGAIN)));
-        let made = wait_for(|| door.take()).made;
+        let made = next(&door).made;
         assert!(
             matches!(made, Err(ArenaError::NoRoom { .. })),
             "its patience has an end: {made:?}"

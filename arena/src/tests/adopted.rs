@@ -1,6 +1,7 @@
 //! Parts that an earlier daemon left.
 
 use super::*;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What is left of a daemon that died: its descriptor, in the store.
@@ -8,6 +9,22 @@ fn left(part: Part) -> OwnedFd {
     let fd = rustix::io::dup(part.fd()).unwrap();
     drop(part);
     fd
+}
+
+/// Adopts a part and asks how much of it is in huge pages.
+fn adopt_told(
+    id: PartId,
+    bytes: u64,
+    fd: OwnedFd,
+    options: &PartOptions,
+) -> (Arc<Part>, PartFacts) {
+    let (part, mut facts) = Part::adopt(id, bytes, fd, None, options).unwrap();
+    let part = Arc::new(part);
+    if facts.pages == PageKind::Untold {
+        let told = Part::huge_bytes(&[Arc::clone(&part)]);
+        facts.tell(told[0], part.len() as u64);
+    }
+    (part, facts)
 }
 
 #[test]
@@ -18,7 +35,7 @@ fn an_adopted_part_is_the_same_memory() {
         let (id, written) = (first.file_id().unwrap(), pattern(100_000, 3));
         first.span(3 << 20, written.len()).unwrap().copy_from_slice(&written);
         let view = PartView::map(first.read_only_fd().unwrap(), PartId(7), bytes).unwrap();
-        let (part, facts) = Part::adopt(PartId(7), bytes, left(first), None, &options).unwrap();
+        let (part, facts) = adopt_told(PartId(7), bytes, left(first), &options);
         assert_eq!((part.len() as u64, part.id(), part.file_id().unwrap()), (bytes, PartId(7), id));
         assert_eq!(bytes_of(&part.span(3 << 20, written.len()).unwrap()), written);
         // Who mapped it before sees what is written now.
@@ -36,12 +53,12 @@ fn facts_of_an_adopted_part_are_what_the_kernel_says() {
     let bytes = 8 << 20;
     let (small, _) = Part::create(PartId(0), bytes, &SMALL).unwrap();
     // Asked for with huge pages, it still has none: they were not made by adopting it.
-    let (_part, facts) = Part::adopt(PartId(0), bytes, left(small), None, &HUGE).unwrap();
+    let (_part, facts) = adopt_told(PartId(0), bytes, left(small), &HUGE);
     assert_eq!((facts.pages, facts.huge_bytes), (PageKind::Base, 0));
     let line = format!("huge shared memory: 0 of {bytes} bytes");
     assert!(facts.refused.contains(&line), "{facts:?}");
     let (huge, created) = Part::create(PartId(0), bytes, &HUGE).unwrap();
-    let (_part, facts) = Part::adopt(PartId(0), bytes, left(huge), None, &HUGE).unwrap();
+    let (_part, facts) = adopt_told(PartId(0), bytes, left(huge), &HUGE);
     assert_eq!((facts.pages, facts.huge_bytes), (created.pages, created.huge_bytes));
     assert_eq!(facts.locked, created.locked);
 }

@@ -7,7 +7,7 @@ use crate::config::{Config, ConfigError, DomainConfig, Renewal, human};
 use crate::domains::Domains;
 use crate::error::StartError;
 use crate::estate::Keeper;
-use crate::part_maker::{MadePart, PartMaker, WantedPart};
+use crate::part_maker::{MadePart, PartMaker, Parted, WantedPart};
 use crate::session::Session;
 use std::cmp::Reverse;
 use std::collections::{HashMap, HashSet};
@@ -242,8 +242,26 @@ impl Control {
         self.fitting.short.insert(domain.id, why);
     }
 
+    /// The maker of parts has done something.
+    pub(crate) fn parted(&mut self, parted: Parted) {
+        match parted {
+            Parted::Made(made) => self.part_made(made),
+            Parted::Told(told) => {
+                told.iter().for_each(|(part, huge_bytes)| self.arena.tell(*part, *huge_bytes));
+            }
+        }
+    }
+
+    /// Has it found out in what pages the parts lie that were taken over.
+    pub(super) fn look_at_parts(&mut self) {
+        let untold = self.arena.untold();
+        if !untold.is_empty() {
+            self.fitting.maker.look_at(untold);
+        }
+    }
+
     /// A part was made, or could not be.
-    pub(crate) fn part_made(&mut self, MadePart { wanted, made }: MadePart) {
+    fn part_made(&mut self, MadePart { wanted, made }: MadePart) {
         let WantedPart { id, domain, bytes, .. } = wanted;
         self.fitting.making.remove(&domain);
         self.fitting.due = true;

@@ -28,6 +28,7 @@ impl Control {
         self.settle();
         self.go_on_retiring();
         self.go_on_purging();
+        self.look_at_parts();
     }
 
     /// A session whose leases an earlier daemon has remembered. They last as long as its process,

@@ -171,12 +171,13 @@ fn requests_are_served_once_every_domain_has_a_part() {
         assert_eq!(control.fitting.is_open(), some, "with parts in {} domains", parts.len());
         assert!(report(&control).start.opening);
         control.fit();
-        let Some(made) = doors.parted.take() else {
+        let Some(parted) = doors.parted.take() else {
             std::thread::sleep(Duration::from_millis(1));
             continue;
         };
+        let Parted::Made(made) = &parted else { panic!("nothing was taken over: {parted:?}") };
         *parts.entry(made.wanted.domain).or_insert(0) += 1;
-        control.part_made(made);
+        control.parted(parted);
         control.fit();
     }
     assert!(parts.values().sum::<u32>() == 5 && !report(&control).start.opening, "{parts:?}");

@@ -90,6 +90,8 @@ impl<'a> Ordeal<'a> {
             restart.lost_clients += u32::from(seen.is_lost);
         }
         restart.committed = self.survey(site, &mut restart.wrong)?;
+        // By now it is known in what pages it lies.
+        restart.arena = site.status().arena;
         locked(&self.ledger).end_round();
         Ok(restart)
     }
