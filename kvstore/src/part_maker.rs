@@ -119,15 +119,16 @@ fn run(
     let mut going: Vec<Box<ArenaPart>> = Vec::new();
     // There is no room for them now.
     let mut waiting: Vec<WantedPart> = Vec::new();
-    let make = |wanted: WantedPart| {
+    // Says why the part has to wait, if it does.
+    let make = |wanted: WantedPart| -> Option<ArenaError> {
         let WantedPart { id, bytes, in_all, options, .. } = wanted;
         let made = match check_room(in_all, options.huge) {
-            Err(error) if wanted.may_yet(&error) => return Err((wanted, error)),
+            Err(error) if wanted.may_yet(&error) => return Some(error),
             Err(error) => Err(error),
             Ok(()) => Part::create_in(backing, id, bytes, &options),
         };
         done.ring(Parted::Made(MadePart { wanted, made }));
-        Ok(())
+        None
     };
     loop {
         let next = if going.is_empty() && waiting.is_empty() {
@@ -137,7 +138,7 @@ fn run(
         };
         match next {
             Ok(Work::Make(wanted)) => {
-                if let Err((wanted, why)) = make(wanted) {
+                if let Some(why) = make(wanted) {
                     tracing::warn!(%why, "the arena waits for memory that others have");
                     waiting.push(wanted);
                 }
@@ -151,7 +152,7 @@ fn run(
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
-        waiting.retain(|wanted| make(*wanted).is_err());
+        waiting.retain(|wanted| make(*wanted).is_some());
         going.retain(|part| Arc::strong_count(&part.part) > 1);
     }
 }

@@ -26,6 +26,7 @@ mod op;
 mod pool;
 mod proof;
 mod purges;
+mod records;
 mod recovery;
 mod ring;
 mod scratch;

@@ -5,6 +5,7 @@ use crate::cipher::{Cipher, SALT_BYTES};
 use crate::format::{
     BLOCK, BLOCK_LEN, Block, Decoded, ENTRIES_PER_TABLE, SegmentHeader, Superblock, Table,
 };
+use crate::records::Records;
 use crate::seal::{LeftOpen, Unproved};
 use crate::segment::{Record, Segment};
 use crate::storage::{Storage, block_memory, read_padded};
@@ -59,7 +60,7 @@ struct Found {
     /// It is encrypted and the store is not, or the other way round.
     other_protection: bool,
     untouched: bool,
-    records: Vec<Record>,
+    records: Records,
     recovered: Vec<RecoveredRecord>,
     left_open: Option<LeftOpen>,
     corrupt: u64,
@@ -270,7 +271,7 @@ impl Tables {
     }
 
     /// How a segment that was not sealed can be sealed; `None` where it was, or cannot be.
-    fn left_open(&self, head: &Superblock, records: &[Record]) -> Option<LeftOpen> {
+    fn left_open(&self, head: &Superblock, records: &Records) -> Option<LeftOpen> {
         let (last, place) = self.places.last_key_value().filter(|_| !self.sealed)?;
         // Of the two places of the last batch it takes the one that is not read: should it be torn,
         // nothing is lost by it.
@@ -295,7 +296,7 @@ impl Tables {
         for table in self.batches.values() {
             let first = table.batch * ENTRIES_PER_TABLE as u32;
             // A batch that is lost leaves a gap: numbers never shift.
-            found.records.resize(first as usize, Record::default());
+            found.records.fill(first as usize);
             for (record, entry) in (first..).zip(&table.entries) {
                 let kept = Record {
                     offset_blocks: entry.offset_blocks,

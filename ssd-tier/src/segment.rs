@@ -1,6 +1,7 @@
 use crate::cipher::{Cipher, SALT_BYTES};
 use crate::format::BLOCK;
 use crate::proof::Proof;
+use crate::records::Records;
 use crate::seal::{LateSeal, LeftOpen};
 use undercroft_wire::{SegmentUse, frame_bytes};
 
@@ -65,7 +66,7 @@ pub(crate) struct Segment {
     /// Table blocks written in that use.
     pub(crate) table_writes: u32,
     /// Its records by number.
-    pub(crate) records: Vec<Record>,
+    pub(crate) records: Records,
     /// Where its tables lie, if it was found open at start and was not mended yet.
     pub(crate) left_open: Option<LeftOpen>,
     /// The seal it gets, if another process filled it.
@@ -84,7 +85,7 @@ impl Segment {
             segment_use: SegmentUse(0),
             cipher: None,
             table_writes: 0,
-            records: Vec::new(),
+            records: Records::default(),
             left_open: None,
             late: None,
             untouched: false,
@@ -101,7 +102,7 @@ impl Segment {
     pub(crate) fn recovered(
         segment_use: SegmentUse,
         cipher: Option<(Cipher, [u8; SALT_BYTES])>,
-        records: Vec<Record>,
+        records: Records,
         left_open: Option<LeftOpen>,
     ) -> Self {
         Self { phase: Phase::Closed, segment_use, cipher, records, left_open, ..Self::free() }

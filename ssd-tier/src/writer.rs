@@ -8,6 +8,7 @@ use crate::draft::{Draft, HeaderState, TableJob, seal};
 use crate::format::{BLOCK, Block, Position, SegmentHeader, StoreId, Superblock, TableEntry};
 use crate::layout::Layout;
 use crate::proof::{Proof, Subject};
+use crate::records::Records;
 use crate::segment::{Phase, Record, Segment};
 pub(crate) use mending::Patient;
 use std::collections::VecDeque;
@@ -177,7 +178,7 @@ impl Writer {
         let current = extent.device == self.device
             && segment.segment_use == extent.segment_use
             && !matches!(segment.phase, Phase::Free | Phase::Zeroing | Phase::Freeing);
-        let record = *segment.records.get(extent.record as usize)?;
+        let record = *segment.records.get(extent.record)?;
         (current && record.is_live()).then_some(record)
     }
 
@@ -281,7 +282,7 @@ impl Writer {
         let index = self.draft_index(extent.segment);
         self.drafts[index].prove(extent.record, proof);
         let records = &mut self.segments[extent.segment.0 as usize].records;
-        records[extent.record as usize].proof = proof;
+        records[extent.record].proof = proof;
     }
 
     /// A payload's write is over.
@@ -291,7 +292,7 @@ impl Writer {
         draft.written(extent.record, ok, now);
         if ok {
             let records = &mut self.segments[extent.segment.0 as usize].records;
-            records[extent.record as usize].page_bytes = page_bytes;
+            records[extent.record].page_bytes = page_bytes;
         } else {
             // A medium that failed once here is not written to again in this use.
             self.close_draft(index);
@@ -341,14 +342,14 @@ impl Writer {
         self.to_seal.retain(|waiting| *waiting != id);
         let segment = &mut self.segments[id.0 as usize];
         segment.phase = Phase::Freeing;
-        segment.records = Vec::new();
+        segment.records = Records::default();
         self.to_end.push_back(id);
     }
 
     fn release(&mut self, id: SegmentId) {
         let segment = &mut self.segments[id.0 as usize];
         segment.phase = Phase::Free;
-        segment.records = Vec::new();
+        segment.records = Records::default();
         self.free.push_back(id);
         if std::mem::take(&mut segment.free_requested) {
             self.freed.push((id, segment.segment_use));

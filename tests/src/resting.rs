@@ -12,8 +12,8 @@ const PAGE_BYTES: u64 = 4 << 10;
 const CAPACITY_PER_PAGE: u64 = 16 << 10;
 /// Pages of one conversation.
 const CHAIN_PAGES: u32 = 4096;
-/// DRAM where all but a few pages are to lie on SSD.
-const FEW_BYTES: u64 = 256 << 20;
+/// DRAM where all but a few pages are to lie on SSD: room for one of so many.
+const FEW: u64 = 15;
 /// Processor time that counts as none, of a second.
 const NO_CPU: f64 = 1e-3;
 
@@ -56,7 +56,7 @@ impl Resting {
     pub fn run(&self, go_on: &dyn Fn() -> Result<()>) -> Result<RestingReport> {
         let dram = match self.tier {
             Tier::Dram => self.pages * PAGE_BYTES + (1 << 20),
-            Tier::Ssd => FEW_BYTES,
+            Tier::Ssd => (self.pages / FEW * PAGE_BYTES).next_multiple_of(1 << 20),
         };
         let options = DaemonOptions {
             dram,

@@ -84,7 +84,7 @@ impl Writer {
         let first = table.batch * crate::format::ENTRIES_PER_TABLE as u32;
         let mut live = Vec::new();
         for (record, entry) in (first..).zip(table.entries) {
-            let known = *state.records.get(record as usize)?;
+            let known = *state.records.get(record)?;
             if !known.is_live() {
                 continue;
             }
