@@ -29,6 +29,7 @@ use crate::standing;
 use crate::store;
 use crate::succession::Succession;
 use crate::takeover::Bequest;
+use crate::turns::Whose;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::ops::ControlFlow;
@@ -298,7 +299,9 @@ impl Control {
     ) {
         match self.domain_of(session).zip(spans) {
             Some((domain, (from, to))) => {
-                self.pool.submit((domain, session), CopyJob { job, direction, from, to });
+                let weight = self.domains.weight(domain);
+                let whose = Whose { domain, weight, session };
+                self.pool.submit(whose, CopyJob { job, direction, from, to });
             }
             None => {
                 let failed = Copied { job, direction, bytes: 0, ok: false, checksum: None };

@@ -2,12 +2,12 @@
 //! copied.
 
 use crate::bell::Bell;
-use crate::turns::Turns;
+use crate::turns::{Turns, Whose};
 use crossbeam_channel::{Sender, bounded};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread::JoinHandle;
 use undercroft_arena::{Span, copy_checked};
-use undercroft_wire::{DomainId, JobId, SessionId};
+use undercroft_wire::JobId;
 
 /// What workers are given ahead of time, bytes: some milliseconds of work. What is theirs is done in
 /// order, and who comes next waits for all of it.
@@ -79,7 +79,7 @@ impl CopyPool {
     }
 
     /// Hands a job of a session over, now or when it is its turn.
-    pub(crate) fn submit(&mut self, whose: (DomainId, SessionId), job: CopyJob) {
+    pub(crate) fn submit(&mut self, whose: Whose, job: CopyJob) {
         let bytes = job.bytes();
         self.waiting.push(whose, job, bytes);
         self.push_waiting();

@@ -35,6 +35,11 @@ impl Domains {
         self.list.iter()
     }
 
+    /// Its share of what all have in turn.
+    pub(crate) fn weight(&self, id: DomainId) -> u32 {
+        self.list.iter().find(|domain| domain.id == id).map_or(1, |domain| domain.shares.weight)
+    }
+
     /// What people call the domain.
     pub(crate) fn name(&self, id: DomainId) -> Option<&str> {
         self.list.iter().find(|domain| domain.id == id).map(|domain| domain.name.as_str())

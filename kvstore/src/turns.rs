@@ -3,8 +3,17 @@
 use std::collections::VecDeque;
 use undercroft_wire::{DomainId, SessionId};
 
-/// What a domain may have taken in one turn, bytes.
+/// What a domain of weight 1 may have taken in one turn, bytes.
 const TURN_BYTES: u64 = 1 << 20;
+
+/// Whose a piece of work is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Whose {
+    pub(crate) domain: DomainId,
+    /// How many times as much as a domain of weight 1 this one may have taken in a turn.
+    pub(crate) weight: u32,
+    pub(crate) session: SessionId,
+}
 
 /// Work that waits. Domains take turns by bytes (deficit round robin), and sessions of a domain
 /// piece by piece: nobody waits behind all that another has queued.
@@ -16,6 +25,7 @@ pub(crate) struct Turns<T> {
 #[derive(Debug)]
 struct OfDomain<T> {
     domain: DomainId,
+    weight: u32,
     /// Bytes that may be taken in this turn.
     credit: u64,
     sessions: VecDeque<OfSession<T>>,
@@ -33,12 +43,15 @@ impl<T> Turns<T> {
     }
 
     /// Queues a piece of so many bytes.
-    pub(crate) fn push(&mut self, (domain, session): (DomainId, SessionId), piece: T, bytes: u64) {
+    pub(crate) fn push(&mut self, whose: Whose, piece: T, bytes: u64) {
+        let Whose { domain, weight, session } = whose;
         let at = self.domains.iter().position(|of| of.domain == domain).unwrap_or_else(|| {
             let sessions = VecDeque::new();
-            self.domains.push_back(OfDomain { domain, credit: 0, sessions });
+            self.domains.push_back(OfDomain { domain, weight, credit: 0, sessions });
             self.domains.len() - 1
         });
+        // As it is configured now.
+        self.domains[at].weight = weight;
         let sessions = &mut self.domains[at].sessions;
         match sessions.iter_mut().find(|of| of.session == session) {
             Some(of) => of.waiting.push_back((piece, bytes)),
@@ -55,7 +68,7 @@ impl<T> Turns<T> {
             let next = of.sessions.front().and_then(|of| of.waiting.front());
             let bytes = next.expect("who waits wants something").1;
             if bytes > of.credit {
-                of.credit += TURN_BYTES;
+                of.credit += u64::from(of.weight.max(1)) * TURN_BYTES;
                 self.domains.rotate_left(1);
                 continue;
             }
@@ -78,17 +91,33 @@ impl<T> Turns<T> {
 mod tests {
     use super::*;
 
+    fn whose(domain: &str, weight: u32, session: u64) -> Whose {
+        Whose { domain: DomainId::named(domain), weight, session: SessionId(session) }
+    }
+
     fn flooded() -> Turns<(u64, u64)> {
         let mut turns = Turns::new();
-        let domain = |name: &str| DomainId::named(name);
         for number in 0..1000 {
-            turns.push((domain("a"), SessionId(1)), (1, number), 64 << 10);
+            turns.push(whose("a", 1, 1), (1, number), 64 << 10);
         }
         for number in 0..2 {
-            turns.push((domain("a"), SessionId(2)), (2, number), 64 << 10);
-            turns.push((domain("b"), SessionId(3)), (3, number), 2 << 20);
+            turns.push(whose("a", 1, 2), (2, number), 64 << 10);
+            turns.push(whose("b", 1, 3), (3, number), 2 << 20);
         }
         turns
+    }
+
+    #[test]
+    fn a_domain_of_three_times_the_weight_has_three_times_the_bytes() {
+        let mut turns = Turns::new();
+        for _ in 0..1000 {
+            turns.push(whose("a", 1, 1), 1, 256 << 10);
+            turns.push(whose("b", 3, 2), 2, 256 << 10);
+        }
+        let taken: Vec<_> = std::iter::from_fn(|| turns.pop()).map(|(piece, _)| piece).collect();
+        let of_b = taken.iter().take(400).filter(|piece| **piece == 2).count();
+        assert!((290..=310).contains(&of_b), "{of_b} of 400");
+        assert_eq!(taken.len(), 2000);
     }
 
     /// How many pieces are taken before the last one of a session is.

@@ -240,7 +240,7 @@ pub const KEYS: &[Key] = &[
         name: "domain.weight",
         default: "1",
         allowed: "1..=100",
-        what: "The domain's share of what SSDs do while several domains want more than they can do at once: twice the weight, twice the bytes.",
+        what: "The domain's share of what SSDs and copy workers do while several domains want more than they can do at once: twice the weight, twice the bytes.",
     },
     Key {
         name: "domain.max_reads_in_flight",
