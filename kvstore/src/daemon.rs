@@ -219,7 +219,7 @@ fn assemble(
     let has_socket_unit = from.0.has_socket_unit();
     let mut succession = succession::begin(&config, &limits, from, ground)?;
     let name = store::name(config.ssd.as_ref());
-    let are_the_same = succession.state.replace_devices(name) == name;
+    let are_the_same = succession.state.replace_devices(quarantine::MIXED) == name;
     let devices = quarantine::Devices { unlocked, are_the_same, any: !prepared.is_empty() };
     let parts = succession.arena.memory();
     let (copy_bell, copied) = bell(BELL_ROOM);

@@ -41,7 +41,7 @@ impl Peer {
         Ok(Self { pid, uid: credentials.uid(), gid: credentials.gid(), start, process })
     }
 
-    /// Whether it may look after the daemon: root, and the daemon's own user.
+    /// Whether its user may look after the daemon: root, and the daemon's own.
     pub(crate) fn is_operator(&self) -> bool {
         self.uid == 0 || self.uid == rustix::process::geteuid().as_raw()
     }

@@ -10,6 +10,10 @@ const NO_DEVICE: Duration = Duration::from_secs(10);
 /// transfer whose process is gone, retries of the driver included.
 const UNKNOWN_DEVICE: Duration = Duration::from_secs(300);
 
+/// What the state file names for devices until nothing of an earlier daemon's is under way: no devices
+/// have this name. A daemon that is stopped before knows as little of what is under way as this one.
+pub(crate) const MIXED: u64 = 2;
+
 /// Frames that an earlier daemon's reads may yet land in, and what says that they no longer may.
 ///
 /// A page log's lock is one of those signs: the system lets go of it when the last transfer of the

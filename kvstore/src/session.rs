@@ -4,6 +4,7 @@ use crate::config::DomainConfig;
 use crate::control::{Control, Readiness};
 use crate::outbox::{MAX_OUTBOX_BYTES, Outbox};
 use crate::peer::Peer;
+use crate::standing;
 use rustix::net::{Shutdown, shutdown};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -36,6 +37,8 @@ pub(crate) struct Session {
     /// Who is at the other end. Its process is `None` when the system cannot tell of its end: it
     /// reads no frames, or nobody would know when they are free.
     pub(crate) peer: Peer,
+    /// Whether it may look after the daemon.
+    is_operator: bool,
     /// `None` for a peer that no domain is for.
     pub(crate) domain: Option<Arc<DomainConfig>>,
     pub(crate) name: String,
@@ -73,6 +76,7 @@ impl Session {
 
     fn new(peer: Peer, domain: Option<Arc<DomainConfig>>, link: Option<Link>) -> Self {
         Self {
+            is_operator: is_operator(&peer, domain.as_deref()),
             peer,
             domain,
             name: String::new(),
@@ -101,11 +105,9 @@ impl Session {
         self.domain.as_ref().is_some_and(|own| own.id == domain.id)
     }
 
-    /// Whether it may look after the daemon. Root of a container that a control group makes a
-    /// tenant is a tenant: the number of a user says nothing there.
+    /// Whether it may look after the daemon.
     pub(crate) fn is_operator(&self) -> bool {
-        let is_contained = |domain: &Arc<DomainConfig>| domain.rule.cgroups.is_some();
-        self.peer.is_operator() && !self.domain.as_ref().is_some_and(is_contained)
+        self.is_operator
     }
 
     /// What people call its domain.
@@ -189,6 +191,13 @@ impl Session {
         self.link = None;
         self.staging.drain().map(|(_, staging)| staging).collect()
     }
+}
+
+/// Whether a peer may look after the daemon: root and the daemon's own user, of the machine. Of a
+/// container, or of what a control group makes a tenant, the number of a user says nothing.
+fn is_operator(peer: &Peer, domain: Option<&DomainConfig>) -> bool {
+    let is_tenant = domain.is_some_and(|domain| domain.rule.cgroups.is_some());
+    peer.is_operator() && !is_tenant && standing::is_contained(peer) != Some(true)
 }
 
 /// Admits an accepted connection; the future serves it until it ends. Its leases may outlive it.

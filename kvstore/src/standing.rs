@@ -50,6 +50,32 @@ pub(crate) fn danger(peer: &Peer) -> Option<CopyReason> {
     }
 }
 
+/// Whether the process lives in a container: its user number is not what it seems to be. `None` where
+/// the system does not tell.
+pub(crate) fn is_contained(peer: &Peer) -> Option<bool> {
+    let contained = contained(&peer.pid.to_string())?;
+    // Read by number: if the process was gone by now, it may have been another's.
+    let is_its = peer.process.as_ref().is_some_and(|process| !process::is_gone(process));
+    is_its.then_some(contained)
+}
+
+fn contained(pid: &str) -> Option<bool> {
+    let depth = |pid| numbers(&read(pid, "status")?, "NSpid:", 10).map(|all| all.len());
+    if depth(pid)? > depth("self")? || read(pid, "uid_map")? != read("self", "uid_map")? {
+        return Some(true);
+    }
+    let mounts = |pid| read(pid, "mountinfo").map(|text| mount_ids(&text));
+    // The daemon itself may have been given mounts of its own.
+    let [Some(theirs), Some(ours), Some(machines)] = [pid, "self", "1"].map(mounts) else {
+        return Some(false);
+    };
+    Some(!theirs.iter().any(|mount| ours.contains(mount) || machines.contains(mount)))
+}
+
+fn read(pid: &str, name: &str) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/{name}")).ok()
+}
+
 /// The same where the system tells nothing of a process but its user.
 fn danger_of_user(uid: u32, own: u32) -> Option<CopyReason> {
     (uid == 0 || uid == own).then_some(CopyReason::Unknown)
@@ -77,7 +103,6 @@ impl Standing {
     }
 
     fn of(pid: u32) -> Option<Self> {
-        let read = |pid: &str, name: &str| fs::read_to_string(format!("/proc/{pid}/{name}")).ok();
         let pid = pid.to_string();
         let status = read(&pid, "status")?;
         let own_status = read("self", "status")?;
@@ -197,5 +222,6 @@ mod tests {
         assert!(!own.has_own_pids && !own.has_own_mounts, "{own:?}");
         assert_eq!(own.danger(), None);
         assert_eq!(Standing::of(u32::MAX >> 1), None);
+        assert_eq!((contained("self"), contained("4294967294")), (Some(false), None));
     }
 }

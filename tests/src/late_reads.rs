@@ -35,6 +35,9 @@ pub struct LateReadsReport {
     pub refilled_pages: u64,
     /// Pages in DRAM when the frames were its own again.
     pub pages_in_the_end: u64,
+    /// Bytes of frames that were left alone when reads hung once more and the disk was taken out of
+    /// the configuration: by the next daemon, and by the one after that.
+    pub left_alone: [u64; 2],
     /// Wrong bytes, of all looks before, while and after the reads landed.
     pub wrong: Wrong,
 }
@@ -87,10 +90,30 @@ pub fn late_reads() -> Result<LateReadsReport> {
     }
     look(&mut engine, &mut report.wrong);
     report.pages_in_the_end = daemon.status().dram.pages;
+    report.left_alone = without_the_disk(&medium, &mut daemon)?;
     daemon.kill();
     drop(daemon);
+    medium.stall().end(medium.disk());
     attached.detach()?;
     Ok(report)
+}
+
+/// Kills the daemon while reads hang once more, and starts it twice without that disk: the second one
+/// finds a daemon before it that had the same other disk, and knows as little of those reads.
+fn without_the_disk(medium: &Medium, daemon: &mut TestDaemon) -> Result<[u64; 2]> {
+    hang(medium, daemon)?;
+    daemon.kill();
+    daemon.reconfigure(|options| options.store_in = None);
+    let mut left_alone = [0; 2];
+    for bytes in &mut left_alone {
+        daemon.try_restart()?;
+        daemon.wait_recovered()?;
+        let start = daemon.status().start;
+        ensure!(start.kind == StartKind::Warm, "the arena was not gone on with: {start:?}");
+        *bytes = start.quarantined_bytes;
+        daemon.kill();
+    }
+    Ok(left_alone)
 }
 
 /// Most of what is stored leaves DRAM for the disk.
@@ -161,6 +184,8 @@ impl LateReadsReport {
         let Self { wrong, .. } = self;
         ensure!(wrong.bytes == 0, "{} wrong bytes, the first in {:?}", wrong.bytes, wrong.first);
         ensure!(self.hanging_reads > 0 && self.quarantined_bytes > 0, "nothing was under way");
+        let [once, twice] = self.left_alone;
+        ensure!(once > 0 && twice >= once, "left alone without the disk: {:?}", self.left_alone);
         ensure!(self.refilled_pages > FRAMES / 2, "the frames were not refilled");
         ensure!(
             self.pages_in_the_end == FRAMES,

@@ -2,6 +2,7 @@
 //! Garbage on the wire is in `protocol.rs`, floods of requests are in `sessions.rs`.
 
 use rustix::process::{Pid, Signal, kill_process};
+use std::ffi::OsStr;
 use std::io::Error;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -153,6 +154,40 @@ fn nobody_but_the_daemon_writes_an_arena_of_memfds() {
 }
 
 /// What is tried works where nothing is in its way: else the test above could not fail.
+/// User numbers of a container are not the machine's, whatever they look like.
+#[test]
+fn root_of_a_container_neither_purges_others_nor_takes_over() {
+    let test = "root_of_a_container_neither_purges_others_nor_takes_over";
+    let more = "[[domain]]\nname = \"a\"\ngid = [2001]\ndram = \"1MiB\"\n\
+                [[domain]]\nname = \"rest\"\ndram = \"1MiB\"\n";
+    let options = DaemonOptions { dram: 0, more: more.to_owned(), ..DaemonOptions::default() };
+    let daemon = TestDaemon::start(options);
+    daemon.open_to_all();
+    let said = |place: Place, arguments: &[&OsStr]| {
+        let mut command = place.command(&program("undercroft"));
+        let output = command.args(arguments).output().expect("the binary runs");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (socket, config) = (daemon.socket(), daemon.config());
+    let purge = ["purge", "--domain", "a", "--socket"].map(OsStr::new);
+    let purge = [&purge[..], &[socket.as_os_str()]].concat();
+    let take_over = ["serve", "--takeover", "--config"].map(OsStr::new);
+    let take_over = [&take_over[..], &[config.as_os_str()]].concat();
+    for place in [Place::Container, Place::Privileged] {
+        if let Some(missing) = place.missing() {
+            skip(test, &missing);
+            continue;
+        }
+        let (done, why) = said(place, &purge);
+        assert!(!done && why.contains("not the session's own domain"), "as {place}: {why}");
+        let (done, why) = said(place, &take_over);
+        assert!(!done && why.contains("may take over"), "as {place}: {why}");
+        assert!(daemon.client("it").is_some(), "the daemon serves on");
+    }
+    let (done, why) = said(Place::Beside, &purge);
+    assert!(done, "{why}");
+}
+
 #[test]
 fn the_daemons_own_user_is_trusted_with_an_arena_of_memfds() {
     let daemon = daemon_on("memfd");

@@ -231,7 +231,12 @@ impl Control {
         let own = rustix::process::geteuid().as_raw();
         let may = |session: &Session| session.is_operator() && session.peer.uid == own;
         if !self.sessions.get(&id).is_some_and(may) {
-            let detail = "only a daemon of the same user may take over";
+            let detail = "only a daemon of the same user, and in no container, may take over";
+            return self.refuse(id, request, RefusedReason::Denied, detail);
+        }
+        // It is given what others must not write: here what cannot be told is not enough.
+        if self.sessions.get(&id).and_then(|s| standing::is_contained(&s.peer)) != Some(false) {
+            let detail = "the system does not tell whether it is in a container (/proc)";
             return self.refuse(id, request, RefusedReason::Denied, detail);
         }
         if self.has_socket_unit {

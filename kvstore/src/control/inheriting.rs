@@ -6,6 +6,7 @@ use crate::process;
 use crate::quarantine::{Devices, Quarantine};
 use crate::restoring::restore;
 use crate::session::Session;
+use crate::store;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 use undercroft_arena::SessionRow;
@@ -68,6 +69,8 @@ impl Control {
             self.has_settled = true;
             self.quarantine = Quarantine::default();
             self.start.quarantined_bytes = 0;
+            // From here on only our own devices write to its frames.
+            self.state.replace_devices(store::name(self.config.ssd.as_ref()));
             self.feed(Event::QuarantineOver);
         }
     }

@@ -3,6 +3,7 @@
 
 use super::Control;
 use crate::purge_book::{PurgeBook, Saved, Savers};
+use crate::session::Session;
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -92,7 +93,7 @@ impl Control {
         let session = self.sessions.get(&id);
         let named = domain.as_deref().map(DomainId::named);
         let own = session.and_then(|session| session.domain.as_ref()).map(|domain| domain.id);
-        let everybody = session.is_some_and(|session| session.peer.is_operator());
+        let everybody = session.is_some_and(Session::is_operator);
         let domain = match (named, own) {
             (named, _) if everybody => named,
             (None, Some(own)) => Some(own),
