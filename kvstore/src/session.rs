@@ -5,6 +5,7 @@ use crate::control::{Control, Readiness};
 use crate::outbox::{MAX_OUTBOX_BYTES, Outbox};
 use crate::peer::Peer;
 use crate::standing;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{Shutdown, shutdown};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -177,6 +178,15 @@ impl Session {
         if let Err(error) = shutdown(stream, Shutdown::Both) {
             tracing::debug!(%error, "socket was already closed");
         }
+    }
+
+    /// Whether the other end has closed its socket, whatever it has said before.
+    pub(crate) fn is_left(&self) -> bool {
+        let Some(link) = &self.link else { return true };
+        let stream: &UnixStream = (*link.socket).as_ref();
+        let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
     }
 
     /// Its socket, to be written to outside of the runtime.

@@ -75,18 +75,36 @@ pub(crate) enum Opening {
 type MakeDirectory = dyn Fn(&Path) -> Result<(), StartError> + Send + Sync;
 type OpenLog = dyn Fn(LogConfig) -> Result<PreparedLog, OpenError> + Send + Sync;
 
-/// Looks at what can be looked at while another daemon has the page logs: the directories, and a key
-/// that is named.
+/// Looks at what can be looked at while another daemon has the page logs: directories, key, what is
+/// in the files, and room for them.
 ///
 /// # Errors
 /// What [`prepare`] would refuse.
 pub(crate) fn look_ahead(config: &SsdConfig) -> Result<(), StartError> {
     let disks = Disks { make: Arc::new(make_directory), open: Arc::new(PageLog::prepare) };
-    make_directories(&disks, config, Instant::now() + OPEN_PATIENCE)?;
-    match &config.key_file {
-        Some(KeyFile::Named(path)) => named_key(path).map(drop),
-        _ => Ok(()),
+    let until = Instant::now() + OPEN_PATIENCE;
+    let sick = make_directories(&disks, config, until)?;
+    let key = match &config.key_file {
+        None => None,
+        Some(KeyFile::Named(path)) => Some(named_key(path)?),
+        // One that is not there is made when it is wanted.
+        Some(KeyFile::InStore) => config.directories.iter().zip(&sick).find_map(|(its, sick)| {
+            let path = its.path.join(KEY_NAME);
+            sick.is_none().then(|| StoreKey::load(&path).ok()).flatten()
+        }),
+    };
+    let well = (0..).map(DeviceId).zip(config.directories.iter().zip(sick));
+    let looked = well.filter(|(_, (_, sick))| sick.is_none()).map(|(device, (directory, _))| {
+        let log = log_config(config, device, directory, key.clone());
+        on_thread(move || PageLog::look(&log))
+    });
+    for looked in looked.collect::<Result<Vec<_>, StartError>>()? {
+        match looked.recv_deadline(until) {
+            Ok(Err(error)) if !is_fault_of_device(&error) => return Err(error.into()),
+            _ => {}
+        }
     }
+    Ok(())
 }
 
 /// What may fail, or never end, on a sick disk.

@@ -18,6 +18,8 @@ use undercroft_wire::{
     split_frame,
 };
 
+/// How long the daemon that goes may take to greet: one that is hung is not asked for anything.
+const GREETING: Duration = Duration::from_secs(5);
 /// How long the daemon that goes may take to close its stores and hand everything over.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the daemon that comes may take to read what it is given.
@@ -38,8 +40,18 @@ pub(crate) fn ask(socket: &Path) -> std::result::Result<Estate, StartError> {
     let mut bytes = Vec::new();
     let hello = Request::Hello(Hello { min, max, name, copy_mode: true });
     encode_request(&mut bytes, RequestId(1), &hello);
-    encode_request(&mut bytes, RequestId(2), &Request::TakeOver);
     stream.write_all(&bytes).map_err(failed)?;
+    wait_for(stream.as_fd(), PollFlags::IN, Instant::now() + GREETING).map_err(|source| {
+        let hung = "it does not answer, and was not asked for anything";
+        failed(match source.kind() {
+            ErrorKind::TimedOut => Error::new(ErrorKind::TimedOut, hung),
+            _ => source,
+        })
+    })?;
+    bytes.clear();
+    encode_request(&mut bytes, RequestId(2), &Request::TakeOver);
+    // One that has hung up may have said why.
+    let _hung_up = stream.write_all(&bytes);
     receive(&stream).map_err(|source| match source.kind() {
         ErrorKind::PermissionDenied => {
             StartError::TakeOverRefused { path: socket.to_owned(), why: source.to_string() }

@@ -21,6 +21,7 @@ mod key;
 mod lacks;
 mod layout;
 mod log;
+mod look;
 mod machine;
 mod op;
 mod pool;

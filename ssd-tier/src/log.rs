@@ -1,6 +1,7 @@
 use crate::engine::{Done, Doorbell, Engine};
 use crate::entropy;
 use crate::lacks::Lacks;
+use crate::look::look;
 use crate::machine::{Machine, OTHERS_IN_FLIGHT};
 use crate::pool::Pool;
 use crate::recovery::THREADS;
@@ -131,6 +132,17 @@ impl PreparedLog {
     }
 }
 
+fn check(config: &LogConfig) -> Result<(), OpenError> {
+    if !QUEUE_DEPTH.contains(&config.queue_depth) {
+        let found = u64::from(config.queue_depth);
+        return Err(OpenError::Config { field: "queue_depth", found, allowed: "1..=1024" });
+    }
+    if config.engine == EngineChoice::Uring {
+        ring::probe().map_err(|source| OpenError::Engine { source })?;
+    }
+    Ok(())
+}
+
 impl PageLog {
     /// Opens the file, creating it if there is none, locks it, reserves its space and puts its
     /// head in order.
@@ -139,18 +151,22 @@ impl PageLog {
     /// See [`OpenError`]. Nothing is ever formatted that is not empty; a page log that this build
     /// cannot read is moved aside.
     pub fn prepare(config: LogConfig) -> Result<PreparedLog, OpenError> {
-        if !QUEUE_DEPTH.contains(&config.queue_depth) {
-            let found = u64::from(config.queue_depth);
-            return Err(OpenError::Config { field: "queue_depth", found, allowed: "1..=1024" });
-        }
-        if config.engine == EngineChoice::Uring {
-            ring::probe().map_err(|source| OpenError::Engine { source })?;
-        }
+        check(&config)?;
         let (file, head) = store::open(&config)?;
         // Under the lock: whoever had the log before writes no more of them.
         let directory = config.path.parent().unwrap_or(Path::new("."));
         let purges = PurgeList::load(directory, config.key.as_ref())?;
         Ok(PreparedLog { config, file, head, purges })
+    }
+
+    /// Says what [`PageLog::prepare`] would refuse, but for a lock, and changes nothing: while another
+    /// process has the log and is about to hand it over.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn look(config: &LogConfig) -> Result<(), OpenError> {
+        check(config)?;
+        look(config)
     }
 
     /// [`PageLog::prepare`] and [`PreparedLog::start`] in one.

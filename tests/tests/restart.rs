@@ -1,7 +1,9 @@
 //! What outlives a daemon: pages in DRAM, leases on them, and the socket. No test here has an SSD,
 //! so that nothing comes back from there.
 
+use rustix::process::Signal;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -208,6 +210,10 @@ fn a_configuration_that_cannot_be_had_leaves_the_old_daemon_serving() {
     let ssd =
         |more: &str| good.replace("[ssd]\nsize = 0", &format!("[ssd]\nsize = 1048576\n{more}"));
     let bad = daemon.home().join("bad.toml");
+    let foreign = daemon.home().join("foreign");
+    std::fs::create_dir(&foreign).expect("its own folder");
+    let of_others = vec![1; 1 << 20];
+    std::fs::write(foreign.join("pages-0.log"), &of_others).expect("its own folder");
     for (text, words) in [
         (ssd(&format!("key_file = \"{home}/none\"")), "there is no store key"),
         (
@@ -215,6 +221,11 @@ fn a_configuration_that_cannot_be_had_leaves_the_old_daemon_serving() {
             "store directory /proc/none",
         ),
         (good.replace("[arena]", "[arena]\nparts = 1"), "unknown field"),
+        (ssd("").replace("size = 1048576", "size = \"900000GiB\""), "available"),
+        (
+            ssd("").replace(&format!("[\"{home}\"]"), &format!("[\"{home}/foreign\"]")),
+            "not an undercroft page log",
+        ),
     ] {
         assert_ne!(text, good);
         std::fs::write(&bad, text).expect("its own folder");
@@ -223,6 +234,38 @@ fn a_configuration_that_cannot_be_had_leaves_the_old_daemon_serving() {
         assert_eq!(daemon.status().pid, pid);
         assert_eq!(load_all(&mut engine), CHAINS * PAGES);
     }
+    assert_eq!(std::fs::read(foreign.join("pages-0.log")).expect("it is there"), of_others);
+}
+
+#[test]
+fn a_store_of_another_key_leaves_the_old_daemon_serving() {
+    let options = DaemonOptions { dram: 2 << 20, ssd: 8 << 20, ..DaemonOptions::default() };
+    let daemon = TestDaemon::start(options);
+    let (pid, home) = (daemon.pid(), daemon.home());
+    let other = home.join("other.key");
+    std::fs::write(&other, [7; 32]).expect("its own folder");
+    std::fs::set_permissions(&other, PermissionsExt::from_mode(0o600)).expect("ours");
+    let good = std::fs::read_to_string(daemon.config()).expect("its own folder");
+    let text = good.replace("[ssd]", &format!("[ssd]\nkey_file = {other:?}"));
+    let bad = home.join("bad.toml");
+    std::fs::write(&bad, text).expect("its own folder");
+    let line = cannot_take_over(&bad);
+    assert!(line.contains("another store key"), "{line}");
+    assert_eq!(daemon.status().pid, pid);
+}
+
+#[test]
+fn a_daemon_that_is_stopped_is_not_asked_to_hand_over() {
+    let options = DaemonOptions { dram: 2 << 20, ..DaemonOptions::default() };
+    let daemon = TestDaemon::start(options);
+    daemon.signal(Signal::STOP);
+    let line = cannot_take_over(&daemon.config());
+    daemon.signal(Signal::CONT);
+    assert!(line.contains("does not answer"), "{line}");
+    let client = daemon.client("engine").expect("it serves on");
+    let mut engine = Engine::new(&client, "not handed over");
+    store_all(&mut engine);
+    assert_eq!(load_all(&mut engine), CHAINS * PAGES);
 }
 
 #[test]

@@ -239,6 +239,10 @@ impl Control {
             let detail = "the system does not tell whether it is in a container (/proc)";
             return self.refuse(id, request, RefusedReason::Denied, detail);
         }
+        if self.sessions.get(&id).is_none_or(Session::is_left) {
+            tracing::warn!("a daemon asked to take over and is gone: this one serves on");
+            return;
+        }
         if self.has_socket_unit {
             // It would go on listening, and start a daemon of its own beside the one that took over.
             let detail = "the service manager listens for it (undercroft.socket): upgrade it there, by \
