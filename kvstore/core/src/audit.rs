@@ -14,6 +14,7 @@ use undercroft_wire::JobId;
 mod devices;
 mod domains;
 mod lanes;
+mod pinning;
 
 impl Core {
     /// Checks the whole state against itself.
@@ -32,6 +33,7 @@ impl Core {
         self.audit_devices();
         self.audit_slots();
         self.audit_leases();
+        self.audit_pinning();
         self.audit_domains();
         self.audit_timers();
         assert!(self.ready.is_empty() && self.hungry.is_empty(), "a step ends at rest");

@@ -126,6 +126,8 @@ impl Core {
                     self.frames.class_mut(class).waiting.pop_front();
                     if let Some(fetch) = self.fetches.get_mut(&fetch) {
                         fetch.waits_for_frame = false;
+                        let waiter = (fetch.reader, fetch.class);
+                        self.count_awaited(waiter, false);
                     }
                     self.progress(fetch, true, actions);
                     let still = self.fetches.get(&fetch).is_some_and(|f| f.waits_for_frame);

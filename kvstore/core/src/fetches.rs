@@ -1,5 +1,4 @@
 use crate::claims::{Claim, Claimed, Purpose};
-use crate::domains::DomainAt;
 use crate::gathering::Rest;
 use crate::jobs::{Delivery, Job};
 use crate::letting::Grip;
@@ -130,7 +129,12 @@ impl Core {
         } else if fetch.late && !self.gathering.delivering.contains(&id) {
             self.finish(id, &mut fetch, FetchOutcome::Deadline, actions);
         }
+        let session = fetch.reader.pinning_session();
         self.put_back(id, fetch);
+        if let Some(session) = session {
+            // What room it has left is the next one's.
+            self.wake_stopped(session);
+        }
     }
 
     /// Keeps a fetch while it is under way or a lease on anything.
@@ -161,51 +165,6 @@ impl Core {
         }
     }
 
-    /// How many more pages the reader's session may pin. What a process that is stopped keeps is
-    /// bounded so; a fetch goes on as pages are released.
-    pub(crate) fn lease_room(&self, fetch: &Fetch) -> usize {
-        let session = fetch.reader.session().filter(|_| !fetch.is_copy());
-        let Some(session) = session.and_then(|id| self.sessions.get(&id)) else {
-            return usize::MAX;
-        };
-        let most = self.domains.get(session.domain).config.limits.max_session_bytes;
-        if most == u64::MAX {
-            return usize::MAX;
-        }
-        let bytes = |fetch: &Fetch| fetch.pinned().len() as u64 * self.frame_bytes(fetch.class);
-        let others = session.leases.values().filter_map(|id| self.fetches.get(id));
-        let others = others.filter(|other| other.id != fetch.id && !other.is_copy());
-        let held = others.map(bytes).sum::<u64>() + bytes(fetch);
-        let room = (most.saturating_sub(held) / self.frame_bytes(fetch.class)) as usize;
-        // Who holds nothing gets one page, however large.
-        if held == 0 { room.max(1) } else { room }
-    }
-
-    /// Pages of the session's leases were let go of: its fetches may go on.
-    fn wake_leases(&mut self, session: SessionId) {
-        let domain = self.sessions.get(&session).map(|session| session.domain);
-        let bounded = |at| self.domains.get(at).config.limits.max_session_bytes < u64::MAX;
-        if domain.is_some_and(bounded) {
-            self.go_on_with(session);
-        }
-    }
-
-    /// Sessions of the domain may hold more from now on.
-    pub(crate) fn wake_leases_of(&mut self, domain: DomainAt) {
-        let sessions = self.sessions.iter().filter(|(_, session)| session.domain == domain);
-        let sessions: Vec<SessionId> = sessions.map(|(id, _)| *id).collect();
-        sessions.into_iter().for_each(|session| self.go_on_with(session));
-    }
-
-    fn go_on_with(&mut self, session: SessionId) {
-        let leases =
-            self.sessions.get(&session).into_iter().flat_map(|state| state.leases.values());
-        let stopped = |id: &&FetchId| {
-            self.fetches.get(*id).is_some_and(|fetch| fetch.active && fetch.issued < fetch.limit)
-        };
-        self.ready.extend(leases.filter(stopped));
-    }
-
     fn issue(
         &mut self,
         id: FetchId,
@@ -213,12 +172,32 @@ impl Core {
         first_in_line: bool,
         actions: &mut Vec<Action>,
     ) {
+        let before = fetch.pinned().len();
         let room = self.lease_room(fetch).min(fetch.pages.len()) as u32;
         let most = fetch.limit.min(fetch.issued.saturating_add(room));
-        while fetch.issued < most.min(fetch.limit)
-            && fetch.issued - fetch.delivered < self.config.fetch_window
-            && !fetch.waits_for_frame
-        {
+        let ends = self.issue_up_to(most, (id, first_in_line), fetch, actions);
+        self.count_pinned(fetch, before);
+        if let Some(outcome) = ends {
+            self.truncate(fetch, fetch.issued, outcome);
+        }
+        let stopped = fetch.issued == most && most < fetch.limit && self.may_issue(fetch);
+        self.note_stopped(fetch, stopped);
+    }
+
+    /// Whether nothing but its session's bound keeps a fetch from going on.
+    pub(crate) fn may_issue(&self, fetch: &Fetch) -> bool {
+        fetch.issued - fetch.delivered < self.config.fetch_window && !fetch.waits_for_frame
+    }
+
+    /// Gives pages before `most` their frames; says how the run ends if the next cannot come.
+    fn issue_up_to(
+        &mut self,
+        most: u32,
+        (id, first_in_line): (FetchId, bool),
+        fetch: &mut Fetch,
+        actions: &mut Vec<Action>,
+    ) -> Option<FetchOutcome> {
+        while fetch.issued < most && self.may_issue(fetch) {
             let page = fetch.pages[fetch.issued as usize];
             match self.index[page].dram {
                 Dram::Resident => {
@@ -243,20 +222,23 @@ impl Core {
                             fetch.reads.push_back(true);
                             self.start_read(page, frame, id, actions);
                         }
-                        Claimed::Wait => return self.queue_for_frame(id, fetch, first_in_line),
-                        Claimed::Full => {
-                            return self.truncate(fetch, fetch.issued, FetchOutcome::Full);
+                        Claimed::Wait => {
+                            self.queue_for_frame(id, fetch, first_in_line);
+                            return None;
                         }
+                        Claimed::Full => return Some(FetchOutcome::Full),
                     }
                 }
-                _ => return self.truncate(fetch, fetch.issued, FetchOutcome::Missing),
+                _ => return Some(FetchOutcome::Missing),
             }
             fetch.issued += 1;
         }
+        None
     }
 
     fn queue_for_frame(&mut self, id: FetchId, fetch: &mut Fetch, first_in_line: bool) {
         fetch.waits_for_frame = true;
+        self.count_awaited((fetch.reader, fetch.class), true);
         let queue = &mut self.frames.class_mut(fetch.class).waiting;
         if first_in_line {
             queue.push_front(Claim::Read(id));
@@ -354,6 +336,7 @@ impl Core {
         assert!(fetch.delivered <= limit && limit <= fetch.limit, "only the rest can be cut off");
         let (from, issued, old) = (limit as usize, fetch.issued as usize, fetch.limit as usize);
         let pinned = fetch.pinned();
+        let before = pinned.len();
         if let Some(rest) = fetch.rest.take() {
             self.break_off(fetch, &rest);
         }
@@ -365,6 +348,7 @@ impl Core {
         fetch.limit = limit;
         fetch.outcome = outcome;
         fetch.reads.truncate((fetch.issued - fetch.delivered) as usize);
+        self.count_pinned(fetch, before);
         let pins = &fetch.pages[pinned.start.max(from)..pinned.end.max(from)];
         let keeps = &fetch.pages[issued.max(from)..old];
         let pins = pins.iter().map(|page| Grip::Pin(*page));
@@ -400,10 +384,12 @@ impl Core {
         outcome: FetchOutcome,
         actions: &mut Vec<Action>,
     ) {
+        self.note_stopped(fetch, false);
         self.truncate(fetch, fetch.delivered, outcome);
         fetch.active = false;
         self.timers.remove(&(fetch.deadline, Timer::Fetch(id)));
         if std::mem::take(&mut fetch.waits_for_frame) {
+            self.count_awaited((fetch.reader, fetch.class), false);
             let state = self.frames.class_mut(fetch.class);
             state.waiting.retain(|claim| *claim != Claim::Read(id));
             self.wake(fetch.class);
@@ -440,10 +426,11 @@ impl Core {
         if fetch.active {
             self.finish(id, &mut fetch, outcome, actions);
         }
-        let session = fetch.reader.session();
+        let session = fetch.reader.pinning_session();
         self.put_back(id, fetch);
         if let Some(session) = session {
-            self.wake_leases(session);
+            // It may have stood in line before others.
+            self.wake_stopped(session);
         }
     }
 
@@ -465,8 +452,9 @@ impl Core {
             // Before any frame of it may be free.
             self.note_released(&fetch, upto);
         }
-        let from = fetch.released;
+        let (from, before) = (fetch.released, fetch.pinned().len());
         fetch.released = from.max(upto);
+        self.count_pinned(&fetch, before);
         let released = from as usize..fetch.released as usize;
         match mode {
             Mode::ZeroCopy => {
@@ -480,7 +468,6 @@ impl Core {
         }
         let space = fetch.space;
         self.put_back(id, fetch);
-        self.wake_leases(session);
         for slot in slots {
             self.free_slot(session, space, slot);
         }

@@ -124,7 +124,7 @@ impl Core {
             self.fetches.insert(id, fetch);
             return;
         };
-        let before = fetch.pages.len() as u32;
+        let (before, pinned) = (fetch.pages.len() as u32, fetch.pinned().len());
         let room = self.room_for(&fetch);
         let pins = fetch.issued as usize + self.lease_room(&fetch).min(u32::MAX as usize);
         let turn = most.min(self.gathering.left);
@@ -140,6 +140,7 @@ impl Core {
         if let Some(session) = fetch.reader.session() {
             self.count_leased(session, fetch.pages.len() as u32 - before);
         }
+        self.count_pinned(&fetch, pinned);
         match gathered {
             Gathered::More => {
                 fetch.rest = Some(rest);

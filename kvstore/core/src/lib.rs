@@ -41,6 +41,7 @@ mod order;
 mod origins;
 mod page;
 mod parts;
+mod pinning;
 mod proofs;
 mod purges;
 mod quotas;

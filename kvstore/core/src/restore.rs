@@ -227,6 +227,9 @@ impl Core {
         fetch.pages.insert(at, page);
         (fetch.delivered, fetch.issued, fetch.limit) =
             (fetch.delivered + 1, fetch.issued + 1, fetch.limit + 1);
+        let bytes = self.frames.class(fetch.class).frame_bytes;
+        let state = self.sessions.get_mut(&row.session).expect("found above");
+        state.pinning.bytes += u64::from(bytes);
         let tenant = self.domains.get_mut(domain);
         tenant.leased_pages += 1;
         tenant.restored_leased_pages += 1;

@@ -3,6 +3,7 @@ use crate::fetches::FetchId;
 use crate::letting::Grip;
 use crate::notes::Note;
 use crate::page::PageId;
+use crate::pinning::Pinning;
 use crate::{Action, Core, ProcessId};
 use std::collections::{BTreeMap, VecDeque};
 use undercroft_wire::{
@@ -30,6 +31,7 @@ pub(crate) struct Session {
     pub(crate) last_offer: u64,
     /// Pages named by all its leases.
     pub(crate) leased_pages: u32,
+    pub(crate) pinning: Pinning,
 }
 
 impl Session {
@@ -46,6 +48,7 @@ impl Session {
             leases: BTreeMap::new(),
             last_offer: 0,
             leased_pages: 0,
+            pinning: Pinning::default(),
         }
     }
 

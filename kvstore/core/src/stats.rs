@@ -26,6 +26,8 @@ pub struct Stats {
     pub incomplete_fetches: u64,
     /// Fetches and prefetches cut short because a device with pages of theirs stopped answering.
     pub cut_fetches: u64,
+    /// How often a fetch stopped because its session's leases pin as much as they may.
+    pub stopped_fetches: u64,
     /// Keys offered.
     pub offered: u64,
     /// Keys that were asked for.

@@ -207,12 +207,15 @@ impl Core {
         fetch.pages = old.pages[old.released as usize..old.delivered as usize].to_vec();
         (fetch.issued, fetch.limit) = (count, count);
         fetch.reads.extend(std::iter::repeat_n(false, count as usize));
+        self.count_pinned(&fetch, 0);
         let id = self.insert_fetch(fetch);
         self.add_lease(session, lease, id);
         self.count_leased(session, count);
         self.progress(id, false, actions);
         self.note_released(&old, old.delivered);
+        let before = old.pinned().len();
         old.released = old.delivered;
+        self.count_pinned(&old, before);
         self.forget_lease(given, &old);
         Ok(None)
     }

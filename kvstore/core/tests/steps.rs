@@ -6,7 +6,7 @@
 
 mod world;
 
-use undercroft_core::{Config, Event, Micros};
+use undercroft_core::{Config, DomainConfig, DomainLimits, Event, Limits, Micros};
 use undercroft_wire::{
     Fetch, FetchOutcome, FetchSource, Hint, HintKind, LeaseId, Lookup, Mode, PageKey, Prefetch,
     PrefetchReply, Refused, RefusedReason, Release, Reply, Request, SessionId, SpaceId, Stamp,
@@ -18,7 +18,10 @@ const LONG: u64 = 1000;
 
 /// A world with room for `frames` pages whose steps do no more than [`STEP`] pages.
 fn world(frames: u64) -> (World, SpaceId) {
-    let config = Config { slab_bytes: 64 * 4096, step_pages: STEP, ..Config::default() };
+    world_of(frames, Config { slab_bytes: 64 * 4096, step_pages: STEP, ..Config::default() })
+}
+
+fn world_of(frames: u64, config: Config) -> (World, SpaceId) {
     let mut world = World::with_frames(frames, config);
     world.audits = false;
     world.open(1, 1, Mode::ZeroCopy);
@@ -250,4 +253,60 @@ fn a_lookup_names_each_space_once() {
     let invalid =
         matches!(reply, Some(Reply::Refused(Refused { reason: RefusedReason::Invalid, .. })));
     assert!(invalid, "{reply:?}");
+}
+
+/// One whose session pins as much as it may, with `leases` fetches stopped for that.
+fn stopped(leases: u64) -> (World, SpaceId) {
+    let limits = DomainLimits { max_session_bytes: 4 * 4096, ..DomainLimits::default() };
+    let domains = vec![DomainConfig { limits, ..DomainConfig::default() }];
+    let limits = Limits { max_leases_per_session: leases as u32 + 1, ..Limits::default() };
+    let config =
+        Config { domains, limits, slab_bytes: 64 * 4096, step_pages: STEP, ..Config::default() };
+    let (mut world, space) = world_of(8, config);
+    let keys = chain(1, 4);
+    assert_eq!(world.store(1, space, &keys, 0, Stamp(0)), keys.len());
+    world.fetch(1, 0, space, &keys, Stamp(0), 1000);
+    for lease in 1..=leases {
+        world.fetch(1, lease, space, &keys[..1], Stamp(0), 1000);
+    }
+    assert_eq!(world.core.stats().stopped_fetches, leases);
+    (world, space)
+}
+
+fn ended(world: &World, leases: u64) -> Vec<u64> {
+    (1..=leases).filter(|lease| world.lease(1, *lease).ended.is_some()).collect()
+}
+
+#[test]
+fn of_many_fetches_that_stopped_only_those_go_on_that_there_is_room_for() {
+    let leases = LONG;
+    let (mut world, _) = stopped(leases);
+    for upto in [0, 0, 2, 2, 0] {
+        world.release(1, 0, upto);
+        world.release(1, leases, 0);
+    }
+    world.core.audit();
+    assert_eq!(ended(&world, leases), [1, 2], "the oldest, and no more than there is room for");
+    world.release(1, 1, u32::MAX);
+    world.release(1, leases, u32::MAX);
+    rest(&mut world);
+    assert!(world.lease(1, 3).ended.is_some());
+    assert!(world.lease(1, 4).ended.is_none());
+    // None was looked at in vain.
+    assert_eq!(world.core.stats().stopped_fetches, leases);
+}
+
+#[test]
+fn a_session_whose_fetches_have_stopped_ends_without_their_going_on() {
+    // As many as to find out if each that ends sets all others going.
+    let leases = 3 * LONG / 2;
+    let (mut world, _) = stopped(leases);
+    let before = world.core.stats().delivered_dram_pages;
+    world.close(1);
+    rest(&mut world);
+    assert_eq!(world.core.session_leases(SessionId(1)).leases, 1, "what it was given stays");
+    assert_eq!(world.core.stats().delivered_dram_pages, before);
+    world.kill(1);
+    rest(&mut world);
+    assert_eq!(world.core.session_leases(SessionId(1)).leases, 0);
 }

@@ -41,6 +41,27 @@ fn who_takes_a_lease_owns_it() {
 }
 
 #[test]
+fn who_hands_over_a_lease_may_pin_as_many_pages_again() {
+    let limits = DomainLimits { max_session_bytes: 2 * 4096, ..DomainLimits::default() };
+    let domains = vec![DomainConfig { limits, ..DomainConfig::default() }];
+    let world = World::with_frames(4, Config { domains, ..config(&[]) });
+    let (mut world, space) = opened(world, 4);
+    world.open(2, 2, Mode::ZeroCopy);
+    world.open_space(2, 1, 4096, 4);
+    let keys = chain(1, 4);
+    world.store(1, space, &keys, 0, Stamp(0));
+    world.fetch(1, 1, space, &keys[..2], Stamp(0), 10);
+    world.fetch(1, 2, space, &keys[..4], Stamp(0), 10);
+    assert_eq!(world.lease(1, 2).places.len(), 0, "it pins as much as it may");
+    let token = world.give_lease(1, 1).unwrap();
+    world.take_lease((2, 1), token, space, (1, 1)).unwrap();
+    world.advance(world.now);
+    assert_eq!(world.lease(1, 2).places.len(), 2, "what was handed over is not its any more");
+    world.release(1, 2, 2);
+    assert_eq!(world.outcome(1, 2), FetchOutcome::Complete);
+}
+
+#[test]
 fn a_lease_is_copied_to_who_cannot_read_it_in_place() {
     let (mut world, space) = pair(4, Mode::Copy);
     let keys = chain(1, 2);
