@@ -32,12 +32,12 @@ impl Listed {
         }
     }
 
-    /// The first record at or behind `record`, and its page.
-    pub(crate) fn from(&self, record: u32) -> Option<(u32, PageId)> {
-        self.runs.range(record / RUN..).find_map(|(run, pages)| {
-            let first = record.saturating_sub(run * RUN);
-            let mut behind = (first..RUN).zip(&pages[first as usize..]);
-            behind.find_map(|(at, page)| page.map(|page| (run * RUN + at, page)))
+    /// The last record before `record`, and its page.
+    pub(crate) fn before(&self, record: u32) -> Option<(u32, PageId)> {
+        self.runs.range(..record.div_ceil(RUN)).rev().find_map(|(run, pages)| {
+            let end = (record - run * RUN).min(RUN);
+            let mut before = (0..end).zip(pages.iter()).rev();
+            before.find_map(|(at, page)| page.map(|page| (run * RUN + at, page)))
         })
     }
 

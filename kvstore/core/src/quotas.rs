@@ -2,6 +2,7 @@ use crate::Core;
 use crate::domains::DomainAt;
 use crate::page::{Dram, Mark, OnSsd, PageId};
 use crate::segments::Age;
+use crate::stats::DeviceState;
 use undercroft_wire::DeviceId;
 
 /// How many children are looked at to tell whether one is there.
@@ -18,13 +19,14 @@ pub(crate) struct OnSsds {
     hand: Hand,
 }
 
-/// A hand that goes round all segments, oldest first.
+/// A hand that goes round all segments, oldest first, and in each from the last record to the first:
+/// what hangs from a page mostly lies behind it, and goes before it.
 #[derive(Debug, Default, Clone, Copy)]
 struct Hand {
     /// The segment it is in, and when that began.
     segment: Option<(DeviceId, Age)>,
     born: u64,
-    /// Where in it.
+    /// Records of it before this one are still to be looked at.
     record: u32,
     /// Rounds begun without anything found that may go.
     barren: u8,
@@ -45,9 +47,11 @@ impl Core {
         self.domains.get_mut(domain).ssd.hand.barren = 0;
     }
 
+    /// Until all devices have told what they hold, nobody knows which records are the oldest.
     fn is_over_quota(&self, domain: DomainAt) -> bool {
         let domain = self.domains.get(domain);
         domain.ssd.bytes > domain.config.limits.ssd_bytes
+            && self.devices.iter().all(|device| device.state != DeviceState::Recovering)
     }
 
     /// Whether records wait to be forgotten.
@@ -78,11 +82,11 @@ impl Core {
     fn turn_hand(&mut self, domain: DomainAt) {
         let mut hand = self.domains.get(domain).ssd.hand;
         let listed = hand.segment.and_then(|(device, age)| {
-            self.devices.get(device).segments.get(age)?.listed.from(hand.record)
+            self.devices.get(device).segments.get(age)?.listed.before(hand.record)
         });
         match listed {
             Some((record, id)) => {
-                hand.record = record + 1;
+                hand.record = record;
                 let own = self.domain_of_space(self.index[id].space) == domain;
                 if own && self.may_forget(id, hand.barren > 1) {
                     hand.barren = 0;
@@ -102,7 +106,7 @@ impl Core {
         });
         let next = later.min_by_key(|(born, _)| *born);
         hand.barren += u8::from(next.is_none());
-        hand.record = 0;
+        hand.record = u32::MAX;
         (hand.born, hand.segment) = next.map_or((0, None), |(born, segment)| (born, Some(segment)));
     }
 

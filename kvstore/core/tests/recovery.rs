@@ -94,6 +94,43 @@ fn a_device_is_read_before_it_has_told_everything_and_written_to_after() {
     assert_eq!(world.core.stats().recovery_ignored, early.len() as u64, "it has said all");
 }
 
+/// What a quota has had forgotten is on its SSD as before, and comes back with a restart.
+#[test]
+fn a_domain_beyond_its_quota_keeps_its_newest_pages_over_a_restart() {
+    const SIZE: Size = Size { pages: 100, segments: 30, records: 4 };
+    let (mut world, space) = opened(World::with_devices(2, &[SIZE]), 2);
+    let chains: Vec<_> = (1..=12).map(|number| chain(number, 4)).collect();
+    for keys in &chains {
+        assert_eq!(world.store(1, space, keys, 0, Stamp(0)), 4);
+        world.finish_jobs();
+    }
+    let mut log = world.logs.remove(0).crash(|_| false);
+    for _ in 0..3 {
+        let mut settings = config(&[SIZE]);
+        settings.domains[0].limits.ssd_bytes = 16 * 4096;
+        world = World::with_logs(2, settings, vec![log]);
+        let mut records = world.log(FIRST).recover();
+        // Segments are told of in whatever order.
+        records.sort_by_key(|record| record.extent.segment.0.wrapping_mul(0x9e37_79b9));
+        for piece in records.chunks(3) {
+            world.recover(FIRST, piece, false);
+            world.finish_jobs();
+        }
+        world.recover(FIRST, &[], true);
+        let (mut again, space) = opened(world, 2);
+        again.finish_jobs();
+        while again.core.next_timer().is_some_and(|due| due <= again.now) {
+            again.advance(again.now);
+            again.finish_jobs();
+        }
+        let found: Vec<_> = chains.iter().map(|keys| found(&mut again, space, keys)).collect();
+        let (old, new) = found.split_at(chains.len() - 4);
+        assert!(old.iter().all(|pages| *pages == 0), "the oldest go: {found:?}");
+        assert!(new[1..].iter().all(|pages| *pages == 4), "the newest stay: {found:?}");
+        log = again.logs.remove(0).crash(|_| false);
+    }
+}
+
 #[test]
 fn a_page_stored_while_its_record_is_on_its_way_need_not_be_written_again() {
     let world = crashed(2, false);
