@@ -112,11 +112,16 @@ impl Core {
         body: &Release,
         actions: &mut Vec<Action>,
     ) {
-        let process = self.sessions.get(&session).map(|state| state.process);
-        let owner = self.sessions.get(&body.session);
+        let Some((process, domain)) =
+            self.sessions.get(&session).map(|state| (state.process, state.domain))
+        else {
+            return;
+        };
+        // Who is of another domain is not there, as far as anybody can tell.
+        let owner = self.sessions.get(&body.session).filter(|owner| owner.domain == domain);
         let giver = owner.map_or(session, |_| body.session);
         if let Some(owner) = owner {
-            if Some(owner.process) != process {
+            if owner.process != process {
                 let detail = "the lease belongs to another process";
                 return self.refuse(session, request, RefusedReason::Unknown, detail, actions);
             }

@@ -10,7 +10,7 @@ use undercroft_core::{
 };
 use undercroft_wire::{
     DomainId, DropHold, Fetch, FetchOutcome, FetchSource, LeaseId, Mode, PartId, Prefetch,
-    RefusedReason, Reply, Request, RequestId, SessionId, SpaceId, Stamp,
+    RefusedReason, Release, Reply, Request, RequestId, SessionId, SpaceId, Stamp,
 };
 use world::devices::{FIRST, Size, config, size};
 use world::{MANY, OTHER, World, chain, digest};
@@ -540,4 +540,22 @@ fn a_session_pins_no_more_than_it_may_and_goes_on_as_it_releases() {
     world.advance(world.now);
     world.finish_jobs();
     assert_eq!(world.outcome(1, 102), FetchOutcome::Complete);
+}
+
+#[test]
+fn a_tenant_is_not_told_what_sessions_others_have() {
+    let (mut world, [mine, _]) = tenants([4, 4], DomainLimits::default());
+    let keys = chain(1, 2);
+    assert_eq!(world.store(1, mine, &keys, 0, Stamp(0)), 2);
+    world.fetch(1, 1, mine, &keys, Stamp(0), 10);
+    world.open(3, 3, Mode::ZeroCopy);
+    let release = |world: &mut World, by: u64, session: u64| {
+        let (session, lease) = (SessionId(session), LeaseId(1));
+        world.ask(by, &Request::Release(Release { session, lease, upto: u32::MAX }))
+    };
+    assert_eq!(release(&mut world, 2, 1), Some(Reply::Done), "another tenant's");
+    assert_eq!(release(&mut world, 2, 99), Some(Reply::Done), "nobody's");
+    let refused = release(&mut world, 3, 1);
+    assert!(matches!(refused, Some(Reply::Refused(_))), "another process's of the same tenant");
+    assert_eq!(world.core.session_leases(SessionId(1)).pages, 2);
 }
