@@ -21,8 +21,6 @@ pub(crate) struct Drains {
     leaving: BTreeSet<PageId>,
     /// Pages being written to SSD so that they can leave.
     writing: BTreeSet<PageId>,
-    /// Parts that retire and are not empty yet.
-    retiring: Vec<PartId>,
 }
 
 #[derive(Debug)]
@@ -38,7 +36,6 @@ impl Core {
         let Some(classes) = self.frames.retire(part, &mut self.notes) else {
             return;
         };
-        self.drains.retiring.push(part);
         for class in classes {
             self.start_walk(class);
         }
@@ -159,13 +156,10 @@ impl Core {
 
     /// Says which retired parts are empty now.
     pub(crate) fn let_parts_go(&mut self, actions: &mut Vec<Action>) {
-        let frames = &mut self.frames;
-        self.drains.retiring.retain(|part| {
-            let empty = frames.forget_if_empty(*part);
-            if empty {
-                actions.push(Action::PartEmpty { part: *part });
+        while let Some(part) = self.frames.thinned.pop_first() {
+            if self.frames.forget_if_empty(part) {
+                actions.push(Action::PartEmpty { part });
             }
-            !empty
-        });
+        }
     }
 }

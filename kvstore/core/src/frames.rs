@@ -28,6 +28,8 @@ pub(crate) struct Frames {
     max_parts: u32,
     /// Slabs that are to become empty.
     closed: u32,
+    /// Parts that retire, and that a slab has gone from since these were looked at.
+    pub(crate) thinned: BTreeSet<PartId>,
     /// While an earlier daemon's frames are restored, slabs wait for the pages in them.
     keeps_unused: bool,
 }
@@ -107,6 +109,7 @@ impl Frames {
             slab_bytes,
             max_parts,
             closed: 0,
+            thinned: BTreeSet::new(),
             keeps_unused: false,
         }
     }
@@ -254,7 +257,9 @@ impl Frames {
         self.closed -= u32::from(slab.closed);
         let part = *self.parts.of(first);
         notes.add(|| Note::SlabGone { part: part.id, offset: part.offset_of(first) });
-        if !part.retiring {
+        if part.retiring {
+            self.thinned.insert(part.id);
+        } else {
             self.gaps_mut(domain).add(first, slab.units(), (part.first, part.end()));
         }
     }

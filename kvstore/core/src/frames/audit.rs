@@ -53,6 +53,10 @@ impl Frames {
             assert!(full, "slabs and gaps fill their part");
         }
         assert_eq!(runs.next(), None, "slabs and gaps lie in parts");
+        for part in self.parts.iter().filter(|part| part.retiring) {
+            let slabs = self.slabs.within(part.first, part.end()).count();
+            assert!(slabs > 0, "a part that retires is let go when it is empty");
+        }
         self.classes().map(|(id, class)| self.audit_class(id, class)).sum()
     }
 

@@ -11,6 +11,7 @@ impl Frames {
     pub(crate) fn retire(&mut self, part: PartId, notes: &mut Notes) -> Option<BTreeSet<ClassId>> {
         let part = self.parts.retire(part)?;
         self.gaps_mut(part.domain).take_within(part.first, part.end());
+        self.thinned.insert(part.id);
         let slabs: Vec<u32> = self.slabs.within(part.first, part.end()).collect();
         let mut classes = BTreeSet::new();
         for first in slabs {
@@ -78,7 +79,7 @@ impl Frames {
     /// Forgets a retired part that has no slabs any more; whether it had none.
     pub(crate) fn forget_if_empty(&mut self, id: PartId) -> bool {
         let Some(part) = self.parts.get(id).copied() else {
-            return true;
+            return false;
         };
         let empty = self.slabs.within(part.first, part.end()).next().is_none();
         if empty {
