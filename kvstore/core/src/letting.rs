@@ -79,7 +79,8 @@ impl Core {
     pub fn is_session_busy(&self, session: SessionId) -> bool {
         let ends = !self.letting.queue.is_empty()
             && (self.letting.has(session) || self.letting.owes(session));
-        ends || self.gathers_for(session) || self.searching.has(session)
+        let looks = self.searching.has(session) || self.offering.has(session);
+        ends || looks || self.gathers_for(session)
     }
 
     /// Whether pages are still to be let go of.

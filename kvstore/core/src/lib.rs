@@ -36,6 +36,7 @@ mod lookups;
 mod machine;
 mod micros;
 mod notes;
+mod offering;
 mod offers;
 mod order;
 mod origins;

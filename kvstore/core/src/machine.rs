@@ -13,6 +13,7 @@ use crate::letting::Letting;
 use crate::listed::SegmentNumbers;
 use crate::lookups::{PROBES_PER_PAGE, Searching};
 use crate::notes::Notes;
+use crate::offering::Offering;
 use crate::offers::OpenOffer;
 use crate::origins::Users;
 use crate::page::PageId;
@@ -66,6 +67,7 @@ pub struct Core {
     pub(crate) reach: Reach,
     pub(crate) waves: Waves,
     pub(crate) searching: Searching,
+    pub(crate) offering: Offering,
     pub(crate) gathering: Gathering,
     pub(crate) letting: Letting,
     pub(crate) users: Users,
@@ -121,6 +123,7 @@ impl Core {
             letting: Letting::default(),
             gathering: Gathering::default(),
             searching: Searching::default(),
+            offering: Offering::default(),
             waves: Waves::new(config.domains.len()),
             users: Users::default(),
             purges: Purges::new(config.purge),
@@ -147,6 +150,7 @@ impl Core {
         self.waves.left = self.config.step_pages;
         self.letting.left = self.config.step_pages;
         self.searching.left = self.config.step_pages.saturating_mul(PROBES_PER_PAGE);
+        self.offering.left = self.config.step_pages;
         self.gathering.left = self.config.step_pages;
         self.gathering.deliveries_left = self.config.step_pages;
         self.expire(actions);
@@ -239,6 +243,7 @@ impl Core {
                 self.let_go_on(actions);
                 self.gather_on(actions);
                 self.search_on(actions);
+                self.offer_on(actions);
                 self.let_parts_go(actions);
                 self.reclaim(actions);
                 self.prove(actions);
@@ -262,7 +267,8 @@ impl Core {
     pub fn next_timer(&self) -> Option<Micros> {
         let behind = self.devices.next_to_forget().is_some() || self.is_reach_behind();
         let letting = self.is_letting_go() || self.is_draining();
-        let looking = self.is_gathering() || !self.searching.is_empty();
+        let searching = !self.searching.is_empty() || !self.offering.is_empty();
+        let looking = self.is_gathering() || searching;
         let forgetting = self.is_purging() || self.is_any_over_quota();
         if behind || self.has_waves() || letting || looking || forgetting {
             return Some(self.now);

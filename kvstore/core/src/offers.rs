@@ -5,21 +5,21 @@ use crate::sessions::Slot;
 use crate::timers::Timer;
 use crate::{Action, Core, Micros};
 use undercroft_wire::{
-    Offer, OfferId, OfferOutcome, OfferReply, PageKey, RefusedReason, Reply, RequestId, SessionId,
-    SlotId, SpaceId,
+    Offer, OfferId, OfferOutcome, PageKey, RefusedReason, RequestId, SessionId, SlotId, SpaceId,
 };
 
 /// Where the next key of an offer hangs.
-struct Tip {
-    session: SessionId,
-    space: SpaceId,
-    offer: OfferId,
-    stamp: u64,
-    depth: u32,
+#[derive(Debug)]
+pub(crate) struct Tip {
+    pub(crate) session: SessionId,
+    pub(crate) space: SpaceId,
+    pub(crate) offer: OfferId,
+    pub(crate) stamp: u64,
+    pub(crate) depth: u32,
     /// The page before it; `None` at the start of a chain and behind a key that was declined.
-    above: Option<PageId>,
+    pub(crate) above: Option<PageId>,
     /// Why no further key is wanted.
-    declined: Option<OfferOutcome>,
+    pub(crate) declined: Option<OfferOutcome>,
 }
 
 /// An offer of which slots are neither committed nor returned.
@@ -34,7 +34,7 @@ pub(crate) struct OpenOffer {
 
 /// What offers may be waited for.
 impl Core {
-    fn begin_offer(&mut self, id: (SessionId, OfferId), space: SpaceId, slots: u32) {
+    pub(crate) fn begin_offer(&mut self, id: (SessionId, OfferId), space: SpaceId, slots: u32) {
         let due = self.now.after_ms(self.config.limits.max_offer_ms);
         self.timers.insert((due, Timer::Offer(id)));
         self.offers.insert(id, OpenOffer { space, slots, due });
@@ -88,7 +88,7 @@ impl Core {
         }
         let stamp = self.clamp_stamp(session, body.stamp);
         let above = body.parent.and_then(|key| self.index.find(space, &key));
-        let above = above.filter(|page| self.index[*page].is_present() && !self.is_gone(*page));
+        let above = above.filter(|page| self.may_hang_from(*page));
         let fits = match above {
             Some(page) => self.index[page].depth.checked_add(1) == Some(body.first),
             None => body.parent.is_some() == (body.first > 0),
@@ -101,38 +101,29 @@ impl Core {
             self.touch(page, stamp);
         }
         let orphaned = body.parent.is_some() && above.is_none();
-        let mut tip = Tip {
+        let tip = Tip {
             session,
             space,
-            offer: OfferId(self.last_offer(session) + 1),
+            offer: OfferId(0),
             stamp,
             depth: body.first,
             above,
             declined: orphaned.then_some(OfferOutcome::NoParent),
         };
-        let mut outcomes = Vec::with_capacity(keys.len());
-        let mut slots = Vec::new();
-        for key in keys {
-            let outcome = self.offer_key(&mut tip, key, &mut slots);
-            self.count_offer(outcome);
-            outcomes.push(outcome.to_byte());
-            tip.depth += 1;
-        }
-        if !slots.is_empty() {
-            let state = self.sessions.get_mut(&session).expect("whoever offers is known");
-            state.last_offer += 1;
-            self.begin_offer((session, tip.offer), space, slots.len() as u32);
-        }
-        let reply = Reply::Offer(OfferReply { offer: tip.offer, outcomes, slots });
-        actions.push(Action::Reply { session, request, reply });
+        self.begin_offering(request, tip, keys, actions);
+    }
+
+    /// Whether a child may be stored below the page.
+    pub(crate) fn may_hang_from(&self, page: PageId) -> bool {
+        self.index[page].is_present() && !self.is_gone(page)
     }
 
     /// How many offers of the session were given slots. What others are given is not to be told from it.
-    fn last_offer(&self, session: SessionId) -> u64 {
+    pub(crate) fn last_offer(&self, session: SessionId) -> u64 {
         self.sessions.get(&session).map_or(0, |state| state.last_offer)
     }
 
-    fn count_offer(&mut self, outcome: OfferOutcome) {
+    pub(crate) fn count_offer(&mut self, outcome: OfferOutcome) {
         self.stats.offered += 1;
         match outcome {
             OfferOutcome::Wanted => self.stats.wanted += 1,
@@ -143,7 +134,12 @@ impl Core {
         }
     }
 
-    fn offer_key(&mut self, tip: &mut Tip, key: &PageKey, slots: &mut Vec<SlotId>) -> OfferOutcome {
+    pub(crate) fn offer_key(
+        &mut self,
+        tip: &mut Tip,
+        key: &PageKey,
+        slots: &mut Vec<SlotId>,
+    ) -> OfferOutcome {
         let mut known = self.index.find(tip.space, key);
         if known.is_some_and(|page| self.forget_if_expired(page)) {
             known = self.index.find(tip.space, key);

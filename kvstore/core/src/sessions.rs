@@ -206,6 +206,7 @@ impl Core {
         let copy_mode = session.mode == Mode::Copy;
         self.drop_claims_of(id);
         self.drop_searches_of(id);
+        self.offering.forget(id);
         for (space, staging) in stagings {
             self.spaces.get_mut(space).opened -= 1;
             let assigned = staging.slots.iter().filter_map(|slot| match slot {

@@ -8,8 +8,9 @@ mod world;
 
 use undercroft_core::{Config, DomainConfig, DomainLimits, Event, Limits, Micros};
 use undercroft_wire::{
-    Fetch, FetchOutcome, FetchSource, Hint, HintKind, LeaseId, Lookup, Mode, PageKey, Prefetch,
-    PrefetchReply, Refused, RefusedReason, Release, Reply, Request, SessionId, SpaceId, Stamp,
+    Fetch, FetchOutcome, FetchSource, Hint, HintKind, LeaseId, Lookup, Mode, Offer, PageKey,
+    Prefetch, PrefetchReply, PurgeScope, Refused, RefusedReason, Release, Reply, Request,
+    SessionId, SpaceId, Stamp,
 };
 use world::{HeldLease, World, key};
 
@@ -309,4 +310,67 @@ fn a_session_whose_fetches_have_stopped_ends_without_their_going_on() {
     world.kill(1);
     rest(&mut world);
     assert_eq!(world.core.session_leases(SessionId(1)).leases, 0);
+}
+
+#[test]
+fn a_long_offer_takes_several_steps_and_is_answered_as_in_one() {
+    let (mut world, space) = world(LONG);
+    let (half, all) = (LONG as usize / 2, chain(1, LONG));
+    assert_eq!(world.store(1, space, &all[..half], 0, Stamp(0)), half);
+    rest(&mut world);
+    world.most_notes = 0;
+    let body =
+        Offer { space, parent: None, first: 0, keys: all.as_slice().into(), stamp: Stamp(0) };
+    let (session, request) = (SessionId(1), world.request_id());
+    world.step(Event::Request { session, request, body: &Request::Offer(body) });
+    let mut steps = 0;
+    while world.core.is_session_busy(session) {
+        world.core.audit();
+        world.step(Event::Tick);
+        steps += 1;
+    }
+    assert!(steps >= LONG as u32 / STEP - 1, "{steps} steps for {LONG} keys");
+    let most = 4 * STEP as usize;
+    assert!(world.most_notes <= most, "{} notes in one step", world.most_notes);
+    let (_, _, reply) = world.replies.last().unwrap();
+    let Reply::Offer(reply) = reply.clone() else { panic!("an offer is answered, not {reply:?}") };
+    let count = |byte| reply.outcomes.iter().filter(|outcome| **outcome == byte).count();
+    // There are 64 slots. They are one offer's, in however many steps they were given.
+    assert_eq!((count(1), count(0), count(2)), (half, 64, half - 64));
+    assert_eq!(reply.slots.len(), 64);
+    let returned = world.commit(1, space, reply.offer, &[], &reply.slots);
+    assert!(world.commits[&(session, returned)].answered.is_some());
+    rest(&mut world);
+    assert_eq!(world.store(1, space, &all, half, Stamp(0)), half);
+}
+
+#[test]
+fn a_page_that_leaves_in_the_middle_of_an_offer_ends_it_there() {
+    let (mut world, space) = world(LONG);
+    let held = STEP as usize;
+    let keys = chain(1, 2 * held as u64);
+    let begin = |world: &mut World| {
+        let body = Offer { space, parent: None, first: 0, keys: keys[..].into(), stamp: Stamp(0) };
+        let (session, request) = (SessionId(1), world.request_id());
+        world.step(Event::Request { session, request, body: &Request::Offer(body) });
+        assert!(world.core.is_session_busy(session));
+    };
+    assert_eq!(world.store(1, space, &keys[..held], 0, Stamp(0)), held);
+    rest(&mut world);
+    begin(&mut world);
+    world.purge(PurgeScope::default());
+    rest(&mut world);
+    let (_, _, reply) = world.replies.last().unwrap();
+    let Reply::Offer(reply) = reply.clone() else { panic!("an offer is answered, not {reply:?}") };
+    let found = reply.outcomes.iter().take_while(|outcome| **outcome == 1).count();
+    assert_eq!(found, held, "these were there when they were looked at");
+    assert!(reply.outcomes[held..].iter().all(|outcome| *outcome == 3), "what is before has left");
+    assert!(reply.slots.is_empty());
+    // Whoever is gone in the middle of it leaves nothing behind.
+    begin(&mut world);
+    world.kill(1);
+    rest(&mut world);
+    world.open(2, 2, Mode::ZeroCopy);
+    let space = world.open_space(2, 1, 4096, 64);
+    assert_eq!(world.store(2, space, &keys, 0, Stamp(0)), keys.len());
 }
