@@ -130,6 +130,10 @@ pub(crate) struct ControlParts {
 impl Control {
     pub(crate) fn new(parts: ControlParts) -> Self {
         let purged = parts.succession.state.newest_purge();
+        // One that was kept serves as it is, and grows meanwhile. Of a daemon that was stopped as it began
+        // there is nothing to serve.
+        let any = parts.succession.arena.iter().next().is_some();
+        let is_kept = any && parts.succession.start.kind != StartKind::Cold;
         Self {
             core: parts.core,
             sessions: HashMap::new(),
@@ -138,8 +142,7 @@ impl Control {
             domains: Domains::new(parts.config.domains.clone()),
             config: parts.config,
             state: parts.succession.state,
-            // One that was kept serves as it is, and grows meanwhile.
-            fitting: Fitting::new(parts.part_maker, parts.succession.start.kind != StartKind::Cold),
+            fitting: Fitting::new(parts.part_maker, is_kept),
             start: parts.succession.start,
             reload: ReloadStatus::default(),
             started: Instant::now(),

@@ -374,6 +374,22 @@ fn one_users_silent_connections_leave_room_for_others() {
 }
 
 #[test]
+fn connections_that_no_domain_is_for_leave_room_for_an_operator() {
+    let test = "connections_that_no_domain_is_for_leave_room_for_an_operator";
+    if let Some(missing) = Place::User.missing() {
+        return skip(test, &missing);
+    }
+    let more = "[[domain]]\nname = \"a\"\ngid = [2001]\ndram = \"1MiB\"\n".to_owned();
+    let options = DaemonOptions { dram: 0, more, ..DaemonOptions::default() };
+    let daemon = TestDaemon::start(options);
+    daemon.open_to_all();
+    let mut flood = Accomplice::start_in(Place::User, &["flood"], &daemon);
+    assert_eq!(flood.line(), "flooded");
+    assert!(daemon.client("operator").is_some(), "{}", daemon.log());
+    assert!(daemon.log().contains("that no domain is for"), "nobody was turned away");
+}
+
+#[test]
 fn many_spaces_are_refused_and_given_back() {
     let daemon = daemon();
     let witness = Witness::start(&daemon);

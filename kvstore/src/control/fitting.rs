@@ -280,7 +280,10 @@ impl Control {
         };
         let Err(source) = added else { return };
         self.fell_short(&domain, source.to_string());
-        if !self.fitting.is_whole() {
+        if self.fitting.is_open() {
+            // Engines have it already: less is better than nothing.
+            self.fitting.opens(Readiness::Whole);
+        } else {
             let (domain, bytes) = (domain.name.clone(), domain.dram_bytes);
             self.fitting.failure = Some(StartError::Arena { domain, bytes, source });
             // Wakes whoever waits for the opening: that it failed, it is told besides.

@@ -37,8 +37,12 @@ impl Control {
         let most = self.config.max_sessions as usize;
         let connected = || self.sessions.values().filter(|session| !session.is_lingering());
         let Some(domain) = domain else {
-            // Operators, and whoever is about to be told that no domain is for him.
-            return match connected().filter(|session| session.domain.is_none()).count() {
+            // Operators, and whoever is about to be told that no domain is for him: not at the cost of
+            // the others.
+            let alike = |session: &&Session| {
+                session.domain.is_none() && session.peer.is_operator() == peer.is_operator()
+            };
+            return match connected().filter(alike).count() {
                 0..FEW_SILENT => Ok(()),
                 _ => Err(format!("{FEW_SILENT} connections that no domain is for are open")),
             };

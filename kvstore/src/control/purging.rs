@@ -18,6 +18,9 @@ use undercroft_wire::{
 const SAVE_PATIENCE: Duration = Duration::from_secs(10);
 /// Purges under way at once.
 const MAX_PURGES: usize = 64;
+/// Those of all tenants, and of one: operators and others have room besides.
+const MAX_OF_TENANTS: usize = 48;
+const MAX_OF_ONE: usize = 8;
 
 /// Purges that are not over, oldest first.
 pub(crate) struct Purging {
@@ -30,6 +33,8 @@ struct UnderWay {
     purge: PurgeId,
     /// `None` for one that a late SSD has told of.
     asker: Option<(SessionId, RequestId)>,
+    /// The tenant who asked; `None` for an operator, or nobody.
+    tenant: Option<DomainId>,
     /// What it came to, once its pages are gone.
     swept: Option<Purged>,
     /// SSDs whose lists do not say so yet.
@@ -55,6 +60,15 @@ impl Purging {
         arena.newest_purge()
     }
 
+    /// Whether there is room for one more.
+    fn has_room(&self, tenant: Option<DomainId>) -> bool {
+        let of_tenants = || self.queue.iter().filter(|one| one.tenant.is_some());
+        let own = of_tenants().filter(|one| one.tenant == tenant).count();
+        let is_full =
+            tenant.is_some() && (own >= MAX_OF_ONE || of_tenants().count() >= MAX_OF_TENANTS);
+        self.queue.len() < MAX_PURGES && !is_full
+    }
+
     /// When one is answered although an SSD has not written it down.
     pub(crate) fn due(&self) -> Option<Instant> {
         let waits = self.queue.iter().filter(|one| !one.waiting.is_empty());
@@ -69,14 +83,16 @@ impl Control {
             Ok(scope) => scope,
             Err((reason, detail)) => return self.refuse(id, request, reason, detail),
         };
-        if self.purging.queue.len() >= MAX_PURGES {
+        let session = self.sessions.get(&id).filter(|session| !session.is_operator());
+        let tenant = session.and_then(|session| session.domain.as_ref()).map(|domain| domain.id);
+        if !self.purging.has_room(tenant) {
             let detail = "as many purges are under way as may be";
             return self.refuse(id, request, RefusedReason::Busy, detail);
         }
         let purge = self.purging.book.add(scope);
         let who = self.sessions.get(&id).map_or(0, |session| session.peer.uid);
         tracing::info!(user = who, %purge, ?scope, "purge");
-        self.begin_purge(purge, scope, Some((id, request)));
+        self.begin_purge(purge, scope, (Some((id, request)), tenant));
     }
 
     /// What a session may purge of what it names.
@@ -111,11 +127,12 @@ impl Control {
         &mut self,
         purge: PurgeId,
         scope: PurgeScope,
-        asker: Option<(SessionId, RequestId)>,
+        (asker, tenant): (Option<(SessionId, RequestId)>, Option<DomainId>),
     ) {
         self.purging.queue.push_back(UnderWay {
             purge,
             asker,
+            tenant,
             swept: None,
             waiting: self.purging.savers.devices().collect(),
             missed: Vec::new(),
@@ -132,14 +149,14 @@ impl Control {
     /// has them in writing already.
     pub(super) fn go_on_purging(&mut self) {
         for (scope, purge) in self.purging.book.since(self.purged) {
-            self.begin_purge(purge, scope, None);
+            self.begin_purge(purge, scope, (None, None));
         }
     }
 
     /// An SSD that comes late knew of purges that nobody else did.
     pub(super) fn learned(&mut self, purges: Vec<(PurgeScope, PurgeId)>) {
         for (scope, purge) in purges {
-            self.begin_purge(purge, scope, None);
+            self.begin_purge(purge, scope, (None, None));
         }
         self.settle_purges();
     }

@@ -82,7 +82,10 @@ impl Control {
             return refused(own, share, &key);
         }
         match all.saturating_add(wanted.bytes()) > total {
-            true => refused(all, total, "arena.staging_total"),
+            // How much others have is nobody else's business.
+            true => {
+                Err("staging areas take all that there may be (arena.staging_total)".to_owned())
+            }
             false => Ok(()),
         }
     }

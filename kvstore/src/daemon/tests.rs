@@ -1,11 +1,12 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use super::*;
+use crate::part_maker::MadePart;
 use crate::recovery::PIECE_RECORDS;
 use crate::report::report;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use undercroft_arena::Memory;
+use undercroft_arena::{ArenaError, Memory};
 use undercroft_ssd_tier::{AppendOutcome, Completion, LogConfig, Op, PageLog};
 use undercroft_wire::{
     DeviceCondition, DeviceId, DomainId, JobId, PageIdentity, PageKey, SpaceDigest, SsdDeviceStatus,
@@ -154,6 +155,39 @@ fn a_search_that_is_not_over_does_not_keep_the_daemon_from_stopping_in_order() {
     assert_eq!(devices(&control)[0].tier.pages, 2000);
     drop(doors);
     control.shut(Vec::new());
+}
+
+#[test]
+fn a_part_that_cannot_be_had_ends_a_daemon_only_as_long_as_it_serves_nobody() {
+    let home = tempfile::tempdir().unwrap();
+    let text = "[server]\nmetrics = \"off\"\n[arena]\nsize = \"192KiB\"\npart = \"64KiB\"\n\
+                [ssd]\nsize = 0\n";
+    for served in [false, true] {
+        let config = Config::parse(text, &home.path().join("test.toml")).unwrap();
+        let (mut control, doors) =
+            assemble(config, Vec::new(), nothing(), &Ground::default()).unwrap();
+        while !control.fitting.is_whole() {
+            control.fit();
+            let Some(parted) = doors.parted.take() else {
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            };
+            let Parted::Made(MadePart { wanted, made }) = parted else {
+                panic!("nothing was taken over: {parted:?}")
+            };
+            let give = served && !control.fitting.is_open();
+            let made = if give { made } else { Err(ArenaError::Mount { what: "it is a test" }) };
+            control.parted(Parted::Made(MadePart { wanted, made }));
+            control.fit();
+            if !served {
+                break;
+            }
+        }
+        let failure = control.fitting.take_failure();
+        assert_eq!(failure.is_some(), !served, "{failure:?}");
+        drop(doors);
+        control.shut(Vec::new());
+    }
 }
 
 /// A large arena takes many seconds to be made, and no engine waits so long for a space.
