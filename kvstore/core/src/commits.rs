@@ -48,7 +48,7 @@ impl Core {
         self.last_commit += 1;
         let commit = CommitId(self.last_commit);
         let class = self.spaces.get(space).class;
-        let writer = self.sessions.get(&session).map_or(0, |session| session.writer);
+        let writer = self.sessions.get(&session).and_then(|session| session.writer);
         let mut pending = PendingCommit {
             session,
             request,
@@ -68,6 +68,7 @@ impl Core {
                 }
             };
             pending.unsettled += 1;
+            let writer = writer.expect("whoever was given a slot has a number");
             let filling = Filling { commit, at: at as u32, page, session, writer, space, slot };
             self.frames.class_mut(class).waiting.push_back(Claim::Commit(filling));
         }

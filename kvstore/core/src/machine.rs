@@ -125,7 +125,7 @@ impl Core {
             searching: Searching::default(),
             offering: Offering::default(),
             waves: Waves::new(config.domains.len()),
-            users: Users::default(),
+            users: Users::new(config.domains.len()),
             purges: Purges::new(config.purge),
             retention: Retention::new(config.domains.iter().map(|domain| domain.max_age_s)),
             ready: VecDeque::new(),
@@ -350,7 +350,7 @@ impl Core {
     /// Whether one more session finds room at all.
     #[must_use]
     pub fn has_session_room(&self) -> bool {
-        self.sessions.len() < self.config.limits.max_sessions as usize && !self.users.is_full()
+        self.sessions.len() < self.config.limits.max_sessions as usize
     }
 
     /// Whether one more session of the domain finds room. A session opened without is ignored.

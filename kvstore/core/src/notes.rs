@@ -222,7 +222,7 @@ impl Core {
             depth: page.depth,
             crc: self.index.crc_of(page),
             stamp: Stamp(page.stamp),
-            writer: self.users.uid(page.writer),
+            writer: self.writer_of(page),
             born: page.born,
             purged: page.is(Mark::Purged),
         }

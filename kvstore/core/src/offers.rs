@@ -234,6 +234,9 @@ impl Core {
         if staging.is_none_or(|staging| staging.free.is_empty()) {
             return Err(OfferOutcome::NoCredit);
         }
+        if self.number_writer(tip.session).is_none() {
+            return Err(OfferOutcome::NotAdmitted);
+        }
         let page = match known {
             Some(page) => page,
             None => {

@@ -1,17 +1,24 @@
 use crate::Core;
+use crate::domains::DomainAt;
 use crate::page::{Page, PageId};
 use hashbrown::HashMap;
-use undercroft_wire::{Origin, PurgeId};
+use undercroft_wire::{Origin, PurgeId, SessionId};
 
 /// The users whose processes store pages. A page names one by a number, as pages are many and
-/// users are few.
+/// users are few. Each domain has numbers of its own: root of a user namespace is many users, and
+/// takes none from others.
 #[derive(Debug)]
 pub(crate) struct Users {
+    tables: Vec<Table>,
+}
+
+#[derive(Debug)]
+struct Table {
     uids: Vec<u32>,
     numbers: HashMap<u32, u16>,
 }
 
-impl Default for Users {
+impl Default for Table {
     /// Number 0 is root's: what a page says that nobody has stored yet.
     fn default() -> Self {
         Self { uids: vec![0], numbers: HashMap::from([(0, 0)]) }
@@ -19,23 +26,25 @@ impl Default for Users {
 }
 
 impl Users {
-    /// The user's number; `None` once there are as many as numbers reach.
-    pub(crate) fn number(&mut self, uid: u32) -> Option<u16> {
-        if let Some(number) = self.numbers.get(&uid) {
+    /// Of so many domains.
+    pub(crate) fn new(domains: usize) -> Self {
+        Self { tables: (0..domains).map(|_| Table::default()).collect() }
+    }
+
+    /// The user's number in a domain; `None` once it has as many users as numbers reach.
+    pub(crate) fn number(&mut self, domain: DomainAt, uid: u32) -> Option<u16> {
+        let table = &mut self.tables[domain.0 as usize];
+        if let Some(number) = table.numbers.get(&uid) {
             return Some(*number);
         }
-        let number = u16::try_from(self.uids.len()).ok()?;
-        self.uids.push(uid);
-        self.numbers.insert(uid, number);
+        let number = u16::try_from(table.uids.len()).ok()?;
+        table.uids.push(uid);
+        table.numbers.insert(uid, number);
         Some(number)
     }
 
-    pub(crate) fn uid(&self, number: u16) -> u32 {
-        self.uids[usize::from(number)]
-    }
-
-    pub(crate) fn is_full(&self) -> bool {
-        self.uids.len() > usize::from(u16::MAX)
+    pub(crate) fn uid(&self, domain: DomainAt, number: u16) -> u32 {
+        self.tables[domain.0 as usize].uids[usize::from(number)]
     }
 }
 
@@ -70,9 +79,24 @@ impl Core {
         page.writer = writer;
     }
 
+    /// The user whose process stored the page.
+    pub(crate) fn writer_of(&self, page: &Page) -> u32 {
+        self.users.uid(self.domain_of_space(page.space), page.writer)
+    }
+
+    /// The number of the user whose process the session is, given when it is to store its first
+    /// page. `None` if its domain has as many users as there may be.
+    pub(crate) fn number_writer(&mut self, session: SessionId) -> Option<u16> {
+        let state = self.sessions.get_mut(&session)?;
+        if state.writer.is_none() {
+            state.writer = self.users.number(state.domain, state.user);
+        }
+        state.writer
+    }
+
     /// What a record of the page that is written now says of itself.
     pub(crate) fn origin(&self, page: &Page) -> Origin {
-        Origin { writer: self.users.uid(page.writer), born: page.born, purge: self.purges.over }
+        Origin { writer: self.writer_of(page), born: page.born, purge: self.purges.over }
     }
 
     /// All purges up to this one are over: who writes a record from here on has seen them.

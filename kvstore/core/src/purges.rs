@@ -1,4 +1,5 @@
 use crate::claims::{Claim, Filling};
+use crate::domains::DomainAt;
 use crate::fetches::FetchId;
 use crate::jobs::Job;
 use crate::origins::Users;
@@ -80,7 +81,7 @@ impl Core {
 
     fn is_meant(&self, scope: &PurgeScope, page: &Page) -> bool {
         let space = self.spaces.get(page.space);
-        scope.means(space.domain, space.digest, self.users.uid(page.writer))
+        scope.means(space.domain, space.digest, self.writer_of(page))
     }
 
     /// Looks at no more than `limit` pages; returns at how many.
@@ -116,15 +117,16 @@ impl Core {
         scope: &PurgeScope,
         actions: &mut Vec<Action>,
     ) {
-        let meant = |users: &Users, filling: &Filling| {
-            let writes = |uid| users.uid(filling.writer) == uid;
+        let meant = |users: &Users, domain: DomainAt, filling: &Filling| {
+            let writes = |uid| users.uid(domain, filling.writer) == uid;
             spaces.contains(&filling.space) && scope.writer.is_none_or(writes)
         };
         let classes: Vec<ClassId> = self.frames.classes().map(|(class, _)| class).collect();
         for class in classes {
+            let domain = self.frames.class(class).domain;
             let waiting = std::mem::take(&mut self.frames.class_mut(class).waiting);
             let (gone, stay): (VecDeque<_>, VecDeque<_>) = waiting.into_iter().partition(
-                |claim| matches!(claim, Claim::Commit(filling) if meant(&self.users, filling)),
+                |claim| matches!(claim, Claim::Commit(filling) if meant(&self.users, domain, filling)),
             );
             self.frames.class_mut(class).waiting = stay;
             for claim in gone {

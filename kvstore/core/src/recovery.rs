@@ -79,10 +79,10 @@ impl Core {
         if *purged || self.is_record_too_old(domain, origin.born) {
             return Recovered::Gone;
         }
-        let Some(writer) = self.users.number(origin.writer) else {
+        let Ok(space) = self.intern_space(domain, digest, page_bytes) else {
             return Recovered::Ignored;
         };
-        let Ok(space) = self.intern_space(domain, digest, page_bytes) else {
+        let Some(writer) = self.users.number(self.domain_of_space(space), origin.writer) else {
             return Recovered::Ignored;
         };
         let Some(page) = self.recovered_page(space, identity, guess) else {

@@ -146,7 +146,7 @@ impl Core {
         guess: &mut Guess,
     ) -> Option<PageId> {
         let space = self.spaces.info(row.space)?;
-        let writer = self.users.number(row.writer)?;
+        let writer = self.users.number(self.domain_of_space(row.space), row.writer)?;
         self.learn_time(row.born);
         if self.spaces.get(row.space).class != class {
             return None;

@@ -16,8 +16,10 @@ use undercroft_wire::{
 pub(crate) struct Session {
     pub(crate) domain: DomainAt,
     pub(crate) process: ProcessId,
-    /// The number of the user who writes what it stores.
-    pub(crate) writer: u16,
+    /// The user who writes what it stores.
+    pub(crate) user: u32,
+    /// That user's number, once it was given a slot.
+    pub(crate) writer: Option<u16>,
     pub(crate) mode: Mode,
     /// False once the socket is closed.
     pub(crate) open: bool,
@@ -35,11 +37,12 @@ pub(crate) struct Session {
 }
 
 impl Session {
-    fn new(domain: DomainAt, (process, writer): (ProcessId, u16), mode: Mode) -> Self {
+    fn new(domain: DomainAt, (process, user): (ProcessId, u32), mode: Mode) -> Self {
         Self {
             domain,
             process,
-            writer,
+            user,
+            writer: None,
             mode,
             open: true,
             restored: false,
@@ -156,9 +159,8 @@ impl Core {
         let Some(domain) = self.domains.find(domain).filter(|_| has_room) else {
             return;
         };
-        let writer = self.users.number(user).expect("there is room for one more user");
         self.domains.get_mut(domain).sessions += 1;
-        self.sessions.insert(id, Session::new(domain, (process, writer), mode));
+        self.sessions.insert(id, Session::new(domain, (process, user), mode));
     }
 
     pub(crate) fn space_opened(

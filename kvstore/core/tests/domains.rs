@@ -9,8 +9,8 @@ use undercroft_core::{
     Action, Config, DomainConfig, DomainLimits, DomainReport, Event, Health, ProcessId,
 };
 use undercroft_wire::{
-    DomainId, DropHold, Fetch, FetchOutcome, FetchSource, LeaseId, Mode, PartId, Prefetch,
-    RefusedReason, Release, Reply, Request, RequestId, SessionId, SpaceId, Stamp,
+    DomainId, DropHold, Fetch, FetchOutcome, FetchSource, LeaseId, Mode, OfferOutcome, PageKey,
+    PartId, Prefetch, RefusedReason, Release, Reply, Request, RequestId, SessionId, SpaceId, Stamp,
 };
 use world::devices::{FIRST, Size, config, size};
 use world::{MANY, OTHER, World, chain, digest};
@@ -558,4 +558,37 @@ fn a_tenant_is_not_told_what_sessions_others_have() {
     let refused = release(&mut world, 3, 1);
     assert!(matches!(refused, Some(Reply::Refused(_))), "another process's of the same tenant");
     assert_eq!(world.core.session_leases(SessionId(1)).pages, 2);
+}
+
+#[test]
+fn a_tenant_with_more_users_than_can_be_told_apart_declines_what_more_of_them_store() {
+    let (mut world, spaces) = tenants([4, 4], DomainLimits::default());
+    world.audits = false;
+    let key = chain(1, 1);
+    let offers = |world: &mut World, domain: DomainId, user: u32, keys: &[PageKey]| {
+        let (session, request) = (SessionId(100), world.request_id());
+        let (process, mode) = (ProcessId { pid: 9, start: 1 }, Mode::ZeroCopy);
+        world.step(Event::SessionOpened { session, domain, process, user, mode });
+        let (digest, page_bytes, slots) = (digest(1), 4096, 1);
+        world.step(Event::SpaceOpened { session, request, domain, digest, page_bytes, slots });
+        let space = spaces[usize::from(domain == OTHER)];
+        assert!(world.core.is_open(session, space), "it is no reason to shut anybody out");
+        let reply = world.offer(100, space, None, 0, keys, Stamp(0)).unwrap();
+        world.step(Event::SessionClosed { session });
+        world.replies.clear();
+        reply.outcomes.first().copied().and_then(OfferOutcome::from_byte)
+    };
+    // Who stores nothing needs no number.
+    for user in 0..100 {
+        assert_eq!(offers(&mut world, OTHER, 100_000 + user, &[]), None);
+    }
+    let wanted = Some(OfferOutcome::Wanted);
+    for user in 0..=u32::from(u16::MAX) {
+        assert_eq!(offers(&mut world, OTHER, user, &key), wanted);
+    }
+    assert_eq!(offers(&mut world, OTHER, 100_000, &key), Some(OfferOutcome::NotAdmitted));
+    assert_eq!(offers(&mut world, OTHER, 1, &key), wanted, "it is known");
+    let own = DomainId::default();
+    assert_eq!(offers(&mut world, own, 100_000, &key), wanted, "a tenant's users are its own");
+    world.core.audit();
 }
