@@ -71,6 +71,9 @@ pub(crate) struct Fetch {
     /// DRAM: the fetch ends with that.
     pub(crate) late: bool,
     pub(crate) active: bool,
+    /// Whether its pages were leased before, by who handed them over: these stay the reader's even if
+    /// they are to be found no more.
+    pub(crate) handed_over: bool,
     pub(crate) waits_for_frame: bool,
     pub(crate) waits_for_slot: bool,
 }
@@ -199,6 +202,9 @@ impl Core {
     ) -> Option<FetchOutcome> {
         while fetch.issued < most && self.may_issue(fetch) {
             let page = fetch.pages[fetch.issued as usize];
+            if self.is_purged(page) {
+                return Some(FetchOutcome::Missing);
+            }
             match self.index[page].dram {
                 Dram::Resident => {
                     self.keep_to_pin(page);
@@ -236,6 +242,11 @@ impl Core {
         None
     }
 
+    /// Whether the page was purged after the fetch had begun.
+    fn must_not_reach(&self, fetch: &Fetch, page: PageId) -> bool {
+        !fetch.handed_over && self.is_purged(page)
+    }
+
     fn queue_for_frame(&mut self, id: FetchId, fetch: &mut Fetch, first_in_line: bool) {
         fetch.waits_for_frame = true;
         self.count_awaited((fetch.reader, fetch.class), true);
@@ -256,6 +267,9 @@ impl Core {
         };
         while fetch.copied < fetch.issued && !fetch.waits_for_slot {
             let page = fetch.pages[fetch.copied as usize];
+            if self.must_not_reach(fetch, page) {
+                return self.truncate(fetch, fetch.copied, FetchOutcome::Missing);
+            }
             if self.index[page].dram != Dram::Resident {
                 return;
             }
@@ -294,6 +308,9 @@ impl Core {
             }
             let at = fetch.delivered;
             let page = fetch.pages[at as usize];
+            if !fetch.is_copy() && self.must_not_reach(fetch, page) {
+                return self.truncate(fetch, at, FetchOutcome::Missing);
+            }
             if fetch.is_copy() {
                 match fetch.slots.get((at - fetch.released) as usize) {
                     Some(&(slot, true)) => {

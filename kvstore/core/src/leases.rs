@@ -85,6 +85,7 @@ impl Core {
             deadline,
             late: false,
             active: true,
+            handed_over: false,
             waits_for_frame: false,
             waits_for_slot: false,
         }

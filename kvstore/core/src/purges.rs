@@ -1,6 +1,6 @@
 use crate::claims::{Claim, Filling};
 use crate::domains::DomainAt;
-use crate::fetches::FetchId;
+use crate::fetches::{Fetch, FetchId};
 use crate::jobs::Job;
 use crate::origins::Users;
 use crate::page::{Dram, Mark, OnSsd, Page, PageId};
@@ -34,6 +34,9 @@ impl Purges {
 struct Sweep {
     purge: PurgeId,
     scope: PurgeScope,
+    /// Holds that may have pages of the scope, and how many pages of the first were looked at.
+    holds: VecDeque<HoldId>,
+    held: usize,
     /// Places of the index to look at.
     next: usize,
     end: usize,
@@ -52,8 +55,9 @@ pub(crate) struct Forgotten {
 impl Core {
     pub(crate) fn purge(&mut self, purge: PurgeId, scope: PurgeScope, actions: &mut Vec<Action>) {
         let (next, end) = (0, self.index.places());
-        let forgotten = Forgotten::default();
-        self.purges.sweeps.push_back(Sweep { purge, scope, next, end, forgotten });
+        let (holds, held, forgotten) = (VecDeque::new(), 0, Forgotten::default());
+        let sweep = Sweep { purge, scope, holds, held, next, end, forgotten };
+        self.purges.sweeps.push_back(sweep);
         let of_scope = |space: &crate::SpaceInfo| {
             scope.domain.is_none_or(|domain| domain == space.domain)
                 && scope.space.is_none_or(|digest| digest == space.digest)
@@ -62,9 +66,10 @@ impl Core {
             self.spaces.iter().filter(of_scope).map(|space| space.id).collect();
         self.withdraw_commits_of(&spaces, &scope, actions);
         self.search_again_in(&spaces);
-        self.end_holds_on(&spaces, &scope);
+        let holds = self.end_holds_on(&spaces, &scope);
+        self.purges.sweeps.back_mut().expect("pushed above").holds = holds;
         self.stop_fetches_of(&spaces, &scope, actions);
-        self.part_from_reads_of(&spaces, &scope);
+        self.part_from_reads_of(&spaces, &scope, actions);
     }
 
     /// Whether somebody is told to forget pages.
@@ -79,6 +84,11 @@ impl Core {
         sweeps.any(|sweep| waits(sweep) && self.is_meant(&sweep.scope, &self.index[id]))
     }
 
+    /// Whether a purge means the page, and it was not stored anew since.
+    pub(crate) fn is_purged(&self, id: PageId) -> bool {
+        self.index[id].is(Mark::Purged) || (self.is_purging() && self.is_condemned(id))
+    }
+
     fn is_meant(&self, scope: &PurgeScope, page: &Page) -> bool {
         let space = self.spaces.get(page.space);
         scope.means(space.domain, space.digest, self.writer_of(page))
@@ -86,11 +96,12 @@ impl Core {
 
     /// Looks at no more than `limit` pages; returns at how many.
     pub(crate) fn sweep(&mut self, limit: usize, actions: &mut Vec<Action>) -> usize {
+        let at_holds = self.sweep_holds(limit);
         let Some(mut sweep) = self.purges.sweeps.pop_front() else {
             return 0;
         };
-        let until = sweep.end.min(sweep.next + limit);
-        let looked = until - sweep.next;
+        let until = sweep.end.min(sweep.next + limit - at_holds);
+        let looked = at_holds + until - sweep.next;
         for place in sweep.next..until {
             let id = PageId::at(place);
             if self.index.get(id).is_some_and(|page| self.is_meant(&sweep.scope, page)) {
@@ -98,7 +109,7 @@ impl Core {
             }
         }
         sweep.next = until;
-        if sweep.next < sweep.end {
+        if sweep.next < sweep.end || !sweep.holds.is_empty() {
             self.purges.sweeps.push_front(sweep);
         } else {
             let Forgotten { pages, dram_bytes, ssd_bytes } = sweep.forgotten;
@@ -139,16 +150,45 @@ impl Core {
         }
     }
 
-    fn end_holds_on(&mut self, spaces: &BTreeSet<SpaceId>, scope: &PurgeScope) {
-        let meant = |(id, _): &(PageId, bool)| self.is_meant(scope, &self.index[*id]);
+    /// Ends the holds on spaces that are meant whole; returns those of which some pages may be.
+    fn end_holds_on(&mut self, spaces: &BTreeSet<SpaceId>, scope: &PurgeScope) -> VecDeque<HoldId> {
         let holds = self.holds.iter();
-        let touched = holds.filter(|(_, hold)| {
-            hold.spaces.iter().any(|id| spaces.contains(id))
-                && (scope.writer.is_none() || hold.pages.iter().any(meant))
-        });
-        for hold in touched.map(|(id, _)| *id).collect::<Vec<HoldId>>() {
-            self.end_hold(hold);
+        let touched = holds.filter(|(_, hold)| hold.spaces.iter().any(|id| spaces.contains(id)));
+        let touched: VecDeque<HoldId> = touched.map(|(id, _)| *id).collect();
+        if scope.writer.is_some() {
+            return touched;
         }
+        touched.into_iter().for_each(|hold| self.end_hold(hold));
+        VecDeque::new()
+    }
+
+    /// Ends holds with pages of the scope, before these are forgotten. Looks at no more than `limit`
+    /// of them and of their pages; returns at how many.
+    fn sweep_holds(&mut self, limit: usize) -> usize {
+        let mut looked = 0;
+        while looked < limit
+            && let Some(sweep) = self.purges.sweeps.front()
+            && let Some(&id) = sweep.holds.front()
+        {
+            let pages = self.holds.get(&id).map_or(&[][..], |hold| &hold.pages[sweep.held..]);
+            let turn = &pages[..pages.len().min(limit - looked)];
+            let meant =
+                |(page, _): &(PageId, bool)| self.is_meant(&sweep.scope, &self.index[*page]);
+            let (is_meant, turn, is_last) =
+                (turn.iter().any(meant), turn.len(), turn.len() == pages.len());
+            looked += turn.max(1);
+            if let Some(sweep) = self.purges.sweeps.front_mut() {
+                sweep.held += turn;
+                if is_meant || is_last {
+                    sweep.holds.pop_front();
+                    sweep.held = 0;
+                }
+            }
+            if is_meant {
+                self.end_hold(id);
+            }
+        }
+        looked
     }
 
     fn stop_fetches_of(
@@ -157,12 +197,9 @@ impl Core {
         scope: &PurgeScope,
         actions: &mut Vec<Action>,
     ) {
-        let meant = |id: &PageId| self.is_meant(scope, &self.index[*id]);
         let of_scope = self.fetches.iter().filter(|(_, fetch)| {
-            let to_come = fetch.delivered as usize..fetch.limit as usize;
-            fetch.active
-                && spaces.contains(&fetch.space)
-                && (scope.writer.is_none() || fetch.pages[to_come].iter().any(meant))
+            let is_meant = |fetch| scope.writer.is_none() || self.comes_to(scope, fetch);
+            fetch.active && spaces.contains(&fetch.space) && is_meant(fetch)
         });
         let mut fetches: Vec<FetchId> = of_scope.map(|(id, _)| *id).collect();
         fetches.sort_unstable();
@@ -171,8 +208,23 @@ impl Core {
         }
     }
 
+    /// Whether the next page of the fetch is of the scope, or might be. Of those after it a fetch finds
+    /// out when it gets there.
+    fn comes_to(&self, scope: &PurgeScope, fetch: &Fetch) -> bool {
+        let next = [fetch.delivered, fetch.issued].into_iter().filter(|at| *at < fetch.limit);
+        let mut pages = next.map(|at| &self.index[fetch.pages[at as usize]]);
+        // Of what it is handed over or has copied it would not find out: a copied page may be forgotten.
+        let blind = fetch.handed_over || fetch.copied > fetch.delivered;
+        blind || pages.any(|page| self.is_meant(scope, page))
+    }
+
     /// Nobody waits for what is being read: its frames are free when the reads end.
-    fn part_from_reads_of(&mut self, spaces: &BTreeSet<SpaceId>, scope: &PurgeScope) {
+    fn part_from_reads_of(
+        &mut self,
+        spaces: &BTreeSet<SpaceId>,
+        scope: &PurgeScope,
+        actions: &mut Vec<Action>,
+    ) {
         let read = |job: &Job| match job {
             Job::Read { page, .. } => {
                 let (id, page) = (*page, &self.index[*page]);
@@ -185,6 +237,12 @@ impl Core {
             jobs.filter_map(|(id, job)| Some((*id, read(job)?))).collect();
         reads.sort_unstable();
         for (job, page) in reads {
+            let Some(Job::Read { fetches, .. }) = self.jobs.get_mut(&job) else {
+                unreachable!("a read ends by itself or here")
+            };
+            for fetch in std::mem::take(fetches) {
+                self.stop_fetch(fetch, FetchOutcome::Missing, actions);
+            }
             let class = self.class_of(page);
             if self.part_from_read(job, page) {
                 // Its device answers, so its end may free the frame.

@@ -206,6 +206,7 @@ impl Core {
         let mut old = self.fetches.remove(&given).expect("found above");
         fetch.pages = old.pages[old.released as usize..old.delivered as usize].to_vec();
         (fetch.issued, fetch.limit) = (count, count);
+        fetch.handed_over = true;
         fetch.reads.extend(std::iter::repeat_n(false, count as usize));
         self.count_pinned(&fetch, 0);
         let id = self.insert_fetch(fetch);

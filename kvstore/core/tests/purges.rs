@@ -6,11 +6,11 @@ mod world;
 
 use undercroft_core::{Action, Config, Event};
 use undercroft_wire::{
-    CommitOutcome, DomainId, FetchOutcome, Mode, OfferOutcome, PurgeScope, SessionId, SpaceId,
-    Stamp,
+    CommitOutcome, DomainId, Fetch, FetchOutcome, FetchSource, LeaseId, Mode, OfferOutcome,
+    PurgeScope, Request, SessionId, SpaceId, Stamp,
 };
 use world::devices::FIRST;
-use world::{OTHER, World, chain, digest, opened, user_of};
+use world::{HeldLease, OTHER, World, chain, digest, opened, user_of};
 
 const OWN: DomainId = DomainId([0; 16]);
 
@@ -75,22 +75,77 @@ fn a_leased_page_is_not_found_and_keeps_its_frame() {
 
 #[test]
 fn what_is_held_or_on_its_way_ends_as_a_miss() {
-    let (mut world, space) = opened(World::with_ssd(2, 100, 20, 4), 4);
-    let keys = chain(1, 6);
-    world.store(1, space, &keys, 0, Stamp(0));
-    let hold = world.lookup_hold(1, &[space], &keys, 1000).hold.unwrap();
-    let missing = (0..6).find(|at| world.lookup(1, space, &keys[*at..=*at]).dram == 0).unwrap();
-    world.store(1, space, &chain(2, 2), 0, Stamp(0));
-    world.fetch(1, 1, space, &keys[missing..=missing], Stamp(0), 1000);
-    while world.end_one(false, |_, job| matches!(job, Action::Append { .. })) {}
-    purge(&mut world, of(OWN));
-    assert_eq!(world.outcome(1, 1), FetchOutcome::Missing);
-    let taken = world.give_hold(1, hold);
-    assert!(taken.is_err(), "the hold is over");
-    world.finish_all_jobs();
-    assert_eq!(world.lookup(1, space, &keys).pages, 0);
-    assert_eq!(world.core.dram().used_bytes, 0, "the read's frame is free");
-    assert_eq!(world.store(1, space, &chain(3, 2), 0, Stamp(0)), 2);
+    for scope in [of(OWN), by(user_of(1))] {
+        let (mut world, space) = opened(World::with_ssd(2, 100, 20, 4), 4);
+        let keys = chain(1, 6);
+        world.store(1, space, &keys, 0, Stamp(0));
+        let hold = world.lookup_hold(1, &[space], &keys, 1000).hold.unwrap();
+        let missing = (0..6).find(|at| world.lookup(1, space, &keys[*at..=*at]).dram == 0).unwrap();
+        world.store(1, space, &chain(2, 2), 0, Stamp(0));
+        world.fetch(1, 1, space, &keys[missing..=missing], Stamp(0), 1000);
+        while world.end_one(false, |_, job| matches!(job, Action::Append { .. })) {}
+        purge(&mut world, scope);
+        assert_eq!(world.outcome(1, 1), FetchOutcome::Missing);
+        let taken = world.give_hold(1, hold);
+        assert!(taken.is_err(), "the hold is over");
+        world.finish_all_jobs();
+        assert_eq!(world.lookup(1, space, &keys).pages, 0);
+        assert_eq!(world.core.dram().used_bytes, 0, "the read's frame is free");
+        assert_eq!(world.store(1, space, &chain(3, 2), 0, Stamp(0)), 2);
+    }
+}
+
+#[test]
+fn a_run_that_two_have_stored_is_delivered_up_to_what_is_purged() {
+    for mode in [Mode::ZeroCopy, Mode::Copy] {
+        for ssd in [false, true] {
+            let (mut world, space) = opened(World::with_ssd(8, 100, 20, 4), 4);
+            for (session, mode) in [(2, Mode::ZeroCopy), (3, mode)] {
+                world.open(session, 2, mode);
+                world.open_space(session, 1, 4096, 1);
+            }
+            let keys = chain(1, 6);
+            assert_eq!(world.store(2, space, &keys[..4], 0, Stamp(0)), 4);
+            assert_eq!(world.store(1, space, &keys, 4, Stamp(0)), 2);
+            world.finish_jobs();
+            if ssd {
+                assert_eq!(world.store(1, space, &chain(2, 8), 0, Stamp(0)), 8);
+                world.finish_jobs();
+            }
+            let hold = world.lookup_hold(3, &[space], &keys, 1000);
+            assert_eq!((hold.pages, hold.dram == 0), (6, ssd));
+            let others = world.lookup_hold(3, &[space], &keys[..4], 1000);
+            let (session, lease, stamp) = (SessionId(3), LeaseId(1), Stamp(0));
+            let lent = HeldLease {
+                space,
+                keys: keys.clone(),
+                places: Vec::new(),
+                released: 0,
+                ended: None,
+            };
+            world.leases.insert((session, lease), lent);
+            let source = FetchSource::Keys { keys: keys.as_slice().into() };
+            let body = Request::Fetch(Fetch { space, lease, source, stamp, deadline_ms: 1000 });
+            let request = world.request_id();
+            world.step(Event::Request { session, request, body: &body });
+            let pinned = mode == Mode::ZeroCopy && !ssd;
+            while pinned && world.lease(3, 1).places.is_empty() {
+                // A few pages a step: when the first are delivered, all are its.
+                world.step(Event::Tick);
+            }
+            assert_eq!(world.lease(3, 1).ended, None, "it has only begun");
+            world.purge(by(user_of(1)));
+            let held = [hold, others].map(|found| world.give_hold(3, found.hold.unwrap()).is_ok());
+            assert_eq!(held, [false, true], "a hold on none of its pages goes on");
+            for upto in 1..=6 {
+                world.finish_all_jobs();
+                world.release(3, 1, upto);
+            }
+            assert_eq!(world.outcome(3, 1), FetchOutcome::Missing);
+            let delivered = world.lease(3, 1).places.len();
+            assert_eq!((delivered, world.lookup(1, space, &keys).pages), (4, 4));
+        }
+    }
 }
 
 #[test]

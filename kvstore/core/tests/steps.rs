@@ -12,7 +12,7 @@ use undercroft_wire::{
     Prefetch, PrefetchReply, PurgeScope, Refused, RefusedReason, Release, Reply, Request,
     SessionId, SpaceId, Stamp,
 };
-use world::{HeldLease, World, key};
+use world::{HeldLease, World, key, user_of};
 
 const STEP: u32 = 16;
 const LONG: u64 = 1000;
@@ -373,4 +373,33 @@ fn a_page_that_leaves_in_the_middle_of_an_offer_ends_it_there() {
     world.open(2, 2, Mode::ZeroCopy);
     let space = world.open_space(2, 1, 4096, 64);
     assert_eq!(world.store(2, space, &keys, 0, Stamp(0)), keys.len());
+}
+
+#[test]
+fn the_purge_of_a_writer_looks_at_holds_a_few_pages_a_step() {
+    const HOLDS: u64 = 8;
+    let (mut world, space) = world(LONG);
+    let keys = chain(1, LONG);
+    assert_eq!(world.store(1, space, &keys, 0, Stamp(0)), keys.len());
+    rest(&mut world);
+    let holds: Vec<_> =
+        (0..HOLDS).map(|_| world.lookup_hold(1, &[space], &keys, 60_000).hold.unwrap()).collect();
+    let by = |writer| PurgeScope { writer: Some(writer), ..PurgeScope::default() };
+    // Another's: all of each hold has to be looked at.
+    let mut purge = world.begin_purge(by(user_of(1) + 1));
+    let mut steps = 0;
+    while !world.purged.contains_key(&purge) {
+        world.core.audit();
+        world.step(Event::Tick);
+        steps += 1;
+    }
+    assert!(steps >= HOLDS * LONG / u64::from(STEP), "{steps} steps for {HOLDS} holds");
+    world.end_purges();
+    assert!(holds.iter().all(|hold| world.give_hold(1, *hold).is_ok()), "they are none of its");
+    purge = world.begin_purge(by(user_of(1)));
+    rest(&mut world);
+    world.end_purges();
+    assert_eq!(world.purged[&purge], LONG);
+    assert!(holds.iter().all(|hold| world.give_hold(1, *hold).is_err()));
+    assert_eq!(world.store(1, space, &chain(2, LONG), 0, Stamp(0)), LONG as usize);
 }
