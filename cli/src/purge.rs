@@ -41,13 +41,15 @@ pub(crate) struct Purge {
     /// Pages of this domain, by its name in the configuration.
     #[arg(long, value_name = "NAME")]
     domain: Option<String>,
-    /// Pages of this space: 64 hex digits, as `undercroft inspect --json` shows them.
+    /// Pages of this space: 64 hex digits, as `undercroft status --json` shows them, and of spaces that
+    /// only lie on an SSD `undercroft inspect DIRECTORY --segment N --json`.
     #[arg(long, value_name = "HEX", value_parser = digest)]
     space: Option<SpaceDigest>,
     /// Pages that processes of this user were the first to store, by number.
     #[arg(long, value_name = "UID", value_parser = uid)]
     writer: Option<u32>,
-    /// The daemon's socket.
+    /// The daemon's socket [default: where `serve` has it for this user, else
+    /// /run/undercroft/undercroft.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Print JSON (schema 1) instead of text.
@@ -74,7 +76,7 @@ fn digest(text: &str) -> Result<SpaceDigest, String> {
 
 impl Purge {
     pub(crate) fn run(self) -> Result<Outcome, Failure> {
-        let socket = self.socket.unwrap_or_else(undercroft_kvstore::default_socket);
+        let socket = self.socket.unwrap_or_else(undercroft_kvstore::find_socket);
         let mut options = ConnectOptions::new(&socket);
         options.name = "undercroft purge".to_owned();
         // Nothing will be fetched: copy mode spares mapping the arena.

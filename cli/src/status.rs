@@ -22,7 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 Exit codes: 0 the daemon answered; 1 none did; 2 bad arguments.")]
 pub(crate) struct Status {
-    /// The daemon's socket.
+    /// The daemon's socket [default: where `serve` has it for this user, else
+    /// /run/undercroft/undercroft.sock]
     #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
     /// Print JSON (schema 1) instead of text.
@@ -32,7 +33,7 @@ pub(crate) struct Status {
 
 impl Status {
     pub(crate) fn run(self) -> Result<Outcome, Failure> {
-        let socket = self.socket.unwrap_or_else(undercroft_kvstore::default_socket);
+        let socket = self.socket.unwrap_or_else(undercroft_kvstore::find_socket);
         if socket.as_os_str().len() > undercroft_kvstore::MAX_SOCKET_PATH_BYTES {
             let max = undercroft_kvstore::MAX_SOCKET_PATH_BYTES;
             return Err(Failure::start(format!(
@@ -64,6 +65,14 @@ fn render(report: &StatusReport) -> String {
         "daemon",
         format!("undercroft {}, pid {}, up {}", report.version, report.pid, age(report.uptime_ms)),
     );
+    if let Some(tenant) = &report.told_to {
+        out.line("told to", format!("{tenant}: what is its own; the rest is for operators"));
+        out.line("socket", report.socket.clone());
+        render_arena(&report.arena, &mut out);
+        report.domains.iter().for_each(|domain| render_domain(domain, &mut out));
+        render_spaces(report, &mut out);
+        return out.text;
+    }
     out.line("start", render_start(&report.start));
     render_reload(&report.reload, &mut out);
     out.line("socket", report.socket.clone());
@@ -71,14 +80,14 @@ fn render(report: &StatusReport) -> String {
     out.line("heap", heap(report));
     render_arena(&report.arena, &mut out);
     out.line("dram", tier(&report.dram));
-    if report.domains.len() > 1 {
-        report.domains.iter().for_each(|domain| render_domain(domain, &mut out));
-    }
+    report.domains.iter().for_each(|domain| render_domain(domain, &mut out));
     match &report.ssd {
         None => out.line("ssd", "none".to_owned()),
         Some(ssd) => render_ssd(ssd, &mut out),
     }
     render_traffic(report, &mut out);
+    render_spaces(report, &mut out);
+    render_oddities(report, &mut out);
     out.text
 }
 
@@ -301,15 +310,22 @@ fn render_traffic(report: &StatusReport, out: &mut Lines) {
             stores.stored, stores.offered, stores.held, stores.declined, stores.failed
         ),
     );
+}
+
+fn render_spaces(report: &StatusReport, out: &mut Lines) {
     for space in &report.spaces {
-        out.line(
-            "space",
-            format!("{} {} pages of {}", space.digest, space.pages, bytes(space.page_bytes.into())),
-        );
+        // As logs show it; all of it is in the JSON.
+        let short: String = space.digest.chars().take(16).collect();
+        let (pages, size) = (space.pages, bytes(space.page_bytes.into()));
+        out.line("space", format!("{short} of {}: {pages} pages of {size}", space.domain));
     }
     for session in &report.sessions {
         render_session(session, out);
     }
+}
+
+/// What the machine does not have, and what clients did wrong.
+fn render_oddities(report: &StatusReport, out: &mut Lines) {
     for refused in &report.refused {
         out.line("refused", refused.clone());
     }

@@ -5,7 +5,7 @@ use crate::config::DomainConfig;
 use crate::control::Control;
 use crate::device::Device;
 use crate::process;
-use std::sync::Arc;
+use crate::session::Session;
 use undercroft_core::{DeviceReport, DeviceState, Health, Stats, TierFill};
 use undercroft_wire::{
     ArenaStatus, DeviceCondition, DomainStatus, Fallback, HitStatus, Mode, SessionId,
@@ -54,74 +54,77 @@ pub(crate) fn report(control: &Control) -> StatusReport {
         },
         domains: domains(control),
         spaces: spaces(control),
-        sessions: sessions(control),
+        sessions: sessions(control, |_| true),
         refused: refused(control),
         protocol_errors: control.protocol_errors,
         descriptors: process::open_descriptors(),
         fallbacks: fallbacks(control),
         lease_alarms: control.lease_alarms,
+        told_to: None,
     }
 }
 
 /// What `undercroft status` shows to this session: everything to an operator, and to a tenant among
 /// others what is its own.
 pub(crate) fn report_for(control: &Control, id: SessionId) -> StatusReport {
-    let all = report(control);
     let Some(session) = control.sessions.get(&id) else { return StatusReport::default() };
     if session.is_operator() || control.domains.iter().count() == 1 {
-        return all;
+        return report(control);
     }
     let name = session.domain_name();
-    let domains: Vec<_> = all.domains.into_iter().filter(|domain| domain.name == name).collect();
-    let own = domains.first().cloned().unwrap_or_default();
+    let own = control.domains.iter().find(|domain| domain.name == name);
+    let own = own.map(|domain| domain_status(control, domain)).unwrap_or_default();
     StatusReport {
-        arena: own.arena,
-        dram: own.dram,
-        spaces: all.spaces.into_iter().filter(|space| space.domain == name).collect(),
-        sessions: all.sessions.into_iter().filter(|session| session.domain == name).collect(),
-        domains,
-        schema: all.schema,
-        version: all.version,
-        pid: all.pid,
-        uptime_ms: all.uptime_ms,
-        epoch: all.epoch,
-        socket: all.socket,
+        schema: SCHEMA,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        uptime_ms: control.started.elapsed().as_millis() as u64,
+        epoch: control.arena.epoch.0,
+        socket: control.config.socket.display().to_string(),
+        arena: own.arena.clone(),
+        dram: own.dram.clone(),
+        known_pages: own.known_pages.into(),
+        domains: vec![own],
+        spaces: spaces(control).into_iter().filter(|space| space.domain == name).collect(),
+        sessions: sessions(control, |session| session.domain_name() == name),
+        told_to: Some(name.to_owned()),
         ..StatusReport::default()
     }
 }
 
 fn domains(control: &Control) -> Vec<DomainStatus> {
-    let one = |domain: &Arc<DomainConfig>| {
-        let own = control.sessions.iter().filter(|(_, session)| session.is_of(domain));
-        let leased_pages = own.clone().map(|(id, _)| control.core.session_leases(*id).pages).sum();
-        let sessions = own.filter(|(_, session)| session.is_open()).count() as u32;
-        let known = control.core.domains().find(|report| report.domain == domain.id);
-        let known = known.unwrap_or_default();
-        let all = control.core.ssd().map_or(0, |ssd| ssd.capacity_bytes);
-        let limits = known.limits;
-        let quota = limits.ssd_bytes.min(all);
-        DomainStatus {
-            name: domain.name.clone(),
-            arena: ArenaStatus {
-                wanted_bytes: domain.dram_bytes,
-                short: control.fitting.short(domain.id).cloned(),
-                ..arena::status(control.arena.of(domain.id))
-            },
-            dram: tier(known.dram, known.evicted_pages),
-            sessions,
-            leased_pages,
-            ssd: tier(TierFill { capacity_bytes: quota, ..known.ssd }, known.forgotten_records),
-            ssd_floor_bytes: limits.ssd_floor_bytes,
-            reads_in_flight: known.reads,
-            max_reads_in_flight: limits.max_reads,
-            known_pages: known.known_pages,
-            max_pages: limits.max_pages,
-            spaces: known.spaces,
-            max_spaces: limits.max_spaces,
-            weight: limits.weight,
-        }
-    };
-    control.domains.iter().map(one).collect()
+    control.domains.iter().map(|domain| domain_status(control, domain)).collect()
+}
+
+fn domain_status(control: &Control, domain: &DomainConfig) -> DomainStatus {
+    let own = control.sessions.iter().filter(|(_, session)| session.is_of(domain));
+    let leased_pages = own.clone().map(|(id, _)| control.core.session_leases(*id).pages).sum();
+    let sessions = own.filter(|(_, session)| session.is_open()).count() as u32;
+    let known = control.core.domains().find(|report| report.domain == domain.id);
+    let known = known.unwrap_or_default();
+    let all = control.core.ssd().map_or(0, |ssd| ssd.capacity_bytes);
+    let limits = known.limits;
+    let quota = limits.ssd_bytes.min(all);
+    DomainStatus {
+        name: domain.name.clone(),
+        arena: ArenaStatus {
+            wanted_bytes: domain.dram_bytes,
+            short: control.fitting.short(domain.id).cloned(),
+            ..arena::status(control.arena.of(domain.id))
+        },
+        dram: tier(known.dram, known.evicted_pages),
+        sessions,
+        leased_pages,
+        ssd: tier(TierFill { capacity_bytes: quota, ..known.ssd }, known.forgotten_records),
+        ssd_floor_bytes: limits.ssd_floor_bytes,
+        reads_in_flight: known.reads,
+        max_reads_in_flight: limits.max_reads,
+        known_pages: known.known_pages,
+        max_pages: limits.max_pages,
+        spaces: known.spaces,
+        max_spaces: limits.max_spaces,
+        weight: limits.weight,
+    }
 }
 
 fn tier(fill: TierFill, evicted_pages: u64) -> TierStatus {
@@ -204,15 +207,16 @@ fn condition(report: &DeviceReport) -> DeviceCondition {
 fn spaces(control: &Control) -> Vec<SpaceStatus> {
     let one = |space: undercroft_core::SpaceInfo| SpaceStatus {
         domain: control.domains.name(space.domain).unwrap_or("unknown").to_owned(),
-        digest: space.digest.to_string(),
+        digest: space.digest.to_hex(),
         page_bytes: space.page_bytes,
         pages: space.pages,
     };
     control.core.spaces().map(one).collect()
 }
 
-fn sessions(control: &Control) -> Vec<SessionStatus> {
-    let greeted = control.sessions.iter().filter(|(_, s)| s.mode.is_some());
+/// Those that are to be told of.
+fn sessions(control: &Control, told: impl Fn(&Session) -> bool) -> Vec<SessionStatus> {
+    let greeted = control.sessions.iter().filter(|(_, s)| s.mode.is_some() && told(s));
     let mut sessions: Vec<_> = greeted
         .map(|(id, session)| {
             let held = control.core.session_leases(*id);

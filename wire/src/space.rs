@@ -131,6 +131,14 @@ impl Family {
     }
 }
 
+impl SpaceDigest {
+    /// All of it, as 64 hexadecimal digits.
+    #[must_use]
+    pub fn to_hex(&self) -> String {
+        self.0.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
 impl Space {
     /// The digest that names the space on disk.
     #[must_use]

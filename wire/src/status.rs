@@ -53,6 +53,9 @@ pub struct StatusReport {
     /// How often a session was found to hold frames without a word for longer than
     /// `policy.silence_ms`.
     pub lease_alarms: u64,
+    /// The tenant it is told to: only what is his own is in it, and all else is left empty. `None` for
+    /// an operator, who is told everything.
+    pub told_to: Option<String>,
 }
 
 /// How a daemon came by its arena.
@@ -344,7 +347,7 @@ pub struct StoreStatus {
 pub struct SpaceStatus {
     /// The domain it belongs to.
     pub domain: String,
-    /// First 16 hex digits of its digest.
+    /// Its digest, 64 hexadecimal digits.
     pub digest: String,
     /// Page size, bytes.
     pub page_bytes: u32,

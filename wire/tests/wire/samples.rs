@@ -275,7 +275,7 @@ fn status() -> StatusReport {
         domains: vec![domain],
         spaces: vec![SpaceStatus {
             domain: "tenant-a".to_owned(),
-            digest: "0011223344556677".to_owned(),
+            digest: "0011223344556677".repeat(4),
             page_bytes: 2_097_152,
             pages: 256,
         }],
@@ -285,6 +285,7 @@ fn status() -> StatusReport {
         descriptors: 803,
         fallbacks: vec![Fallback::new("SO_PEERPIDFD", "Linux 6.5", "pidfd_open", "a race")],
         lease_alarms: 804,
+        told_to: Some("tenant-a".to_owned()),
     }
 }
 

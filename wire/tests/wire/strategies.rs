@@ -403,7 +403,7 @@ fn status() -> impl Strategy<Value = StatusReport> {
     );
     let tiers = ((start(), reload()), arena(), tier(), prop::option::of(ssd()));
     let lists = (vec(domain(), 0..3), vec(space, 0..3), vec(session(), 0..3), vec(text(), 0..3));
-    let lists = (lists, vec(fallback(), 0..3));
+    let lists = (lists, vec(fallback(), 0..3), prop::option::of(text()));
     (numbers, (text(), text()), tiers, (hits, stores), lists).prop_map(
         |(
             numbers,
@@ -414,7 +414,7 @@ fn status() -> impl Strategy<Value = StatusReport> {
         )| {
             let ([schema, pid, descriptors], counts, cpu_s) = numbers;
             let [uptime_ms, epoch, protocol_errors, heap_bytes, known_pages, lease_alarms] = counts;
-            let ((domains, spaces, sessions, refused), fallbacks) = lists;
+            let ((domains, spaces, sessions, refused), fallbacks, told_to) = lists;
             StatusReport {
                 schema,
                 version,
@@ -440,6 +440,7 @@ fn status() -> impl Strategy<Value = StatusReport> {
                 descriptors,
                 fallbacks,
                 lease_alarms,
+                told_to,
             }
         },
     )
