@@ -5,7 +5,7 @@ use crate::segments::{Age, Move, Reclaim, Segment};
 use crate::{Action, AppendOutcome, Core};
 use undercroft_wire::{DeviceId, Extent, SegmentId, SegmentUse};
 
-/// How many of the oldest segments are looked at for one that may be emptied.
+/// How many segments are looked at, at a time, for one that may be emptied.
 const CANDIDATES: usize = 8;
 
 impl Device {
@@ -52,7 +52,7 @@ impl Core {
     /// full or nearly so. Runs are spread over devices, and devices that kept their pages for
     /// different times would keep parts of runs whose other parts are gone. New pages go to
     /// where room was made.
-    fn next_reclaim(&self) -> Option<(DeviceId, Reclaim)> {
+    fn next_reclaim(&mut self) -> Option<(DeviceId, Reclaim)> {
         let free = |device: &Device, age| Some((device.id, Reclaim::of_empty(age)));
         let usable = || self.devices.iter().filter(|device| device.takes_appends());
         let idle = || usable().filter(|device| device.segments.reclaiming.is_none());
@@ -74,10 +74,12 @@ impl Core {
         if let Some(next) = full().find_map(emptied) {
             return Some(next);
         }
-        let oldest = full().filter(|device| device.may_win_room()).filter_map(|device| {
-            let reclaim = self.oldest_reclaimable(device.id)?;
-            let born = device.segments.get(reclaim.age)?.born;
-            Some((born, (device.id, reclaim)))
+        let full = full().filter(|device| device.may_win_room()).map(|device| device.id);
+        let full: Vec<DeviceId> = full.collect();
+        let oldest = full.into_iter().filter_map(|device| {
+            let reclaim = self.oldest_reclaimable(device)?;
+            let born = self.segment(device, reclaim.age)?.born;
+            Some((born, (device, reclaim)))
         });
         oldest.min_by_key(|(born, _)| *born).map(|(_, next)| next)
     }
@@ -116,18 +118,26 @@ impl Core {
     }
 
     /// The oldest segment that is not the one being written and of which emptying would win at
-    /// least half: a segment full of held pages would only be copied in circles.
-    fn oldest_reclaimable(&self, device: DeviceId) -> Option<Reclaim> {
+    /// least half: a segment full of held pages would only be copied in circles. A few are looked at
+    /// a time; where all of these are held, the next ones are looked at the next time.
+    fn oldest_reclaimable(&mut self, device: DeviceId) -> Option<Reclaim> {
         let segments = &self.devices.get(device).segments;
-        let newest = segments.newest()?;
-        let candidates = segments.iter().filter(|(age, _)| *age != newest).take(CANDIDATES);
-        let wins_half = |age: Age, appended: u32| {
-            let pages = self.segment_pages(device, age);
-            let held = pages.filter(|page| self.is_held_on_ssd(*page)).count();
-            held as u32 <= appended / 2
+        let (newest, passed) = (segments.newest()?, segments.passed);
+        let later = |age: Age| age != newest && passed.is_none_or(|passed| age > passed);
+        let candidates = segments.iter().filter(|(age, _)| later(*age)).take(CANDIDATES);
+        let candidates: Vec<(Age, u32)> =
+            candidates.map(|(age, segment)| (age, segment.appended)).collect();
+        let wins_half = |(age, appended): &&(Age, u32)| {
+            let mut held =
+                self.segment_pages(device, *age).filter(|page| self.is_held_on_ssd(*page));
+            held.nth(*appended as usize / 2).is_none()
         };
-        let mut ages = candidates.map(|(age, segment)| (age, segment.appended));
-        let (age, appended) = ages.find(|(age, appended)| wins_half(*age, *appended))?;
+        let found = candidates.iter().find(wins_half).copied();
+        let last = candidates.get(CANDIDATES - 1).map(|(age, _)| *age);
+        // After one that wins, and after the last there is, the oldest have their turn again.
+        let passed = if found.is_some() { None } else { last };
+        self.devices.get_mut(device).segments.passed = passed;
+        let (age, appended) = found?;
         let budget = appended / 2;
         Some(Reclaim { age, budget, sorted: false, dropped: false, freeing: false })
     }

@@ -23,6 +23,8 @@ pub(crate) struct Segments {
     pub(crate) total: Option<u64>,
     /// The segment being emptied.
     pub(crate) reclaiming: Option<Reclaim>,
+    /// The last of those that were looked at for one to empty, and of which too much is held.
+    pub(crate) passed: Option<Age>,
     /// Its pages that are to be relocated, as soon as fewer relocations are under way.
     pub(crate) to_move: VecDeque<Move>,
     /// Records ever reported in the segments that are in use.

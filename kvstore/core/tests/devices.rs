@@ -5,7 +5,7 @@
 mod world;
 
 use undercroft_core::{Action, Config, DeviceConfig, DeviceState, Health, Micros};
-use undercroft_wire::{DeviceId, FetchOutcome, Mode, Prefetch, Request, Stamp};
+use undercroft_wire::{DeviceId, DomainId, FetchOutcome, Mode, Prefetch, Request, Stamp};
 use world::devices::{FIRST, SECOND, Size, config, size};
 use world::{World, chain, opened};
 
@@ -523,4 +523,22 @@ fn runs_spread_over_devices_are_reclaimed_like_runs_on_one() {
     assert_eq!(one, (33, 0, 0), "32 runs on SSD, one in DRAM, nothing moved, nothing lost");
     assert_eq!(two, one);
     assert_eq!(uneven, one);
+}
+
+#[test]
+fn what_somebody_holds_of_the_oldest_segments_does_not_end_reclaim() {
+    let (mut world, space) = opened(World::with_ssd(4, 60, 20, 4), 4);
+    let held = chain(1, 48);
+    assert_eq!(world.store(1, space, &held, 0, Stamp(0)), 48);
+    world.finish_jobs();
+    assert!(world.lookup_hold(1, &[space], &held, 60_000).hold.is_some());
+    // What is held in DRAM keeps its frames.
+    world.add_part(DomainId::default(), 4);
+    for number in 2..20 {
+        assert_eq!(world.store(1, space, &chain(number, 4), 0, Stamp(0)), 4);
+        world.finish_jobs();
+    }
+    assert!(world.core.stats().freed_segments > 1, "{:?}", world.core.stats());
+    assert_eq!(world.lookup(1, space, &held).pages, 48);
+    assert_eq!(world.lookup(1, space, &chain(18, 4)).pages, 4, "what is new finds room");
 }
