@@ -53,10 +53,10 @@ pub(crate) fn danger(peer: &Peer) -> Option<CopyReason> {
 /// Whether the process lives in a container: its user number is not what it seems to be. `None` where
 /// the system does not tell.
 pub(crate) fn is_contained(peer: &Peer) -> Option<bool> {
+    let process = peer.process.as_ref()?;
     let contained = contained(&peer.pid.to_string())?;
     // Read by number: if the process was gone by now, it may have been another's.
-    let is_its = peer.process.as_ref().is_some_and(|process| !process::is_gone(process));
-    is_its.then_some(contained)
+    (!process::is_gone(process)).then_some(contained)
 }
 
 fn contained(pid: &str) -> Option<bool> {

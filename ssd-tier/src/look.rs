@@ -3,7 +3,7 @@
 use crate::config::LogConfig;
 use crate::entropy;
 use crate::error::OpenError;
-use crate::storage::Storage;
+use crate::storage::{Storage, check, room_for};
 use crate::store::open_head;
 use std::fs::File;
 use std::io;
@@ -24,12 +24,7 @@ pub(crate) fn look(config: &LogConfig) -> Result<(), OpenError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(opened(error)),
     };
-    if let Some(file) = &file {
-        let owner = file.metadata().map_err(opened)?.uid();
-        if owner != rustix::process::geteuid().as_raw() && owner != 0 {
-            return Err(OpenError::Owner { path: path.into(), owner });
-        }
-    }
+    file.as_ref().map(|file| check(file, path)).transpose()?;
     let directory = path.parent().unwrap_or(Path::new("."));
     let directory = File::open(directory).map_err(opened)?;
     let untouched = Untouched { file, directory };
@@ -48,14 +43,12 @@ struct Untouched {
 }
 
 impl Untouched {
-    /// Bytes that such a length takes beyond what is reserved, and bytes available.
     fn room_for(&self, bytes: u64) -> io::Result<(u64, u64)> {
         let reserved = match &self.file {
             Some(file) => file.metadata()?.blocks() * 512,
             None => 0,
         };
-        let system = rustix::fs::fstatvfs(&self.directory)?;
-        Ok((bytes.saturating_sub(reserved), system.f_bavail.saturating_mul(system.f_frsize)))
+        room_for(&self.directory, reserved, bytes)
     }
 }
 

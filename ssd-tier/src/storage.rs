@@ -72,6 +72,27 @@ pub(crate) fn write_whole(storage: &dyn Storage, offset: u64, from: &Span) -> io
     Ok(())
 }
 
+/// Whether an open file may be a page log: a regular one, of nobody who could forge pages. Pages are
+/// prompts, and without encryption a record proves that it is whole, not who wrote it.
+pub(crate) fn check(file: &File, path: &Path) -> Result<(), OpenError> {
+    let facts = file.metadata().map_err(|source| OpenError::Open { path: path.into(), source })?;
+    if !facts.is_file() {
+        return Err(OpenError::NotAFile { path: path.into() });
+    }
+    let user = rustix::process::geteuid().as_raw();
+    if facts.uid() != user && facts.uid() != 0 {
+        return Err(OpenError::Owner { path: path.into(), owner: facts.uid() });
+    }
+    Ok(())
+}
+
+/// Bytes that a file of this length takes beyond the `reserved` ones it has, and bytes available on
+/// the file system of `place`.
+pub(crate) fn room_for(place: &File, reserved: u64, bytes: u64) -> io::Result<(u64, u64)> {
+    let system = rustix::fs::fstatvfs(place)?;
+    Ok((bytes.saturating_sub(reserved), system.f_bavail.saturating_mul(system.f_frsize)))
+}
+
 /// A regular file, locked for as long as its description lives: the ring's own reference to it
 /// included, so the lock outlasts a killed process until its last transfer is over.
 #[derive(Debug)]
@@ -105,16 +126,7 @@ impl LockedFile {
             }
             Err(e) => return Err(opened(e)),
         };
-        let facts = file.metadata().map_err(opened)?;
-        if !facts.is_file() {
-            return Err(OpenError::NotAFile { path: path.into() });
-        }
-        // Pages are prompts, and without encryption a record proves that it is whole, not who
-        // wrote it.
-        let user = rustix::process::geteuid().as_raw();
-        if facts.uid() != user && facts.uid() != 0 {
-            return Err(OpenError::Owner { path: path.into(), owner: facts.uid() });
-        }
+        check(&file, path)?;
         Self::lock(&file, path)?;
         Ok(Self { file, path: path.into(), refused, unreserved: AtomicBool::new(false) })
     }
@@ -172,9 +184,7 @@ impl LockedFile {
 
     /// Bytes still to be reserved for a length, and bytes the file system has for this user.
     pub(crate) fn room_for(&self, bytes: u64) -> io::Result<(u64, u64)> {
-        let reserved = rustix::fs::fstat(&self.file)?.st_blocks as u64 * 512;
-        let fs = rustix::fs::fstatvfs(&self.file)?;
-        Ok((bytes.saturating_sub(reserved), fs.f_bavail.saturating_mul(fs.f_frsize)))
+        room_for(&self.file, self.file.metadata()?.blocks() * 512, bytes)
     }
 }
 
