@@ -48,6 +48,15 @@ pub trait Device: Send + Sync {
     /// A job that does not fit the device, a block given twice, too many transfers under way.
     fn load(&self, jobs: Vec<LoadJob>) -> Result<Transfer, DeviceError>;
 
+    /// As [`Device::load`], but the first layers of all pages are copied first, so that an engine
+    /// can begin on them. In whole it may take longer.
+    ///
+    /// # Errors
+    /// As [`Device::load`].
+    fn load_by_layer(&self, jobs: Vec<LoadJob>) -> Result<Transfer, DeviceError> {
+        self.load(jobs)
+    }
+
     /// Starts to gather blocks into pages. Until the transfer is done the blocks must not change
     /// and the pages are its alone. It may block, as [`Device::load`].
     ///
