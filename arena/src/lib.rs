@@ -51,6 +51,7 @@ pub use own_mounts::{MountPair, OwnMounts};
 pub use part::Part;
 pub use part_facts::{HugePages, PageKind, PartFacts, PartOptions};
 pub use part_view::PartView;
+pub use region::MappingId;
 pub use span::Span;
 pub use staging::{Staging, StagingView};
 pub use state::{

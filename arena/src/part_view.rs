@@ -1,7 +1,7 @@
 use crate::mapping::Mapping;
 use crate::memory::usable_bytes;
 use crate::prefault::{Fault, prefault};
-use crate::region::{Access, Region};
+use crate::region::{Access, MappingId, Region};
 use crate::shared_file::check_received;
 use crate::{ArenaError, Span};
 use std::os::fd::AsFd;
@@ -66,6 +66,12 @@ impl PartView {
     #[must_use]
     pub fn users(&self) -> usize {
         Arc::strong_count(&self.region) - 1
+    }
+
+    /// Which mapping it is, among all that there are and were.
+    #[must_use]
+    pub fn mapping_id(&self) -> MappingId {
+        MappingId::of(&self.region)
     }
 
     /// Where it is mapped, for registration with a device.

@@ -1,7 +1,8 @@
 use crate::ArenaError;
 use crate::mapping::Mapping;
 use crate::span::Span;
-use std::sync::Arc;
+use std::hash::{Hash, Hasher};
+use std::sync::{Arc, Weak};
 use undercroft_wire::PartId;
 
 /// Who may change the bytes of a region.
@@ -24,6 +25,37 @@ pub(crate) struct Region {
     pub(crate) bytes: usize,
     pub(crate) access: Access,
     pub(crate) part: Option<PartId>,
+}
+
+/// Tells one mapping from all others, also from a later one at the same address. Does not keep it
+/// mapped.
+#[derive(Debug, Clone)]
+pub struct MappingId(Weak<Region>);
+
+impl MappingId {
+    pub(crate) fn of(region: &Arc<Region>) -> Self {
+        Self(Arc::downgrade(region))
+    }
+
+    /// Whether it is mapped still.
+    #[must_use]
+    pub fn is_mapped(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
+impl PartialEq for MappingId {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ptr_eq(&other.0)
+    }
+}
+
+impl Eq for MappingId {}
+
+impl Hash for MappingId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.as_ptr().hash(state);
+    }
 }
 
 impl Region {

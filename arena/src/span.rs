@@ -1,7 +1,7 @@
 #![expect(unsafe_code, reason = "bytes shared with other processes are reached by raw pointers")]
 
 use crate::ArenaError;
-use crate::region::{Access, Region};
+use crate::region::{Access, MappingId, Region};
 use crate::stream::{self, CHUNK_BYTES, Chunk};
 use std::fmt;
 use std::ptr;
@@ -68,6 +68,12 @@ impl Span {
     #[must_use]
     pub fn part_offset(&self) -> Option<(PartId, usize)> {
         self.region.part.map(|part| (part, self.offset))
+    }
+
+    /// Which mapping it lies in, among all that there are and were.
+    #[must_use]
+    pub fn mapping_id(&self) -> MappingId {
+        MappingId::of(&self.region)
     }
 
     /// Its address, for the kernel or a device. Valid while the span or a clone of it lives.

@@ -1,7 +1,7 @@
 use crate::mapping::Mapping;
 use crate::memory::usable_bytes;
 use crate::prefault::{Fault, prefault};
-use crate::region::{Access, Region};
+use crate::region::{Access, MappingId, Region};
 use crate::{ArenaError, Span, memfd};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -127,5 +127,23 @@ impl StagingView {
     /// A slot that is not there.
     pub fn slot(&self, slot: SlotId) -> Result<Span, ArenaError> {
         self.slots.slot(slot)
+    }
+
+    /// All of it.
+    #[must_use]
+    pub fn span(&self) -> Span {
+        Span::new(Arc::clone(&self.slots.region), 0, self.slots.region.bytes)
+    }
+
+    /// How many spans and other views of this mapping there are.
+    #[must_use]
+    pub fn users(&self) -> usize {
+        Arc::strong_count(&self.slots.region) - 1
+    }
+
+    /// Which mapping it is, among all that there are and were.
+    #[must_use]
+    pub fn mapping_id(&self) -> MappingId {
+        MappingId::of(&self.slots.region)
     }
 }

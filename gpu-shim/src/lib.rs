@@ -18,7 +18,7 @@ mod workers;
 pub use device::{BlockId, Device, LoadJob, StoreJob};
 pub use error::DeviceError;
 pub use host::{HostDevice, HostOptions};
-pub use layout::{KvLayout, LayoutError, Place, Run, Tensor};
+pub use layout::{KvLayout, LayoutError, Place, Run, Strip, Tensor};
 pub use transfer::{Completion, Transfer};
 
 // What a page on the host is made of; whoever uses a device needs no other part of `arena`.

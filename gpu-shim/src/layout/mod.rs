@@ -3,8 +3,10 @@
 mod apart;
 mod engines;
 mod error;
+mod strips;
 
 pub use error::LayoutError;
+pub use strips::Strip;
 
 use crate::BlockId;
 use std::ops::Range;

@@ -3,7 +3,7 @@
 
 use super::{BlockId, bytes_of, pages};
 use crate::{
-    Device, HostDevice, HostOptions, KvLayout, LayoutError, LoadJob, Place, StoreJob, Tensor,
+    Device, HostDevice, HostOptions, KvLayout, LayoutError, LoadJob, Place, StoreJob, Strip, Tensor,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -151,6 +151,50 @@ fn a_load_changes_its_blocks_and_no_other_byte_of_the_device() {
     }
 }
 
+/// Where each byte of a block's layers lies, by (address, byte of the page), in the page's order.
+fn by_runs(layout: &KvLayout, block: u32, layers: std::ops::Range<u32>) -> Vec<(u64, usize)> {
+    let runs = layout.runs(BlockId(block), layers);
+    runs.flat_map(|run| (0..run.bytes).map(move |i| (run.at + i as u64, run.in_page + i))).collect()
+}
+
+fn by_strips(layout: &KvLayout, block: u32, layers: std::ops::Range<u32>) -> Vec<(u64, usize)> {
+    let bytes = |strip: Strip, row: usize| {
+        let (at, in_page) = (strip.row_at(block, row), strip.in_page + row * strip.row_bytes);
+        (0..strip.row_bytes).map(move |i| (at + i as u64, in_page + i))
+    };
+    let strips = layout.strips(layers).into_iter();
+    strips.flat_map(|strip| (0..strip.rows).flat_map(move |row| bytes(strip, row))).collect()
+}
+
+#[test]
+fn strips_are_the_same_bytes_as_runs_and_as_few_as_neighbours_give() {
+    for engine in engines() {
+        for layers in [0..LAYERS, 1..2, 1..3] {
+            let (layout, name) = (&engine.layout, engine.name);
+            let runs = by_runs(layout, 3, layers.clone());
+            assert!(by_strips(layout, 3, layers.clone()) == runs, "{name}, layers {layers:?}");
+        }
+    }
+    let count = |layout: Result<KvLayout, LayoutError>| {
+        let strips = layout.unwrap().strips(0..LAYERS);
+        strips.iter().map(|strip| (strip.rows, strip.row_bytes)).collect::<Vec<_>>()
+    };
+    let even = Geometry::new(LAYERS, 2, 64 * TOKENS).unwrap();
+    // One run; six fragments at one distance; K and V together and even from layer to layer.
+    assert_eq!(count(KvLayout::cross_layer(even, BLOCKS, 0)), [(1, 1536)]);
+    assert_eq!(count(KvLayout::packed(even, BLOCKS)), [(6, 256)]);
+    let layers = [0, 4096, 8192];
+    assert_eq!(count(KvLayout::block_first(even, BLOCKS, &layers)), [(3, 512)]);
+    // Tensors at odd distances: K and V of a layer go together. From the last layer on addresses
+    // fall, and no strip does.
+    let layers = [8192, 4096, 20_000];
+    let by_layer = [(2, 256), (2, 256), (2, 256)];
+    assert_eq!(count(KvLayout::parts_first(even, BLOCKS, &layers)), by_layer);
+    // A row for each token and fragment.
+    let by_token = [(4, 64); 6];
+    assert_eq!(count(KvLayout::token_first(even, BLOCKS, TOKENS, &[0, 1 << 20])), by_token);
+}
+
 fn kv() -> Geometry {
     Geometry::new(2, 2, 256).unwrap()
 }
@@ -278,6 +322,11 @@ proptest! {
             .collect();
         let tensor = Tensor { base: pad, bytes: stride * u64::from(blocks) };
         let layout = KvLayout::new(geometry, blocks, vec![tensor], places).unwrap();
+        for layers in [0..layers, layers / 2..layers] {
+            prop_assert_eq!(
+                by_strips(&layout, block, layers.clone()), by_runs(&layout, block, layers)
+            );
+        }
         let device = HostDevice::with_layout(layout, HostOptions::default()).unwrap();
         device.memory().write(|memory| memory.fill(0xee));
         let before = pages(blocks as usize, geometry.page_bytes() as usize);
