@@ -2,7 +2,7 @@
 
 use crate::command::{cargo, check, is_installed, target_directory};
 use crate::steps::{self, Ended, Outcome, Step};
-use crate::{fuzz, suite, tidy};
+use crate::{fuzz, ptx, suite, tidy};
 use anyhow::{Context, Result};
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -34,6 +34,12 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         Step::new("fuzz-smoke", || {
             let drivers = fuzz::run(root, &fuzz::Budget::CI)?;
             Ok(Outcome::Passed(drivers.to_string()))
+        }),
+        Step::new("ptx", || {
+            Ok(match ptx::run(root, true)? {
+                Ok(()) => Outcome::Passed(String::new()),
+                Err(missing) => Outcome::Skipped(missing),
+            })
         }),
         Step::new("deny", || deny(root)),
         Step::new("systemd", || systemd(root)),

@@ -1,4 +1,4 @@
-//! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, and the lanes
+//! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, `ptx`, and the lanes
 //! `absence`, `corrupt`, `crash`, `hostile`, `power-cut`, `resting` and `sim`.
 
 mod ci;
@@ -6,6 +6,7 @@ mod command;
 mod fuzz;
 mod lanes;
 mod mutants;
+mod ptx;
 mod steps;
 mod suite;
 mod tidy;
@@ -43,6 +44,15 @@ enum Task {
     },
     /// Checks the house rules: crate arrows, sizes, names, unsafe, manifests
     Tidy,
+    /// Compiles the CUDA kernels to the PTX that lies checked in beside them
+    ///
+    /// With NVRTC of CUDA 12.0 from its Python package, which pip fetches once into the target
+    /// directory. Needs neither a GPU nor a driver.
+    Ptx {
+        /// Changes nothing and fails if what is checked in differs
+        #[arg(long)]
+        check: bool,
+    },
     /// Builds every fuzz target and runs each for a moment
     ///
     /// The plain driver (seeded, no instrumentation) always runs. libFuzzer runs after it where a
@@ -182,6 +192,10 @@ fn run(task: Task) -> Result<()> {
             println!("fuzz-smoke: {drivers}");
             Ok(())
         }
+        Task::Ptx { check } => match ptx::run(&root, check)? {
+            Ok(()) => Ok(()),
+            Err(missing) => anyhow::bail!("there is no compiler for the kernels: {missing}"),
+        },
         Task::Mutants { wish } => mutants::run(&root, &wish),
         Task::Sim { arguments } => lane(&root, "simulate", false, &arguments),
         Task::Corrupt { arguments } => lane(&root, "corrupt", false, &arguments),
