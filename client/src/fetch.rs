@@ -195,12 +195,13 @@ impl Fetch {
         }
     }
 
-    fn next_by(&mut self, until: Instant) -> Option<ReadyRun> {
+    /// As [`Fetch::next_ready`], but waits no longer than until then.
+    pub(crate) fn next_by(&mut self, until: Instant) -> Option<ReadyRun> {
         if self.end.is_some() {
             return None;
         }
         let lease = self.lease.as_ref()?;
-        match lease.hear(until) {
+        match lease.hear(until.min(self.until)) {
             Ok(Heard::Pages(run)) => {
                 self.delivered += run.pages.len() as u32;
                 return Some(ReadyRun { _lease: Some(Arc::clone(lease)), ..run });

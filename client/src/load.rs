@@ -1,10 +1,9 @@
 use crate::bell::from_now;
-use crate::proof::Proof;
+use crate::flights::{Batch, Flights, Order};
 use crate::space::SpaceHandle;
-use crate::{Fetch, FetchFrom, FetchReport, MissReason, ReadyRun};
-use std::collections::VecDeque;
-use std::time::{Duration, Instant};
-use undercroft_gpu_shim::{BlockId, Device, DeviceError, LoadJob, Transfer};
+use crate::{FetchFrom, MissReason, ReadyRun};
+use std::time::Duration;
+use undercroft_gpu_shim::{BlockId, Device, DeviceError, Span};
 use undercroft_wire::{Stamp, Token};
 
 /// Pages are handed to the device in pieces of about this many bytes, so that early ones are
@@ -43,12 +42,12 @@ impl SpaceHandle {
         stamp: Stamp,
         deadline: Duration,
     ) -> Loaded {
-        let fits = blocks.len() == source.pages() && device.geometry() == self.space().geometry;
-        if !fits || is_named_twice(blocks) {
+        if !fits(self, device, &source, blocks) {
             return Loaded { why: Some(MissReason::Invalid), ..Loaded::default() };
         }
         let until = from_now(deadline);
-        Loading::of(self.fetch(source, stamp, deadline), self, device, blocks, until).run()
+        let fetch = self.fetch(source, stamp, deadline);
+        load_in_pieces(Flights::of(fetch, self, device, blocks, until))
     }
 
     /// Takes over a lease that another session gave, as [`SpaceHandle::take_lease`] does, and
@@ -65,8 +64,20 @@ impl SpaceHandle {
             return Loaded { why: Some(MissReason::Invalid), ..Loaded::default() };
         }
         let until = from_now(deadline);
-        Loading::of(self.take_lease(token, deadline), self, device, blocks, until).run()
+        let fetch = self.take_lease(token, deadline);
+        load_in_pieces(Flights::of(fetch, self, device, blocks, until))
     }
+}
+
+/// Whether each page has a block of its own in a device of this space's pages.
+pub(crate) fn fits(
+    space: &SpaceHandle,
+    device: &dyn Device,
+    source: &FetchFrom<'_>,
+    blocks: &[BlockId],
+) -> bool {
+    let fits = blocks.len() == source.pages() && device.geometry() == space.space().geometry;
+    fits && !is_named_twice(blocks)
 }
 
 /// Whether two pages would go into the same block: what lies there in the end is one of them, and
@@ -78,159 +89,53 @@ fn is_named_twice(blocks: &[BlockId]) -> bool {
     numbers.windows(2).any(|pair| pair[0] == pair[1])
 }
 
-/// Copies under way, how many, and the page after the last one.
-struct Flight {
-    transfer: Transfer,
-    pages: usize,
-    upto: u32,
-    proof: Proof,
+fn load_in_pieces(mut flights: Flights<'_>) -> Loaded {
+    let mut fault = start_pieces(&mut flights).err();
+    while fault.is_none() && flights.len() > 0 {
+        fault = flights.land_one(None).err();
+    }
+    flights.loaded(fault)
 }
 
-struct Loading<'a> {
-    device: &'a dyn Device,
-    blocks: &'a [BlockId],
-    page_bytes: usize,
-    /// Pages of one piece.
-    piece: usize,
-    flying: VecDeque<Flight>,
-    /// Pages that are in place.
-    landed: u32,
-    until: Instant,
-    /// The deadline came before all that was delivered could be copied.
-    late: bool,
-    /// A page was no longer what was delivered when it had been copied.
-    changed: bool,
-    /// There are more pages than blocks.
-    surplus: bool,
-    /// Stands behind the copies under way, so that it is dropped after them: nothing may be
-    /// released while the device still reads it.
-    fetch: Fetch,
-}
-
-impl<'a> Loading<'a> {
-    fn of(
-        fetch: Fetch,
-        space: &SpaceHandle,
-        device: &'a dyn Device,
-        blocks: &'a [BlockId],
-        until: Instant,
-    ) -> Self {
-        let page_bytes = space.state.page_bytes();
-        Self {
-            device,
-            blocks,
-            page_bytes,
-            piece: (PIECE_BYTES / page_bytes).max(1),
-            flying: VecDeque::new(),
-            landed: 0,
-            until,
-            late: false,
-            changed: false,
-            surplus: false,
-            fetch,
-        }
-    }
-
-    fn run(mut self) -> Loaded {
-        let mut fault = self.load().err();
-        while fault.is_none() && !self.flying.is_empty() {
-            fault = self.land_one().err();
-        }
-        let FetchReport { ssd_pages, why, .. } = self.fetch.report();
-        let why = match &fault {
-            Some(_) => Some(MissReason::Device),
-            None if self.changed => Some(MissReason::Changed),
-            None if self.late => Some(MissReason::Deadline),
-            None if self.surplus => Some(MissReason::Invalid),
-            None => why,
-        };
-        let bytes = u64::from(self.landed) * self.page_bytes as u64;
-        Loaded { pages: self.landed, ssd_pages, bytes, why, fault }
-    }
-
-    fn load(&mut self) -> Result<(), DeviceError> {
-        loop {
-            let run = match self.fetch.try_ready() {
-                Some(run) => run,
-                None if self.fetch.is_over() => return Ok(()),
-                // The daemon may be waiting for frames that the copies under way will free.
-                None if self.land_one()? => {
-                    if self.changed {
-                        return Ok(());
-                    }
-                    continue;
+fn start_pieces(flights: &mut Flights<'_>) -> Result<(), DeviceError> {
+    loop {
+        let run = match flights.fetch.try_ready() {
+            Some(run) => run,
+            None if flights.fetch.is_over() => return Ok(()),
+            // The daemon may be waiting for frames that the copies under way will free.
+            None if flights.land_one(None)? => {
+                if flights.is_cut() {
+                    return Ok(());
                 }
-                None => match self.fetch.next_ready() {
-                    Some(run) => run,
-                    None => return Ok(()),
-                },
-            };
-            // What is delivered page by page may go on coming after the deadline.
-            self.late |= Instant::now() >= self.until;
-            if !self.is_cut() {
-                self.launch(run)?;
+                continue;
             }
-            if self.is_cut() {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Whether nothing more is to be copied, whatever is delivered.
-    fn is_cut(&self) -> bool {
-        self.late || self.changed || self.surplus
-    }
-
-    fn launch(&mut self, mut run: ReadyRun) -> Result<(), DeviceError> {
-        let mut at = run.first as usize;
-        let mut pages = run.pages.into_iter().peekable();
-        while pages.peek().is_some() {
-            while self.flying.len() >= PIECES_IN_FLIGHT {
-                self.land_one()?;
-            }
-            if Instant::now() >= self.until {
-                self.late = true;
-            }
-            self.surplus = at >= self.blocks.len();
-            if self.is_cut() {
-                return Ok(());
-            }
-            let blocks = &self.blocks[at..];
-            let jobs: Vec<LoadJob> = pages
-                .by_ref()
-                .take(self.piece)
-                .zip(blocks)
-                .map(|(page, block)| LoadJob { page, block: *block })
-                .collect();
-            let count = jobs.len();
-            at += count;
-            let transfer = self.device.load(jobs)?;
-            let proof = run.proof.split_to(count);
-            self.flying.push_back(Flight { transfer, pages: count, upto: at as u32, proof });
-        }
-        Ok(())
-    }
-
-    /// Waits for the oldest copy and releases its pages. Says whether there was one.
-    fn land_one(&mut self) -> Result<bool, DeviceError> {
-        let Some(Flight { transfer, pages, upto, proof }) = self.flying.pop_front() else {
-            return Ok(false);
+            None => match flights.fetch.next_ready() {
+                Some(run) => run,
+                None => return Ok(()),
+            },
         };
-        transfer.wait()?;
-        if self.changed {
-            return Ok(true);
+        // What is delivered page by page may go on coming after the deadline.
+        flights.look_at_clock();
+        start_run(flights, run)?;
+        if flights.is_cut() {
+            return Ok(());
         }
-        let intact = proof.intact(pages);
-        self.landed = upto - (pages - intact) as u32;
-        if intact < pages {
-            self.changed = true;
-            self.fetch.found_changed();
-            return Ok(true);
-        }
-        // At the end all of it is released at once.
-        if !self.fetch.is_over() {
-            self.fetch.release_upto(upto);
-        }
-        Ok(true)
     }
+}
+
+fn start_run(flights: &mut Flights<'_>, mut run: ReadyRun) -> Result<(), DeviceError> {
+    let of_piece = (PIECE_BYTES / flights.page_bytes()).max(1);
+    let mut at = run.first;
+    let mut pages = run.pages.into_iter();
+    while pages.len() > 0 && !flights.is_cut() {
+        while flights.len() >= PIECES_IN_FLIGHT {
+            flights.land_one(None)?;
+        }
+        let piece: Vec<Span> = pages.by_ref().take(of_piece).collect();
+        let proof = run.proof.split_to(piece.len());
+        let first = at;
+        at += piece.len() as u32;
+        flights.start(Batch::of(first, piece, proof), Order::Any)?;
+    }
+    Ok(())
 }

@@ -8,6 +8,7 @@ mod board;
 mod fake_daemon;
 mod faults;
 mod happy;
+mod layers;
 mod many_threads;
 mod opening;
 mod reconnect;

@@ -209,3 +209,18 @@ fn a_hold_taken_too_late_goes_back() {
     worker.ping(LONG).unwrap();
     soon("the taken hold is dropped", || shelf.lock().unwrap().promises().0 == 0);
 }
+
+#[test]
+fn a_last_page_without_a_block_is_told() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 2);
+    (0..2).for_each(|at| shelf.lock().unwrap().put(key(at), at as u8));
+    let _daemon = world.daemon(&shelf);
+    let (_scheduler, fetched) = world.open();
+    let (_worker, loaded) = world.open();
+    let mut given = fetched.fetch(FetchFrom::Keys(&keys(2)), Stamp(1), LONG);
+    assert_eq!(given.outcome().pages, 2);
+    let token = given.give(LONG).unwrap();
+    let report = loaded.take_into(&device(1), token, &blocks(1), LONG);
+    assert_eq!((report.pages, report.why), (1, Some(MissReason::Invalid)));
+}
