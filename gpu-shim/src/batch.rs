@@ -1,11 +1,12 @@
 use crate::pace::{Link, sleep_until};
-use crate::{BlockId, Completion, DeviceError, KvLayout, Run};
+use crate::{BlockId, Completion, DeviceError, KvLayout, LoadJob, Run, StoreJob};
 use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 use undercroft_arena::Span;
+use undercroft_wire::frame_bytes;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Direction {
@@ -20,6 +21,53 @@ pub(crate) enum Direction {
 pub(crate) struct Job {
     pub(crate) page: Span,
     pub(crate) block: BlockId,
+}
+
+/// Whether a layout can take these jobs.
+pub(crate) fn check_jobs(
+    layout: &KvLayout,
+    direction: Direction,
+    jobs: &[Job],
+) -> Result<(), DeviceError> {
+    for job in jobs {
+        if !layout.has_block(job.block) {
+            return Err(DeviceError::Block { found: job.block.0, blocks: layout.blocks() });
+        }
+        if !layout.takes_page(&job.page) {
+            let page_bytes = layout.geometry().page_bytes();
+            let (found, frame_bytes) = (job.page.len(), frame_bytes(page_bytes));
+            return Err(DeviceError::PageBytes { found, page_bytes, frame_bytes });
+        }
+    }
+    match direction {
+        Direction::Load => check_distinct(jobs),
+        Direction::Store => match jobs.iter().find(|job| !job.page.is_writable()) {
+            Some(job) => Err(DeviceError::ReadOnly { block: job.block.0 }),
+            None => Ok(()),
+        },
+    }
+}
+
+/// Two pages written to one block at a time would leave a mixture.
+fn check_distinct(jobs: &[Job]) -> Result<(), DeviceError> {
+    let mut blocks: Vec<u32> = jobs.iter().map(|job| job.block.0).collect();
+    blocks.sort_unstable();
+    match blocks.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(DeviceError::BlockTwice { block: pair[0] }),
+        None => Ok(()),
+    }
+}
+
+impl From<LoadJob> for Job {
+    fn from(LoadJob { page, block }: LoadJob) -> Self {
+        Self { page, block }
+    }
+}
+
+impl From<StoreJob> for Job {
+    fn from(StoreJob { block, page }: StoreJob) -> Self {
+        Self { page, block }
+    }
 }
 
 /// The jobs of one call, cut into items: one layer of one job each, all jobs' first layers first,

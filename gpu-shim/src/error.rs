@@ -1,4 +1,5 @@
 use crate::LayoutError;
+use crate::cuda::CudaError;
 use thiserror::Error;
 use undercroft_arena::ArenaError;
 
@@ -64,6 +65,9 @@ pub enum DeviceError {
         /// What it said.
         reason: String,
     },
+    /// The GPU's driver failed, or there is none.
+    #[error("{0}")]
+    Cuda(#[from] CudaError),
     /// A device that cannot be.
     #[error("{what} is {found}, allowed {allowed}")]
     Option {

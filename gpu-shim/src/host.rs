@@ -1,10 +1,10 @@
-use crate::batch::{Batch, Direction, Job};
+use crate::batch::{Batch, Direction, Job, check_jobs};
 use crate::pace::Link;
 use crate::workers::Workers;
 use crate::{BlockId, Device, DeviceError, KvLayout, LoadJob, Run, StoreJob, Transfer};
 use std::sync::Arc;
 use undercroft_arena::{Memory, Span};
-use undercroft_wire::{Geometry, frame_bytes};
+use undercroft_wire::Geometry;
 
 const MAX_THREADS: usize = 256;
 
@@ -132,28 +132,6 @@ impl HostDevice {
             Err(DeviceError::Block { found: block.0, blocks: self.layout.blocks() })
         }
     }
-
-    fn check_jobs(&self, jobs: &[Job]) -> Result<(), DeviceError> {
-        for job in jobs {
-            self.check_block(job.block)?;
-            if !self.layout.takes_page(&job.page) {
-                let page_bytes = self.geometry().page_bytes();
-                let (found, frame_bytes) = (job.page.len(), frame_bytes(page_bytes));
-                return Err(DeviceError::PageBytes { found, page_bytes, frame_bytes });
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Two pages written to one block at a time would leave a mixture.
-fn check_distinct(jobs: &[Job]) -> Result<(), DeviceError> {
-    let mut blocks: Vec<u32> = jobs.iter().map(|job| job.block.0).collect();
-    blocks.sort_unstable();
-    match blocks.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(DeviceError::BlockTwice { block: pair[0] }),
-        None => Ok(()),
-    }
 }
 
 impl Device for HostDevice {
@@ -166,20 +144,14 @@ impl Device for HostDevice {
     }
 
     fn load(&self, jobs: Vec<LoadJob>) -> Result<Transfer, DeviceError> {
-        let jobs: Vec<Job> =
-            jobs.into_iter().map(|job| Job { page: job.page, block: job.block }).collect();
-        self.check_jobs(&jobs)?;
-        check_distinct(&jobs)?;
+        let jobs: Vec<Job> = jobs.into_iter().map(Job::from).collect();
+        check_jobs(&self.layout, Direction::Load, &jobs)?;
         self.start(Direction::Load, self.to_device.as_ref(), jobs)
     }
 
     fn store(&self, jobs: Vec<StoreJob>) -> Result<Transfer, DeviceError> {
-        let jobs: Vec<Job> =
-            jobs.into_iter().map(|job| Job { page: job.page, block: job.block }).collect();
-        self.check_jobs(&jobs)?;
-        if let Some(job) = jobs.iter().find(|job| !job.page.is_writable()) {
-            return Err(DeviceError::ReadOnly { block: job.block.0 });
-        }
+        let jobs: Vec<Job> = jobs.into_iter().map(Job::from).collect();
+        check_jobs(&self.layout, Direction::Store, &jobs)?;
         self.start(Direction::Store, self.to_host.as_ref(), jobs)
     }
 }

@@ -3,10 +3,11 @@
 //! A page is contiguous on the host and scattered on the device: per layer and part (K, V) one
 //! fragment at `base[layer][part] + block × stride`. This crate owns that difference and nothing
 //! else: it knows no keys, no daemon and no policy. [`Device`] is the seam, [`KvLayout`] says where
-//! an engine keeps its fragments, and [`HostDevice`] is the device made of ordinary memory that
-//! tests and machines without a GPU use.
+//! an engine keeps its fragments, [`HostDevice`] is the device made of ordinary memory that tests
+//! and machines without a GPU use, and [`cuda::CudaDevice`] is a GPU.
 
 mod batch;
+pub mod cuda;
 mod device;
 mod error;
 mod host;

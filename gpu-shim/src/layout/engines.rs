@@ -5,7 +5,7 @@ use undercroft_wire::Geometry;
 
 impl KvLayout {
     /// An array over all blocks for each fragment, the arrays one after another from address 0:
-    /// for a device with memory of its own.
+    /// for a device with memory of its own. Where parts are of one size all of it is one tensor.
     ///
     /// # Errors
     /// No blocks.
@@ -18,7 +18,11 @@ impl KvLayout {
                 base
             })
             .collect();
-        Self::split(geometry, blocks, &bases)
+        let Ok(fragment) = equal_parts(&geometry) else {
+            return Self::split(geometry, blocks, &bases);
+        };
+        let places = bases.iter().map(|base| whole(0, *base, u64::from(fragment))).collect();
+        Self::new(geometry, blocks, vec![Tensor { base: 0, bytes: end }], places)
     }
 
     /// A tensor `[blocks, …]` of its own for every fragment, in the order fragments have in a

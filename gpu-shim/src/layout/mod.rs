@@ -114,6 +114,17 @@ impl KvLayout {
         self.tensors.iter().map(|tensor| tensor.base + tensor.bytes).max().unwrap_or(0)
     }
 
+    /// The same layout with every address `by` bytes further on: for a device that has allocated
+    /// what the layout describes from address 0 on. `None` where an address would be beyond the
+    /// last one.
+    #[must_use]
+    pub fn moved(&self, by: u64) -> Option<Self> {
+        self.end().checked_add(by)?;
+        let tensors =
+            self.tensors.iter().map(|tensor| Tensor { base: tensor.base + by, ..*tensor });
+        Some(Self { tensors: tensors.collect(), places: self.places.clone(), ..*self })
+    }
+
     /// What a block is made of, in the order of its page, of these layers only.
     ///
     /// # Panics

@@ -66,7 +66,9 @@ impl Strip {
 }
 
 impl KvLayout {
-    /// What a page's layers are made of, in the order of the page: as few strips as neighbours give.
+    /// What a page's layers are made of, in the order of the page: as few strips as neighbours
+    /// give. Each lies in one tensor: no call reaches from one allocation of the engine's into
+    /// another, however near they are.
     ///
     /// # Panics
     /// On a layer that is not there.
@@ -84,24 +86,26 @@ impl KvLayout {
                 row_bytes: self.row_bytes(fragment as usize) as usize,
                 rows: place.rows as usize,
             };
-            strip.flattened()
+            (place.tensor, strip.flattened())
         });
         // What is one run comes first: it leaves rows that are alike from layer to layer.
-        join(join(fragments, Strip::lengthened).into_iter(), Strip::heightened)
+        let rows = join(fragments, Strip::lengthened);
+        let strips = join(rows.into_iter(), Strip::heightened);
+        strips.into_iter().map(|(_, strip)| strip).collect()
     }
 }
 
-/// Joins neighbours where `both` says they can be.
+/// Joins neighbours of one tensor where `both` says they can be.
 fn join(
-    strips: impl Iterator<Item = Strip>,
+    strips: impl Iterator<Item = (usize, Strip)>,
     both: impl Fn(Strip, Strip) -> Option<Strip>,
-) -> Vec<Strip> {
-    let mut joined: Vec<Strip> = Vec::new();
-    for strip in strips {
-        let last = joined.last_mut();
-        match last.and_then(|last| Some((both(*last, strip)?, last))) {
+) -> Vec<(usize, Strip)> {
+    let mut joined: Vec<(usize, Strip)> = Vec::new();
+    for (tensor, strip) in strips {
+        let last = joined.last_mut().filter(|(of, _)| *of == tensor);
+        match last.and_then(|(_, last)| Some((both(*last, strip)?, last))) {
             Some((longer, last)) => *last = longer,
-            None => joined.push(strip),
+            None => joined.push((tensor, strip)),
         }
     }
     joined

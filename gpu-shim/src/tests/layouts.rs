@@ -180,16 +180,14 @@ fn strips_are_the_same_bytes_as_runs_and_as_few_as_neighbours_give() {
         strips.iter().map(|strip| (strip.rows, strip.row_bytes)).collect::<Vec<_>>()
     };
     let even = Geometry::new(LAYERS, 2, 64 * TOKENS).unwrap();
-    // One run; six fragments at one distance; K and V together and even from layer to layer.
+    // One run; six fragments at one distance.
     assert_eq!(count(KvLayout::cross_layer(even, BLOCKS, 0)), [(1, 1536)]);
     assert_eq!(count(KvLayout::packed(even, BLOCKS)), [(6, 256)]);
-    let layers = [0, 4096, 8192];
-    assert_eq!(count(KvLayout::block_first(even, BLOCKS, &layers)), [(3, 512)]);
-    // Tensors at odd distances: K and V of a layer go together. From the last layer on addresses
-    // fall, and no strip does.
-    let layers = [8192, 4096, 20_000];
-    let by_layer = [(2, 256), (2, 256), (2, 256)];
-    assert_eq!(count(KvLayout::parts_first(even, BLOCKS, &layers)), by_layer);
+    // A tensor for each layer, K and V beside each other or apart; from one to another nothing is
+    // joined, however even they lie.
+    let layers = [0, 2560, 5120];
+    assert_eq!(count(KvLayout::block_first(even, BLOCKS, &layers)), [(1, 512); 3]);
+    assert_eq!(count(KvLayout::parts_first(even, BLOCKS, &layers)), [(2, 256); 3]);
     // A row for each token and fragment.
     let by_token = [(4, 64); 6];
     assert_eq!(count(KvLayout::token_first(even, BLOCKS, TOKENS, &[0, 1 << 20])), by_token);

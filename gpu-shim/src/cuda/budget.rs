@@ -1,0 +1,112 @@
+//! How many bytes may be copied in one step of the engine's, so that its decoding is not disturbed.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A bound on what is copied while the engine computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pace {
+    /// Bytes of both directions together in one step.
+    pub bytes_per_step: u64,
+    /// How long a step takes: a new one begins by itself after it, so that an engine with nothing
+    /// to compute does not wait for ever for its pages.
+    pub step: Duration,
+}
+
+#[derive(Debug)]
+pub(super) struct Budget {
+    pace: Pace,
+    standing: Mutex<Standing>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Standing {
+    /// What is left of this step. Less than nothing after a piece that was more than a step's.
+    left: i64,
+    began: Instant,
+}
+
+impl Budget {
+    pub(super) fn new(pace: Pace) -> Self {
+        let standing = Standing { left: full(pace), began: Instant::now() };
+        Self { pace, standing: Mutex::new(standing), changed: Condvar::new() }
+    }
+
+    /// The engine begins its next step.
+    pub(super) fn begin_step(&self) {
+        let mut standing = self.lock();
+        standing.renew(self.pace, Instant::now());
+        self.changed.notify_all();
+    }
+
+    /// Takes bytes, as soon as there is anything left of a step. What is more than a step's is
+    /// owed by the steps after it.
+    pub(super) fn take(&self, bytes: u64) {
+        let mut standing = self.lock();
+        loop {
+            let now = Instant::now();
+            let ends = standing.began + self.pace.step;
+            if now >= ends {
+                standing.renew(self.pace, now);
+            }
+            if standing.left > 0 {
+                standing.left = standing.left.saturating_sub_unsigned(bytes);
+                return;
+            }
+            let wait = ends.saturating_duration_since(now);
+            let woken = self.changed.wait_timeout(standing, wait);
+            standing = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// How much is worth taking at once.
+    pub(super) fn piece(&self) -> u64 {
+        self.pace.bytes_per_step
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Standing {
+    fn renew(&mut self, pace: Pace, now: Instant) {
+        self.left = self.left.saturating_add(full(pace)).min(full(pace));
+        self.began = now;
+    }
+}
+
+fn full(pace: Pace) -> i64 {
+    i64::try_from(pace.bytes_per_step).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_more_than_a_step_is_owed_by_those_after_it() {
+        let pace = Pace { bytes_per_step: 100, step: Duration::from_secs(3600) };
+        let budget = Budget::new(pace);
+        budget.take(60);
+        budget.take(250);
+        assert_eq!(budget.lock().left, -210);
+        budget.begin_step();
+        budget.begin_step();
+        assert_eq!(budget.lock().left, -10);
+        budget.begin_step();
+        assert_eq!(budget.lock().left, 90);
+        budget.begin_step();
+        assert_eq!(budget.lock().left, 100);
+    }
+
+    #[test]
+    fn an_engine_that_takes_no_steps_gets_its_pages_all_the_same() {
+        let pace = Pace { bytes_per_step: 1, step: Duration::from_millis(1) };
+        let budget = Budget::new(pace);
+        for _ in 0..5 {
+            budget.take(1);
+        }
+    }
+}

@@ -1,0 +1,454 @@
+use super::budget::{Budget, Pace};
+use super::context::Context;
+use super::copies::Copies;
+use super::driver::Attribute;
+use super::flight::{Flight, Landing};
+use super::kernel::Kernel;
+use super::measure::{self, Measured, Modes};
+use super::memory::{self, DeviceMemory};
+use super::mode::CopyMode;
+use super::pins::Pins;
+use super::plan::{Group, Plan};
+use super::start::{After, CudaStart};
+use super::stream::{EngineStream, Events, Stream};
+use super::{CudaError, pacer::Pacer};
+use crate::batch::{Direction, Job, check_jobs};
+use crate::{BlockId, Device, DeviceError, KvLayout, LoadJob, Run, StoreJob, Transfer};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use undercroft_arena::Span;
+use undercroft_wire::Geometry;
+
+/// Transfers that may be under way at once.
+const MOST_IN_FLIGHT: usize = 1024;
+/// Multiprocessors for the kernel unless something else is said: enough for a PCIe 5 link, of 132
+/// that an H100 has.
+const KERNEL_BLOCKS: u32 = 16;
+
+/// How a [`CudaDevice`] copies.
+#[derive(Debug, Clone, Copy)]
+pub struct CudaOptions {
+    /// By what pages are loaded; `None`: what is found fastest when the device is made.
+    pub load: Option<CopyMode>,
+    /// By what pages are stored; `None`: as for loads.
+    pub store: Option<CopyMode>,
+    /// The most multiprocessors the kernel may use.
+    pub kernel_blocks: u32,
+    /// A bound on what is copied while the engine computes.
+    pub pace: Option<Pace>,
+    /// Load on this stream of the engine's instead of one of our own.
+    pub load_stream: Option<EngineStream>,
+    /// Store on this stream of the engine's instead of one of our own.
+    pub store_stream: Option<EngineStream>,
+}
+
+impl Default for CudaOptions {
+    fn default() -> Self {
+        Self {
+            load: None,
+            store: None,
+            kernel_blocks: KERNEL_BLOCKS,
+            pace: None,
+            load_stream: None,
+            store_stream: None,
+        }
+    }
+}
+
+/// A GPU's memory, through its driver.
+///
+/// Copies run on streams of the device's own, ordered after the engine's work where the engine says
+/// so ([`CudaDevice::after`]). What a copy touches is kept until it is over. An error that takes the
+/// context along fails every transfer from then on, and nothing else.
+#[derive(Debug)]
+pub struct CudaDevice {
+    shared: Arc<Shared>,
+    pacer: Option<Pacer>,
+    modes: Modes,
+    measured: Vec<Measured>,
+}
+
+/// What transfers keep until they are over. The fields go in this order, the context last.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) pins: Pins,
+    load: Lane,
+    store: Lane,
+    pub(super) copies: Copies,
+    pub(super) events: Arc<Events>,
+    pub(super) budget: Option<Budget>,
+    pub(super) in_flight: AtomicUsize,
+    pub(super) layout: KvLayout,
+    plan: Plan,
+    _memory: Option<DeviceMemory>,
+    pub(super) context: Arc<Context>,
+}
+
+/// One direction's stream.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) stream: Stream,
+    order: Mutex<()>,
+}
+
+impl Lane {
+    fn new(context: &Arc<Context>, engines: Option<EngineStream>) -> Result<Self, CudaError> {
+        Ok(Self { stream: Stream::new(context, engines)?, order: Mutex::default() })
+    }
+
+    /// One transfer after another is put on the stream, so that a later one does not delay an
+    /// earlier one's layers.
+    pub(super) fn lock(&self) -> MutexGuard<'_, ()> {
+        self.order.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn new(
+        context: Arc<Context>,
+        layout: KvLayout,
+        memory: Option<DeviceMemory>,
+        options: CudaOptions,
+    ) -> Result<Self, DeviceError> {
+        let plan = Plan::of(&layout);
+        let there = context.attribute(Attribute::MultiprocessorCount)?;
+        let blocks = options.kernel_blocks.min(u32::try_from(there).unwrap_or(1));
+        let kernel = Kernel::new(&context, &plan, blocks);
+        Ok(Self {
+            pins: Pins::new(Arc::clone(&context)).map_err(DeviceError::Thread)?,
+            load: Lane::new(&context, options.load_stream)?,
+            store: Lane::new(&context, options.store_stream)?,
+            copies: Copies::new(&context, kernel)?,
+            events: Events::new(Arc::clone(&context)),
+            budget: options.pace.map(Budget::new),
+            in_flight: AtomicUsize::new(0),
+            layout,
+            plan,
+            _memory: memory,
+            context,
+        })
+    }
+
+    pub(super) fn lane(&self, direction: Direction) -> &Lane {
+        match direction {
+            Direction::Load => &self.load,
+            Direction::Store => &self.store,
+        }
+    }
+
+    /// Into what groups of layers a transfer is cut.
+    pub(super) fn groups(&self, mode: CopyMode, by_layer: bool) -> &[Group] {
+        match (by_layer, mode) {
+            (false, _) => &self.plan.whole,
+            (true, CopyMode::Pitched) => &self.plan.growing,
+            (true, CopyMode::Batched | CopyMode::Kernel) => &self.plan.single,
+        }
+    }
+
+    /// A transfer of checked jobs, to be put on its stream.
+    pub(super) fn fly(
+        self: &Arc<Self>,
+        direction: Direction,
+        jobs: Vec<Job>,
+        start: CudaStart,
+    ) -> Result<Arc<Flight>, DeviceError> {
+        self.context.alive()?;
+        if self.in_flight.load(Ordering::Relaxed) >= MOST_IN_FLIGHT {
+            return Err(DeviceError::Busy { limit: MOST_IN_FLIGHT });
+        }
+        Ok(Arc::new(Flight::new(Arc::clone(self), direction, jobs, start)))
+    }
+}
+
+impl CudaDevice {
+    /// A device over the engine's own KV cache, in the context that is current in this thread. By
+    /// what it copies is measured now, unless `options` say it: some blocks are read and written
+    /// back as they were.
+    ///
+    /// # Errors
+    /// No driver, no context, a mode that is not there, a call that failed.
+    ///
+    /// # Safety
+    /// The layout's addresses are device memory of the current context. It, the context and the
+    /// streams in `options` outlive the device and all its transfers. Nothing else touches the
+    /// blocks during this call, nor those of a transfer while it is under way.
+    pub unsafe fn attach(layout: KvLayout, options: CudaOptions) -> Result<Self, DeviceError> {
+        Self::build(Context::current()?, layout, None, options)
+    }
+
+    /// A device with memory of its own, for benchmarks and tests: `blocks` blocks on `cuda:ordinal`.
+    ///
+    /// # Errors
+    /// No driver, no such device, too little memory, a mode that is not there, a call that failed.
+    pub fn allocate(
+        ordinal: u32,
+        geometry: Geometry,
+        blocks: u32,
+        options: CudaOptions,
+    ) -> Result<Self, DeviceError> {
+        Self::allocate_layout(ordinal, &KvLayout::packed(geometry, blocks)?, options)
+    }
+
+    /// As [`CudaDevice::allocate`], laid out like an engine's; the layout's addresses are offsets
+    /// into memory that ends where the layout does.
+    ///
+    /// # Errors
+    /// As [`CudaDevice::allocate`].
+    pub fn allocate_layout(
+        ordinal: u32,
+        layout: &KvLayout,
+        options: CudaOptions,
+    ) -> Result<Self, DeviceError> {
+        let context = Context::primary(ordinal)?;
+        let memory = DeviceMemory::new(&context, layout.end())?;
+        let layout = layout.moved(memory.at).ok_or_else(|| DeviceError::Lost {
+            reason: format!("it allocated memory at {:#x}, beyond the last address", memory.at),
+        })?;
+        Self::build(context, layout, Some(memory), options)
+    }
+
+    fn build(
+        context: Arc<Context>,
+        layout: KvLayout,
+        memory: Option<DeviceMemory>,
+        options: CudaOptions,
+    ) -> Result<Self, DeviceError> {
+        let shared = Arc::new(Shared::new(context, layout, memory, options)?);
+        let wished = [options.load, options.store].into_iter().flatten();
+        for mode in wished {
+            shared.copies.check(mode)?;
+        }
+        let (modes, measured) = measure::choose(&shared, options.load, options.store)?;
+        let pacer = match options.pace {
+            None => None,
+            Some(_) => Some(Pacer::start().map_err(DeviceError::Thread)?),
+        };
+        Ok(Self { shared, pacer, modes, measured })
+    }
+
+    /// The device's name, as the driver says it.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub fn name(&self) -> Result<String, CudaError> {
+        self.shared.context.driver.device_name(self.shared.context.device)
+    }
+
+    /// Where its blocks lie.
+    #[must_use]
+    pub fn layout(&self) -> &KvLayout {
+        &self.shared.layout
+    }
+
+    /// By what it copies.
+    #[must_use]
+    pub fn modes(&self) -> Modes {
+        self.modes
+    }
+
+    /// What was measured to choose by, if anything was.
+    #[must_use]
+    pub fn measured(&self) -> &[Measured] {
+        &self.measured
+    }
+
+    /// Host memory as this device knows it: what is registered here is copied without the
+    /// processor.
+    #[must_use]
+    pub fn pins(&self) -> &Pins {
+        &self.shared.pins
+    }
+
+    /// Registers memory now, for as long as what is returned lives.
+    ///
+    /// # Errors
+    /// The driver refused.
+    pub fn register(&self, span: &Span) -> Result<Registered, CudaError> {
+        Registered::new(&self.shared, span)
+    }
+
+    /// Whether memory that this process may only read, as a client's view of the arena, can be
+    /// registered. Where not, a client is better off in copy mode: its pages come through staging.
+    ///
+    /// # Errors
+    /// The driver could not be asked.
+    pub fn can_pin_read_only(&self) -> Result<bool, CudaError> {
+        Ok(self.shared.context.attribute(Attribute::ReadOnlyHostRegister)? != 0)
+    }
+
+    /// The engine begins a step: as many bytes as the pace allows may be copied in it.
+    pub fn begin_step(&self) {
+        if let Some(budget) = &self.shared.budget {
+            budget.begin_step();
+        }
+    }
+
+    /// The device for transfers that must wait for something of the engine's first: a store for
+    /// the kernel that computes the blocks, a load for whoever still reads them.
+    #[must_use]
+    pub fn after(&self, after: After) -> CudaDeviceAfter<'_> {
+        CudaDeviceAfter { device: self, after }
+    }
+
+    /// Reads a block, as a page. Waits for it.
+    ///
+    /// # Errors
+    /// A block that is not there, a page of another length, a call that failed.
+    pub fn read_block(&self, block: BlockId, page: &mut [u8]) -> Result<(), DeviceError> {
+        let context = &*self.shared.context;
+        self.check_image(block, page.len())?;
+        let _entered = context.enter()?;
+        for Run { at, in_page, bytes } in self.runs(block) {
+            // SAFETY: the run is of the layout, whose addresses are memory of this context.
+            unsafe { memory::read(context, at, &mut page[in_page..in_page + bytes])? };
+        }
+        Ok(())
+    }
+
+    /// Writes a page into a block. Waits for it. No transfer may touch the block meanwhile.
+    ///
+    /// # Errors
+    /// A block that is not there, a page of another length, a call that failed.
+    pub fn write_block(&self, block: BlockId, page: &[u8]) -> Result<(), DeviceError> {
+        let context = &*self.shared.context;
+        self.check_image(block, page.len())?;
+        let _entered = context.enter()?;
+        for Run { at, in_page, bytes } in self.runs(block) {
+            // SAFETY: as above.
+            unsafe { memory::write(context, at, &page[in_page..in_page + bytes])? };
+        }
+        Ok(())
+    }
+
+    fn runs(&self, block: BlockId) -> impl Iterator<Item = Run> + '_ {
+        self.shared.layout.runs(block, 0..self.geometry().layers())
+    }
+
+    fn check_image(&self, block: BlockId, found: usize) -> Result<(), DeviceError> {
+        let page_bytes = self.geometry().page_bytes();
+        if !self.shared.layout.has_block(block) {
+            return Err(DeviceError::Block { found: block.0, blocks: self.blocks() });
+        }
+        if found != page_bytes as usize {
+            return Err(DeviceError::PageBytes { found, page_bytes, frame_bytes: page_bytes });
+        }
+        Ok(())
+    }
+
+    fn start(
+        &self,
+        direction: Direction,
+        jobs: Vec<Job>,
+        by_layer: bool,
+        after: After,
+    ) -> Result<Transfer, DeviceError> {
+        check_jobs(&self.shared.layout, direction, &jobs)?;
+        let mode = match (direction, by_layer) {
+            (Direction::Load, false) => self.modes.load,
+            (Direction::Load, true) => self.modes.load_by_layer,
+            (Direction::Store, _) => self.modes.store,
+        };
+        let start = CudaStart { mode, by_layer, after, paced: true };
+        let flight = self.shared.fly(direction, jobs, start)?;
+        match &self.pacer {
+            Some(pacer) => pacer.submit(&flight)?,
+            None => flight.put()?,
+        }
+        Ok(Transfer::new(self.geometry().layers(), Box::new(Landing(flight))))
+    }
+}
+
+/// Memory that is registered with a device while this lives. Dropping it waits for the copies
+/// under way.
+#[derive(Debug)]
+pub struct Registered {
+    shared: Arc<Shared>,
+    span: Span,
+}
+
+impl Registered {
+    pub(super) fn new(shared: &Arc<Shared>, span: &Span) -> Result<Self, CudaError> {
+        shared.pins.register(span)?;
+        Ok(Self { shared: Arc::clone(shared), span: span.clone() })
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        let shared = &*self.shared;
+        shared.pins.unlist(&self.span, || {
+            for lane in [&shared.load, &shared.store] {
+                // Whatever is put on the stream from now on finds it unregistered.
+                drop(lane.lock());
+                // A lost context copies nothing any more.
+                let _over = lane.stream.synchronize();
+            }
+        });
+    }
+}
+
+/// A [`CudaDevice`] whose transfers wait for something of the engine's: [`CudaDevice::after`].
+#[derive(Debug, Clone, Copy)]
+pub struct CudaDeviceAfter<'a> {
+    device: &'a CudaDevice,
+    after: After,
+}
+
+impl Device for CudaDeviceAfter<'_> {
+    fn geometry(&self) -> Geometry {
+        self.device.geometry()
+    }
+
+    fn blocks(&self) -> u32 {
+        self.device.blocks()
+    }
+
+    fn load(&self, jobs: Vec<LoadJob>) -> Result<Transfer, DeviceError> {
+        self.device.start(
+            Direction::Load,
+            jobs.into_iter().map(Job::from).collect(),
+            false,
+            self.after,
+        )
+    }
+
+    fn load_by_layer(&self, jobs: Vec<LoadJob>) -> Result<Transfer, DeviceError> {
+        self.device.start(
+            Direction::Load,
+            jobs.into_iter().map(Job::from).collect(),
+            true,
+            self.after,
+        )
+    }
+
+    fn store(&self, jobs: Vec<StoreJob>) -> Result<Transfer, DeviceError> {
+        self.device.start(
+            Direction::Store,
+            jobs.into_iter().map(Job::from).collect(),
+            false,
+            self.after,
+        )
+    }
+}
+
+impl Device for CudaDevice {
+    fn geometry(&self) -> Geometry {
+        self.shared.layout.geometry()
+    }
+
+    fn blocks(&self) -> u32 {
+        self.shared.layout.blocks()
+    }
+
+    fn load(&self, jobs: Vec<LoadJob>) -> Result<Transfer, DeviceError> {
+        self.after(After::Nothing).load(jobs)
+    }
+
+    fn load_by_layer(&self, jobs: Vec<LoadJob>) -> Result<Transfer, DeviceError> {
+        self.after(After::Nothing).load_by_layer(jobs)
+    }
+
+    fn store(&self, jobs: Vec<StoreJob>) -> Result<Transfer, DeviceError> {
+        self.after(After::Nothing).store(jobs)
+    }
+}

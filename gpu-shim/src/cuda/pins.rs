@@ -1,0 +1,332 @@
+//! Host memory that the device may reach by itself.
+//!
+//! Registering takes the kernel a tenth of a second for a GiB of small pages. So the arena's parts
+//! are registered one after another by a thread of its own, and pages of a part that is not
+//! registered yet, or was refused, are copied all the same, through memory of the driver's.
+
+use super::CudaError;
+use super::context::Context;
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use undercroft_arena::{MappingId, PartView, Span, StagingView};
+
+/// Counts as pinned for all contexts.
+const PORTABLE: u32 = 1;
+/// Has an address on the device, for kernels.
+const DEVICE_MAP: u32 = 2;
+/// Is only ever read by the device: the one way to register what this process may not write.
+const READ_ONLY: u32 = 8;
+/// What a driver takes in one call, bytes: more was refused wherever somebody tried.
+const MAX_CALL_BYTES: usize = 512 << 30;
+/// How often to look whether a staging area is still in use.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// What is registered with a device, and what is not.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct PinFacts {
+    /// Bytes that the device reaches by itself.
+    pub pinned_bytes: u64,
+    /// Bytes that are still to be registered.
+    pub waiting_bytes: u64,
+    /// Bytes that the driver refused to register: their pages are copied through its own memory.
+    pub refused_bytes: u64,
+    /// What it said to the last of them.
+    pub refusal: Option<CudaError>,
+}
+
+/// What a device knows of host memory. Cheap to clone; the registrations go with the last one.
+#[derive(Debug, Clone)]
+pub struct Pins(Arc<Inner>);
+
+struct Inner {
+    table: Arc<Table>,
+    orders: Sender<Order>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.table.fmt(f)
+    }
+}
+
+#[derive(Debug)]
+struct Table {
+    context: Arc<Context>,
+    /// Held over each call that registers or unregisters, so that nothing leaves in the middle.
+    working: Mutex<()>,
+    ranges: RwLock<HashMap<MappingId, Range>>,
+}
+
+/// A mapping, as far as it is used.
+#[derive(Debug, Clone)]
+struct Range {
+    base: usize,
+    bytes: usize,
+    writable: bool,
+    state: State,
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    Waiting,
+    Pinned {
+        /// Where the device sees the first byte.
+        on_device: u64,
+    },
+    Refused(CudaError),
+}
+
+enum Order {
+    Register(MappingId),
+    /// Keeps the area mapped until nobody else does.
+    Keep(StagingView),
+}
+
+impl Pins {
+    pub(super) fn new(context: Arc<Context>) -> std::io::Result<Self> {
+        let ranges = RwLock::default();
+        let table = Arc::new(Table { context, working: Mutex::default(), ranges });
+        let (orders, received) = crossbeam_channel::unbounded();
+        let work = Arc::clone(&table);
+        let thread = std::thread::Builder::new()
+            .name("undercroft-pins".into())
+            .spawn(move || Worker { table: work, kept: Vec::new() }.run(&received))?;
+        Ok(Self(Arc::new(Inner { table, orders, thread: Some(thread) })))
+    }
+
+    /// A part of the arena is mapped: starts to register it.
+    pub fn part(&self, part: &PartView) {
+        let range = Range {
+            base: part.base_ptr() as usize,
+            bytes: part.len(),
+            writable: false,
+            state: State::Waiting,
+        };
+        self.enlist(part.mapping_id(), range);
+    }
+
+    /// A part is about to be unmapped, and no span of it is left. When this returns the device
+    /// knows nothing of it any more.
+    pub fn part_leaves(&self, part: &PartView) {
+        self.0.table.forget(&part.mapping_id(), || {});
+    }
+
+    /// A staging area is mapped: starts to register it. It stays mapped here until it is
+    /// unregistered, which is some time after the last other user is gone.
+    pub fn staging(&self, staging: &StagingView) {
+        let whole = staging.span();
+        let id = staging.mapping_id();
+        self.enlist(id, Range::of(&whole));
+        let _gone = self.0.orders.send(Order::Keep(staging.clone()));
+    }
+
+    fn enlist(&self, id: MappingId, range: Range) {
+        let known = self.0.table.ranges_mut().insert(id.clone(), range);
+        debug_assert!(known.is_none(), "a mapping comes once");
+        // The thread only ends with the last of us.
+        let _gone = self.0.orders.send(Order::Register(id));
+    }
+
+    /// Registers memory now, until [`Pins::unlist`].
+    pub(super) fn register(&self, span: &Span) -> Result<(), CudaError> {
+        let (id, table) = (span.mapping_id(), &self.0.table);
+        table.ranges_mut().insert(id.clone(), Range::of(span));
+        table.register(&id);
+        let state = table.ranges().get(&id).map(|range| range.state.clone());
+        match state {
+            Some(State::Refused(error)) => {
+                table.forget(&id, || {});
+                Err(error)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends what [`Pins::register`] began. `before` is called between the last copy that may use
+    /// it has found it and its end.
+    pub(super) fn unlist(&self, span: &Span, before: impl FnOnce()) {
+        self.0.table.forget(&span.mapping_id(), before);
+    }
+
+    /// Waits until nothing is waiting to be registered, at most for about `patience`. Says whether
+    /// that is so.
+    #[must_use]
+    pub fn settle(&self, patience: Duration) -> bool {
+        let until = std::time::Instant::now() + patience;
+        while self.facts().waiting_bytes > 0 {
+            if std::time::Instant::now() >= until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
+    }
+
+    /// How much is registered.
+    #[must_use]
+    pub fn facts(&self) -> PinFacts {
+        let mut facts = PinFacts::default();
+        for range in self.0.table.ranges().values() {
+            let bytes = range.bytes as u64;
+            match &range.state {
+                State::Pinned { .. } => facts.pinned_bytes += bytes,
+                State::Waiting => facts.waiting_bytes += bytes,
+                State::Refused(error) => {
+                    facts.refused_bytes += bytes;
+                    facts.refusal = Some(error.clone());
+                }
+            }
+        }
+        facts
+    }
+
+    /// Where the device sees the span; `None` where it cannot reach it by itself.
+    pub(super) fn on_device(&self, span: &Span) -> Option<u64> {
+        let ranges = self.0.table.ranges();
+        let range = ranges.get(&span.mapping_id())?;
+        let State::Pinned { on_device } = range.state else {
+            return None;
+        };
+        let into = (span.as_ptr() as usize).checked_sub(range.base)?;
+        (into + span.len() <= range.bytes).then_some(on_device + into as u64)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Without senders the thread ends.
+        let (orders, _) = crossbeam_channel::bounded(0);
+        drop(std::mem::replace(&mut self.orders, orders));
+        if let Some(thread) = self.thread.take() {
+            // Nothing in it panics; if it did, there is nobody to tell.
+            let _ended = thread.join();
+        }
+        let ids: Vec<MappingId> = self.table.ranges().keys().cloned().collect();
+        for id in ids {
+            self.table.forget(&id, || {});
+        }
+    }
+}
+
+impl Range {
+    fn of(span: &Span) -> Self {
+        Self {
+            base: span.as_ptr() as usize,
+            bytes: span.len(),
+            writable: span.is_writable(),
+            state: State::Waiting,
+        }
+    }
+}
+
+impl Table {
+    fn ranges(&self) -> std::sync::RwLockReadGuard<'_, HashMap<MappingId, Range>> {
+        self.ranges.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ranges_mut(&self) -> std::sync::RwLockWriteGuard<'_, HashMap<MappingId, Range>> {
+        self.ranges.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) -> MutexGuard<'_, ()> {
+        self.working.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Registers what waits, if it has not left meanwhile.
+    fn register(&self, id: &MappingId) {
+        let _working = self.work();
+        let Some(range) = self.ranges().get(id).cloned() else {
+            return;
+        };
+        let state = match self.ask(&range) {
+            Ok(on_device) => State::Pinned { on_device },
+            Err(error) => State::Refused(error),
+        };
+        // It cannot have left: that waits for this one to end.
+        if let Some(range) = self.ranges_mut().get_mut(id) {
+            range.state = state;
+        }
+    }
+
+    fn ask(&self, range: &Range) -> Result<u64, CudaError> {
+        if range.bytes > MAX_CALL_BYTES {
+            let reason = format!(
+                "{} bytes in one piece, and the driver takes {MAX_CALL_BYTES}; choose smaller parts",
+                range.bytes
+            );
+            return Err(CudaError::NoMode { mode: "registration", reason });
+        }
+        let context = &*self.context;
+        let _entered = context.enter()?;
+        let flags = PORTABLE | DEVICE_MAP | if range.writable { 0 } else { READ_ONLY };
+        let base = range.base as *mut c_void;
+        // SAFETY: the range is mapped: whoever unmaps it takes it out of the table first, and that
+        // waits for this call. Where somebody does not keep to that, the driver refuses it.
+        let code = unsafe { (context.driver.mem_host_register)(base, range.bytes, flags) };
+        context.check("cuMemHostRegister", code)?;
+        let mut on_device = 0;
+        // SAFETY: it was registered with an address on the device; the pointer is to a local.
+        let code =
+            unsafe { (context.driver.mem_host_get_device_pointer)(&raw mut on_device, base, 0) };
+        context.check("cuMemHostGetDevicePointer", code).inspect_err(|_| self.unregister(range))?;
+        Ok(on_device)
+    }
+
+    /// Takes a mapping out, and unregisters it when `before` has returned. By then nothing copies
+    /// out of it or into it any more; where all its spans are gone that is so anyway, as a copy
+    /// keeps its span.
+    fn forget(&self, id: &MappingId, before: impl FnOnce()) {
+        let _working = self.work();
+        let range = self.ranges_mut().remove(id);
+        before();
+        if let Some(range @ Range { state: State::Pinned { .. }, .. }) = &range {
+            let _entered = self.context.enter_to_clean_up();
+            self.unregister(range);
+        }
+    }
+
+    fn unregister(&self, range: &Range) {
+        // SAFETY: it is registered, and no copy uses it. A refusal changes nothing: a lost context
+        // has let go of it by itself.
+        let _done = unsafe { (self.context.driver.mem_host_unregister)(range.base as *mut c_void) };
+    }
+}
+
+/// The thread that registers.
+struct Worker {
+    table: Arc<Table>,
+    kept: Vec<StagingView>,
+}
+
+impl Worker {
+    fn run(mut self, orders: &Receiver<Order>) {
+        loop {
+            let order = if self.kept.is_empty() {
+                orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                orders.recv_timeout(LOOK_AGAIN)
+            };
+            match order {
+                Ok(Order::Register(id)) => self.table.register(&id),
+                Ok(Order::Keep(staging)) => self.kept.push(staging),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            self.let_go(|staging| staging.users() == 0);
+        }
+        self.let_go(|_| true);
+    }
+
+    fn let_go(&mut self, which: impl Fn(&StagingView) -> bool) {
+        for staging in self.kept.extract_if(.., |staging| which(staging)) {
+            self.table.forget(&staging.mapping_id(), || {});
+        }
+    }
+}

@@ -1,0 +1,200 @@
+use super::CudaError;
+use super::context::Context;
+use super::driver::{NOT_READY, SUCCESS};
+use cudarc::driver::sys::{CUevent, CUstream};
+use std::fmt;
+use std::mem::ManuallyDrop;
+use std::ptr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Not ordered against the legacy default stream, which an engine's own work may be on.
+const NON_BLOCKING: u32 = 1;
+/// Nobody asks when it happened, which makes recording and asking cheaper.
+const DISABLE_TIMING: u32 = 2;
+
+/// A stream of the engine's, by its handle.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineStream(pub(super) CUstream);
+
+/// An event of the engine's, by its handle.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineEvent(pub(super) CUevent);
+
+// SAFETY: handles of streams and events may be used from any thread.
+unsafe impl Send for EngineStream {}
+// SAFETY: as above.
+unsafe impl Sync for EngineStream {}
+// SAFETY: as above.
+unsafe impl Send for EngineEvent {}
+// SAFETY: as above.
+unsafe impl Sync for EngineEvent {}
+
+impl EngineStream {
+    /// `handle` is a `CUstream`, which is also a `cudaStream_t`.
+    ///
+    /// # Safety
+    /// It is a stream of the context that the device it is given to is in, and outlives it.
+    #[must_use]
+    pub unsafe fn new(handle: *mut std::ffi::c_void) -> Self {
+        Self(handle.cast())
+    }
+}
+
+impl EngineEvent {
+    /// `handle` is a `CUevent`, which is also a `cudaEvent_t`.
+    ///
+    /// # Safety
+    /// It is an event of the context that the device it is given to is in, recorded already, and
+    /// is not destroyed before the call it is given to has returned.
+    #[must_use]
+    pub unsafe fn new(handle: *mut std::ffi::c_void) -> Self {
+        Self(handle.cast())
+    }
+}
+
+/// A stream, ours or the engine's.
+pub(super) struct Stream {
+    context: Arc<Context>,
+    pub(super) raw: CUstream,
+    is_ours: bool,
+}
+
+// SAFETY: a stream's handle may be used from any thread.
+unsafe impl Send for Stream {}
+// SAFETY: as above.
+unsafe impl Sync for Stream {}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream").field("is_ours", &self.is_ours).finish_non_exhaustive()
+    }
+}
+
+impl Stream {
+    pub(super) fn new(
+        context: &Arc<Context>,
+        engines: Option<EngineStream>,
+    ) -> Result<Self, CudaError> {
+        if let Some(EngineStream(raw)) = engines {
+            return Ok(Self { context: Arc::clone(context), raw, is_ours: false });
+        }
+        let _entered = context.enter()?;
+        let mut raw = ptr::null_mut();
+        // SAFETY: the pointer is to a local, and the context is current.
+        let code = unsafe { (context.driver.stream_create)(&raw mut raw, NON_BLOCKING) };
+        context.check("cuStreamCreate", code)?;
+        Ok(Self { context: Arc::clone(context), raw, is_ours: true })
+    }
+
+    /// What is put on it from now on happens after the event.
+    pub(super) fn wait_for(&self, event: CUevent) -> Result<(), CudaError> {
+        // SAFETY: stream and event live, by their owner's word where they are the engine's.
+        let code = unsafe { (self.context.driver.stream_wait_event)(self.raw, event, 0) };
+        self.context.check("cuStreamWaitEvent", code)
+    }
+
+    /// Waits until all that was put on it is over.
+    pub(super) fn synchronize(&self) -> Result<(), CudaError> {
+        let _entered = self.context.enter()?;
+        // SAFETY: the stream lives.
+        let code = unsafe { (self.context.driver.stream_synchronize)(self.raw) };
+        self.context.check("cuStreamSynchronize", code)
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.is_ours {
+            let _entered = self.context.enter_to_clean_up();
+            // SAFETY: it was made here and nobody has its handle any more.
+            let _done = unsafe { (self.context.driver.stream_destroy)(self.raw) };
+        }
+    }
+}
+
+/// Events that are free, so that a transfer need not make its own.
+#[derive(Debug)]
+pub(super) struct Events {
+    context: Arc<Context>,
+    free: Mutex<Vec<RawEvent>>,
+}
+
+#[derive(Debug)]
+struct RawEvent(CUevent);
+
+// SAFETY: an event's handle may be used from any thread.
+unsafe impl Send for RawEvent {}
+// SAFETY: as above.
+unsafe impl Sync for RawEvent {}
+
+impl Events {
+    pub(super) fn new(context: Arc<Context>) -> Arc<Self> {
+        Arc::new(Self { context, free: Mutex::default() })
+    }
+
+    /// An event. The context is current.
+    pub(super) fn take(self: &Arc<Self>) -> Result<Event, CudaError> {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let raw = match free {
+            Some(raw) => raw,
+            None => {
+                let mut raw = ptr::null_mut();
+                // SAFETY: the pointer is to a local, and the context is current.
+                let code =
+                    unsafe { (self.context.driver.event_create)(&raw mut raw, DISABLE_TIMING) };
+                self.context.check("cuEventCreate", code)?;
+                RawEvent(raw)
+            }
+        };
+        Ok(Event { raw: ManuallyDrop::new(raw), pool: Arc::clone(self) })
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let _entered = self.context.enter_to_clean_up();
+        let free = self.free.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for RawEvent(raw) in free.drain(..) {
+            // SAFETY: it was made here, and who took it has given it back.
+            let _done = unsafe { (self.context.driver.event_destroy)(raw) };
+        }
+    }
+}
+
+/// An event on loan.
+#[derive(Debug)]
+pub(super) struct Event {
+    raw: ManuallyDrop<RawEvent>,
+    pool: Arc<Events>,
+}
+
+impl Event {
+    pub(super) fn raw(&self) -> CUevent {
+        self.raw.0
+    }
+
+    /// It happens when all that is on the stream by now is over.
+    pub(super) fn record(&self, stream: CUstream) -> Result<(), CudaError> {
+        // SAFETY: stream and event live.
+        let code = unsafe { (self.pool.context.driver.event_record)(self.raw(), stream) };
+        self.pool.context.check("cuEventRecord", code)
+    }
+
+    /// Whether it has happened.
+    pub(super) fn has_happened(&self) -> Result<bool, CudaError> {
+        // SAFETY: the event lives.
+        match unsafe { (self.pool.context.driver.event_query)(self.raw()) } {
+            SUCCESS => Ok(true),
+            NOT_READY => Ok(false),
+            code => self.pool.context.check("cuEventQuery", code).map(|()| true),
+        }
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: it is taken once, here.
+        let raw = unsafe { ManuallyDrop::take(&mut self.raw) };
+        self.pool.free.lock().unwrap_or_else(PoisonError::into_inner).push(raw);
+    }
+}
