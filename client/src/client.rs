@@ -218,11 +218,12 @@ impl Client {
         }
     }
 
-    /// Has `watcher` hear of the arena's parts, those that are mapped already and those to come.
-    /// It is kept until the client ends, and hears then that all of them leave.
+    /// Has `watcher` hear of the arena's parts and of staging areas, those that are mapped already
+    /// and those to come. It is kept until the client ends, and hears then that all parts leave. For
+    /// a GPU it is [`CudaDevice::pins`](undercroft_gpu_shim::cuda::CudaDevice::pins).
     pub fn watch_parts(&self, watcher: Arc<dyn PartWatcher>) {
         if !self.inner.is_foreign() {
-            self.inner.arena.watch(watcher);
+            self.inner.arena.watch(watcher, || self.inner.staging());
         }
     }
 

@@ -343,7 +343,8 @@ impl Inbox {
         }
         let staging = StagingView::map(fd, opened.slots, opened.slot_bytes)
             .map_err(|e| Lost::Protocol(format!("staging: {e}")))?;
-        state.opened(Opened { generation, id: opened.space, staging });
+        state.opened(Opened { generation, id: opened.space, staging: staging.clone() });
+        self.arena.staging_mapped(&staging);
         let _none = self.put(request, Reply::SpaceOpened(opened));
         Ok(())
     }

@@ -53,7 +53,7 @@ pub use watch::PartWatcher;
 pub use undercroft_wire::Token;
 
 /// What a [`PartWatcher`] is shown.
-pub use undercroft_arena::PartView;
+pub use undercroft_arena::{PartView, StagingView};
 
 /// The vocabulary of requests and replies, so that an engine links this crate alone.
 pub use undercroft_wire as wire;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use undercroft_arena::{BoardView, FileId, PartView};
+use undercroft_arena::{BoardView, FileId, PartView, StagingView};
 use undercroft_wire::{Epoch, PartAdded, PartId, PartLetGo, Request};
 
 /// The most parts an arena may have.
@@ -55,6 +55,8 @@ struct Kept {
     /// Mapped, and its page tables not filled yet.
     new: Vec<Arc<Mapped>>,
     joining: Vec<Watching>,
+    /// Staging areas that watchers may not have heard of.
+    staging: Vec<StagingView>,
 }
 
 #[derive(Debug)]
@@ -82,9 +84,23 @@ impl Arena {
         self.bell.ring();
     }
 
-    pub(crate) fn watch(&self, watcher: Arc<dyn PartWatcher>) {
+    /// Takes a watcher on. `staging` gives the areas that are in use, and is asked when no new one
+    /// can be missed any more.
+    pub(crate) fn watch(
+        &self,
+        watcher: Arc<dyn PartWatcher>,
+        staging: impl FnOnce() -> Vec<StagingView>,
+    ) {
         let watching = Watching::new(watcher, Arc::clone(&self.watcher_panics));
         locked(&self.kept).joining.push(watching);
+        let staging = staging();
+        locked(&self.kept).staging.extend(staging);
+        self.stir();
+    }
+
+    /// A space's staging area is mapped.
+    pub(crate) fn staging_mapped(&self, staging: &StagingView) {
+        locked(&self.kept).staging.push(staging.clone());
         self.stir();
     }
 
@@ -205,10 +221,10 @@ impl Arena {
     /// the daemon wants to hear that. At the `end` nothing may be read any more.
     fn see_to(&self, end: bool) -> Vec<PartId> {
         let mut watchers = locked(&self.watchers);
-        let leaving = {
+        let (leaving, staging) = {
             let mut kept = locked(&self.kept);
             watchers.append(&mut kept.joining);
-            std::mem::take(&mut kept.leaving)
+            (std::mem::take(&mut kept.leaving), std::mem::take(&mut kept.staging))
         };
         let mut gone = Vec::new();
         for Leaving { part, tell } in leaving {
@@ -226,6 +242,9 @@ impl Arena {
         let here: Vec<Arc<Mapped>> = locked(&self.kept).parts.values().cloned().collect();
         for part in here {
             watchers.iter_mut().for_each(|watching| watching.came(&part));
+        }
+        for staging in staging.iter().filter(|_| !end) {
+            watchers.iter_mut().for_each(|watching| watching.came_staging(staging));
         }
         gone
     }

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
+use undercroft_arena::StagingView;
 use undercroft_wire::{Release, SpaceDigest};
 
 /// How often who waits for a daemon looks whether it still hangs: nobody tells.
@@ -171,6 +172,11 @@ impl Shared {
             let _ended_again = connection.release(release);
         }
         Ok(())
+    }
+
+    /// The staging areas of all open spaces.
+    pub(crate) fn staging(&self) -> Vec<StagingView> {
+        locked(&self.spaces).values().filter_map(|space| space.staging()).collect()
     }
 
     /// Remembers a space for every session to come, and counts a handle of it; the same space is

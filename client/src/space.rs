@@ -127,6 +127,14 @@ impl SpaceState {
         matches!(&*locked(&self.standing), Standing::Open(opened) if opened.generation == generation)
     }
 
+    /// Its staging area, where it is open.
+    pub(crate) fn staging(&self) -> Option<StagingView> {
+        match &*locked(&self.standing) {
+            Standing::Open(opened) => Some(opened.staging.clone()),
+            _ => None,
+        }
+    }
+
     fn in_generation(&self, generation: u64) -> Result<Arc<Opened>, MissReason> {
         match &*locked(&self.standing) {
             Standing::Open(opened) if opened.generation == generation => Ok(Arc::clone(opened)),

@@ -3,9 +3,11 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use undercroft_arena::PartView;
+use undercroft_arena::{MappingId, PartView, StagingView};
+use undercroft_gpu_shim::cuda::Pins;
 
-/// Hears of the arena's parts as they come and go: what a device needs that registers them. It is
+/// Hears of the memory that pages are copied from and to, as it comes and goes: what a device needs
+/// that registers it. It is
 /// called from a thread of the client's own, never by a caller's call, one call at a time; it may
 /// take its time, but one that never returns keeps the client from ever letting a part go or going
 /// on in a new arena. It must not panic (which is caught and counted: it was told all the same) or
@@ -23,12 +25,34 @@ pub trait PartWatcher: Send + Sync {
     /// and no span of it is left while the client lives. What was registered is to be unregistered
     /// before this returns.
     fn leaving(&self, part: &PartView);
+
+    /// A staging area is mapped: its slots are stored into, and in copy mode loaded from. Slots may
+    /// be in use before, while and after this is called. Nobody says when it leaves: a clone that
+    /// is kept keeps it mapped, and [`StagingView::users`] is 0 when nobody else does.
+    fn staging(&self, _staging: &StagingView) {}
+}
+
+/// A GPU registers what it hears of, in the background.
+impl PartWatcher for Pins {
+    fn mapped(&self, part: &PartView) {
+        self.part(part);
+    }
+
+    fn leaving(&self, part: &PartView) {
+        self.part_leaves(part);
+    }
+
+    fn staging(&self, staging: &StagingView) {
+        Self::staging(self, staging);
+    }
 }
 
 /// A watcher and what it has been told.
 pub(crate) struct Watching {
     watcher: Arc<dyn PartWatcher>,
     told: Vec<Arc<Mapped>>,
+    /// The staging areas it was told of that are mapped still.
+    told_staging: Vec<MappingId>,
     panics: Arc<AtomicU64>,
 }
 
@@ -41,7 +65,7 @@ impl fmt::Debug for Watching {
 impl Watching {
     /// Whose panics are counted.
     pub(crate) fn new(watcher: Arc<dyn PartWatcher>, panics: Arc<AtomicU64>) -> Self {
-        Self { watcher, told: Vec::new(), panics }
+        Self { watcher, told: Vec::new(), told_staging: Vec::new(), panics }
     }
 
     fn tell(&self, call: impl FnOnce(&dyn PartWatcher)) {
@@ -61,6 +85,16 @@ impl Watching {
         if !self.knows(part) {
             self.told.push(Arc::clone(part));
             self.tell(|watcher| watcher.mapped(&part.view));
+        }
+    }
+
+    /// Tells of a staging area, once.
+    pub(crate) fn came_staging(&mut self, staging: &StagingView) {
+        self.told_staging.retain(MappingId::is_mapped);
+        let id = staging.mapping_id();
+        if !self.told_staging.contains(&id) {
+            self.told_staging.push(id);
+            self.tell(|watcher| watcher.staging(staging));
         }
     }
 

@@ -5,7 +5,7 @@ use crate::world::*;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
-use undercroft_client::{Client, ClientState, FetchFrom, PartView, PartWatcher};
+use undercroft_client::{Client, ClientState, FetchFrom, PartView, PartWatcher, StagingView};
 use undercroft_wire::{
     Epoch, FetchEnd, FetchReady, Mode, PagePlace, PartId, PartRetired, Reply, Request, RequestId,
     SessionId, Stamp,
@@ -288,4 +288,45 @@ fn a_watcher_that_panics_is_counted_and_the_others_hear_on() {
     client.ping(LONG).unwrap();
     soon("the part is let go of", || shelf.lock().unwrap().let_go == [LATER]);
     assert_eq!(client.counters().watcher_panics, 3);
+}
+
+/// Keeps the staging areas it is told of, as a device that registers them does.
+#[derive(Default)]
+struct Keeper(Mutex<Vec<StagingView>>);
+
+impl PartWatcher for Keeper {
+    fn mapped(&self, _: &PartView) {}
+
+    fn leaving(&self, _: &PartView) {}
+
+    fn staging(&self, staging: &StagingView) {
+        self.0.lock().unwrap().push(staging.clone());
+    }
+}
+
+impl Keeper {
+    fn users(&self) -> Vec<bool> {
+        self.0.lock().unwrap().iter().map(|staging| staging.users() > 0).collect()
+    }
+}
+
+#[test]
+fn a_watcher_hears_of_every_staging_area_once_and_sees_who_still_uses_it() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 4);
+    let daemon = world.daemon(&shelf);
+    let (client, space) = world.open();
+    let [early, late] = [Arc::new(Keeper::default()), Arc::new(Keeper::default())];
+    client.watch_parts(early.clone());
+    soon("what is open already", || early.users() == [true]);
+    client.watch_parts(late.clone());
+    soon("the other one hears it too", || late.users() == [true]);
+    assert_eq!(early.users(), [true], "nobody hears it twice");
+    daemon.cut();
+    soon("a new session", || in_session(&client, 42));
+    soon("and its staging", || early.users().len() == 2 && late.users().len() == 2);
+    drop((client, space));
+    // Each other's clone is a user; without it nobody is.
+    late.0.lock().unwrap().clear();
+    soon("nobody uses either", || early.users() == [false, false]);
 }
