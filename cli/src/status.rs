@@ -5,8 +5,8 @@ use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
 use undercroft_client::wire::{
-    ArenaStatus, DeviceCondition, DomainStatus, Mode, ProcessState, ReloadStatus, SessionStatus,
-    SsdDeviceStatus, SsdStatus, StartKind, StartStatus, StatusReport, TierStatus,
+    ArenaStatus, DeviceCondition, DomainStatus, GpuReport, Mode, ProcessState, ReloadStatus,
+    SessionStatus, SsdDeviceStatus, SsdStatus, StartKind, StartStatus, StatusReport, TierStatus,
 };
 use undercroft_client::{Client, ConnectOptions, Wait};
 
@@ -360,6 +360,9 @@ fn render_session(session: &SessionStatus, out: &mut Lines) {
             bytes(session.leased_bytes),
         ),
     );
+    if let Some(gpu) = &session.gpu {
+        out.line("", render_gpu(gpu));
+    }
     if session.alarm {
         let does = match session.process {
             ProcessState::Unknown => "silent",
@@ -371,6 +374,24 @@ fn render_session(session: &SessionStatus, out: &mut Lines) {
         let silent = age(session.silent_ms);
         out.line("ALARM", format!("process {pid} is {does} for {silent} and holds {held} of DRAM"));
     }
+}
+
+fn render_gpu(gpu: &GpuReport) -> String {
+    let mut text = format!(
+        "{}: loads by {} (layer by layer: {}), stores by {}; {} pinned",
+        gpu.name,
+        gpu.load,
+        gpu.load_by_layer,
+        gpu.store,
+        bytes(gpu.pinned_bytes)
+    );
+    if gpu.waiting_bytes > 0 {
+        text += &format!(", {} still to be", bytes(gpu.waiting_bytes));
+    }
+    if gpu.refused_bytes > 0 {
+        text += &format!(", {} REFUSED by its driver", bytes(gpu.refused_bytes));
+    }
+    text
 }
 
 #[derive(Default)]

@@ -11,6 +11,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use undercroft_gpu_shim::cuda::{CudaDevice, CudaError};
 use undercroft_wire::{
     Epoch, Mode, Purge, Purged, Refused, Reply, Request, SessionId, Space, StatusReport, Welcome,
 };
@@ -225,6 +226,21 @@ impl Client {
         if !self.inner.is_foreign() {
             self.inner.arena.watch(watcher, || self.inner.staging());
         }
+    }
+
+    /// Copies with this GPU from now on: the arena's parts and staging areas are registered with it
+    /// in the background, and `status` says by what it copies. Calls work before all of it is
+    /// registered, only slower. Connect in [copy mode](ConnectOptions::copy_mode) where
+    /// [`CudaDevice::can_pin_read_only`] says no.
+    ///
+    /// # Errors
+    /// The driver does not say the device's name.
+    pub fn attach_gpu(&self, device: &CudaDevice) -> Result<(), CudaError> {
+        if !self.inner.is_foreign() {
+            self.inner.gpu.attach(device)?;
+            self.watch_parts(Arc::new(device.pins().clone()));
+        }
+        Ok(())
     }
 
     /// Ends the session now, for all clones and handles: calls under way and later ones miss. Waits

@@ -25,6 +25,8 @@ const QUIET: Duration = Duration::from_secs(1);
 /// is twice the last.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
+/// How often the daemon hears how far a GPU's memory is registered.
+const TELL_AGAIN: Duration = Duration::from_millis(200);
 /// How often spaces that are not open are asked for again.
 const RETRY_SPACES: Duration = Duration::from_secs(1);
 
@@ -55,6 +57,7 @@ impl Keeper {
                 None => connection = self.reconnect(),
             }
         }
+        self.shared.gpu.end();
         self.shared.arena.end();
         self.shared.end();
     }
@@ -80,9 +83,10 @@ impl Keeper {
                 look = FIRST_LOOK;
                 None
             };
+            let tell_at = self.shared.gpu.tell(connection).then(|| from_now(TELL_AGAIN));
             let in_use = connection.is_in_use(&mut requests);
             let quiet_at = in_use.then(|| from_now(QUIET));
-            let next = [retry_at, look_at, quiet_at].into_iter().flatten().min();
+            let next = [retry_at, look_at, tell_at, quiet_at].into_iter().flatten().min();
             connection.watch(next.unwrap_or_else(|| from_now(Duration::MAX)), !in_use);
         }
         self.shared.lost(connection);

@@ -16,6 +16,7 @@ mod connection;
 mod error;
 mod fetch;
 mod flights;
+mod gpu;
 mod handshake;
 mod inbox;
 mod keeper;

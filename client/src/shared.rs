@@ -1,6 +1,7 @@
 use crate::MissReason;
 use crate::bell::Bell;
 use crate::connection::{Connection, Lost, locked};
+use crate::gpu::Gpu;
 use crate::options::ConnectOptions;
 use crate::parts::Arena;
 use crate::releases::Releases;
@@ -23,6 +24,7 @@ pub(crate) struct Shared {
     pid: Pid,
     pub(crate) bell: Arc<Bell>,
     pub(crate) arena: Arc<Arena>,
+    pub(crate) gpu: Gpu,
     pub(crate) counts: Counts,
     link: Mutex<Link>,
     /// Signalled when a connection is there.
@@ -59,6 +61,7 @@ impl Shared {
             options,
             pid: getpid(),
             arena: Arc::new(Arena::new(Arc::clone(&bell))),
+            gpu: Gpu::default(),
             bell,
             counts: Counts::default(),
             link: Mutex::default(),

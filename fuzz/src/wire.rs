@@ -1,9 +1,9 @@
 //! The frames on the socket.
 
 use undercroft_wire::{
-    DecodeError, Header, KeyRun, MAX_KEYS, MAX_PAGE_BYTES, MAX_SPACES_PER_LOOKUP, MIN_PAGE_BYTES,
-    Reply, Request, RequestId, decode_reply, decode_request, encode_reply, encode_request,
-    split_frame,
+    DecodeError, Header, KeyRun, MAX_GPU_TEXT_BYTES, MAX_KEYS, MAX_PAGE_BYTES,
+    MAX_SPACES_PER_LOOKUP, MIN_PAGE_BYTES, Reply, Request, RequestId, decode_reply, decode_request,
+    encode_reply, encode_request, split_frame,
 };
 
 /// Every message of version 2, as the wire's own golden test holds it.
@@ -17,7 +17,7 @@ pub fn wire_request(input: &[u8]) {
         Ok(())
     };
     stream(input, decode);
-    one_body(input, 1, 17, decode);
+    one_body(input, 1, 18, decode);
 }
 
 /// A stream of replies, and the same bytes as the body of one reply.
@@ -71,6 +71,7 @@ fn check_request(request: RequestId, message: &Request<'_>) {
         }
         Request::Prefetch(prefetch) => check_keys(&prefetch.keys),
         Request::Hint(hint) => check_keys(&hint.keys),
+        Request::Gpu(gpu) => assert!(gpu.name.len().max(gpu.store.len()) <= MAX_GPU_TEXT_BYTES),
         Request::OpenSpace(open) if open.space.validate().is_ok() => {
             let page_bytes = open.space.geometry.page_bytes();
             assert!((MIN_PAGE_BYTES..=MAX_PAGE_BYTES).contains(&page_bytes));
@@ -109,7 +110,7 @@ fn check_reply(request: RequestId, message: &Reply) {
 }
 
 pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
-    seeds(1, 1..=17)
+    seeds(1, 1..=18)
 }
 
 pub(crate) fn reply_seeds() -> Vec<Vec<u8>> {

@@ -439,6 +439,7 @@ impl Control {
                 | Request::Status
                 | Request::Ping
                 | Request::TakeOver
+                | Request::Gpu(_)
                 | Request::PartLetGo(_)
         );
         waits && !self.fitting.is_open() && self.greeted(id)
@@ -478,6 +479,14 @@ impl Control {
                 self.refuse(id, request, RefusedReason::Denied, detail);
             }
             Request::OpenSpace(open) => self.open_space(id, request, open),
+            Request::Gpu(gpu) => {
+                if let Some(session) = self.sessions.get_mut(&id) {
+                    session.gpu = Some(gpu.clone());
+                }
+                if request.0 != 0 {
+                    self.reply(id, request, &Reply::Done);
+                }
+            }
             Request::PartLetGo(gone) => {
                 self.let_go(id, gone.part);
                 if request.0 != 0 {

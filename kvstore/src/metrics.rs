@@ -223,6 +223,7 @@ mod tests {
             silent_ms: 0,
             process: ProcessState::Unknown,
             alarm,
+            gpu: None,
         };
         report.sessions = vec![one(77, true), one(78, false)];
         report.lease_alarms = 3;

@@ -237,6 +237,7 @@ fn sessions(control: &Control, told: impl Fn(&Session) -> bool) -> Vec<SessionSt
                 silent_ms: silent.as_millis() as u64,
                 process: alarm.unwrap_or_default(),
                 alarm: alarm.is_some(),
+                gpu: session.gpu.clone(),
             }
         })
         .collect();

@@ -21,8 +21,8 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use undercroft_arena::Staging;
 use undercroft_wire::{
-    CopyReason, DecodeError, HEADER_BYTES, MAX_BODY_BYTES, Mode, Reply, RequestId, SessionId,
-    SpaceId, split_frame,
+    CopyReason, DecodeError, GpuReport, HEADER_BYTES, MAX_BODY_BYTES, Mode, Reply, RequestId,
+    SessionId, SpaceId, split_frame,
 };
 
 /// A connection says hello within this time or is closed.
@@ -47,6 +47,8 @@ pub(crate) struct Session {
     pub(crate) mode: Option<Mode>,
     /// Why pages are copied for it, where they are.
     pub(crate) copy_reason: Option<CopyReason>,
+    /// What it copies pages with, as it says.
+    pub(crate) gpu: Option<GpuReport>,
     pub(crate) staging: HashMap<SpaceId, Arc<Staging>>,
     /// When it last said something.
     pub(crate) heard: Instant,
@@ -83,6 +85,7 @@ impl Session {
             name: String::new(),
             mode: None,
             copy_reason: None,
+            gpu: None,
             staging: HashMap::new(),
             heard: Instant::now(),
             alarmed: false,

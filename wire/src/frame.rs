@@ -4,7 +4,10 @@ use crate::message::{
     PartRetired, Prefetch, PrefetchReply, Purge, Purged, Refused, Release, Reply, Request,
     SpaceOpened, Take, TakenHold, Welcome,
 };
-use crate::{DecodeError, MAX_SPACES_PER_LOOKUP, MAX_TEXT_BYTES, RequestId, StatusReport};
+use crate::{
+    DecodeError, GpuReport, MAX_GPU_TEXT_BYTES, MAX_SPACES_PER_LOOKUP, MAX_TEXT_BYTES, RequestId,
+    StatusReport,
+};
 use serde::{Deserialize, Serialize};
 
 /// First four bytes of every frame.
@@ -131,6 +134,7 @@ pub fn encode_request(out: &mut Vec<u8>, request: RequestId, message: &Request<'
         Request::PartLetGo(body) => put(out, 15, request, body),
         Request::Purge(body) => put(out, 16, request, body),
         Request::TakeOver => put(out, 17, request, &()),
+        Request::Gpu(body) => put(out, 18, request, body),
     }
 }
 
@@ -160,6 +164,7 @@ pub fn decode_request<'a>(
         15 => Request::PartLetGo(take::<PartLetGo>(header, body)?),
         16 => Request::Purge(check_purge(take::<Purge>(header, body)?)?),
         17 => take::<()>(header, body).map(|()| Request::TakeOver)?,
+        18 => Request::Gpu(check_gpu(take::<GpuReport>(header, body)?)?),
         found => return Err(DecodeError::Kind { found }),
     };
     Ok((header.request, message))
@@ -184,6 +189,16 @@ fn check_purge(purge: Purge) -> Result<Purge, DecodeError> {
         return Err(DecodeError::Field { field, found: found as u64, allowed });
     }
     Ok(purge)
+}
+
+fn check_gpu(gpu: GpuReport) -> Result<GpuReport, DecodeError> {
+    let texts = [&gpu.name, &gpu.load, &gpu.load_by_layer, &gpu.store];
+    let found = texts.map(String::len).into_iter().max().unwrap_or(0);
+    if found > MAX_GPU_TEXT_BYTES {
+        let (field, allowed) = ("gpu.name, load, load_by_layer, store", "at most 128 bytes each");
+        return Err(DecodeError::Field { field, found: found as u64, allowed });
+    }
+    Ok(gpu)
 }
 
 fn check_offer(offer: Offer<'_>) -> Result<Offer<'_>, DecodeError> {

@@ -49,7 +49,7 @@ pub use space::{
 };
 pub use standing::{CopyReason, Fallback, ProcessState};
 pub use status::{
-    ArenaStatus, DeviceCondition, DomainStatus, HitStatus, ReloadStatus, SessionStatus,
-    SpaceStatus, SsdDeviceStatus, SsdStatus, StartKind, StartStatus, StatusReport, StoreStatus,
-    TierStatus,
+    ArenaStatus, DeviceCondition, DomainStatus, GpuReport, HitStatus, MAX_GPU_TEXT_BYTES,
+    ReloadStatus, SessionStatus, SpaceStatus, SsdDeviceStatus, SsdStatus, StartKind, StartStatus,
+    StatusReport, StoreStatus, TierStatus,
 };

@@ -1,6 +1,6 @@
 use crate::{
-    Epoch, HoldId, KeyRun, LeaseId, OfferId, PageKey, PagePlace, PartId, SessionId, SlotId, Space,
-    SpaceDigest, SpaceId, Stamp, StatusReport, Token,
+    Epoch, GpuReport, HoldId, KeyRun, LeaseId, OfferId, PageKey, PagePlace, PartId, SessionId,
+    SlotId, Space, SpaceDigest, SpaceId, Stamp, StatusReport, Token,
 };
 use serde::{Deserialize, Serialize};
 
@@ -243,6 +243,8 @@ pub enum Request<'a> {
     /// Hands everything that outlives a daemon to the one that asks, and stops. For the daemon's
     /// own user.
     TakeOver,
+    /// What the session copies pages with, for `status`. Said again when it changes.
+    Gpu(GpuReport),
 }
 
 /// Answer to a hello. The domain's board follows as [`BoardAdded`], then the arena's parts as

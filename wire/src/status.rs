@@ -388,4 +388,29 @@ pub struct SessionStatus {
     pub process: ProcessState,
     /// Whether it holds frames and has been silent for longer than `policy.silence_ms`.
     pub alarm: bool,
+    /// What it copies pages with, where it has told: a GPU.
+    pub gpu: Option<GpuReport>,
 }
+
+/// A GPU as the session that copies with it tells of it. Nobody checks it, and nothing depends on
+/// it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct GpuReport {
+    /// Its name, as the driver says it. As the three below, at most [`MAX_GPU_TEXT_BYTES`] bytes.
+    pub name: String,
+    /// By what pages are loaded.
+    pub load: String,
+    /// By what pages are loaded whose first layers come first.
+    pub load_by_layer: String,
+    /// By what pages are stored.
+    pub store: String,
+    /// Bytes of the arena and of staging that it reaches by itself.
+    pub pinned_bytes: u64,
+    /// Bytes that are still to be registered.
+    pub waiting_bytes: u64,
+    /// Bytes that its driver refused to register.
+    pub refused_bytes: u64,
+}
+
+/// The longest text in a [`GpuReport`], bytes.
+pub const MAX_GPU_TEXT_BYTES: usize = 128;

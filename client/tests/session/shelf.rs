@@ -190,6 +190,7 @@ impl Shelf {
             }
             Request::Hint(_) | Request::Ping => Reply::Done,
             Request::PartLetGo(gone) => return self.let_go.push(gone.part),
+            Request::Gpu(_) => return,
             Request::Purge(_) | Request::TakeOver => {
                 panic!("not asked of a shelf: {request:?}")
             }

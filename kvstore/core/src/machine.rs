@@ -221,6 +221,7 @@ impl Core {
             | Request::Status
             | Request::Ping
             | Request::PartLetGo(_)
+            | Request::Gpu(_)
             | Request::Purge(_)
             | Request::TakeOver => {
                 let detail = "not a question for the core";

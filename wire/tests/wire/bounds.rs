@@ -113,6 +113,16 @@ fn an_offer_has_a_parent_exactly_when_it_does_not_start_the_chain() {
 }
 
 #[test]
+fn texts_about_a_gpu_are_short() {
+    let report = |bytes: usize| GpuReport { store: "x".repeat(bytes), ..GpuReport::default() };
+    let decoded =
+        |bytes| request_of(&request_frame(REQUEST, &Request::Gpu(report(bytes)))).map(drop);
+    decoded(MAX_GPU_TEXT_BYTES).unwrap();
+    let error = decoded(MAX_GPU_TEXT_BYTES + 1).unwrap_err();
+    assert!(matches!(error, DecodeError::Field { found: 129, .. }), "{error}");
+}
+
+#[test]
 fn versions_are_negotiated_down_to_what_both_speak() {
     for (min, max, agreed) in [
         (2, 2, Some(2)),

@@ -85,6 +85,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request<'static>)> {
             Request::Take(Take { token: token(), lease: LeaseId(WIDE), space: Some(SpaceId(300)) }),
         ),
         ("take-hold", Request::Take(Take { token: token(), lease: LeaseId(0), space: None })),
+        ("gpu", Request::Gpu(gpu())),
         ("part-let-go", Request::PartLetGo(PartLetGo { part: PartId(1) })),
         ("purge", Request::Purge(purge(None, None))),
         ("purge-space", Request::Purge(purge(Some(SpaceDigest(key(3).0)), None))),
@@ -247,6 +248,7 @@ fn status() -> StatusReport {
         silent_ms: 802,
         process: ProcessState::Stopped,
         alarm: true,
+        gpu: Some(gpu()),
     };
     StatusReport {
         schema: 1,
@@ -314,5 +316,17 @@ fn ssd_device(tier: TierStatus) -> SsdDeviceStatus {
         io_errors: 415,
         stalls: 416,
         set_aside: Some("pages-0.log.set-aside-1".to_owned()),
+    }
+}
+
+fn gpu() -> GpuReport {
+    GpuReport {
+        name: "NVIDIA H100 80GB HBM3".to_owned(),
+        load: "2d".to_owned(),
+        load_by_layer: "kernel".to_owned(),
+        store: "batch".to_owned(),
+        pinned_bytes: 1 << 36,
+        waiting_bytes: 4_096,
+        refused_bytes: 803,
     }
 }

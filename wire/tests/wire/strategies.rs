@@ -187,6 +187,7 @@ fn between_sessions() -> impl Strategy<Value = Request<'static>> {
         gift.prop_map(|what| Request::Give(Give { what })),
         take.prop_map(Request::Take),
         any::<u32>().prop_map(|part| Request::PartLetGo(PartLetGo { part: PartId(part) })),
+        gpu().prop_map(Request::Gpu),
         purge.prop_map(Request::Purge),
     ]
 }
@@ -262,8 +263,9 @@ fn ssd_device() -> impl Strategy<Value = SsdDeviceStatus> {
 fn session() -> impl Strategy<Value = SessionStatus> {
     let numbers = (any::<[u32; 4]>(), any::<[u64; 4]>());
     let standing = (mode(), prop::option::of(copy_reason()), process_state());
-    (numbers, [text(), text()], standing, any::<[bool; 2]>()).prop_map(
-        |((ids, counts), texts, (mode, copy_reason, process), [lingering, alarm])| {
+    let gpu = prop::option::of(gpu());
+    (numbers, [text(), text()], standing, any::<[bool; 2]>(), gpu).prop_map(
+        |((ids, counts), texts, (mode, copy_reason, process), [lingering, alarm], gpu)| {
             let [pid, uid, gid, leases] = ids;
             let [session, leased_pages, leased_bytes, silent_ms] = counts;
             SessionStatus {
@@ -282,9 +284,18 @@ fn session() -> impl Strategy<Value = SessionStatus> {
                 silent_ms,
                 process,
                 alarm,
+                gpu,
             }
         },
     )
+}
+
+fn gpu() -> impl Strategy<Value = GpuReport> {
+    (any::<[u64; 3]>(), [text(), text(), text(), text()]).prop_map(|(bytes, texts)| {
+        let [pinned_bytes, waiting_bytes, refused_bytes] = bytes;
+        let [name, load, load_by_layer, store] = texts;
+        GpuReport { name, load, load_by_layer, store, pinned_bytes, waiting_bytes, refused_bytes }
+    })
 }
 
 fn copy_reason() -> impl Strategy<Value = CopyReason> {
