@@ -237,6 +237,17 @@ fn an_arrow_that_is_not_in_the_table_is_found() {
 }
 
 #[test]
+fn the_stand_in_is_for_tests() {
+    let stand_in = |kind: &str| inside("stand-in", kind, "");
+    let shim = |kind| workspace("gpu-shim", "undercroft-gpu-shim", &stand_in(kind));
+    assert_eq!(shim("\"dev\""), []);
+    assert_one(&shim("null"), 1, "gpu-shim depends on stand-in");
+    assert_one(&shim("\"build\""), 1, "gpu-shim depends on stand-in");
+    let client = workspace("client", "undercroft-client", &stand_in("\"dev\""));
+    assert_one(&client, 1, "client depends on stand-in");
+}
+
+#[test]
 fn an_outside_crate_that_would_bring_a_runtime_is_found() {
     let tokio = |kind: &str| format!(r#"{{"name": "tokio", "kind": {kind}, "features": []}}"#);
     for name in ["core", "client", "wire", "ssd-tier"] {
