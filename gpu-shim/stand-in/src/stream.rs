@@ -106,17 +106,6 @@ impl Stream {
         failure.told.get_or_insert(submitted);
         Some(failure.code)
     }
-
-    /// The failures that nobody has learned of yet, told to whoever waits for the whole stream.
-    pub(crate) fn tell_new_failures(&mut self) -> Option<Code> {
-        let submitted = self.submitted;
-        let mut code = None;
-        for failure in self.failures.iter_mut().filter(|failure| failure.told.is_none()) {
-            failure.told = Some(submitted);
-            code = code.or(Some(failure.code));
-        }
-        code
-    }
 }
 
 /// Starts the thread of a stream. It ends when the stream is destroyed and empty, or forgotten.

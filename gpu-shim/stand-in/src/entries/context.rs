@@ -88,11 +88,8 @@ extern "C" fn cuCtxSynchronize() -> i32 {
             streams.map(|(stream, it)| Point { stream, count: it.submitted() }).collect();
         points.iter().for_each(|point| held.wait_for(*point));
         held.contexts.check(current, Call::CtxSynchronize)?;
-        let mut failures = points
-            .iter()
-            .filter_map(|point| held.streams.get_mut(point.stream)?.tell_new_failures());
-        let first = failures.next();
-        failures.for_each(drop);
-        first.map_or(Ok(()), Err)
+        // Every stream's failures are told, whatever the first of them is.
+        let outcomes: Vec<_> = points.iter().map(|point| held.outcome(*point)).collect();
+        outcomes.into_iter().collect()
     })
 }
