@@ -4,7 +4,7 @@ use super::budget::Budget;
 use super::copies::Copies;
 use super::device::Shared;
 use super::mode::CopyMode;
-use super::stream::{Event, Stream};
+use super::stream::{Event, Since, Stream};
 use super::{CudaError, CudaStart};
 use crate::batch::{Direction, Job};
 use crate::{Completion, DeviceError};
@@ -33,6 +33,8 @@ pub(super) struct Flight {
 struct Standing {
     /// One for each group of layers whose copies are on the stream.
     events: Vec<Arc<Event>>,
+    /// How its stream stood when they were put there.
+    since: Since,
     /// Groups that are copied.
     groups_done: usize,
     /// Why it failed. Then nothing is under way any more.
@@ -41,7 +43,7 @@ struct Standing {
 
 /// What came of waiting for an event to be recorded.
 enum Recorded {
-    Event(Arc<Event>),
+    Event(Arc<Event>, Since),
     Late,
 }
 
@@ -82,6 +84,7 @@ impl Flight {
         let _order = shared.lane(self.direction).lock();
         let _entered = shared.context.enter()?;
         let stream = self.stream().raw;
+        self.lock().since = self.stream().since();
         self.start.after.put(shared, self.stream())?;
         let seen: Vec<(&Job, Option<u64>)> =
             self.jobs.iter().map(|job| (job, shared.pins.on_device(&job.page))).collect();
@@ -142,7 +145,7 @@ impl Flight {
                 return Err(error.clone());
             }
             if let Some(event) = standing.events.get(group) {
-                return Ok(Recorded::Event(Arc::clone(event)));
+                return Ok(Recorded::Event(Arc::clone(event), standing.since));
             }
             let left = deadline.map(|until| until.saturating_duration_since(Instant::now()));
             standing = match left {
@@ -157,10 +160,15 @@ impl Flight {
     }
 
     /// Waits until an event has happened. `Ok(false)`: the deadline has passed.
-    fn happened(&self, event: &Event, deadline: Option<Instant>) -> Result<bool, CudaError> {
+    fn happened(
+        &self,
+        event: &Event,
+        since: Since,
+        deadline: Option<Instant>,
+    ) -> Result<bool, CudaError> {
         let began = Instant::now();
         loop {
-            if event.has_happened()? {
+            if self.stream().has_passed(event, since)? {
                 return Ok(true);
             }
             let now = Instant::now();
@@ -179,11 +187,11 @@ impl Flight {
     }
 
     fn wait_group(&self, group: usize, deadline: Option<Instant>) -> Result<bool, CudaError> {
-        let event = match self.recorded(group, deadline)? {
-            Recorded::Event(event) => event,
+        let (event, since) = match self.recorded(group, deadline)? {
+            Recorded::Event(event, since) => (event, since),
             Recorded::Late => return Ok(false),
         };
-        let happened = self.happened(&event, deadline).inspect_err(|error| {
+        let happened = self.happened(&event, since, deadline).inspect_err(|error| {
             self.fail(error.clone());
         })?;
         if happened {

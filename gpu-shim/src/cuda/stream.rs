@@ -5,7 +5,7 @@ use cudarc::driver::sys::{CUevent, CUstream};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Not ordered against the legacy default stream, which an engine's own work may be on.
 const NON_BLOCKING: u32 = 1;
@@ -57,7 +57,21 @@ pub(super) struct Stream {
     context: Arc<Context>,
     pub(super) raw: CUstream,
     is_ours: bool,
+    /// Held while the driver is asked how it stands with the stream. It may tell of a failure once
+    /// only, to whoever asks first: all copies that were on the stream then must hear of it.
+    failures: Mutex<Failures>,
 }
+
+/// What the driver said to the last question that failed, and how many did.
+#[derive(Debug, Default)]
+struct Failures {
+    count: u64,
+    last: Option<CudaError>,
+}
+
+/// How often a stream had failed when somebody began to put copies on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Since(u64);
 
 // SAFETY: a stream's handle may be used from any thread.
 unsafe impl Send for Stream {}
@@ -76,14 +90,34 @@ impl Stream {
         engines: Option<EngineStream>,
     ) -> Result<Self, CudaError> {
         if let Some(EngineStream(raw)) = engines {
-            return Ok(Self { context: Arc::clone(context), raw, is_ours: false });
+            let (context, failures) = (Arc::clone(context), Mutex::default());
+            return Ok(Self { context, raw, is_ours: false, failures });
         }
         let _entered = context.enter()?;
         let mut raw = ptr::null_mut();
         // SAFETY: the pointer is to a local, and the context is current.
         let code = unsafe { (context.driver.stream_create)(&raw mut raw, NON_BLOCKING) };
         context.check("cuStreamCreate", code)?;
-        Ok(Self { context: Arc::clone(context), raw, is_ours: true })
+        Ok(Self { context: Arc::clone(context), raw, is_ours: true, failures: Mutex::default() })
+    }
+
+    fn failures(&self) -> MutexGuard<'_, Failures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How it stands now.
+    pub(super) fn since(&self) -> Since {
+        Since(self.failures().count)
+    }
+
+    /// Whether an event on it has happened, with nothing on it having failed since.
+    pub(super) fn has_passed(&self, event: &Event, since: Since) -> Result<bool, CudaError> {
+        let mut failures = self.failures();
+        let happened = failures.note(event.has_happened())?;
+        match &failures.last {
+            Some(error) if happened && Since(failures.count) != since => Err(error.clone()),
+            _ => Ok(happened),
+        }
     }
 
     /// What is put on it from now on happens after the event.
@@ -96,9 +130,20 @@ impl Stream {
     /// Waits until all that was put on it is over.
     pub(super) fn synchronize(&self) -> Result<(), CudaError> {
         let _entered = self.context.enter()?;
+        let mut failures = self.failures();
         // SAFETY: the stream lives.
         let code = unsafe { (self.context.driver.stream_synchronize)(self.raw) };
-        self.context.check("cuStreamSynchronize", code)
+        failures.note(self.context.check("cuStreamSynchronize", code))
+    }
+}
+
+impl Failures {
+    fn note<T>(&mut self, answer: Result<T, CudaError>) -> Result<T, CudaError> {
+        if let Err(error) = &answer {
+            self.count += 1;
+            self.last = Some(error.clone());
+        }
+        answer
     }
 }
 
@@ -181,7 +226,7 @@ impl Event {
     }
 
     /// Whether it has happened.
-    pub(super) fn has_happened(&self) -> Result<bool, CudaError> {
+    fn has_happened(&self) -> Result<bool, CudaError> {
         // SAFETY: the event lives.
         match unsafe { (self.pool.context.driver.event_query)(self.raw()) } {
             SUCCESS => Ok(true),
