@@ -1,5 +1,6 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
+mod cuda;
 mod layouts;
 
 use super::*;

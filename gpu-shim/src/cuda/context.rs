@@ -5,6 +5,9 @@ use std::fmt;
 use std::ptr;
 use std::sync::{Arc, OnceLock};
 
+/// How often it is tried to enter a context in order to give something back.
+const CLEAN_UP_ATTEMPTS: usize = 3;
+
 /// A CUDA context: the engine's own, or the device's primary one.
 pub(super) struct Context {
     pub(super) driver: &'static Driver,
@@ -58,11 +61,16 @@ impl Context {
     /// Makes it the calling thread's until the guard goes, whatever the thread had before.
     pub(super) fn enter(&self) -> Result<Entered<'_>, CudaError> {
         self.alive()?;
-        self.enter_to_clean_up()
+        self.push()
     }
 
-    /// As [`Context::enter`], also where it was lost: what it has is still to be given back.
-    pub(super) fn enter_to_clean_up(&self) -> Result<Entered<'_>, CudaError> {
+    /// As [`Context::enter`], also where it was lost: what it has is still to be given back. What
+    /// fails for a passing reason is tried again, as nobody comes back for it later.
+    pub(super) fn enter_to_clean_up(&self) -> Option<Entered<'_>> {
+        (0..CLEAN_UP_ATTEMPTS).find_map(|_| self.push().ok())
+    }
+
+    fn push(&self) -> Result<Entered<'_>, CudaError> {
         // SAFETY: the handle is of a context that is retained, or that the engine keeps.
         let code = unsafe { (self.driver.ctx_push_current)(self.raw) };
         self.check("cuCtxPushCurrent", code)?;

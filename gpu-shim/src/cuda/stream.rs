@@ -114,10 +114,7 @@ impl Stream {
     pub(super) fn has_passed(&self, event: &Event, since: Since) -> Result<bool, CudaError> {
         let mut failures = self.failures();
         let happened = failures.note(event.has_happened())?;
-        match &failures.last {
-            Some(error) if happened && Since(failures.count) != since => Err(error.clone()),
-            _ => Ok(happened),
-        }
+        failures.unless_since(since).map(|()| happened)
     }
 
     /// What is put on it from now on happens after the event.
@@ -138,6 +135,14 @@ impl Stream {
 }
 
 impl Failures {
+    /// Fails where somebody has heard of a failure since.
+    fn unless_since(&self, since: Since) -> Result<(), CudaError> {
+        match &self.last {
+            Some(error) if Since(self.count) != since => Err(error.clone()),
+            _ => Ok(()),
+        }
+    }
+
     fn note<T>(&mut self, answer: Result<T, CudaError>) -> Result<T, CudaError> {
         if let Err(error) = &answer {
             self.count += 1;
@@ -241,5 +246,22 @@ impl Drop for Event {
         // SAFETY: it is taken once, here.
         let raw = unsafe { ManuallyDrop::take(&mut self.raw) };
         self.pool.free.lock().unwrap_or_else(PoisonError::into_inner).push(raw);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_that_one_hears_of_is_everybodys_who_was_there_and_nobodys_who_came_later() {
+        let mut failures = Failures::default();
+        let early = Since(failures.count);
+        assert_eq!(failures.unless_since(early), Ok(()));
+        assert_eq!(failures.note(Err::<bool, _>(CudaError::NoContext)), Err(CudaError::NoContext));
+        // The driver says that all is well when the next one asks.
+        assert_eq!(failures.note(Ok(true)), Ok(true));
+        assert_eq!(failures.unless_since(early), Err(CudaError::NoContext));
+        assert_eq!(failures.unless_since(Since(failures.count)), Ok(()));
     }
 }

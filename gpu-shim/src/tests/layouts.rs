@@ -27,16 +27,16 @@ fn image(block: u32, geometry: Geometry) -> Vec<u8> {
 /// row) the address.
 type Indexing = Box<dyn Fn(u64, u64, usize, u64, u64) -> u64>;
 
-struct Engine {
-    name: &'static str,
-    geometry: Geometry,
-    layout: KvLayout,
+pub(super) struct Engine {
+    pub(super) name: &'static str,
+    pub(super) geometry: Geometry,
+    pub(super) layout: KvLayout,
     at: Indexing,
 }
 
 /// The layouts of the engines, beside the index arithmetic of their tensors, which knows nothing
 /// of strides and places.
-fn engines() -> Vec<Engine> {
+pub(super) fn engines() -> Vec<Engine> {
     let (blocks, tokens, layers) = (u64::from(BLOCKS), u64::from(TOKENS), u64::from(LAYERS));
     // 64 bytes a token and part.
     let kv = Geometry::new(LAYERS, 2, 64 * TOKENS).unwrap();

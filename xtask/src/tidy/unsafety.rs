@@ -10,6 +10,7 @@ const ALLOWED: &[&str] = &[
     "ssd-tier/src/ring",
     "benches/src/limits/bare_ring",
     "gpu-shim/src/cuda",
+    "gpu-shim/src/tests/cuda",
     "gpu-shim/stand-in/",
     "kvstore/src/inherited.rs",
     "kvstore/src/peer.rs",
