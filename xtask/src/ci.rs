@@ -1,8 +1,9 @@
 //! What CI runs: `cargo xtask ci`.
 
+use crate::asan::Sanitized;
 use crate::command::{cargo, check, is_installed, target_directory};
 use crate::steps::{self, Ended, Outcome, Step};
-use crate::{fuzz, ptx, suite, tidy};
+use crate::{asan, fuzz, ptx, suite, tidy};
 use anyhow::{Context, Result};
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -34,6 +35,12 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         Step::new("fuzz-smoke", || {
             let drivers = fuzz::run(root, &fuzz::Budget::CI)?;
             Ok(Outcome::Passed(drivers.to_string()))
+        }),
+        Step::new("asan", || {
+            Ok(match asan::run(root)? {
+                Sanitized::Passed(note) => Outcome::Passed(note),
+                Sanitized::Missing(missing) => Outcome::Skipped(missing),
+            })
         }),
         Step::new("ptx", || {
             Ok(match ptx::run(root, true)? {

@@ -66,3 +66,13 @@ pub(crate) fn target_directory(root: &Path) -> Result<PathBuf> {
         .context("cannot read the output of `cargo metadata`")?;
     Ok(metadata.target_directory)
 }
+
+/// The machine this runs on, as the compiler calls it. Naming it as the target keeps what is asked
+/// of the compiler out of build scripts and procedural macros.
+pub(crate) fn host() -> Result<String> {
+    let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let output = Command::new(compiler).arg("-vV").output().context("cannot start rustc")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc does not say which host it runs on")
+}

@@ -1,6 +1,6 @@
 //! Every fuzz target, built and run for a moment: `cargo xtask fuzz-smoke`.
 
-use crate::command::{cargo, check, is_installed, target_directory};
+use crate::command::{cargo, check, host, is_installed, target_directory};
 use anyhow::{Context, Result, bail};
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -109,16 +109,6 @@ fn targets(fuzz: &Path) -> Result<Vec<String>> {
         bail!("no fuzz targets in {}", directory.display());
     }
     Ok(names)
-}
-
-/// The machine this runs on, as the compiler calls it. Naming it as the target keeps the
-/// instrumentation out of build scripts and procedural macros.
-fn host() -> Result<String> {
-    let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(compiler).arg("-vV").output().context("cannot start rustc")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned).context("rustc does not say which host it runs on")
 }
 
 fn build(fuzz: &Path, target_directory: &Path, host: &str) -> Result<()> {

@@ -1,6 +1,7 @@
-//! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, `ptx`, and the lanes
-//! `absence`, `corrupt`, `crash`, `hostile`, `power-cut`, `resting` and `sim`.
+//! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, `asan`, `ptx`, and
+//! the lanes `absence`, `corrupt`, `crash`, `hostile`, `power-cut`, `resting` and `sim`.
 
+mod asan;
 mod ci;
 mod command;
 mod fuzz;
@@ -29,7 +30,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Everything a change must pass: fmt, tidy, clippy, test, docs, fuzz targets, audits
+    /// Everything a change must pass: fmt, tidy, clippy, test, docs, fuzz targets, sanitizer, audits
     ///
     /// Steps that need a tool which is not installed (cargo-deny, systemd-analyze) are skipped
     /// and named in the summary. The first failing step ends the run.
@@ -44,6 +45,11 @@ enum Task {
     },
     /// Checks the house rules: crate arrows, sizes, names, unsafe, manifests
     Tidy,
+    /// Runs the tests of the CUDA code and its stand-in driver under an address sanitizer
+    ///
+    /// With the sanitizer of the stable toolchain, in a target directory of its own. First it is
+    /// seen that faults made on purpose are found.
+    Asan,
     /// Compiles the CUDA kernels to the PTX that lies checked in beside them
     ///
     /// With NVRTC of CUDA 12.0 from its Python package, which pip fetches once into the target
@@ -192,6 +198,13 @@ fn run(task: Task) -> Result<()> {
             println!("fuzz-smoke: {drivers}");
             Ok(())
         }
+        Task::Asan => match asan::run(&root)? {
+            asan::Sanitized::Passed(note) => {
+                println!("asan: {note}");
+                Ok(())
+            }
+            asan::Sanitized::Missing(missing) => anyhow::bail!("{missing}"),
+        },
         Task::Ptx { check } => match ptx::run(&root, check)? {
             Ok(()) => Ok(()),
             Err(missing) => anyhow::bail!("there is no compiler for the kernels: {missing}"),

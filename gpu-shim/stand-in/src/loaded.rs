@@ -3,6 +3,7 @@
 
 use crate::{Code, Report, Setting};
 use libloading::os::unix::{Library, RTLD_NOW, Symbol};
+use std::error::Error;
 use std::ffi::{CString, c_char};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -213,7 +214,8 @@ impl Loaded {
     fn open() -> Result<Self, LoadError> {
         let path = find()?;
         let refused = |error: libloading::Error| {
-            let why = error.to_string();
+            // The loader's own sentence is the source.
+            let why = error.source().map_or_else(|| error.to_string(), ToString::to_string);
             LoadError::Refused { path: path.clone(), why }
         };
         // SAFETY: what runs when it is loaded is what runs for any library of Rust.
