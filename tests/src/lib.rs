@@ -10,6 +10,7 @@ mod daemon;
 mod engine;
 mod gate;
 mod golden;
+mod gpu_checks;
 mod hostile;
 mod late_reads;
 mod ledger;
@@ -36,6 +37,7 @@ pub use daemon::{DaemonOptions, TestDaemon};
 pub use engine::{Engine, EngineOptions, Inspected, PAGE_BYTES};
 pub use gate::{Gate, Way};
 pub use golden::golden_store;
+pub use gpu_checks::{Checked, Findings, GpuCheck, GpuChecks, GpuReport, Outcome, be_killed};
 pub use hostile::{
     Accomplice, Deaths, DeathsReport, Footprint, LAST_STEP, Place, RawClient, RawSpace, Witness,
     WitnessReport, die_at,

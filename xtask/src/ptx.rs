@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// CUDA C; the PTX has the same name.
-const KERNELS: &[&str] = &["gpu-shim/kernels/pages.cu"];
+const KERNELS: &[&str] = &["gpu-shim/kernels/pages.cu", "tests/kernels/decode.cu"];
 const SCRIPT: &str = "gpu-shim/kernels/compile.py";
 const REQUIREMENTS: &str = "gpu-shim/kernels/requirements.txt";
 /// Volta, the oldest that vLLM runs on (its documentation: compute capability 7.0). The driver

@@ -1,0 +1,83 @@
+use super::{Findings, GpuChecks};
+use crate::program;
+use anyhow::{Context, Result};
+use std::ffi::OsStr;
+use std::fs;
+use std::process::{Command, Output};
+
+/// Contexts that fit a node of little memory; the GPU is not asked for more.
+const CONTEXTS: &str = "8k,32k,128k";
+/// Lies beside the programs in the bundle.
+const PREFILL: &str = "prefill.py";
+/// How the script says that it lacks something: see its head.
+const LACKS: i32 = 3;
+/// How clap ends on a command or an option that is not there.
+const USAGE: i32 = 2;
+
+/// The link's rows of the machine's limits.
+pub(super) fn limits(on: &GpuChecks) -> Result<Findings> {
+    undercroft(on, "limits", &["bench", "limits", "--only", "pcie"])
+}
+
+/// What long contexts gain on this device.
+pub(super) fn long_context(on: &GpuChecks) -> Result<Findings> {
+    let device = format!("cuda:{}", on.ordinal);
+    let report = on.results.join("longctx.html").to_string_lossy().into_owned();
+    let json = on.results.join("longctx.json").to_string_lossy().into_owned();
+    let contexts = if on.quick { "8k" } else { CONTEXTS };
+    let mut arguments = vec!["bench", "longctx", "--model", "llama-3.1-8b", "--device", &device];
+    arguments.extend(["--contexts", contexts, "--json", &json, "--html", &report]);
+    undercroft(on, "longctx", &arguments)
+}
+
+/// Prefill of a model with random weights, in tokens a second.
+pub(super) fn prefill(on: &GpuChecks) -> Result<Findings> {
+    let script = std::env::current_exe()?.with_file_name(PREFILL);
+    if !script.exists() {
+        return Ok(Findings::could_not_run(format!("there is no {PREFILL} beside this program")));
+    }
+    let mut command = Command::new("python3");
+    command.arg(&script).args(["--device", &on.ordinal.to_string()]);
+    let output = match command.output() {
+        Ok(output) => output,
+        Err(error) => return Ok(Findings::could_not_run(format!("python3: {error}"))),
+    };
+    if output.status.code() == Some(LACKS) {
+        return Ok(Findings::could_not_run(last_line(&output.stderr)));
+    }
+    told(on, "prefill", &output)
+}
+
+fn undercroft(on: &GpuChecks, name: &str, arguments: &[&str]) -> Result<Findings> {
+    let output =
+        Command::new(program("undercroft")).args(arguments.iter().map(OsStr::new)).output();
+    let output = output.context("cannot run undercroft")?;
+    if output.status.code() == Some(USAGE) {
+        // Not only its last line, which says where help is.
+        let said = String::from_utf8_lossy(&output.stderr);
+        let why = said.lines().next().unwrap_or("it said nothing");
+        return Ok(Findings::could_not_run(format!("`undercroft bench {name}`: {why}")));
+    }
+    told(on, name, &output)
+}
+
+/// Keeps what a program said beside the results, and tells it.
+fn told(on: &GpuChecks, name: &str, output: &Output) -> Result<Findings> {
+    let mut findings = Findings::default();
+    let said = [&output.stdout[..], &output.stderr[..]].concat();
+    let path = on.results.join(format!("{name}.txt"));
+    fs::write(&path, &said).with_context(|| format!("cannot write {}", path.display()))?;
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        findings.note(line);
+    }
+    if !output.status.success() {
+        let why = last_line(&output.stderr);
+        findings.wrong(format!("it ended with {}: {why}", output.status));
+    }
+    Ok(findings)
+}
+
+fn last_line(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("it said nothing").to_owned()
+}
