@@ -1,10 +1,11 @@
-//! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, `asan`, `ptx`, and
+//! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, `asan`, `gpu`, `ptx`, and
 //! the lanes `absence`, `corrupt`, `crash`, `hostile`, `power-cut`, `resting` and `sim`.
 
 mod asan;
 mod ci;
 mod command;
 mod fuzz;
+mod gpu;
 mod lanes;
 mod mutants;
 mod ptx;
@@ -58,6 +59,18 @@ enum Task {
         /// Changes nothing and fails if what is checked in differs
         #[arg(long)]
         check: bool,
+    },
+    /// Makes a bundle of everything that needs a GPU, for a machine that has one and no Rust
+    ///
+    /// A folder and an archive in the target directory: programs, a script that runs them all and
+    /// prints a table. docs/gpu.md says how to use it. Takes `strip`, `tar` and `getconf`.
+    Gpu {
+        /// Runs it here as well
+        #[arg(long)]
+        run: bool,
+        /// Passed on to its `run.sh`
+        #[arg(last = true, requires = "run")]
+        arguments: Vec<String>,
     },
     /// Builds every fuzz target and runs each for a moment
     ///
@@ -209,6 +222,10 @@ fn run(task: Task) -> Result<()> {
             Ok(()) => Ok(()),
             Err(missing) => anyhow::bail!("there is no compiler for the kernels: {missing}"),
         },
+        Task::Gpu { run, arguments } => {
+            let folder = gpu::bundle(&root)?;
+            if run { gpu::run(&folder, &arguments) } else { Ok(()) }
+        }
         Task::Mutants { wish } => mutants::run(&root, &wish),
         Task::Sim { arguments } => lane(&root, "simulate", false, &arguments),
         Task::Corrupt { arguments } => lane(&root, "corrupt", false, &arguments),
