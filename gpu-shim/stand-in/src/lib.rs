@@ -17,6 +17,7 @@ mod failures;
 mod handles;
 mod heap;
 mod kernel;
+mod leaving;
 mod loaded;
 mod mappings;
 mod memory;

@@ -6,6 +6,7 @@ use crate::context::Contexts;
 use crate::event::Event;
 use crate::failures::Failures;
 use crate::handles::{Handle, Kind, Table};
+use crate::leaving;
 use crate::memory::Memory;
 use crate::module::{Function, Module};
 use crate::operation::{Operation, Point};
@@ -138,6 +139,7 @@ impl DerefMut for Held {
 
 impl State {
     fn new() -> Self {
+        leaving::tell_at_exit();
         Self {
             settings: Settings::from_environment(),
             initialized: false,

@@ -3,6 +3,7 @@
 
 mod calls;
 mod copies;
+mod elsewhere;
 mod failures;
 mod kernels;
 mod rules;
