@@ -4,7 +4,7 @@
 use crate::Code;
 use crate::handles::Handle;
 use crate::memory::Memory;
-use crate::operation::{Touch, reachable};
+use crate::operation::{Touch, merge, reachable};
 use crate::rows::Rows;
 use crate::state::State;
 use std::ptr::with_exposed_provenance;
@@ -74,15 +74,23 @@ impl Launch {
         self.job_count == 0 || self.tiles == 0
     }
 
-    /// What is known at the launch of what it will touch: the strips, and the first byte of each
-    /// page. The rest is what the strips say when it runs.
-    pub(crate) fn known_touches(&self, memory: &Memory, context: Handle) -> Vec<Touch> {
-        let bytes = u64::from(self.strip_count) * size_of::<Strip>() as u64;
-        let strips = reachable(memory, context, self.strips, bytes, false);
+    fn strip_bytes(&self) -> u64 {
+        u64::from(self.strip_count) * size_of::<Strip>() as u64
+    }
+
+    /// What it will touch, as far as can be known when it is launched: the pages begin where its
+    /// parameters say, the rest stands in the strips, if nothing that is queued writes those.
+    pub(crate) fn touches(&self, state: &State, context: Handle) -> Vec<Touch> {
+        let end = self.strips.saturating_add(self.strip_bytes());
+        let settled = !state.streams.iter().any(|(_, it)| it.will_write(self.strips, end));
+        if settled && let Ok((_, touches)) = plan(state, context, self) {
+            return touches;
+        }
+        let strips = reachable(&state.memory, context, self.strips, self.strip_bytes(), false);
         let writes = self.direction == Direction::Gather;
         let pages = self.jobs.page.iter().take(self.job_count as usize);
-        let pages = pages.filter_map(|at| reachable(memory, context, *at, 1, writes));
-        if self.is_empty() { Vec::new() } else { strips.into_iter().chain(pages).collect() }
+        let pages = pages.filter_map(|at| reachable(&state.memory, context, *at, 1, writes));
+        merge(strips.into_iter().chain(pages).collect())
     }
 
     /// Reads the strips, from memory that was just found to be there.
@@ -107,8 +115,7 @@ pub(crate) fn plan(
     if launch.job_count as usize > MAX_JOBS || launch.strip_count == 0 {
         return Err(Code::ILLEGAL_ADDRESS);
     }
-    let bytes = u64::from(launch.strip_count) * size_of::<Strip>() as u64;
-    plan.touch(launch.strips, bytes, false)?;
+    plan.touch(launch.strips, launch.strip_bytes(), false)?;
     if !launch.strips.is_multiple_of(align_of::<Strip>() as u64) {
         return Err(Code::MISALIGNED_ADDRESS);
     }
@@ -119,7 +126,7 @@ pub(crate) fn plan(
             plan.tile(strip, job, tile.wrapping_sub(strip.first_tile))?;
         }
     }
-    Ok((plan.rows, plan.touches))
+    Ok((plan.rows, merge(plan.touches)))
 }
 
 /// The last strip that does not begin behind the tile.

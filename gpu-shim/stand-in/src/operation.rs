@@ -18,6 +18,7 @@ pub(crate) struct Point {
 pub(crate) struct Touch {
     pub(crate) start: u64,
     pub(crate) bytes: u64,
+    pub(crate) writes: bool,
     place: Place,
 }
 
@@ -61,6 +62,10 @@ impl Operation {
     pub(crate) fn touches(&self, start: u64, end: u64) -> bool {
         self.touches.iter().any(|touch| touch.overlaps(start, end))
     }
+
+    pub(crate) fn writes(&self, start: u64, end: u64) -> bool {
+        self.touches.iter().any(|touch| touch.writes && touch.overlaps(start, end))
+    }
 }
 
 /// What one side of a copy may be.
@@ -96,6 +101,7 @@ impl Copies {
         }
         let source = judge(&state.memory, context, rows.from, rows.read_span(), from)?;
         let target = judge(&state.memory, context, rows.to, rows.written_span(), to)?;
+        let target = Touch { writes: true, ..target };
         if matches!(target.place, Place::Pinned { read_only: true, .. }) {
             return Err(Code::INVALID_VALUE);
         }
@@ -121,7 +127,7 @@ fn judge(
         (Side::Device, _) => false,
         (Side::Host | Side::Unified, _) => true,
     };
-    fits.then_some(Touch { start, bytes, place }).ok_or(Code::INVALID_VALUE)
+    fits.then_some(Touch { start, bytes, writes: false, place }).ok_or(Code::INVALID_VALUE)
 }
 
 /// Memory that a kernel touches: the device's or pinned. `None`: it cannot reach it.
@@ -138,5 +144,23 @@ pub(crate) fn reachable(
         Place::Pinned { read_only, .. } => !(writes && read_only),
         Place::Pageable => false,
     };
-    reaches.then_some(Touch { start, bytes, place })
+    reaches.then_some(Touch { start, bytes, writes, place })
+}
+
+/// As few touches that say as much to whoever gives memory back: that is always the whole of an
+/// allocation or a pinned range.
+pub(crate) fn merge(touches: Vec<Touch>) -> Vec<Touch> {
+    let mut merged: Vec<Touch> = Vec::new();
+    for touch in touches {
+        let same = |known: &&mut Touch| known.place == touch.place && known.writes == touch.writes;
+        match merged.iter_mut().find(same) {
+            Some(known) => {
+                let end = (known.start + known.bytes).max(touch.start + touch.bytes);
+                known.start = known.start.min(touch.start);
+                known.bytes = end - known.start;
+            }
+            None => merged.push(touch),
+        }
+    }
+    merged
 }

@@ -71,7 +71,8 @@ pub struct Report {
     pub kernels: u64,
     /// Thread blocks of the largest launch.
     pub most_thread_blocks: u64,
-    /// Of all copies those with a side in memory that is not pinned.
+    /// Of the copies that need not be over when their call returns, those that were: a side of
+    /// theirs is in memory that is not pinned.
     pub pageable_copies: u64,
     /// Calls that failed because they were told to.
     pub failed_calls: u64,

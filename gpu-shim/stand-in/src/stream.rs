@@ -91,6 +91,13 @@ impl Stream {
         self.is_running_on(start, end) || self.queue.iter().any(|next| next.touches(start, end))
     }
 
+    /// Whether what runs or waits writes any of these bytes.
+    pub(crate) fn will_write(&self, start: u64, end: u64) -> bool {
+        let running = self.running.iter().flatten();
+        running.into_iter().any(|touch| touch.writes && touch.overlaps(start, end))
+            || self.queue.iter().any(|next| next.writes(start, end))
+    }
+
     /// Whether an operation waits that `is` the one.
     pub(crate) fn has_queued(&self, is: impl Fn(&Operation) -> bool) -> bool {
         self.queue.iter().any(is)

@@ -244,6 +244,10 @@ impl Held {
         let (context, stream) = self.busy_stream(call, stream)?;
         let mut copies = Copies::default();
         copies.add(self, context, rows, sides[0], sides[1])?;
+        if wait {
+            // Such a call waits for its bytes wherever they lie.
+            copies.pageable = 0;
+        }
         self.counts.copies_1d += 1;
         self.queue(context, stream, copies, wait)
     }

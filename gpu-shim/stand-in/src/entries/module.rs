@@ -107,7 +107,7 @@ unsafe extern "C" fn cuLaunchKernel(
         check_flags(shared_bytes, 0)?;
         // SAFETY: the caller answers for the parameters that our kernels have.
         let launch = unsafe { read_launch(found, parameters) }?;
-        let touches = launch.known_touches(&held.memory, context);
+        let touches = launch.touches(held, context);
         held.counts.kernels += 1;
         let blocks = u64::from(grid_x) * u64::from(grid_y) * u64::from(grid_z);
         held.counts.most_thread_blocks = held.counts.most_thread_blocks.max(blocks);

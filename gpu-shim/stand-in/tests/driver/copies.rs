@@ -160,6 +160,8 @@ fn ordinary_memory_is_copied_during_the_call_and_counted() {
     let device = driver.alloc(64).unwrap();
     let mut page = pattern(64, 9);
     driver.stand_in.set(Setting::DelayUs, 500);
+    driver.write(device, &page).unwrap();
+    assert_eq!(driver.stand_in.report().pageable_copies, 0);
     driver.write_async(device, &page, stream).unwrap();
     page.fill(0);
     driver.read_async(&mut page, device, stream).unwrap();

@@ -252,3 +252,31 @@ fn a_module_is_what_the_device_can_take() {
     assert_eq!(launch(1, 256), Err(Code::INVALID_HANDLE));
     driver.end_with(&["cuLaunchKernel: function"]);
 }
+
+/// Neither the pages nor the blocks, which only the strips name, may go before it has run.
+#[test]
+fn what_a_kernel_still_needs_is_not_given_back() {
+    let driver = Driver::with_context();
+    let module = driver.load_module(PTX).unwrap();
+    let function = driver.function(module, "undercroft_gather").unwrap();
+    let row = Strip { at: 0, block_stride: 256, pitch: 256, in_page: 0, row_bytes: 256, rows: 1 };
+    let shape = Shape { strips: vec![row], device_bytes: 1_024, page_bytes: 4_096, unit: 16 };
+    let page = aligned(4_096, |_| 0);
+    driver.register(&page, 0).unwrap();
+    let device = driver.alloc(1_024).unwrap();
+    let table = shape.bytes(device);
+    let strips = driver.alloc(table.len()).unwrap();
+    driver.write(strips, &table).unwrap();
+    let stream = driver.stream(NON_BLOCKING).unwrap();
+    let jobs = jobs(std::slice::from_ref(&page), &[3]);
+    driver.stand_in.hold(true);
+    driver.launch(function, LAUNCH, stream, (strips, [1, 1, 1, 16]), &jobs).unwrap();
+    driver.free(device).unwrap();
+    driver.free(strips).unwrap();
+    driver.unregister(&page).unwrap();
+    driver.stand_in.hold(false);
+    assert_eq!(driver.synchronize_stream(stream), Err(Code::ILLEGAL_ADDRESS));
+    driver.unload(module).unwrap();
+    driver.destroy_stream(stream).unwrap();
+    driver.end_with(&["cuMemFree_v2: an op", "cuMemFree_v2: an op", "cuMemHostUnregister: an op"]);
+}
