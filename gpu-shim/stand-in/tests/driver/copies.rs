@@ -95,21 +95,25 @@ fn copies_wait_for_what_is_before_them_and_for_events() {
     assert_eq!(driver.query(event), Ok(()), "an event that was never recorded is over");
     driver.wait_event(second, event, 0).unwrap();
     driver.stand_in.hold(true);
+    // The last of many that take their time: who does not wait comes long before it.
+    let zeros = vec![0; 64];
+    driver.register(&zeros, 0).unwrap();
+    (0..9).for_each(|_| driver.write_async(device, &zeros, first).unwrap());
     driver.write_async(device, &page, first).unwrap();
     driver.record(event, first).unwrap();
     driver.wait_event(second, event, 0).unwrap();
     driver.read_async(&mut back, device, second).unwrap();
     assert_eq!(driver.query(event), Err(Code::NOT_READY));
-    assert_eq!(driver.stand_in.report().pending, 4);
+    assert_eq!(driver.stand_in.report().pending, 13);
     assert_eq!(back, [0; 64]);
-    // As slow as it may be, the second stream waits.
-    driver.stand_in.set(Setting::DelayUs, 2_000);
+    driver.stand_in.set(Setting::DelayUs, 1_000);
     driver.stand_in.hold(false);
     driver.synchronize_stream(second).unwrap();
     assert_eq!(back, page);
     assert_eq!(driver.query(event), Ok(()));
     driver.synchronize_event(event).unwrap();
 
+    driver.unregister(&zeros).unwrap();
     driver.unregister(&page).unwrap();
     driver.unregister(&back).unwrap();
     driver.free(device).unwrap();
@@ -125,15 +129,18 @@ fn the_default_stream_is_in_order_with_those_that_block() {
     let driver = Driver::with_context();
     let blocking = driver.stream(0).unwrap();
     let free = driver.stream(NON_BLOCKING).unwrap();
-    let [on_default, on_blocking, on_free] = [(); 3].map(|()| driver.event(NO_TIMING).unwrap());
+    let events = [(); 4].map(|()| driver.event(NO_TIMING).unwrap());
+    let [first, on_default, on_blocking, on_free] = events;
     let device = driver.alloc(64).unwrap();
     let (pages, mut back) = ([pattern(64, 1), pattern(64, 2), pattern(64, 3)], vec![0; 64]);
     driver.register(&back, 0).unwrap();
     pages.iter().for_each(|page| driver.register(page, 0).unwrap());
 
     driver.stand_in.hold(true);
-    driver.write_async(device, &pages[0], blocking).unwrap();
+    (0..30).for_each(|_| driver.write_async(device, &pages[0], blocking).unwrap());
+    driver.record(first, blocking).unwrap();
     driver.write_async(device, &pages[1], 0).unwrap();
+    (0..9).for_each(|_| driver.write_async(device, &pages[2], 0).unwrap());
     driver.record(on_default, 0).unwrap();
     driver.read_async(&mut back, device, blocking).unwrap();
     driver.record(on_blocking, blocking).unwrap();
@@ -141,14 +148,15 @@ fn the_default_stream_is_in_order_with_those_that_block() {
     driver.stand_in.set(Setting::DelayUs, 1_000);
     driver.stand_in.hold(false);
     driver.synchronize_event(on_free).unwrap();
+    driver.synchronize_event(on_default).unwrap();
+    assert_eq!(driver.query(first), Ok(()));
     driver.synchronize_event(on_blocking).unwrap();
-    assert_eq!(driver.query(on_default), Ok(()));
-    assert_eq!(back, pages[1]);
+    assert_eq!(back, pages[2]);
 
     driver.unregister(&back).unwrap();
     pages.iter().for_each(|page| driver.unregister(page).unwrap());
     driver.free(device).unwrap();
-    [on_default, on_blocking, on_free].iter().for_each(|it| driver.destroy_event(*it).unwrap());
+    events.iter().for_each(|it| driver.destroy_event(*it).unwrap());
     [blocking, free].iter().for_each(|it| driver.destroy_stream(*it).unwrap());
     driver.end();
 }
