@@ -213,6 +213,19 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Daemon {
+    /// Ends it in order and starts it again on the same store: what was in DRAM only is gone.
+    pub(crate) fn begin_anew(&mut self, interrupt: &Interrupt) -> Result<(), BenchError> {
+        self.stop();
+        self.spawn()?;
+        self.wait_ready(interrupt)
+    }
+
+    fn stop(&mut self) {
         let Some(mut child) = self.child.take() else {
             return;
         };

@@ -1,6 +1,6 @@
 //! Workloads and measurements: real and generated request traces, what their pages contain, an
-//! exact reference for the eviction policy, trace replay through a running daemon, and the limits
-//! of the machine beside what the daemon reaches.
+//! exact reference for the eviction policy, trace replay through a running daemon, the limits of the
+//! machine beside what the daemon reaches, and what long contexts gain by being kept.
 //!
 //! This crate is a client of the daemon like any engine: it speaks to it over its socket only and
 //! never links it. The one exception to "no unsafe code" is the bare twin of the ring in
@@ -13,6 +13,7 @@ mod exact_lru;
 mod generate;
 mod interrupt;
 mod limits;
+mod longctx;
 mod progress;
 mod replay;
 pub mod replay_defaults;
@@ -27,6 +28,11 @@ pub use interrupt::Interrupt;
 pub use limits::{
     CallerOptions, EchoOptions, LimitsOptions, LimitsReport, Machine, Row, caller, echo_peer,
     limits,
+};
+pub use longctx::{
+    BreakEven, Cache, ContextError, ContextTokens, DeviceChoice, DeviceChoiceError, Gpu, GpuError,
+    LoadTime, LongctxOptions, LongctxReport, LongctxRow, Model, ModelError, Recompute, Scale,
+    TierBreakEven, UTILISATION, longctx,
 };
 pub use replay::{
     FleetMember, FleetOptions, FleetReport, HitPages, LookupTimes, Policy, PolicyError,

@@ -14,9 +14,12 @@ mod report;
 mod rig;
 mod ssd;
 
+pub(crate) use bare_copy::{BareCopy, Copies};
+pub(crate) use bare_ring::{BareRing, Way, is_allowed as io_uring_is_allowed};
 pub use caller::{CallerOptions, caller};
 pub use driver::{LimitsOptions, limits};
 pub use far_end::{EchoOptions, echo_peer};
 pub use machine::Machine;
-pub(crate) use machine::available_memory;
+pub(crate) use machine::{available_memory, cores};
 pub use report::{LimitsReport, Row};
+pub(crate) use ssd::written_extents;

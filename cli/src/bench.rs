@@ -1,5 +1,7 @@
 //! `undercroft bench`.
 
+mod longctx;
+
 use crate::outcome::{Failure, Outcome};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -8,7 +10,7 @@ use undercroft_benches::{
     ReplayOptions, TierSize, caller, echo_peer, limits, replay, replay_by_fleet, replay_defaults,
 };
 
-/// Measure: replay traffic, or compare with the machine's own limits.
+/// Measure: replay traffic, restore long contexts, or compare with the machine's own limits.
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
     #[command(subcommand)]
@@ -19,6 +21,7 @@ pub(crate) struct Bench {
 enum What {
     Replay(Box<Replay>),
     Limits(Limits),
+    Longctx(Box<longctx::Longctx>),
     #[command(hide = true)]
     Echo(Echo),
     #[command(hide = true)]
@@ -157,6 +160,7 @@ impl Bench {
         match self.what {
             What::Replay(replay) => replay.run(),
             What::Limits(limits) => limits.run(),
+            What::Longctx(longctx) => longctx.run(),
             What::Echo(echo) => echo.run(),
             What::Caller(caller) => caller.run(),
         }

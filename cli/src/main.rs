@@ -27,6 +27,7 @@ use std::process::ExitCode;
   undercroft inspect DIRECTORY --verify   prove every record of a store, with its daemon stopped
   undercroft bench replay                 replay generated traffic through a daemon of its own
   undercroft bench limits                 compare with what this machine could do at best
+  undercroft bench longctx                what long contexts gain by being kept, with a picture
 
 Exit codes: 0 done; 1 it ran and the result is bad (wrong bytes, no answer); 2 it could not start
 (bad arguments, configuration or environment)."
@@ -48,7 +49,7 @@ enum Command {
     Purge(purge::Purge),
     /// Show what lies in a store on SSD, and prove it offline.
     Inspect(inspect::Inspect),
-    /// Measure: replay traffic, or compare with the machine's own limits.
+    /// Measure: replay traffic, restore long contexts, or compare with the machine's own limits.
     Bench(bench::Bench),
 }
 

@@ -10,7 +10,7 @@ const TRIAL: Duration = Duration::from_millis(150);
 
 /// A way to copy a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kernel {
+pub(crate) enum Kernel {
     /// The C library's `memcpy`.
     Memcpy,
     /// Stores past the cache, as the daemon and the host device use.
@@ -19,7 +19,7 @@ pub(super) enum Kernel {
 
 /// How pages are copied, and how often.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Copies {
+pub(crate) enum Copies {
     /// Straight from one side to the other.
     Once(Kernel),
     /// From one side into a staging slot, and from there to the other side. A page counts once.
@@ -35,7 +35,7 @@ impl Copies {
     ];
 
     /// In words, for the report.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Once(Kernel::Memcpy) => "memcpy",
             Self::Once(Kernel::Stream) => "streaming copy",
@@ -47,7 +47,7 @@ impl Copies {
 }
 
 /// The bare twin of page copies: page by page over a working set no cache holds.
-pub(super) struct BareCopy {
+pub(crate) struct BareCopy {
     source: Span,
     target: Span,
     /// One slot for each thread: what is copied twice is in the cache the second time.
@@ -59,7 +59,7 @@ pub(super) struct BareCopy {
 
 impl BareCopy {
     /// Two sides of `bytes` each, for pages of at most `most` bytes.
-    pub(super) fn new(bytes: u64, most: u64) -> Result<Self, BenchError> {
+    pub(crate) fn new(bytes: u64, most: u64) -> Result<Self, BenchError> {
         let threads = cores() as usize;
         let span = |bytes: u64| -> Result<Span, DeviceError> {
             let memory = Memory::new(bytes, threads)?;
@@ -75,12 +75,12 @@ impl BareCopy {
     }
 
     /// The fastest way to copy pages of this size once with so many threads.
-    pub(super) fn best_once(&mut self, page: usize, threads: usize) -> Copies {
+    pub(crate) fn best_once(&mut self, page: usize, threads: usize) -> Copies {
         self.best(&Copies::ONCE, page, threads)
     }
 
     /// The fastest way to copy pages of this size twice with so many threads.
-    pub(super) fn best_twice(&mut self, page: usize, threads: usize) -> Copies {
+    pub(crate) fn best_twice(&mut self, page: usize, threads: usize) -> Copies {
         self.best(&Copies::TWICE, page, threads)
     }
 
@@ -96,7 +96,7 @@ impl BareCopy {
     }
 
     /// Copies for about as long as told. Returns bytes a second.
-    pub(super) fn run(
+    pub(crate) fn run(
         &mut self,
         copies: Copies,
         page: usize,

@@ -24,7 +24,7 @@ const WRITES_OF_TEN: usize = 3;
 
 /// Which way the bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(crate) enum Way {
     Read,
     Write,
     /// Seven operations of ten read; the others write half the extents away.
@@ -50,7 +50,7 @@ impl Way {
 /// flight, registered file and buffers, nothing done with the bytes. They go to, or come from, as
 /// much memory as the daemon's do: a device whose transfers a processor copies, as those of virtual
 /// machines are, is faster where they stay in its cache, and no store of pages can stay there.
-pub(super) struct BareRing {
+pub(crate) struct BareRing {
     /// Before the memory: the kernel lets go of the buffers first.
     ring: IoUring,
     /// Whether the kernel took the buffers; else plain operations, as the daemon's ring does.
@@ -69,7 +69,7 @@ pub(super) struct BareRing {
 impl BareRing {
     /// Operations of `block` bytes on the file, up to `depth` at once, all over `memory_bytes` of
     /// memory (at most 1 GiB; at least what they need at once is taken).
-    pub(super) fn open(
+    pub(crate) fn open(
         path: &Path,
         way: Way,
         depth: u32,
@@ -106,7 +106,7 @@ impl BareRing {
     }
 
     /// In words, for the report.
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let mut name = "io_uring".to_owned();
         for (has, what) in [
             (self.direct, ", O_DIRECT"),
@@ -120,7 +120,7 @@ impl BareRing {
 
     /// Goes through `offsets` again and again, from the one at `*next` on, for as long as told.
     /// Returns bytes a second.
-    pub(super) fn run(
+    pub(crate) fn run(
         &mut self,
         offsets: &[u64],
         next: &mut usize,
@@ -194,7 +194,7 @@ impl Drop for BareRing {
 }
 
 /// Whether this process may use io_uring at all.
-pub(super) fn is_allowed() -> bool {
+pub(crate) fn is_allowed() -> bool {
     ring(1).is_ok()
 }
 

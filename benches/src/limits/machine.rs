@@ -50,7 +50,7 @@ impl Machine {
 }
 
 /// Cores this process may use.
-pub(super) fn cores() -> u32 {
+pub(crate) fn cores() -> u32 {
     std::thread::available_parallelism().map_or(1, |n| n.get() as u32)
 }
 

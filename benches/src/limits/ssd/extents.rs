@@ -30,7 +30,7 @@ pub(super) fn log_file(rig: &Rig) -> Result<PathBuf, BenchError> {
 
 /// Where whole pages of the file hold something. A hole would be read without the device, and so
 /// may zeros be, which the daemon writes ahead of a segment's first use.
-pub(super) fn written_extents(path: &Path, page: u32) -> io::Result<Vec<u64>> {
+pub(crate) fn written_extents(path: &Path, page: u32) -> io::Result<Vec<u64>> {
     let file = File::open(path)?;
     let page = u64::from(page);
     let mut offsets = Vec::new();

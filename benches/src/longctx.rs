@@ -1,0 +1,21 @@
+mod break_even;
+mod context;
+mod driver;
+mod limit;
+mod model;
+mod options;
+mod page;
+mod recompute;
+mod report;
+mod scale;
+mod stage;
+mod table;
+mod target;
+
+pub use break_even::{BreakEven, LoadTime};
+pub use driver::longctx;
+pub use model::{Cache, Model, ModelError};
+pub use options::{DeviceChoice, DeviceChoiceError, LongctxOptions};
+pub use recompute::{Gpu, GpuError, Recompute, UTILISATION};
+pub use report::{LongctxReport, LongctxRow, TierBreakEven};
+pub use scale::{ContextError, ContextTokens, Scale};

@@ -1,0 +1,193 @@
+//! `undercroft bench longctx` on devices and tiers of a few pages.
+
+use serde_json::Value;
+use std::path::Path;
+use std::process::Output;
+use undercroft_gpu_shim::cuda;
+use undercroft_tests::{run, skip};
+
+/// 4 layers, 2 KiB a token, 32 KiB a page.
+const MODEL: &str = "custom:layers=4,kv-heads=2,head-dim=64,dtype=bf16,params=1e9,heads=8";
+const TOKEN_BYTES: u64 = 2048;
+
+fn longctx(arguments: &[&str]) -> Output {
+    run(&[&["bench", "longctx", "--model", MODEL, "--repeats", "2"], arguments].concat())
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn good(output: &Output) -> String {
+    assert!(output.status.success(), "{}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// The one line of a run that could not start.
+fn refusal(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
+    let line = text(&output.stderr);
+    assert_eq!(line.lines().count(), 1, "{line}");
+    line
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).expect("the report was written")).expect("JSON")
+}
+
+fn number(row: &Value, field: &str) -> f64 {
+    row[field].as_f64().unwrap_or_else(|| panic!("{field} is no number in {row}"))
+}
+
+#[test]
+fn contexts_go_through_both_tiers_and_come_back_right() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let ssd = home.path().join("ssd");
+    std::fs::create_dir(&ssd).expect("a folder in it");
+    let (json_path, html) = (home.path().join("out.json"), home.path().join("out.html"));
+    let table = good(&longctx(&[
+        "--contexts",
+        "1k,8k",
+        "--dram",
+        "4MiB",
+        "--ssd",
+        "64MiB",
+        "--ssd-path",
+        &ssd.display().to_string(),
+        "--json",
+        &json_path.display().to_string(),
+        "--html",
+        &html.display().to_string(),
+    ]));
+    let report = json(&json_path);
+    assert_eq!((&report["schema"], &report["wrong_bytes"]), (&1.into(), &0.into()));
+    let rows = report["rows"].as_array().expect("rows");
+    let shape: Vec<_> = rows
+        .iter()
+        .map(|row| (row["context"].as_u64(), row["tier"].as_str(), row["scaled"].as_str()))
+        .collect();
+    // 4 MiB have room for 64 pages beside the spare ones: an eighth of the longer context.
+    let (short, long) = (Some(1024), Some(8192));
+    let (dram, tiers) = (Some("dram"), Some("ssd"));
+    let eighth = Some("1/8");
+    assert_eq!(
+        shape,
+        [(short, dram, None), (short, tiers, None), (long, dram, eighth), (long, tiers, eighth)]
+    );
+    for row in rows {
+        let bytes = number(row, "bytes") as u64;
+        assert_eq!(bytes, number(row, "context") as u64 * TOKEN_BYTES);
+        let [first, last] = ["first_layer_ms", "last_layer_ms"].map(|field| number(row, field));
+        assert!(first > 0.0 && first <= last, "{row}");
+        assert!(number(row, "recompute_ms") > 0.0 && number(row, "bytes_per_s") > 0.0);
+        let scale = bytes / number(row, "measured_bytes") as u64;
+        assert_eq!(scale, if row["scaled"].is_null() { 1 } else { 8 });
+        let measured = number(row, "measured_last_layer_ms");
+        assert!((last / measured - scale as f64).abs() < 1e-6, "{row}");
+        assert_eq!(number(row, "repeats"), 2.0);
+        assert!(row["ratio"].is_null() || number(row, "ratio") > 0.0);
+    }
+    let tiers: Vec<_> = report["break_even"].as_array().expect("tiers").iter().collect();
+    assert_eq!(tiers.len(), 2);
+    assert!(table.contains("scaled 1/8") && table.contains("wrong bytes 0"), "{table}");
+    assert!(table.contains("assumed: roofline of 1 × h100"), "{table}");
+    assert_eq!(ssd.read_dir().expect("it is there").count(), 0, "files were left behind");
+    check_page(&std::fs::read_to_string(&html).expect("the page was written"), rows.len());
+}
+
+/// That it needs nothing from elsewhere, is well-formed, and has all rows and both pictures.
+fn check_page(page: &str, rows: usize) {
+    let own = page.replacen("http://www.w3.org/1999/xhtml", "", 1);
+    for foreign in ["<script", "http:", "https:", "src=", "href=", "url(", "@import", "@font-face"]
+    {
+        assert!(!own.contains(foreign), "{foreign}");
+    }
+    assert_eq!(page.matches("<svg").count(), 4, "two pictures, each for two widths");
+    assert_eq!(page.matches("<title id").count(), 4);
+    assert_eq!(page.matches(r#"<tr><th scope="row">"#).count(), rows);
+    assert!(page.contains("prefers-color-scheme: dark") && page.contains("scaled 1/8"));
+    assert!(!page.contains("NaN") && !page.contains("inf"), "a figure is none");
+    let mut open: Vec<&str> = Vec::new();
+    let mut rest = page.strip_prefix("<!DOCTYPE html>").expect("its first line");
+    while let Some((_, tag)) = rest.split_once('<') {
+        let (tag, behind) = tag.split_once('>').expect("a tag ends");
+        rest = behind;
+        let quotes = tag.matches('"').count();
+        assert_eq!((quotes % 2, quotes / 2), (0, tag.matches("=\"").count()), "<{tag}>");
+        let name = tag.trim_start_matches('/').split([' ', '/']).next().expect("a name");
+        match tag {
+            tag if tag.starts_with('/') => assert_eq!(open.pop(), Some(name)),
+            tag if tag.ends_with('/') => {}
+            _ => open.push(name),
+        }
+    }
+    assert!(open.is_empty(), "{open:?}");
+    let ids: Vec<&str> =
+        page.split(" id=\"").skip(1).filter_map(|id| id.split('"').next()).collect();
+    let mut distinct = ids.clone();
+    distinct.sort_unstable();
+    distinct.dedup();
+    assert_eq!(distinct.len(), ids.len(), "{ids:?}");
+}
+
+#[test]
+fn several_contexts_at_once_of_shared_latents_without_an_ssd() {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let path = home.path().join("out.json");
+    let table = good(&run(&[
+        "bench",
+        "longctx",
+        "--model",
+        "custom:layers=3,latent=72,dtype=bf16",
+        "--tp",
+        "4",
+        "--concurrency",
+        "3",
+        "--contexts",
+        "1000",
+        "--prefill-tokens-per-s",
+        "100000",
+        "--dram",
+        "8MiB",
+        "--ssd",
+        "0",
+        "--repeats",
+        "1",
+        "--json",
+        &path.display().to_string(),
+    ]));
+    let report = json(&path);
+    let rows = report["rows"].as_array().expect("rows");
+    assert_eq!((rows.len(), &rows[0]["tier"]), (1, &"dram".into()));
+    // 63 pages of 16 tokens; a latent is no smaller on one of four ranks.
+    assert_eq!(number(&rows[0], "bytes"), 63.0 * 16.0 * 3.0 * 72.0 * 2.0);
+    assert!((number(&rows[0], "recompute_ms") - 10.0).abs() < 1e-9);
+    assert_eq!(report["wrong_bytes"], 0);
+    assert!(table.contains("3 contexts at once") && table.contains("one of 4 ranks"), "{table}");
+}
+
+#[test]
+fn what_cannot_be_measured_is_refused_in_one_line() {
+    let line = refusal(&longctx(&["--contexts", "8m", "--dram", "4MiB"]));
+    assert!(line.contains("--contexts: 8m of custom") && line.contains("524288 pages"), "{line}");
+    let line = refusal(&longctx(&["--dram", "900000GiB"]));
+    assert!(line.contains("--dram: 900000GiB and a device as large"), "{line}");
+    let line = refusal(&longctx(&["--tp", "3"]));
+    assert!(line.contains("--tp: ") && line.contains("3 ranks"), "{line}");
+    let line =
+        refusal(&run(&["bench", "longctx", "--model", "custom:layers=2,latent=8,dtype=bf16"]));
+    assert!(line.contains("--model: has no params= and heads="), "{line}");
+    let output = longctx(&["--gpu", "b300"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("allowed are h100"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_told_in_one_line() {
+    if cuda::is_present() {
+        skip("a_gpu_that_is_not_there_is_told_in_one_line", "this machine has a CUDA driver");
+        return;
+    }
+    let line = refusal(&longctx(&["--contexts", "1k", "--dram", "4MiB", "--device", "cuda:0"]));
+    assert!(line.contains("--device: cuda:0 cannot be used: there is no CUDA driver"), "{line}");
+}
