@@ -137,6 +137,39 @@ fn a_page_holds_what_the_engine_wrote_whatever_its_layout() {
     }
 }
 
+/// What lies where in the page of block 3, as runs of an engine's memory: the address of each in
+/// units of 16 bytes, and how many units. Pages on SSD have this order: it never changes.
+const GOLDEN: &str = include_str!("golden/pages.txt");
+const UNIT: usize = 16;
+
+#[test]
+fn the_order_of_bytes_in_a_page_never_changes() {
+    let mut found = String::new();
+    for engine in engines() {
+        let device = engine.device();
+        // Each unit of the engine's memory holds its own number.
+        device.memory().write(|memory| {
+            for (number, unit) in memory.chunks_mut(UNIT).enumerate() {
+                unit.copy_from_slice(&(number as u128).to_le_bytes()[..unit.len()]);
+            }
+        });
+        let page = pages(1, engine.geometry.page_bytes() as usize).remove(0);
+        let store = StoreJob { block: BlockId(3), page: page.clone() };
+        device.store(vec![store]).unwrap().wait().unwrap();
+        let mut runs: Vec<(u128, u128)> = Vec::new();
+        for unit in bytes_of(&page).chunks(UNIT) {
+            let number = u128::from_le_bytes(unit.try_into().unwrap());
+            match runs.last_mut() {
+                Some((first, count)) if *first + *count == number => *count += 1,
+                _ => runs.push((number, 1)),
+            }
+        }
+        let runs: Vec<String> = runs.iter().map(|(at, count)| format!("{at}+{count}")).collect();
+        found += &format!("{}: {}\n", engine.name, runs.join(" "));
+    }
+    assert!(found == GOLDEN, "the pages are now:\n{found}");
+}
+
 #[test]
 fn a_load_changes_its_blocks_and_no_other_byte_of_the_device() {
     for engine in engines() {
