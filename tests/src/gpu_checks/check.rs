@@ -49,10 +49,10 @@ checks! {
     Killed "killed" => killed::run;
     /// `undercroft bench limits`, the link alone.
     Limits "limits" => programs::limits;
-    /// `undercroft bench longctx` on this device.
-    LongContext "longctx" => programs::long_context;
     /// What recomputing costs: a model of random weights under PyTorch.
     Prefill "prefill" => programs::prefill;
+    /// `undercroft bench longctx` on this device.
+    LongContext "longctx" => programs::long_context;
 }
 
 impl GpuCheck {

@@ -31,8 +31,15 @@ const READY: &str = "ready";
 /// A client is killed while its GPU reads out of the arena and writes into its staging. The daemon
 /// must go on, what the client had be given back, and the next one load every page.
 pub(super) fn run(on: &GpuChecks) -> Result<Findings> {
-    let columns =
-        ["killed after ms", "gone ms", "delivery", "pages found", "pages loaded", "wrong bytes"];
+    let columns = [
+        "killed after ms",
+        "dead ms",
+        "gone ms",
+        "delivery",
+        "pages found",
+        "pages loaded",
+        "wrong bytes",
+    ];
     let mut findings = Findings::with_columns(&columns);
     let options = DaemonOptions { dram: DRAM, staging: STAGING, ..DaemonOptions::default() };
     let daemon = TestDaemon::start(options);
@@ -43,12 +50,13 @@ pub(super) fn run(on: &GpuChecks) -> Result<Findings> {
         let under_way = Duration::from_millis(rng.u64(20..200));
         std::thread::sleep(under_way);
         let delivery = victim.delivery(&daemon);
-        victim.kill()?;
+        let dead = victim.kill()?;
         let gone = wait_until_gone(&daemon)?;
         let next = Engine::new(&daemon.site(), on.ordinal, "next")?;
         let (found, loaded, wrong) = next.load_and_compare(0)?;
         findings.row([
             json!(under_way.as_secs_f64() * 1e3),
+            json!(dead.as_secs_f64() * 1e3),
             json!(gone.as_secs_f64() * 1e3),
             json!(delivery),
             json!(found),
@@ -120,11 +128,13 @@ impl Victim {
         }
     }
 
-    fn kill(&mut self) -> Result<()> {
+    /// How long it took to die: its driver may have to end what the device does for it first.
+    fn kill(&mut self) -> Result<Duration> {
         ensure!(self.0.try_wait()?.is_none(), "it ended before it was killed");
+        let since = Instant::now();
         self.0.kill()?;
         self.0.wait()?;
-        Ok(())
+        Ok(since.elapsed())
     }
 }
 
