@@ -68,7 +68,9 @@ impl Plan {
         let whole = groups(&[layers]);
         let growing = groups(&growing_ends(layers));
         let single = groups(&(1..=layers).collect::<Vec<u32>>());
-        let unit = unit(&whole[0].strips);
+        // Not of the whole alone: fragments that join there are looked at one by one in the others.
+        let all = [&whole, &growing, &single].into_iter().flatten();
+        let unit = unit(all.flat_map(|group| &group.strips));
         Self { whole, growing, single, unit }
     }
 
@@ -92,12 +94,12 @@ fn growing_ends(layers: u32) -> Vec<u32> {
 }
 
 /// All that the addresses of every row of every block are made of.
-fn unit(strips: &[Strip]) -> u32 {
+fn unit<'a>(strips: impl IntoIterator<Item = &'a Strip>) -> u32 {
     let of = |strip: &Strip| {
         let pitch = if strip.rows > 1 { strip.pitch } else { 0 };
         strip.at | strip.block_stride | pitch | strip.in_page as u64 | strip.row_bytes as u64
     };
-    let all = strips.iter().map(of).fold(16, |all, one| all | one);
+    let all = strips.into_iter().map(of).fold(16, |all, one| all | one);
     1 << all.trailing_zeros()
 }
 
@@ -194,5 +196,15 @@ mod tests {
         // A pitch that is never stepped counts for nothing.
         assert_eq!(unit(&[Strip { pitch: 1, ..strip }]), 16);
         assert_eq!(unit(&[Strip { pitch: 1, rows: 2, ..strip }]), 1);
+    }
+
+    #[test]
+    fn a_unit_divides_what_is_in_one_piece_only_where_layers_are_taken_together() {
+        // 528 bytes, a multiple of 16, of two layers that are not.
+        let geometry = Geometry::new(2, 1, 264).unwrap();
+        let plan = Plan::of(&KvLayout::cross_layer(geometry, 2, 0).unwrap());
+        assert_eq!(plan.whole[0].strips.len(), 1);
+        assert_eq!(unit(&plan.whole[0].strips), 16);
+        assert_eq!(plan.unit, 8);
     }
 }
