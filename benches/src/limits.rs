@@ -10,6 +10,7 @@ mod latencies;
 mod machine;
 mod pairs;
 mod parallel;
+mod pcie;
 mod report;
 mod rig;
 mod ssd;

@@ -2,9 +2,10 @@
 
 use serde_json::Value;
 use std::path::Path;
-use std::process::Output;
+use std::process::{Command, Output};
 use undercroft_gpu_shim::cuda;
-use undercroft_tests::{run, skip};
+use undercroft_stand_in::StandIn;
+use undercroft_tests::{program, run, skip};
 
 /// 4 layers, 2 KiB a token, 32 KiB a page.
 const MODEL: &str = "custom:layers=4,kv-heads=2,head-dim=64,dtype=bf16,params=1e9,heads=8";
@@ -190,4 +191,71 @@ fn a_gpu_that_is_not_there_is_told_in_one_line() {
     }
     let line = refusal(&longctx(&["--contexts", "1k", "--dram", "4MiB", "--device", "cuda:0"]));
     assert!(line.contains("--device: cuda:0 cannot be used: there is no CUDA driver"), "{line}");
+}
+
+/// `undercroft bench` with the stand-in as its driver, and what that one has to say at the end.
+fn on_stand_in(driver: &str, arguments: &[&str]) -> (Output, String) {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    std::fs::copy(StandIn::path().expect("it is built"), home.path().join("libcuda.so"))
+        .expect("a folder of our own");
+    let left = home.path().join("left");
+    let mut command = Command::new(program("undercroft"));
+    command.env("LD_LIBRARY_PATH", home.path()).env("UNDERCROFT_STAND_IN", driver);
+    command.env("UNDERCROFT_STAND_IN_REPORT", &left);
+    let output = command.arg("bench").args(arguments).output().expect("the binary runs");
+    (output, std::fs::read_to_string(left).unwrap_or_default())
+}
+
+#[test]
+fn contexts_go_to_a_gpu_and_back_and_nothing_stays_there() {
+    for (driver, arena) in [("", "by a GPU that reads it"), ("read_only_registration=0", "copied")]
+    {
+        let home = tempfile::tempdir().expect("a temporary folder");
+        let path = home.path().join("out.json");
+        let (output, left) = on_stand_in(
+            driver,
+            &[
+                &["longctx", "--model", MODEL, "--device", "cuda:0", "--contexts", "1k"][..],
+                &["--dram", "4MiB", "--ssd", "64MiB", "--repeats", "1"],
+                &["--json", &path.display().to_string()],
+            ]
+            .concat(),
+        );
+        let table = good(&output);
+        let report = json(&path);
+        assert_eq!(report["wrong_bytes"], 0);
+        let rows = report["rows"].as_array().expect("rows");
+        assert_eq!(rows.len(), 2, "{arena}: {table}");
+        assert!(rows[0]["limit"].as_str().is_some_and(|limit| limit.contains("pinned")), "{table}");
+        assert!(table.contains("device cuda:0 ("), "{table}");
+        assert!(left.contains("registrations: 0") && !left.contains("violation: "), "{left}");
+        assert!(!left.contains("still there: "), "{left}");
+    }
+}
+
+#[test]
+fn a_gpu_too_small_for_a_context_is_told() {
+    let (output, _) = on_stand_in(
+        "device_bytes=1000000",
+        &["longctx", "--model", MODEL, "--device", "cuda:0", "--contexts", "1k", "--ssd", "0"],
+    );
+    let line = refusal(&output);
+    assert!(line.contains("--device: cuda:0 cannot be used: cuMemAlloc"), "{line}");
+}
+
+#[test]
+fn the_links_rows_are_there_where_a_gpu_is() {
+    let (output, left) = on_stand_in("", &["limits", "--only", "pcie_h2d", "--json", "-"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let row = &report["rows"][0];
+    assert_eq!((&row["name"], &row["unit"]), (&"pcie_h2d".into(), &"B/s".into()));
+    assert!(number(row, "ours") > 0.0 && number(row, "limit") > 0.0, "{row}");
+    assert!(!left.contains("violation: ") && !left.contains("still there: "), "{left}");
+    if cuda::is_present() {
+        skip("the_links_rows_are_there_where_a_gpu_is", "this machine has a CUDA driver");
+        return;
+    }
+    let line = refusal(&run(&["bench", "limits", "--only", "pcie"]));
+    assert!(line.contains("the rows pcie_* need a GPU: there is no CUDA driver"), "{line}");
 }

@@ -2,7 +2,7 @@ use super::bare_copy::BareCopy;
 use super::machine::{Machine, available_memory, cores};
 use super::pairs::{PAIRS, Pairs};
 use super::report::LimitsReport;
-use super::{bare_ring, control, dram, ssd};
+use super::{bare_ring, control, dram, pcie, ssd};
 use crate::interrupt::Interrupt;
 use crate::replay::{Output, json_text};
 use crate::{BenchError, progress};
@@ -67,7 +67,7 @@ impl Setup<'_> {
 }
 
 fn rows() -> impl Iterator<Item = &'static str> {
-    MOVING_ROWS.into_iter().chain(control::ROWS)
+    MOVING_ROWS.into_iter().chain(control::ROWS).chain(pcie::ROWS)
 }
 
 /// Measures what the daemon reaches beside what this machine could do at best.
@@ -98,6 +98,7 @@ pub fn limits(options: &LimitsOptions) -> Result<LimitsReport, BenchError> {
             format!("no row's name begins so; there are {}", rows().collect::<Vec<_>>().join(", "));
         return Err(BenchError::Option { option: "--only", problem });
     }
+    let gpu = gpu(&setup, &mut machine)?;
     let ssd = setup.wants_any("ssd_");
     if ssd {
         check_room(&setup.folder)?;
@@ -119,12 +120,34 @@ pub fn limits(options: &LimitsOptions) -> Result<LimitsReport, BenchError> {
     if control::ROWS.iter().any(|row| setup.wants(row)) {
         rows.extend(control::measure(&setup, &pairs)?);
     }
+    if let Some(gpu) = gpu {
+        rows.extend(pcie::measure(&setup, &pairs, &gpu)?);
+    }
     bar.finish_and_clear();
     let report = LimitsReport { schema: 1, machine, rows, wall_s: since.elapsed().as_secs_f64() };
     if let Some(output) = output {
         output.write(&json_text(&report))?;
     }
     Ok(report)
+}
+
+/// The GPU whose link is measured, if its rows are wanted. Where there is none a note says so, and
+/// nothing is measured at all if nothing else was asked for.
+fn gpu(setup: &Setup<'_>, machine: &mut Machine) -> Result<Option<pcie::Gpu>, BenchError> {
+    if !setup.wants_any("pcie_") {
+        return Ok(None);
+    }
+    match pcie::Gpu::find() {
+        Ok(gpu) => Ok(Some(gpu)),
+        Err(error) if rows().filter(|row| setup.wants(row)).all(|row| row.starts_with("pcie_")) => {
+            let problem = format!("the rows pcie_* need a GPU: {error}");
+            Err(BenchError::Option { option: "--only", problem })
+        }
+        Err(error) => {
+            machine.notes.push(format!("no rows pcie_*: {error}"));
+            Ok(None)
+        }
+    }
 }
 
 /// Four times the last-level cache, or less where memory is short: then the figures say so.

@@ -9,6 +9,8 @@ use crate::longctx::table::time;
 use std::fmt::{self, Write};
 
 const LINE_GAP: f64 = 16.0;
+/// Room that the letters of a break-even take.
+const EVEN_LETTERS: f64 = 145.0;
 /// Room for letters beside a point.
 const BESIDE: f64 = 8.0;
 
@@ -74,7 +76,7 @@ impl Plot {
     fn of(report: &LongctxReport, width: Width) -> Self {
         let (width, height, left, beside) = match width {
             Width::Wide => (1040.0, 430.0, 62.0, 150.0),
-            Width::Narrow => (368.0, 400.0, 54.0, 106.0),
+            Width::Narrow => (368.0, 400.0, 54.0, 118.0),
         };
         let (top, bottom) = (14.0, height - 44.0);
         let right = width - beside;
@@ -197,12 +199,9 @@ impl Plot {
             }
             let ((x, y), class) = (self.point(tokens as f64, ms), tier.tier);
             let letters = self.bottom - BESIDE - LINE_GAP * nth as f64;
-            // On whichever side there is more room.
-            let (anchor, beside) = if x < f64::midpoint(self.left, self.right) {
-                ("start", 5.0)
-            } else {
-                ("end", -5.0)
-            };
+            // To the left where there is room, as lines end at the right.
+            let fits = x - self.left > EVEN_LETTERS;
+            let (anchor, beside) = if fits { ("end", -5.0) } else { ("start", 5.0) };
             write!(
                 out,
                 r#"<g class="{class}"><line class="even" x1="{x:.1}" x2="{x:.1}" y1="{y:.1}" y2="{:.1}"/><circle class="mark scaled" cx="{x:.1}" cy="{y:.1}" r="6"/><text class="label" x="{:.1}" y="{letters:.1}" text-anchor="{anchor}">{} break-even {}</text></g>"#,
