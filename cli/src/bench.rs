@@ -110,13 +110,15 @@ struct Replay {
 ///
 /// Each row is the median of interleaved pairs (ours, the limit) with its spread; a ratio above
 /// 1.05 would mean that the limit was measured wrong. SSD rows are encrypted, as a daemon is by
-/// default, but for those that say plain. Takes about three minutes.
+/// default, but for those that say plain. The rows pcie_h2d and pcie_d2h take a GPU. Takes about three
+/// minutes.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   undercroft bench limits
   undercroft bench limits --json limits.json --ssd-path /mnt/nvme0
   undercroft bench limits --only ssd_read
   undercroft bench limits --only lookup
+  undercroft bench limits --only pcie
 
 Exit codes: 0 done; 1 the run failed or a byte was wrong; 2 it could not start.")]
 struct Limits {
