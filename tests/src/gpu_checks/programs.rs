@@ -14,8 +14,6 @@ const CONTEXTS: &str = "8k,32k,128k";
 const PREFILL: &str = "prefill.py";
 /// How the script says that it lacks something: see its head.
 const LACKS: i32 = 3;
-/// How clap ends on a command or an option that is not there.
-const USAGE: i32 = 2;
 
 /// The link's rows of the machine's limits.
 pub(super) fn limits(on: &GpuChecks) -> Result<Findings> {
@@ -97,12 +95,6 @@ fn undercroft(on: &GpuChecks, name: &str, arguments: &[&str]) -> Result<Findings
     let output =
         Command::new(program("undercroft")).args(arguments.iter().map(OsStr::new)).output();
     let output = output.context("cannot run undercroft")?;
-    if output.status.code() == Some(USAGE) {
-        // Not only its last line, which says where help is.
-        let said = String::from_utf8_lossy(&output.stderr);
-        let why = said.lines().next().unwrap_or("it said nothing");
-        return Ok(Findings::could_not_run(format!("`undercroft bench {name}`: {why}")));
-    }
     let mut findings = Findings::default();
     keep(&on.results.join(format!("{name}.txt")), &output, &mut findings)?;
     for line in String::from_utf8_lossy(&output.stdout).lines() {
