@@ -145,12 +145,13 @@ impl LongctxReport {
         )?;
         speeds::chart(out, self, Width::Wide)?;
         speeds::chart(out, self, Width::Narrow)?;
-        let scaled = self.limits();
+        let limits = self.limits();
         write!(
             out,
             "<figcaption>Filled: the restore. Outline and upright line: the limit, measured in the \
-             same run. {}.</figcaption></figure>",
-            Text(&scaled.join(". "))
+             same run. The share is the middle one of the restores', each with a limit of its own. \
+             {}.</figcaption></figure>",
+            Text(&limits.join(". "))
         )
     }
 
