@@ -117,6 +117,23 @@ impl Client {
         Ok(Self { inner })
     }
 
+    /// As [`Client::connect`], for an engine that copies with this GPU: in copy mode where it cannot
+    /// reach the arena by itself, and attached ([`Client::attach_gpu`]).
+    ///
+    /// # Errors
+    /// As [`Client::connect`], or the GPU's driver failed.
+    pub fn connect_with_gpu(
+        mut options: ConnectOptions,
+        device: &CudaDevice,
+    ) -> Result<Self, ConnectError> {
+        // Through memory of the driver's, page by page and with the engine's thread, it would take
+        // far longer than through staging, which the daemon's copy workers fill.
+        options.copy_mode |= !device.can_pin_read_only()?;
+        let client = Self::connect(options)?;
+        client.attach_gpu(device)?;
+        Ok(client)
+    }
+
     /// Opens a space, now and again in every later session. Where nobody insisted on a daemon
     /// ([`Wait::Background`]), the handle is given out even if the daemon is not there or does not
     /// answer in time, which takes the deadline to find out ([`Duration::ZERO`] if nobody is to
@@ -230,8 +247,8 @@ impl Client {
 
     /// Copies with this GPU from now on: the arena's parts and staging areas are registered with it
     /// in the background, and `status` says by what it copies. Calls work before all of it is
-    /// registered, only slower. Connect in [copy mode](ConnectOptions::copy_mode) where
-    /// [`CudaDevice::can_pin_read_only`] says no.
+    /// registered, only slower. A client that connected without its GPU is better off in
+    /// [copy mode](ConnectOptions::copy_mode) where [`CudaDevice::can_pin_read_only`] says no.
     ///
     /// # Errors
     /// The driver does not say the device's name.

@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 use thiserror::Error;
+use undercroft_gpu_shim::cuda::CudaError;
 use undercroft_wire::{RefusedReason, SpaceError};
 
 /// Why there is no connection.
@@ -77,6 +78,9 @@ pub enum ConnectError {
         /// How long it had.
         waited: Duration,
     },
+    /// The driver of the engine's GPU failed.
+    #[error("the GPU: {0}")]
+    Gpu(#[from] CudaError),
     /// The daemon turned the session away.
     #[error("the daemon on {path:?} refused the session ({reason:?}): {detail}")]
     Refused {

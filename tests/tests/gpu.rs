@@ -2,12 +2,12 @@
 //! arena and back, the driver knows of all memory they pass, and of none when it is gone.
 
 use std::time::{Duration, Instant};
-use undercroft_client::wire::{GpuReport, PageKey, Stamp};
+use undercroft_client::wire::{Geometry, GpuReport, PageKey, Stamp};
 use undercroft_client::{Client, ConnectOptions, FetchFrom, StoreOptions, StoreRun};
 use undercroft_gpu_shim::BlockId;
 use undercroft_gpu_shim::cuda::{CopyMode, CudaDevice, CudaOptions};
 use undercroft_stand_in::{Setting, StandIn};
-use undercroft_tests::{DaemonOptions, Engine, TestDaemon, run};
+use undercroft_tests::{DaemonOptions, Engine, PAGE_BYTES, TestDaemon, run};
 
 const LONG: Duration = Duration::from_secs(30);
 const PAGES: u32 = 12;
@@ -26,18 +26,24 @@ fn page(key: &PageKey, bytes: usize) -> Vec<u8> {
     (0..bytes).map(|at| seed[at % 32] ^ (at >> 5) as u8).collect()
 }
 
+/// As the test engine's pages are.
+fn geometry() -> Geometry {
+    Geometry::new(2, 2, (PAGE_BYTES / 4) as u32).expect("a possible page")
+}
+
 impl Node {
     fn new(copy_mode: bool) -> Self {
         let stand_in = StandIn::load().expect("the stand-in is built");
         let daemon = TestDaemon::start(DaemonOptions::default());
-        let options = ConnectOptions { copy_mode, ..ConnectOptions::new(daemon.socket()) };
-        let client = Client::connect(options).expect("the daemon is there");
-        let engine = Engine::new(&client, "gpu");
+        // The driver alone decides how pages are delivered.
+        stand_in.set(Setting::ReadOnlyRegistration, u64::from(!copy_mode));
         let kernel = Some(CopyMode::Kernel);
         let options = CudaOptions { load: kernel, store: kernel, ..CudaOptions::default() };
-        let geometry = engine.space().space().geometry;
-        let device = CudaDevice::allocate(0, geometry, PAGES, options).expect("a device");
-        client.attach_gpu(&device).expect("it has a name");
+        let device = CudaDevice::allocate(0, geometry(), PAGES, options).expect("a device");
+        let options = ConnectOptions::new(daemon.socket());
+        let client = Client::connect_with_gpu(options, &device).expect("the daemon is there");
+        let engine = Engine::new(&client, "gpu");
+        assert_eq!(engine.space().space().geometry, geometry());
         Self { stand_in, daemon, client, engine, device }
     }
 
@@ -154,8 +160,7 @@ fn memory_that_the_driver_refuses_is_copied_all_the_same_and_status_says_so() {
     node.stand_in.set(Setting::PinnedBytes, 0);
     let kernel = Some(CopyMode::Kernel);
     let options = CudaOptions { load: kernel, store: kernel, ..CudaOptions::default() };
-    let geometry = node.engine.space().space().geometry;
-    node.device = CudaDevice::allocate(0, geometry, PAGES, options).expect("a device");
+    node.device = CudaDevice::allocate(0, geometry(), PAGES, options).expect("a device");
     node.client.attach_gpu(&node.device).expect("it has a name");
     assert!(node.device.pins().settle(LONG));
     node.there_and_back(1);

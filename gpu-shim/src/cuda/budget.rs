@@ -1,5 +1,6 @@
 //! How many bytes may be copied in one step of the engine's, so that its decoding is not disturbed.
 
+use crate::DeviceError;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,9 @@ pub struct Pace {
     pub step: Duration,
 }
 
+/// A step that takes longer is none.
+const LONGEST_STEP: Duration = Duration::from_secs(3600);
+
 #[derive(Debug)]
 pub(super) struct Budget {
     pace: Pace,
@@ -25,12 +29,30 @@ struct Standing {
     /// What is left of this step. Less than nothing after a piece that was more than a step's.
     left: i64,
     began: Instant,
+    /// Nobody begins steps any more: what is left is copied as fast as it goes.
+    lifted: bool,
 }
 
 impl Budget {
-    pub(super) fn new(pace: Pace) -> Self {
-        let standing = Standing { left: full(pace), began: Instant::now() };
-        Self { pace, standing: Mutex::new(standing), changed: Condvar::new() }
+    /// # Errors
+    /// A pace by which nothing would ever be copied.
+    pub(super) fn new(pace: Pace) -> Result<Self, DeviceError> {
+        if pace.bytes_per_step == 0 {
+            let (what, allowed) = ("pace.bytes_per_step", "1 or more");
+            return Err(DeviceError::Option { what, found: 0, allowed });
+        }
+        if pace.step > LONGEST_STEP {
+            let (what, found) = ("pace.step, seconds,", pace.step.as_secs());
+            return Err(DeviceError::Option { what, found, allowed: "up to 3600" });
+        }
+        let standing = Standing { left: full(pace), began: Instant::now(), lifted: false };
+        Ok(Self { pace, standing: Mutex::new(standing), changed: Condvar::new() })
+    }
+
+    /// The device goes.
+    pub(super) fn lift(&self) {
+        self.lock().lifted = true;
+        self.changed.notify_all();
     }
 
     /// The engine begins its next step.
@@ -50,7 +72,7 @@ impl Budget {
             if now >= ends {
                 standing.renew(self.pace, now);
             }
-            if standing.left > 0 {
+            if standing.left > 0 || standing.lifted {
                 standing.left = standing.left.saturating_sub_unsigned(bytes);
                 return;
             }
@@ -82,13 +104,26 @@ fn full(pace: Pace) -> i64 {
 }
 
 #[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 mod tests {
     use super::*;
 
     #[test]
+    fn a_pace_by_which_nothing_is_ever_copied_is_refused() {
+        let pace = |bytes_per_step, secs| Pace { bytes_per_step, step: Duration::from_secs(secs) };
+        assert!(Budget::new(pace(0, 1)).is_err());
+        let error = Budget::new(pace(1, u64::MAX)).unwrap_err().to_string();
+        assert!(error.contains("pace.step") && error.contains("3600"), "{error}");
+        let budget = Budget::new(pace(1, 3600)).unwrap();
+        budget.take(10);
+        budget.lift();
+        budget.take(10);
+    }
+
+    #[test]
     fn what_is_more_than_a_step_is_owed_by_those_after_it() {
         let pace = Pace { bytes_per_step: 100, step: Duration::from_secs(3600) };
-        let budget = Budget::new(pace);
+        let budget = Budget::new(pace).unwrap();
         budget.take(60);
         budget.take(250);
         assert_eq!(budget.lock().left, -210);
@@ -104,7 +139,7 @@ mod tests {
     #[test]
     fn an_engine_that_takes_no_steps_gets_its_pages_all_the_same() {
         let pace = Pace { bytes_per_step: 1, step: Duration::from_millis(1) };
-        let budget = Budget::new(pace);
+        let budget = Budget::new(pace).unwrap();
         for _ in 0..5 {
             budget.take(1);
         }

@@ -1,10 +1,12 @@
 use super::CudaError;
-use super::driver::{Attribute, Driver, driver};
+use super::driver::{Attribute, Driver, SUCCESS, driver};
 use cudarc::driver::sys::{CUcontext, CUdevice};
 use std::fmt;
 use std::ptr;
 use std::sync::{Arc, OnceLock};
 
+/// As `CUstreamCaptureMode` numbers it.
+const RELAXED: i32 = 2;
 /// How often it is tried to enter a context in order to give something back.
 const CLEAN_UP_ATTEMPTS: usize = 3;
 
@@ -15,6 +17,8 @@ pub(super) struct Context {
     raw: CUcontext,
     /// Whether it is to be released.
     retained: bool,
+    /// The process it was made in: a driver does not outlive a fork.
+    process: u32,
     /// The first failure that took it along.
     lost: OnceLock<CudaError>,
 }
@@ -39,7 +43,14 @@ impl Context {
         // SAFETY: the pointer is to a local; the release is in `drop`.
         let code = unsafe { (driver.primary_ctx_retain)(&raw mut raw, device) };
         driver.check("cuDevicePrimaryCtxRetain", code)?;
-        Ok(Arc::new(Self { driver, device, raw, retained: true, lost: OnceLock::new() }))
+        Ok(Arc::new(Self {
+            driver,
+            device,
+            raw,
+            retained: true,
+            process: std::process::id(),
+            lost: OnceLock::new(),
+        }))
     }
 
     /// The calling thread's. It is the engine's to keep.
@@ -55,7 +66,14 @@ impl Context {
         // SAFETY: the pointer is to a local, and there is a current context.
         let code = unsafe { (driver.ctx_get_device)(&raw mut device) };
         driver.check("cuCtxGetDevice", code)?;
-        Ok(Arc::new(Self { driver, device, raw, retained: false, lost: OnceLock::new() }))
+        Ok(Arc::new(Self {
+            driver,
+            device,
+            raw,
+            retained: false,
+            process: std::process::id(),
+            lost: OnceLock::new(),
+        }))
     }
 
     /// Makes it the calling thread's until the guard goes, whatever the thread had before.
@@ -66,7 +84,11 @@ impl Context {
 
     /// As [`Context::enter`], also where it was lost: what it has is still to be given back. What
     /// fails for a passing reason is tried again, as nobody comes back for it later.
+    /// `None` where nothing can be given back: what was there is left to the end of the process.
     pub(super) fn enter_to_clean_up(&self) -> Option<Entered<'_>> {
+        if self.is_foreign() {
+            return None;
+        }
         (0..CLEAN_UP_ATTEMPTS).find_map(|_| self.push().ok())
     }
 
@@ -74,7 +96,20 @@ impl Context {
         // SAFETY: the handle is of a context that is retained, or that the engine keeps.
         let code = unsafe { (self.driver.ctx_push_current)(self.raw) };
         self.check("cuCtxPushCurrent", code)?;
-        Ok(Entered { context: self })
+        // An engine may be capturing a graph in another thread, and most captures are broken by
+        // whatever any other thread waits for, asks or allocates, unless that one says that it has
+        // nothing to do with them.
+        let mut mode = RELAXED;
+        // SAFETY: the pointer is to a local.
+        let code = unsafe { (self.driver.exchange_capture_mode)(&raw mut mode) };
+        let entered = Entered { context: self, mode: (code == SUCCESS).then_some(mode) };
+        self.check("cuThreadExchangeStreamCaptureMode", code)?;
+        Ok(entered)
+    }
+
+    /// Whether this process was forked from the one that made it.
+    pub(super) fn is_foreign(&self) -> bool {
+        std::process::id() != self.process
     }
 
     /// What a call on this context returned. A failure that loses the context is remembered.
@@ -90,8 +125,16 @@ impl Context {
         error
     }
 
+    /// Nothing is to be begun on it any more.
+    pub(super) fn lose(&self, cause: CudaError) {
+        let _earlier = self.lost.set(cause);
+    }
+
     /// Fails where the context was lost.
     pub(super) fn alive(&self) -> Result<(), CudaError> {
+        if self.is_foreign() {
+            return Err(CudaError::Forked);
+        }
         match self.lost.get() {
             None => Ok(()),
             Some(cause) => Err(CudaError::Lost { cause: Box::new(cause.clone()) }),
@@ -105,7 +148,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        if self.retained {
+        if self.retained && !self.is_foreign() {
             // SAFETY: it was retained once. What it answers changes nothing.
             let _done = unsafe { (self.driver.primary_ctx_release)(self.device) };
         }
@@ -115,10 +158,16 @@ impl Drop for Context {
 /// The calling thread is in the context.
 pub(super) struct Entered<'a> {
     context: &'a Context,
+    /// The thread's capture mode before.
+    mode: Option<i32>,
 }
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
+        if let Some(mut mode) = self.mode {
+            // SAFETY: the pointer is to a local.
+            let _done = unsafe { (self.context.driver.exchange_capture_mode)(&raw mut mode) };
+        }
         let mut popped = ptr::null_mut();
         // SAFETY: the pointer is to a local; what is popped is what was pushed, as guards go in
         // the opposite order they came.

@@ -16,7 +16,10 @@ use std::ptr;
 use std::sync::Arc;
 
 /// Fragments of one batched call.
-const BATCH: usize = 4096;
+const BATCH: usize = 1024;
+/// About how much one launch of the kernel copies, bytes: its multiprocessors are the engine's again
+/// after half a millisecond, if the engine has something to run there.
+const LAUNCH_BYTES: u64 = 32 << 20;
 
 /// What the device copies with.
 #[derive(Debug)]
@@ -66,10 +69,12 @@ impl Copies {
     ) -> Result<(), CudaError> {
         match (mode, &self.kernel) {
             (CopyMode::Kernel, Ok(kernel)) => {
-                let jobs: Vec<(u64, u32)> = jobs
-                    .iter()
-                    .map(|(job, seen)| (seen.expect("a kernel's pages are pinned"), job.block.0))
-                    .collect();
+                let jobs: Option<Vec<(u64, u32)>> =
+                    jobs.iter().map(|(job, seen)| Some(((*seen)?, job.block.0))).collect();
+                let Some(jobs) = jobs else {
+                    let reason = "a page is not registered".to_owned();
+                    return Err(CudaError::NoMode { mode: mode.name(), reason });
+                };
                 // SAFETY: as the caller says.
                 unsafe { kernel.launch(direction, group, &jobs, stream) }
             }
@@ -86,9 +91,9 @@ impl Copies {
     }
 
     /// How many pages one piece may have.
-    pub(super) fn most_jobs(mode: CopyMode) -> usize {
+    pub(super) fn most_jobs(mode: CopyMode, page_bytes: u64) -> usize {
         match mode {
-            CopyMode::Kernel => JOBS,
+            CopyMode::Kernel => (LAUNCH_BYTES / page_bytes.max(1)).clamp(1, JOBS as u64) as usize,
             CopyMode::Pitched | CopyMode::Batched => usize::MAX,
         }
     }

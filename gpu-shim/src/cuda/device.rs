@@ -2,6 +2,7 @@ use super::budget::{Budget, Pace};
 use super::context::Context;
 use super::copies::Copies;
 use super::driver::Attribute;
+use super::feeder::Feeder;
 use super::flight::{Flight, Landing};
 use super::kernel::Kernel;
 use super::measure::{self, Measured, Modes};
@@ -10,8 +11,8 @@ use super::mode::CopyMode;
 use super::pins::Pins;
 use super::plan::{Group, Plan};
 use super::start::{After, CudaStart};
-use super::stream::{EngineStream, Events, Stream};
-use super::{CudaError, pacer::Pacer};
+use super::stream::{EngineStream, Event, Events, Stream};
+use super::{CudaError, pointer};
 use crate::batch::{Direction, Job, check_jobs};
 use crate::{BlockId, Device, DeviceError, KvLayout, LoadJob, Run, StoreJob, Transfer};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,6 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use undercroft_arena::Span;
 use undercroft_wire::Geometry;
 
+/// Calls that whoever starts a transfer makes itself: some tenths of a millisecond.
+const MOST_CALLS: usize = 256;
 /// Transfers that may be under way at once.
 const MOST_IN_FLIGHT: usize = 1024;
 /// Multiprocessors for the kernel unless something else is said: enough for a PCIe 5 link, of 132
@@ -26,33 +29,20 @@ const MOST_IN_FLIGHT: usize = 1024;
 const KERNEL_BLOCKS: u32 = 16;
 
 /// How a [`CudaDevice`] copies.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct CudaOptions {
     /// By what pages are loaded; `None`: what is found fastest when the device is made.
     pub load: Option<CopyMode>,
     /// By what pages are stored; `None`: as for loads.
     pub store: Option<CopyMode>,
-    /// The most multiprocessors the kernel may use.
-    pub kernel_blocks: u32,
+    /// The most multiprocessors the kernel may use; `None`: 16, or an eighth of all if that is less.
+    pub kernel_blocks: Option<u32>,
     /// A bound on what is copied while the engine computes.
     pub pace: Option<Pace>,
     /// Load on this stream of the engine's instead of one of our own.
     pub load_stream: Option<EngineStream>,
     /// Store on this stream of the engine's instead of one of our own.
     pub store_stream: Option<EngineStream>,
-}
-
-impl Default for CudaOptions {
-    fn default() -> Self {
-        Self {
-            load: None,
-            store: None,
-            kernel_blocks: KERNEL_BLOCKS,
-            pace: None,
-            load_stream: None,
-            store_stream: None,
-        }
-    }
 }
 
 /// A GPU's memory, through its driver.
@@ -63,7 +53,8 @@ impl Default for CudaOptions {
 #[derive(Debug)]
 pub struct CudaDevice {
     shared: Arc<Shared>,
-    pacer: Option<Pacer>,
+    load_feeder: Feeder,
+    store_feeder: Feeder,
     modes: Modes,
     measured: Vec<Measured>,
 }
@@ -74,6 +65,8 @@ pub(super) struct Shared {
     pub(super) pins: Pins,
     load: Lane,
     store: Lane,
+    /// Carries the engine's events over to ours.
+    pub(super) relay: Stream,
     pub(super) copies: Copies,
     pub(super) events: Arc<Events>,
     pub(super) budget: Option<Budget>,
@@ -111,16 +104,22 @@ impl Shared {
         options: CudaOptions,
     ) -> Result<Self, DeviceError> {
         let plan = Plan::of(&layout);
-        let there = context.attribute(Attribute::MultiprocessorCount)?;
-        let blocks = options.kernel_blocks.min(u32::try_from(there).unwrap_or(1));
-        let kernel = Kernel::new(&context, &plan, blocks);
+        let there = u32::try_from(context.attribute(Attribute::MultiprocessorCount)?).unwrap_or(1);
+        let blocks = match options.kernel_blocks {
+            Some(blocks) => blocks.clamp(1, there),
+            None => KERNEL_BLOCKS.min(there / 8).max(1),
+        };
+        let budget = options.pace.map(Budget::new).transpose()?;
+        let relay = Stream::new(&context, None)?;
+        let kernel = Kernel::new(&context, &plan, blocks, &relay);
         Ok(Self {
             pins: Pins::new(Arc::clone(&context)).map_err(DeviceError::Thread)?,
             load: Lane::new(&context, options.load_stream)?,
             store: Lane::new(&context, options.store_stream)?,
+            relay,
             copies: Copies::new(&context, kernel)?,
             events: Events::new(Arc::clone(&context)),
-            budget: options.pace.map(Budget::new),
+            budget,
             in_flight: AtomicUsize::new(0),
             layout,
             plan,
@@ -145,6 +144,14 @@ impl Shared {
         }
     }
 
+    /// Waits for all that is on the streams now. Whatever comes later sees what was changed before.
+    pub(super) fn drain(&self) {
+        for lane in [&self.load, &self.store] {
+            drop(lane.lock());
+            lane.stream.settle(&self.events);
+        }
+    }
+
     /// A transfer of checked jobs, to be put on its stream.
     pub(super) fn fly(
         self: &Arc<Self>,
@@ -166,14 +173,19 @@ impl CudaDevice {
     /// back as they were.
     ///
     /// # Errors
-    /// No driver, no context, a mode that is not there, a call that failed.
+    /// No driver, no context, tensors that are not memory of its device, a mode that is not there, a
+    /// call that failed.
     ///
     /// # Safety
     /// The layout's addresses are device memory of the current context. It, the context and the
     /// streams in `options` outlive the device and all its transfers. Nothing else touches the
     /// blocks during this call, nor those of a transfer while it is under way.
     pub unsafe fn attach(layout: KvLayout, options: CudaOptions) -> Result<Self, DeviceError> {
-        Self::build(Context::current()?, layout, None, options)
+        let context = Context::current()?;
+        for tensor in layout.tensors() {
+            pointer::check(&context, tensor)?;
+        }
+        Self::build(context, layout, None, options)
     }
 
     /// A device with memory of its own, for benchmarks and tests: `blocks` blocks on `cuda:ordinal`.
@@ -214,16 +226,15 @@ impl CudaDevice {
         options: CudaOptions,
     ) -> Result<Self, DeviceError> {
         let shared = Arc::new(Shared::new(context, layout, memory, options)?);
+        shared.pins.serve(&shared);
         let wished = [options.load, options.store].into_iter().flatten();
         for mode in wished {
             shared.copies.check(mode)?;
         }
         let (modes, measured) = measure::choose(&shared, options.load, options.store)?;
-        let pacer = match options.pace {
-            None => None,
-            Some(_) => Some(Pacer::start().map_err(DeviceError::Thread)?),
-        };
-        Ok(Self { shared, pacer, modes, measured })
+        let feeder = |name| Feeder::start(&shared.context, name).map_err(DeviceError::Thread);
+        let (load_feeder, store_feeder) = (feeder("undercroft-load")?, feeder("undercroft-store")?);
+        Ok(Self { shared, load_feeder, store_feeder, modes, measured })
     }
 
     /// The device's name, as the driver says it.
@@ -285,9 +296,17 @@ impl CudaDevice {
 
     /// The device for transfers that must wait for something of the engine's first: a store for
     /// the kernel that computes the blocks, a load for whoever still reads them.
-    #[must_use]
-    pub fn after(&self, after: After) -> CudaDeviceAfter<'_> {
-        CudaDeviceAfter { device: self, after }
+    ///
+    /// What is waited for is what is on the engine's stream, or what its event stands for, now.
+    ///
+    /// # Errors
+    /// The engine captures a graph on that stream, or a call failed.
+    pub fn after(&self, after: After) -> Result<CudaDeviceAfter<'_>, CudaError> {
+        Ok(CudaDeviceAfter { device: self, after: after.note(&self.shared)? })
+    }
+
+    fn plain(&self) -> CudaDeviceAfter<'_> {
+        CudaDeviceAfter { device: self, after: None }
     }
 
     /// Reads a block, as a page. Waits for it.
@@ -295,14 +314,15 @@ impl CudaDevice {
     /// # Errors
     /// A block that is not there, a page of another length, a call that failed.
     pub fn read_block(&self, block: BlockId, page: &mut [u8]) -> Result<(), DeviceError> {
-        let context = &*self.shared.context;
+        let Shared { context, store: Lane { stream, .. }, .. } = &*self.shared;
         self.check_image(block, page.len())?;
         let _entered = context.enter()?;
-        for Run { at, in_page, bytes } in self.runs(block) {
-            // SAFETY: the run is of the layout, whose addresses are memory of this context.
-            unsafe { memory::read(context, at, &mut page[in_page..in_page + bytes])? };
-        }
-        Ok(())
+        let read = self.runs(block).try_for_each(|Run { at, in_page, bytes }| {
+            // SAFETY: the run is of the layout, whose addresses are memory of this context; the
+            // stream is waited for below.
+            unsafe { memory::read(context, stream, at, &mut page[in_page..in_page + bytes]) }
+        });
+        Ok(stream.synchronize().and(read)?)
     }
 
     /// Writes a page into a block. Waits for it. No transfer may touch the block meanwhile.
@@ -310,14 +330,14 @@ impl CudaDevice {
     /// # Errors
     /// A block that is not there, a page of another length, a call that failed.
     pub fn write_block(&self, block: BlockId, page: &[u8]) -> Result<(), DeviceError> {
-        let context = &*self.shared.context;
+        let Shared { context, load: Lane { stream, .. }, .. } = &*self.shared;
         self.check_image(block, page.len())?;
         let _entered = context.enter()?;
-        for Run { at, in_page, bytes } in self.runs(block) {
+        let written = self.runs(block).try_for_each(|Run { at, in_page, bytes }| {
             // SAFETY: as above.
-            unsafe { memory::write(context, at, &page[in_page..in_page + bytes])? };
-        }
-        Ok(())
+            unsafe { memory::write(context, stream, at, &page[in_page..in_page + bytes]) }
+        });
+        Ok(stream.synchronize().and(written)?)
     }
 
     fn runs(&self, block: BlockId) -> impl Iterator<Item = Run> + '_ {
@@ -340,7 +360,7 @@ impl CudaDevice {
         direction: Direction,
         jobs: Vec<Job>,
         by_layer: bool,
-        after: After,
+        after: Option<Arc<Event>>,
     ) -> Result<Transfer, DeviceError> {
         check_jobs(&self.shared.layout, direction, &jobs)?;
         let mode = match (direction, by_layer) {
@@ -350,11 +370,27 @@ impl CudaDevice {
         };
         let start = CudaStart { mode, by_layer, after, paced: true };
         let flight = self.shared.fly(direction, jobs, start)?;
-        match &self.pacer {
-            Some(pacer) => pacer.submit(&flight)?,
-            None => flight.put()?,
+        let feeder = match direction {
+            Direction::Load => &self.load_feeder,
+            Direction::Store => &self.store_feeder,
+        };
+        let takes_time = self.shared.budget.is_some() || flight.calls() > MOST_CALLS;
+        if takes_time || feeder.is_busy() {
+            feeder.submit(&flight)?;
+        } else {
+            flight.put()?;
         }
         Ok(Transfer::new(self.geometry().layers(), Box::new(Landing(flight))))
+    }
+}
+
+impl Drop for CudaDevice {
+    fn drop(&mut self) {
+        if let Some(budget) = &self.shared.budget {
+            budget.lift();
+        }
+        // Whoever else has the pins registers nothing with a context that may go after the device.
+        self.shared.pins.close();
     }
 }
 
@@ -376,22 +412,15 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         let shared = &*self.shared;
-        shared.pins.unlist(&self.span, || {
-            for lane in [&shared.load, &shared.store] {
-                // Whatever is put on the stream from now on finds it unregistered.
-                drop(lane.lock());
-                // A lost context copies nothing any more.
-                let _over = lane.stream.synchronize();
-            }
-        });
+        shared.pins.unlist(&self.span);
     }
 }
 
 /// A [`CudaDevice`] whose transfers wait for something of the engine's: [`CudaDevice::after`].
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct CudaDeviceAfter<'a> {
     device: &'a CudaDevice,
-    after: After,
+    after: Option<Arc<Event>>,
 }
 
 impl Device for CudaDeviceAfter<'_> {
@@ -408,7 +437,7 @@ impl Device for CudaDeviceAfter<'_> {
             Direction::Load,
             jobs.into_iter().map(Job::from).collect(),
             false,
-            self.after,
+            self.after.clone(),
         )
     }
 
@@ -417,7 +446,7 @@ impl Device for CudaDeviceAfter<'_> {
             Direction::Load,
             jobs.into_iter().map(Job::from).collect(),
             true,
-            self.after,
+            self.after.clone(),
         )
     }
 
@@ -426,7 +455,7 @@ impl Device for CudaDeviceAfter<'_> {
             Direction::Store,
             jobs.into_iter().map(Job::from).collect(),
             false,
-            self.after,
+            self.after.clone(),
         )
     }
 }
@@ -441,14 +470,14 @@ impl Device for CudaDevice {
     }
 
     fn load(&self, jobs: Vec<LoadJob>) -> Result<Transfer, DeviceError> {
-        self.after(After::Nothing).load(jobs)
+        self.plain().load(jobs)
     }
 
     fn load_by_layer(&self, jobs: Vec<LoadJob>) -> Result<Transfer, DeviceError> {
-        self.after(After::Nothing).load_by_layer(jobs)
+        self.plain().load_by_layer(jobs)
     }
 
     fn store(&self, jobs: Vec<StoreJob>) -> Result<Transfer, DeviceError> {
-        self.after(After::Nothing).store(jobs)
+        self.plain().store(jobs)
     }
 }

@@ -83,7 +83,10 @@ calls! {
         ctx_get_current: "cuCtxGetCurrent\0"(*mut CUcontext);
         ctx_push_current: "cuCtxPushCurrent_v2\0"(CUcontext);
         ctx_pop_current: "cuCtxPopCurrent_v2\0"(*mut CUcontext);
+        exchange_capture_mode: "cuThreadExchangeStreamCaptureMode\0"(*mut c_int);
+        stream_is_capturing: "cuStreamIsCapturing\0"(CUstream, *mut c_int);
         ctx_get_device: "cuCtxGetDevice\0"(*mut CUdevice);
+        pointer_get_attribute: "cuPointerGetAttribute\0"(*mut c_void, c_int, CUdeviceptr);
         mem_alloc: "cuMemAlloc_v2\0"(*mut CUdeviceptr, usize);
         mem_free: "cuMemFree_v2\0"(CUdeviceptr);
         mem_host_register: "cuMemHostRegister_v2\0"(*mut c_void, usize, c_uint);
@@ -98,8 +101,6 @@ calls! {
         event_record: "cuEventRecord\0"(CUevent, CUstream);
         event_query: "cuEventQuery\0"(CUevent);
         event_destroy: "cuEventDestroy_v2\0"(CUevent);
-        memcpy_htod: "cuMemcpyHtoD_v2\0"(CUdeviceptr, *const c_void, usize);
-        memcpy_dtoh: "cuMemcpyDtoH_v2\0"(*mut c_void, CUdeviceptr, usize);
         memcpy_htod_async: "cuMemcpyHtoDAsync_v2\0"(CUdeviceptr, *const c_void, usize, CUstream);
         memcpy_dtoh_async: "cuMemcpyDtoHAsync_v2\0"(*mut c_void, CUdeviceptr, usize, CUstream);
         memcpy_2d_async: "cuMemcpy2DAsync_v2\0"(*const CUDA_MEMCPY2D, CUstream);
@@ -132,8 +133,7 @@ fn name(with_end: &'static str) -> &'static str {
 /// # Errors
 /// None to be loaded, one that is too old or lacks a call, or one that does not start.
 pub(super) fn driver() -> Result<&'static Driver, CudaError> {
-    static LOADED: OnceLock<Result<Driver, CudaError>> = OnceLock::new();
-    let driver = LOADED.get_or_init(load).as_ref().map_err(Clone::clone)?;
+    let driver = loaded()?;
     let mut version = 0;
     // SAFETY: the pointer is to a local, and this call needs no initialisation.
     let code = unsafe { (driver.driver_get_version)(&raw mut version) };
@@ -144,6 +144,12 @@ pub(super) fn driver() -> Result<&'static Driver, CudaError> {
     // SAFETY: it takes no pointers. Further calls of it do nothing.
     driver.check("cuInit", unsafe { (driver.init)(0) })?;
     Ok(driver)
+}
+
+/// The driver, as it is loaded: nothing of it was called, so that a process may still fork.
+pub(super) fn loaded() -> Result<&'static Driver, CudaError> {
+    static LOADED: OnceLock<Result<Driver, CudaError>> = OnceLock::new();
+    LOADED.get_or_init(load).as_ref().map_err(Clone::clone)
 }
 
 fn load() -> Result<Driver, CudaError> {

@@ -37,6 +37,20 @@ pub enum CudaError {
     /// The engine's context was asked for, and the calling thread has none.
     #[error("the calling thread has no current CUDA context")]
     NoContext,
+    /// A stream of the engine's is being captured: what is put on it would become part of a graph.
+    #[error("the engine is capturing a graph on this stream; copy after it has ended")]
+    Capturing,
+    /// A driver does not outlive a fork.
+    #[error("this process was forked from the one that made the device")]
+    Forked,
+    /// An address that is not what a layout says.
+    #[error("{at:#x} is not memory of the device: {found}")]
+    NotDeviceMemory {
+        /// The address.
+        at: u64,
+        /// What is there instead.
+        found: String,
+    },
     /// A mode that this device or driver does not have.
     #[error("copies by {mode} are not possible here: {reason}")]
     NoMode {
@@ -74,16 +88,24 @@ impl CudaError {
         }
     }
 
+    /// Whether it passes: somebody captures a graph just now.
+    pub(super) fn is_passing(&self) -> bool {
+        matches!(self, Self::Capturing) || self.code().is_some_and(|code| CAPTURE.contains(&code))
+    }
+
     /// Whether what the context holds is out of reach from now on: every later call on it fails.
     #[must_use]
     pub fn is_sticky(&self) -> bool {
         match self {
-            Self::Lost { .. } => true,
+            Self::Lost { .. } | Self::Forked => true,
             Self::Call { code, .. } => STICKY.contains(code),
             _ => false,
         }
     }
 }
+
+/// Codes of calls that a capture of some stream in this process forbids.
+const CAPTURE: &[i32] = &[900, 901, 902, 903, 904, 905, 906, 907, 908];
 
 /// Codes after which a context is not to be used any more, by `cuda.h`: not initialised (in a
 /// forked child) or shut down, device unavailable, a context that is gone, uncorrectable memory

@@ -11,11 +11,13 @@ use crate::{Completion, DeviceError};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use undercroft_arena::Span;
 
 /// For how long a waiter asks without a pause: what is awaited is often that near.
 const SPIN: Duration = Duration::from_micros(50);
-/// The longest pause between two questions; shorter ones are an eighth of the time waited so far.
-const LONGEST_PAUSE: Duration = Duration::from_micros(500);
+/// The longest pause between two questions; shorter ones are an eighth of the time waited so far. A
+/// page takes a link 40 us, and whoever waits should not wait much longer.
+const LONGEST_PAUSE: Duration = Duration::from_micros(50);
 
 /// Copies on a stream, and what they touch: pages, blocks and stream are kept until the last copy
 /// is over.
@@ -69,6 +71,16 @@ impl Flight {
         &self.shared.lane(self.direction).stream
     }
 
+    /// About how many calls it takes to put it on its stream.
+    pub(super) fn calls(&self) -> usize {
+        let groups = self.shared.groups(self.start.mode, self.start.by_layer);
+        let strips: usize = groups.iter().map(|group| group.strips.len()).sum();
+        match self.start.mode {
+            CopyMode::Pitched => strips * self.jobs.len(),
+            CopyMode::Batched | CopyMode::Kernel => groups.len() * self.jobs.len().div_ceil(16),
+        }
+    }
+
     /// Puts all of it on its stream, as fast as the device's pace allows. Where it fails what was
     /// put there is over when this returns.
     pub(super) fn put(&self) -> Result<(), CudaError> {
@@ -84,8 +96,13 @@ impl Flight {
         let _order = shared.lane(self.direction).lock();
         let _entered = shared.context.enter()?;
         let stream = self.stream().raw;
+        if !self.stream().is_ours {
+            self.stream().check_not_capturing()?;
+        }
         self.lock().since = self.stream().since();
-        self.start.after.put(shared, self.stream())?;
+        if let Some(event) = &self.start.after {
+            self.stream().wait_for(event.raw())?;
+        }
         let seen: Vec<(&Job, Option<u64>)> =
             self.jobs.iter().map(|job| (job, shared.pins.on_device(&job.page))).collect();
         // The groups are those of the mode it began with, by which its waiters count.
@@ -94,7 +111,7 @@ impl Flight {
         for group in shared.groups(self.start.mode, self.start.by_layer) {
             let piece = budget.map_or(u64::MAX, Budget::piece);
             let pages = usize::try_from(piece / group.bytes.max(1)).unwrap_or(usize::MAX);
-            let pages = pages.clamp(1, Copies::most_jobs(mode));
+            let pages = pages.clamp(1, Copies::most_jobs(mode, group.bytes));
             for jobs in seen.chunks(pages) {
                 if let Some(budget) = budget {
                     budget.take(group.bytes * jobs.len() as u64);
@@ -114,8 +131,13 @@ impl Flight {
 
     /// Waits for what is on the stream, and marks the flight as failed.
     pub(super) fn fail(&self, error: CudaError) {
-        // Where this fails too the context is lost: what was under way in it has ended with it.
-        let _over = self.stream().synchronize();
+        if !self.stream().settle(&self.shared.events) {
+            // Nobody knows whether copies are still under way: what they touch is kept for good,
+            // and nothing is begun any more.
+            self.shared.context.lose(error.clone());
+            let pages: Vec<Span> = self.jobs.iter().map(|job| job.page.clone()).collect();
+            std::mem::forget((pages, Arc::clone(&self.shared)));
+        }
         self.lock().failed.get_or_insert(error);
         self.changed.notify_all();
     }
@@ -167,6 +189,7 @@ impl Flight {
         deadline: Option<Instant>,
     ) -> Result<bool, CudaError> {
         let began = Instant::now();
+        let _entered = self.shared.context.enter()?;
         loop {
             if self.stream().has_passed(event, since)? {
                 return Ok(true);

@@ -2,6 +2,7 @@ use super::CudaError;
 use super::context::Context;
 use super::memory::{self, DeviceMemory};
 use super::plan::{Group, Plan, STRIP_ROW_BYTES, TILE_BYTES};
+use super::stream::Stream;
 use crate::batch::Direction;
 use cudarc::driver::sys::{CUfunction, CUmodule, CUstream};
 use std::ffi::{CStr, c_void};
@@ -51,12 +52,19 @@ impl fmt::Debug for Kernel {
 
 impl Kernel {
     /// Loads the kernels and writes the table. `blocks` bounds how many multiprocessors they use.
-    pub(super) fn new(context: &Arc<Context>, plan: &Plan, blocks: u32) -> Result<Self, CudaError> {
+    pub(super) fn new(
+        context: &Arc<Context>,
+        plan: &Plan,
+        blocks: u32,
+        stream: &Stream,
+    ) -> Result<Self, CudaError> {
         let bytes = plan.table();
         let table = DeviceMemory::new(context, bytes.len() as u64)?;
         let _entered = context.enter()?;
         // SAFETY: the table was just allocated, as long as this.
-        unsafe { memory::write(context, table.at, &bytes)? };
+        let written = unsafe { memory::write(context, stream, table.at, &bytes) };
+        // Also after a failure: nothing may be under way to what is freed.
+        stream.synchronize().and(written)?;
         let mut module = ptr::null_mut();
         // SAFETY: the text ends in a zero, and the pointer is to a local.
         let code =
@@ -100,10 +108,11 @@ impl Kernel {
         jobs: &[(u64, u32)],
         stream: CUstream,
     ) -> Result<(), CudaError> {
-        assert!(jobs.len() <= JOBS, "{} pages in one launch", jobs.len());
+        debug_assert!(jobs.len() <= JOBS, "{} pages in one launch", jobs.len());
         let mut list = Jobs { page: [0; JOBS], block: [0; JOBS] };
-        for (index, (page, block)) in jobs.iter().enumerate() {
-            (list.page[index], list.block[index]) = (*page, *block);
+        let places = list.page.iter_mut().zip(&mut list.block);
+        for ((page, block), job) in places.zip(jobs) {
+            (*page, *block) = *job;
         }
         let addresses = jobs.iter().fold(u64::from(self.unit), |all, (page, _)| all | page);
         let mut strips = self.table.at + (group.first_strip * STRIP_ROW_BYTES) as u64;
@@ -146,7 +155,9 @@ impl Kernel {
 
 impl Drop for Kernel {
     fn drop(&mut self) {
-        let _entered = self.context.enter_to_clean_up();
+        let Some(_entered) = self.context.enter_to_clean_up() else {
+            return;
+        };
         // SAFETY: it was loaded here, and nothing of it runs: whoever launches keeps the kernel.
         let _done = unsafe { (self.context.driver.module_unload)(self.module) };
     }

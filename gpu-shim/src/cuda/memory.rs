@@ -1,5 +1,6 @@
 use super::CudaError;
 use super::context::Context;
+use super::stream::Stream;
 use crate::batch::Direction;
 use cudarc::driver::sys::CUstream;
 use std::sync::Arc;
@@ -25,30 +26,51 @@ impl DeviceMemory {
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        let _entered = self.context.enter_to_clean_up();
+        let Some(_entered) = self.context.enter_to_clean_up() else {
+            return;
+        };
         // SAFETY: it was allocated here, and copies keep it: none is under way.
         let _done = unsafe { (self.context.driver.mem_free)(self.at) };
     }
 }
 
-/// Copies bytes to the device and waits.
+/// Begins to copy bytes to the device. They are the caller's again when this returns; on the device
+/// they are when the stream is through. The context is current.
+///
+/// Never through the legacy stream: ours are not ordered behind it, and a capture of the engine's
+/// forbids it.
 ///
 /// # Safety
-/// `bytes.len()` bytes at `at` are memory of this context that nothing else touches meanwhile.
-pub(super) unsafe fn write(context: &Context, at: u64, bytes: &[u8]) -> Result<(), CudaError> {
-    // SAFETY: the caller vouches for the device's side, the slice for the other.
-    let code = unsafe { (context.driver.memcpy_htod)(at, bytes.as_ptr().cast(), bytes.len()) };
-    context.check("cuMemcpyHtoD", code)
+/// `bytes.len()` bytes at `at` are memory of this context that nothing else touches until then.
+pub(super) unsafe fn write(
+    context: &Context,
+    stream: &Stream,
+    at: u64,
+    bytes: &[u8],
+) -> Result<(), CudaError> {
+    let (from, len) = (bytes.as_ptr().cast(), bytes.len());
+    // SAFETY: the caller vouches for the device's side, the slice for the other: memory that is not
+    // registered is copied out of before the call returns.
+    let code = unsafe { (context.driver.memcpy_htod_async)(at, from, len, stream.raw) };
+    context.check("cuMemcpyHtoDAsync", code)
 }
 
-/// Copies bytes from the device and waits.
+/// Begins to copy bytes from the device. They are there when the stream is through, and must stay
+/// until then. The context is current.
 ///
 /// # Safety
-/// `bytes.len()` bytes at `at` are memory of this context that nothing else writes meanwhile.
-pub(super) unsafe fn read(context: &Context, at: u64, bytes: &mut [u8]) -> Result<(), CudaError> {
-    // SAFETY: the caller vouches for the device's side, the slice for the other.
-    let code = unsafe { (context.driver.memcpy_dtoh)(bytes.as_mut_ptr().cast(), at, bytes.len()) };
-    context.check("cuMemcpyDtoH", code)
+/// `bytes.len()` bytes at `at` are memory of this context that nothing else writes until then, and
+/// the caller waits for the stream before `bytes` go.
+pub(super) unsafe fn read(
+    context: &Context,
+    stream: &Stream,
+    at: u64,
+    bytes: &mut [u8],
+) -> Result<(), CudaError> {
+    let (to, len) = (bytes.as_mut_ptr().cast(), bytes.len());
+    // SAFETY: the caller vouches for both sides.
+    let code = unsafe { (context.driver.memcpy_dtoh_async)(to, at, len, stream.raw) };
+    context.check("cuMemcpyDtoHAsync", code)
 }
 
 /// Starts one copy of a whole span.

@@ -25,14 +25,15 @@ mod copies;
 mod device;
 mod driver;
 mod error;
+mod feeder;
 mod flight;
 mod kernel;
 mod measure;
 mod memory;
 mod mode;
-mod pacer;
 mod pins;
 mod plan;
+mod pointer;
 mod start;
 mod stream;
 
@@ -47,8 +48,9 @@ pub use stream::{EngineEvent, EngineStream};
 
 use start::CudaStart;
 
-/// Whether there is a CUDA driver to load on this machine.
+/// Whether there is a CUDA driver on this machine that has what we need. It is loaded and not
+/// initialised: a process that asks may still fork.
 #[must_use]
 pub fn is_present() -> bool {
-    !matches!(driver::driver(), Err(CudaError::NoDriver))
+    driver::loaded().is_ok()
 }

@@ -6,11 +6,13 @@
 
 use super::CudaError;
 use super::context::Context;
+use super::device::Shared;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use undercroft_arena::{MappingId, PartView, Span, StagingView};
@@ -59,6 +61,10 @@ impl fmt::Debug for Inner {
 #[derive(Debug)]
 struct Table {
     context: Arc<Context>,
+    /// Whose copies are to be over before anything is unregistered.
+    device: OnceLock<Weak<Shared>>,
+    /// The device is gone, and with it the right to use its context.
+    closed: AtomicBool,
     /// Held over each call that registers or unregisters, so that nothing leaves in the middle.
     working: Mutex<()>,
     ranges: RwLock<HashMap<MappingId, Range>>,
@@ -70,6 +76,8 @@ struct Range {
     base: usize,
     bytes: usize,
     writable: bool,
+    /// How many have said that it is there, and not that it leaves.
+    holders: usize,
     state: State,
 }
 
@@ -87,18 +95,59 @@ enum Order {
     Register(MappingId),
     /// Keeps the area mapped until nobody else does.
     Keep(StagingView),
+    /// Lets all areas go.
+    Close,
+}
+
+/// What the driver of this process has registered: once, for all devices, whoever asked first.
+static REGISTERED: Mutex<Option<HashMap<MappingId, Claims>>> = Mutex::new(None);
+
+/// Who has a claim on a mapping that is registered.
+#[derive(Debug, Default)]
+struct Claims {
+    /// Devices that use it.
+    devices: usize,
+    /// Devices that keep the staging area mapped.
+    keepers: usize,
+}
+
+/// Looks at the claims on a mapping, and forgets it where none is left.
+fn claims<R>(id: &MappingId, change: impl FnOnce(&mut Claims) -> R) -> R {
+    let mut registered = REGISTERED.lock().unwrap_or_else(PoisonError::into_inner);
+    let registered = registered.get_or_insert_default();
+    let entry = registered.entry(id.clone()).or_default();
+    let changed = change(entry);
+    if entry.devices == 0 && entry.keepers == 0 {
+        registered.remove(id);
+    }
+    changed
 }
 
 impl Pins {
     pub(super) fn new(context: Arc<Context>) -> std::io::Result<Self> {
         let ranges = RwLock::default();
-        let table = Arc::new(Table { context, working: Mutex::default(), ranges });
+        let (device, closed) = (OnceLock::new(), AtomicBool::new(false));
+        let table = Table { context, device, closed, working: Mutex::default(), ranges };
+        let table = Arc::new(table);
         let (orders, received) = crossbeam_channel::unbounded();
         let work = Arc::clone(&table);
-        let thread = std::thread::Builder::new()
-            .name("undercroft-pins".into())
-            .spawn(move || Worker { table: work, kept: Vec::new() }.run(&received))?;
+        let thread =
+            std::thread::Builder::new().name("undercroft-pins".into()).spawn(move || {
+                Worker { table: work, kept: Vec::new(), again: Vec::new() }.run(&received)
+            })?;
         Ok(Self(Arc::new(Inner { table, orders, thread: Some(thread) })))
+    }
+
+    /// From now on the device's copies are over before anything is unregistered.
+    pub(super) fn serve(&self, device: &Arc<Shared>) {
+        let _once = self.0.table.device.set(Arc::downgrade(device));
+    }
+
+    /// The device goes: lets go of everything, and takes nothing on any more.
+    pub(super) fn close(&self) {
+        self.0.table.closed.store(true, Ordering::Release);
+        let _gone = self.0.orders.send(Order::Close);
+        self.0.table.forget_all();
     }
 
     /// A part of the arena is mapped: starts to register it.
@@ -107,6 +156,7 @@ impl Pins {
             base: part.base_ptr() as usize,
             bytes: part.len(),
             writable: false,
+            holders: 1,
             state: State::Waiting,
         };
         self.enlist(part.mapping_id(), range);
@@ -115,7 +165,7 @@ impl Pins {
     /// A part is about to be unmapped, and no span of it is left. When this returns the device
     /// knows nothing of it any more.
     pub fn part_leaves(&self, part: &PartView) {
-        self.0.table.forget(&part.mapping_id(), || {});
+        self.0.table.forget(&part.mapping_id());
     }
 
     /// A staging area is mapped: starts to register it. It stays mapped here until it is
@@ -123,36 +173,41 @@ impl Pins {
     pub fn staging(&self, staging: &StagingView) {
         let whole = staging.span();
         let id = staging.mapping_id();
-        self.enlist(id, Range::of(&whole));
-        let _gone = self.0.orders.send(Order::Keep(staging.clone()));
+        if self.enlist(id.clone(), Range::of(&whole)) {
+            claims(&id, |claims| claims.keepers += 1);
+            let _gone = self.0.orders.send(Order::Keep(staging.clone()));
+        }
     }
 
-    fn enlist(&self, id: MappingId, range: Range) {
-        let known = self.0.table.ranges_mut().insert(id.clone(), range);
-        debug_assert!(known.is_none(), "a mapping comes once");
-        // The thread only ends with the last of us.
-        let _gone = self.0.orders.send(Order::Register(id));
+    /// Says whether it is to be registered, or is already.
+    fn enlist(&self, id: MappingId, range: Range) -> bool {
+        if self.0.table.add(&id, range) {
+            // The thread only ends with the last of us.
+            let _gone = self.0.orders.send(Order::Register(id));
+            return true;
+        }
+        !self.0.table.closed.load(Ordering::Acquire)
     }
 
     /// Registers memory now, until [`Pins::unlist`].
     pub(super) fn register(&self, span: &Span) -> Result<(), CudaError> {
         let (id, table) = (span.mapping_id(), &self.0.table);
-        table.ranges_mut().insert(id.clone(), Range::of(span));
+        table.context.alive()?;
+        table.add(&id, Range::of(span));
         table.register(&id);
         let state = table.ranges().get(&id).map(|range| range.state.clone());
         match state {
             Some(State::Refused(error)) => {
-                table.forget(&id, || {});
+                table.forget(&id);
                 Err(error)
             }
             _ => Ok(()),
         }
     }
 
-    /// Ends what [`Pins::register`] began. `before` is called between the last copy that may use
-    /// it has found it and its end.
-    pub(super) fn unlist(&self, span: &Span, before: impl FnOnce()) {
-        self.0.table.forget(&span.mapping_id(), before);
+    /// Ends what [`Pins::register`] began.
+    pub(super) fn unlist(&self, span: &Span) {
+        self.0.table.forget(&span.mapping_id());
     }
 
     /// Waits until nothing is waiting to be registered, at most for about `patience`. Says whether
@@ -204,14 +259,19 @@ impl Drop for Inner {
         // Without senders the thread ends.
         let (orders, _) = crossbeam_channel::bounded(0);
         drop(std::mem::replace(&mut self.orders, orders));
-        if let Some(thread) = self.thread.take() {
+        if self.table.context.is_foreign() {
+            // Thread and registrations are the parent's.
+            std::mem::forget(self.thread.take());
+            return;
+        }
+        let thread = self.thread.take();
+        // The worker itself may have been the last to use the device. It ends without senders.
+        let thread = thread.filter(|it| it.thread().id() != std::thread::current().id());
+        if let Some(thread) = thread {
             // Nothing in it panics; if it did, there is nobody to tell.
             let _ended = thread.join();
         }
-        let ids: Vec<MappingId> = self.table.ranges().keys().cloned().collect();
-        for id in ids {
-            self.table.forget(&id, || {});
-        }
+        self.table.forget_all();
     }
 }
 
@@ -221,6 +281,7 @@ impl Range {
             base: span.as_ptr() as usize,
             bytes: span.len(),
             writable: span.is_writable(),
+            holders: 1,
             state: State::Waiting,
         }
     }
@@ -239,23 +300,42 @@ impl Table {
         self.working.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Registers what waits, if it has not left meanwhile.
-    fn register(&self, id: &MappingId) {
+    /// Notes a mapping. Says whether it is new here.
+    fn add(&self, id: &MappingId, range: Range) -> bool {
+        if self.closed.load(Ordering::Acquire) {
+            return false;
+        }
+        let mut ranges = self.ranges_mut();
+        if let Some(known) = ranges.get_mut(id) {
+            known.holders += 1;
+            return false;
+        }
+        ranges.insert(id.clone(), range);
+        true
+    }
+
+    /// Registers what waits, if it has not left meanwhile. `false`: try again later.
+    fn register(&self, id: &MappingId) -> bool {
         let _working = self.work();
         let Some(range) = self.ranges().get(id).cloned() else {
-            return;
+            return true;
         };
-        let state = match self.ask(&range) {
+        if !matches!(range.state, State::Waiting) {
+            return true;
+        }
+        let state = match self.ask(id, &range) {
             Ok(on_device) => State::Pinned { on_device },
+            Err(error) if error.is_passing() => return false,
             Err(error) => State::Refused(error),
         };
         // It cannot have left: that waits for this one to end.
         if let Some(range) = self.ranges_mut().get_mut(id) {
             range.state = state;
         }
+        true
     }
 
-    fn ask(&self, range: &Range) -> Result<u64, CudaError> {
+    fn ask(&self, id: &MappingId, range: &Range) -> Result<u64, CudaError> {
         if range.bytes > MAX_CALL_BYTES {
             let reason = format!(
                 "{} bytes in one piece, and the driver takes {MAX_CALL_BYTES}; choose smaller parts",
@@ -267,35 +347,72 @@ impl Table {
         let _entered = context.enter()?;
         let flags = PORTABLE | DEVICE_MAP | if range.writable { 0 } else { READ_ONLY };
         let base = range.base as *mut c_void;
-        // SAFETY: the range is mapped: whoever unmaps it takes it out of the table first, and that
-        // waits for this call. Where somebody does not keep to that, the driver refuses it.
-        let code = unsafe { (context.driver.mem_host_register)(base, range.bytes, flags) };
-        context.check("cuMemHostRegister", code)?;
+        claims(id, |claims| {
+            if claims.devices == 0 {
+                // SAFETY: the range is mapped: whoever unmaps it takes it out of the table first,
+                // and that waits for this call. Where somebody does not keep to that, the driver
+                // refuses it.
+                let code = unsafe { (context.driver.mem_host_register)(base, range.bytes, flags) };
+                context.check("cuMemHostRegister", code)?;
+            }
+            claims.devices += 1;
+            Ok::<(), CudaError>(())
+        })?;
         let mut on_device = 0;
         // SAFETY: it was registered with an address on the device; the pointer is to a local.
         let code =
             unsafe { (context.driver.mem_host_get_device_pointer)(&raw mut on_device, base, 0) };
-        context.check("cuMemHostGetDevicePointer", code).inspect_err(|_| self.unregister(range))?;
+        context
+            .check("cuMemHostGetDevicePointer", code)
+            .inspect_err(|_| self.unregister(id, range))?;
         Ok(on_device)
     }
 
-    /// Takes a mapping out, and unregisters it when `before` has returned. By then nothing copies
-    /// out of it or into it any more; where all its spans are gone that is so anyway, as a copy
-    /// keeps its span.
-    fn forget(&self, id: &MappingId, before: impl FnOnce()) {
+    /// Takes a mapping out, and unregisters it when nothing copies out of it or into it any more.
+    fn forget(&self, id: &MappingId) {
         let _working = self.work();
-        let range = self.ranges_mut().remove(id);
-        before();
+        let range = {
+            let mut ranges = self.ranges_mut();
+            match ranges.get_mut(id) {
+                Some(range) if range.holders > 1 => {
+                    range.holders -= 1;
+                    return;
+                }
+                _ => ranges.remove(id),
+            }
+        };
         if let Some(range @ Range { state: State::Pinned { .. }, .. }) = &range {
-            let _entered = self.context.enter_to_clean_up();
-            self.unregister(range);
+            // Whatever is put on a stream from now on finds it unregistered.
+            if let Some(device) = self.device.get().and_then(Weak::upgrade) {
+                device.drain();
+            }
+            self.unregister(id, range);
         }
     }
 
-    fn unregister(&self, range: &Range) {
-        // SAFETY: it is registered, and no copy uses it. A refusal changes nothing: a lost context
-        // has let go of it by itself.
-        let _done = unsafe { (self.context.driver.mem_host_unregister)(range.base as *mut c_void) };
+    fn forget_all(&self) {
+        let ids: Vec<MappingId> = self.ranges().keys().cloned().collect();
+        for id in ids {
+            if let Some(range) = self.ranges_mut().get_mut(&id) {
+                range.holders = 1;
+            }
+            self.forget(&id);
+        }
+    }
+
+    fn unregister(&self, id: &MappingId, range: &Range) {
+        let base = range.base as *mut c_void;
+        claims(id, |claims| {
+            claims.devices = claims.devices.saturating_sub(1);
+            if claims.devices > 0 {
+                return;
+            }
+            if let Some(_entered) = self.context.enter_to_clean_up() {
+                // SAFETY: it is registered, and no copy uses it. A refusal changes nothing: a lost
+                // context has let go of it by itself.
+                let _done = unsafe { (self.context.driver.mem_host_unregister)(base) };
+            }
+        });
     }
 }
 
@@ -303,30 +420,48 @@ impl Table {
 struct Worker {
     table: Arc<Table>,
     kept: Vec<StagingView>,
+    /// What could not be registered for a reason that passes.
+    again: Vec<MappingId>,
 }
 
 impl Worker {
     fn run(mut self, orders: &Receiver<Order>) {
         loop {
-            let order = if self.kept.is_empty() {
+            let order = if self.kept.is_empty() && self.again.is_empty() {
                 orders.recv().map_err(|_| RecvTimeoutError::Disconnected)
             } else {
                 orders.recv_timeout(LOOK_AGAIN)
             };
             match order {
-                Ok(Order::Register(id)) => self.table.register(&id),
+                Ok(Order::Register(id)) => self.register(id),
                 Ok(Order::Keep(staging)) => self.kept.push(staging),
-                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Order::Close) => self.let_go(|_| true),
+                Err(RecvTimeoutError::Timeout) => {
+                    let again = std::mem::take(&mut self.again);
+                    again.into_iter().for_each(|id| self.register(id));
+                }
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            self.let_go(|staging| staging.users() == 0);
+            // Other devices keep it as we do: they are no users either.
+            self.let_go(|staging| {
+                let keepers = claims(&staging.mapping_id(), |claims| claims.keepers);
+                staging.users() < keepers
+            });
         }
         self.let_go(|_| true);
     }
 
+    fn register(&mut self, id: MappingId) {
+        if !self.table.register(&id) {
+            self.again.push(id);
+        }
+    }
+
     fn let_go(&mut self, which: impl Fn(&StagingView) -> bool) {
         for staging in self.kept.extract_if(.., |staging| which(staging)) {
-            self.table.forget(&staging.mapping_id(), || {});
+            let id = staging.mapping_id();
+            self.table.forget(&id);
+            claims(&id, |claims| claims.keepers = claims.keepers.saturating_sub(1));
         }
     }
 }

@@ -6,9 +6,13 @@ use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Not ordered against the legacy default stream, which an engine's own work may be on.
 const NON_BLOCKING: u32 = 1;
+/// How long it is tried to find out whether a stream is through, and the pause between attempts.
+const SETTLING: Duration = Duration::from_secs(10);
+const SETTLING_PAUSE: Duration = Duration::from_millis(2);
 /// Nobody asks when it happened, which makes recording and asking cheaper.
 const DISABLE_TIMING: u32 = 2;
 
@@ -52,11 +56,20 @@ impl EngineEvent {
     }
 }
 
+/// Fails while the engine captures a graph on a stream.
+pub(super) fn check_not_capturing(context: &Context, stream: CUstream) -> Result<(), CudaError> {
+    let mut status = 0;
+    // SAFETY: the stream lives, by its owner's word; the pointer is to a local.
+    let code = unsafe { (context.driver.stream_is_capturing)(stream, &raw mut status) };
+    context.check("cuStreamIsCapturing", code)?;
+    if status == 0 { Ok(()) } else { Err(CudaError::Capturing) }
+}
+
 /// A stream, ours or the engine's.
 pub(super) struct Stream {
     context: Arc<Context>,
     pub(super) raw: CUstream,
-    is_ours: bool,
+    pub(super) is_ours: bool,
     /// Held while the driver is asked how it stands with the stream. It may tell of a failure once
     /// only, to whoever asks first: all copies that were on the stream then must hear of it.
     failures: Mutex<Failures>,
@@ -127,10 +140,42 @@ impl Stream {
     /// Waits until all that was put on it is over.
     pub(super) fn synchronize(&self) -> Result<(), CudaError> {
         let _entered = self.context.enter()?;
-        let mut failures = self.failures();
         // SAFETY: the stream lives.
         let code = unsafe { (self.context.driver.stream_synchronize)(self.raw) };
-        failures.note(self.context.check("cuStreamSynchronize", code))
+        self.failures().note(self.context.check("cuStreamSynchronize", code))
+    }
+
+    /// As [`Stream::synchronize`], until it is so: an answer that may be about something else is not
+    /// taken for the end of what is on the stream. `false`: it could not be found out.
+    pub(super) fn settle(&self, events: &Arc<Events>) -> bool {
+        let until = Instant::now() + SETTLING;
+        let mut answer = self.synchronize();
+        loop {
+            match answer {
+                Ok(()) => return true,
+                // The driver has ended all of the context's work.
+                Err(error) if error.is_sticky() => return true,
+                Err(_) if Instant::now() >= until => return false,
+                Err(_) => answer = self.pass(events, until),
+            }
+        }
+    }
+
+    /// Waits for an event behind all that is on it.
+    fn pass(&self, events: &Arc<Events>, until: Instant) -> Result<(), CudaError> {
+        std::thread::sleep(SETTLING_PAUSE);
+        let _entered = self.context.enter()?;
+        let event = events.take()?;
+        event.record(self.raw)?;
+        while !self.failures().note(event.has_happened())? && Instant::now() < until {
+            std::thread::sleep(SETTLING_PAUSE);
+        }
+        if event.has_happened()? { Ok(()) } else { self.synchronize() }
+    }
+
+    /// Fails while the engine captures a graph on it.
+    pub(super) fn check_not_capturing(&self) -> Result<(), CudaError> {
+        check_not_capturing(&self.context, self.raw)
     }
 }
 
@@ -155,7 +200,9 @@ impl Failures {
 impl Drop for Stream {
     fn drop(&mut self) {
         if self.is_ours {
-            let _entered = self.context.enter_to_clean_up();
+            let Some(_entered) = self.context.enter_to_clean_up() else {
+                return;
+            };
             // SAFETY: it was made here and nobody has its handle any more.
             let _done = unsafe { (self.context.driver.stream_destroy)(self.raw) };
         }
@@ -202,7 +249,9 @@ impl Events {
 
 impl Drop for Events {
     fn drop(&mut self) {
-        let _entered = self.context.enter_to_clean_up();
+        let Some(_entered) = self.context.enter_to_clean_up() else {
+            return;
+        };
         let free = self.free.get_mut().unwrap_or_else(PoisonError::into_inner);
         for RawEvent(raw) in free.drain(..) {
             // SAFETY: it was made here, and who took it has given it back.

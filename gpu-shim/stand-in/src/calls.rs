@@ -31,6 +31,9 @@ calls! {
     CtxPopCurrent "cuCtxPopCurrent_v2"
     CtxGetDevice "cuCtxGetDevice"
     CtxSynchronize "cuCtxSynchronize"
+    ThreadExchangeStreamCaptureMode "cuThreadExchangeStreamCaptureMode"
+    StreamIsCapturing "cuStreamIsCapturing"
+    PointerGetAttribute "cuPointerGetAttribute"
     MemAlloc "cuMemAlloc_v2"
     MemFree "cuMemFree_v2"
     MemHostRegister "cuMemHostRegister_v2"
@@ -92,7 +95,31 @@ impl Call {
     pub(crate) fn needs_no_init(self) -> bool {
         matches!(
             self,
-            Self::Init | Self::DriverGetVersion | Self::GetErrorName | Self::GetErrorString
+            Self::Init
+                | Self::DriverGetVersion
+                | Self::GetErrorName
+                | Self::GetErrorString
+                | Self::ThreadExchangeStreamCaptureMode
+        )
+    }
+
+    /// Breaks a capture that is under way in this process, unless the thread's mode is relaxed.
+    pub(crate) fn is_unsafe_in_a_capture(self) -> bool {
+        matches!(
+            self,
+            Self::CtxSynchronize
+                | Self::MemAlloc
+                | Self::MemFree
+                | Self::MemHostRegister
+                | Self::MemHostUnregister
+                | Self::MemHostAlloc
+                | Self::MemFreeHost
+                | Self::StreamSynchronize
+                | Self::EventQuery
+                | Self::EventSynchronize
+                | Self::MemcpyHtoD
+                | Self::MemcpyDtoH
+                | Self::ModuleLoadData
         )
     }
 
@@ -102,6 +129,9 @@ impl Call {
         match self {
             Self::GetErrorName
             | Self::GetErrorString
+            | Self::ThreadExchangeStreamCaptureMode
+            | Self::StreamIsCapturing
+            | Self::PointerGetAttribute
             | Self::CtxPushCurrent
             | Self::CtxPopCurrent
             | Self::CtxSynchronize

@@ -53,6 +53,7 @@ codes! {
     LAUNCH_FAILED = 719 "CUDA_ERROR_LAUNCH_FAILED" "unspecified launch failure"
     NOT_PERMITTED = 800 "CUDA_ERROR_NOT_PERMITTED" "operation not permitted"
     NOT_SUPPORTED = 801 "CUDA_ERROR_NOT_SUPPORTED" "operation not supported"
+    STREAM_CAPTURE_UNSUPPORTED = 900 "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED" "operation not permitted when stream is capturing"
     UNKNOWN = 999 "CUDA_ERROR_UNKNOWN" "unknown error"
 }
 

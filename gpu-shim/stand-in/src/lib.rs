@@ -9,6 +9,7 @@
 //! of its own, and speaks with it. Nothing that ships names this crate.
 
 mod calls;
+mod capture;
 mod codes;
 mod context;
 mod entries;

@@ -38,6 +38,9 @@ settings! {
     PinnedBytes "pinned_bytes" = u64::MAX;
     /// `delay_us`: how long each operation takes at least. 0.
     DelayUs "delay_us" = 0;
+    /// `capturing`: the handle of a stream that an engine captures in global mode, or 0. Calls that
+    /// break a capture answer `STREAM_CAPTURE_UNSUPPORTED`, but in threads whose mode is relaxed. 0.
+    Capturing "capturing" = 0;
     /// `hold`: 1: no operation starts until it is 0 again. 0.
     Hold "hold" = 0;
 }

@@ -2,6 +2,7 @@
 
 use crate::Code;
 use crate::calls::Call;
+use crate::capture;
 use crate::context::Contexts;
 use crate::event::Event;
 use crate::failures::Failures;
@@ -11,7 +12,7 @@ use crate::memory::Memory;
 use crate::module::{Function, Module};
 use crate::operation::{Operation, Point};
 use crate::report::Counts;
-use crate::settings::Settings;
+use crate::settings::{Setting, Settings};
 use crate::stream::{self, Stream};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -291,6 +292,12 @@ fn run(
     }
     if !(held.initialized || call.needs_no_init()) {
         return Err(Code::NOT_INITIALIZED);
+    }
+    let capturing = held.settings.is_on(Setting::Capturing);
+    if capturing && call.is_unsafe_in_a_capture() && !capture::is_relaxed() {
+        let what = "an engine captures, and this thread's mode is not relaxed".to_owned();
+        held.violate(call, what);
+        return Err(Code::STREAM_CAPTURE_UNSUPPORTED);
     }
     let Some(code) = held.failures.by_chance(call) else {
         return act(held);

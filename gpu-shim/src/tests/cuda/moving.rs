@@ -187,7 +187,7 @@ fn an_engines_own_context_stream_and_memory_are_used_and_waited_for() {
     }
     // SAFETY: the stream is of the context the device is in, and outlives it.
     let after = After::Stream(unsafe { EngineStream::new(engine.stream) });
-    let store = device.after(after).store(stores(&frames[1..], [2])).unwrap();
+    let store = device.after(after).unwrap().store(stores(&frames[1..], [2])).unwrap();
     stand_in.hold(false);
     store.wait().unwrap();
     assert_eq!(bytes_of(&frames[1]), page_of(77, geometry()));
@@ -229,12 +229,69 @@ fn no_more_is_copied_in_a_step_than_its_budget_and_nobody_who_starts_a_transfer_
 #[test]
 fn a_kernel_uses_no_more_multiprocessors_than_it_may() {
     let stand_in = stand_in();
-    let options = CudaOptions { kernel_blocks: 3, ..forced(CopyMode::Kernel) };
+    let options = CudaOptions { kernel_blocks: Some(3), ..forced(CopyMode::Kernel) };
     let device = device(options);
     let (memory, frames) = frames(8, geometry().page_bytes() as usize);
     let _registered = device.register(&memory.span(0, memory.len()).unwrap()).unwrap();
     device.load(loads(&frames, 0..8)).unwrap().wait().unwrap();
     assert_eq!(stand_in.report().most_thread_blocks, 3);
+}
+
+#[test]
+#[expect(unsafe_code, reason = "plays an engine that uses the driver itself")]
+fn an_engine_that_captures_a_graph_is_not_disturbed_and_no_copy_becomes_part_of_it() {
+    let stand_in = stand_in();
+    let engine = Engine::new(&stand_in);
+    let lender = device(forced(CopyMode::Pitched));
+    // Whatever may break a capture is counted as a violation unless the thread says it is apart.
+    stand_in.set(Setting::Capturing, engine.stream as u64);
+    // SAFETY: the stream outlives the device.
+    let stream = unsafe { EngineStream::new(engine.stream) };
+    {
+        // SAFETY: the lender's memory outlives the device.
+        let attached =
+            unsafe { CudaDevice::attach(lender.layout().clone(), CudaOptions::default()) };
+        let device = attached.unwrap();
+        let (memory, frames) = frames(2, geometry().page_bytes() as usize);
+        let _registered = device.register(&memory.span(0, memory.len()).unwrap()).unwrap();
+        let (_, view) = super::pinning::part(1);
+        device.pins().part(&view);
+        assert!(device.pins().settle(Duration::from_secs(60)));
+        assert_eq!(device.pins().facts().refusal, None);
+        device.write_block(BlockId(2), &page_of(6, geometry())).unwrap();
+        device.store(stores(&frames[..1], [2])).unwrap().wait().unwrap();
+        device.load_by_layer(loads(&frames[..1], [3])).unwrap().wait().unwrap();
+        assert_eq!(block_of(&device, 3), page_of(6, geometry()));
+        let refused = device.after(After::Stream(stream)).unwrap_err();
+        assert!(matches!(refused, CudaError::Capturing), "{refused}");
+        device.pins().part_leaves(&view);
+    }
+    let options = CudaOptions { load_stream: Some(stream), ..forced(CopyMode::Pitched) };
+    // SAFETY: as above.
+    let device = unsafe { CudaDevice::attach(lender.layout().clone(), options).unwrap() };
+    let (_memory, frames) = frames(1, geometry().page_bytes() as usize);
+    let refused = device.load(loads(&frames, [0])).unwrap_err();
+    assert!(matches!(refused, DeviceError::Cuda(CudaError::Capturing)), "{refused}");
+    stand_in.set(Setting::Capturing, 0);
+    device.load(loads(&frames, [0])).unwrap().wait().unwrap();
+    drop((device, lender, engine));
+    stand_in.assert_clean();
+}
+
+#[test]
+#[expect(unsafe_code, reason = "plays an engine that uses the driver itself")]
+fn tensors_that_are_not_memory_of_the_device_are_refused() {
+    let stand_in = stand_in();
+    let lender = device(forced(CopyMode::Pitched));
+    let engine = Engine::new(&stand_in);
+    for beyond in [1 << 40, 8] {
+        let elsewhere = lender.layout().moved(beyond).unwrap();
+        // SAFETY: nothing is touched of what is refused.
+        let refused = unsafe { CudaDevice::attach(elsewhere, CudaOptions::default()) }.unwrap_err();
+        assert!(refused.to_string().contains("is not memory of the device"), "{refused}");
+    }
+    drop((lender, engine));
+    stand_in.assert_clean();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use undercroft_wire::{PartId, SlotId};
 const PATIENCE: Duration = Duration::from_secs(60);
 const PART_BYTES: u64 = 1 << 20;
 
-fn part(id: u32) -> (Part, PartView) {
+pub(super) fn part(id: u32) -> (Part, PartView) {
     let options = PartOptions { huge: HugePages::Off, lock: false, ..PartOptions::default() };
     let part = Part::create(PartId(id), PART_BYTES, &options).unwrap().0;
     let view = PartView::map(part.read_only_fd().unwrap(), PartId(id), PART_BYTES).unwrap();
@@ -126,5 +126,76 @@ fn staging_is_registered_until_nobody_else_uses_it() {
     soon("it is let go", || stand_in.report().registrations == 0);
     assert_eq!(device.pins().facts().pinned_bytes, 0);
     drop(device);
+    stand_in.assert_clean();
+}
+
+#[test]
+fn two_devices_share_what_is_registered_and_one_that_hears_twice_of_it_lets_go_after_the_second() {
+    let stand_in = stand_in();
+    let [one, other] = [device(forced(CopyMode::Kernel)), device(forced(CopyMode::Kernel))];
+    let (ours, view) = part(1);
+    ours.span(0, 20_480).unwrap().copy_from_slice(&page_of(2, geometry()));
+    let staging = Staging::create(4, 20_480).unwrap();
+    let seen = StagingView::map(staging.fd().try_clone_to_owned().unwrap(), 4, 20_480).unwrap();
+    for pins in [one.pins(), one.pins(), other.pins()] {
+        pins.part(&view);
+        pins.staging(&seen);
+        assert!(pins.settle(PATIENCE));
+        assert_eq!(pins.facts().refusal, None);
+    }
+    assert_eq!(stand_in.report().registrations, 2);
+    for device in [&one, &other] {
+        let page = view.span(0, 20_480).unwrap();
+        let kernels = stand_in.report().kernels;
+        device.load(loads(&[page], [0])).unwrap().wait().unwrap();
+        assert_eq!(stand_in.report().kernels, kernels + 1);
+        assert_eq!(block_of(device, 0), page_of(2, geometry()));
+    }
+    one.pins().part_leaves(&view);
+    other.pins().part_leaves(&view);
+    assert_eq!(stand_in.report().registrations, 2, "one has heard of it twice");
+    one.pins().part_leaves(&view);
+    assert_eq!(stand_in.report().registrations, 1);
+    drop(seen);
+    soon("staging that only devices keep is let go", || stand_in.report().registrations == 0);
+    drop((one, other));
+    stand_in.assert_clean();
+}
+
+#[test]
+fn what_is_unregistered_while_it_is_copied_is_waited_for() {
+    let stand_in = stand_in();
+    let device = device(forced(CopyMode::Kernel));
+    let (_ours, view) = part(1);
+    device.pins().part(&view);
+    assert!(device.pins().settle(PATIENCE));
+    stand_in.hold(true);
+    let load = device.load(loads(&[view.span(0, 20_480).unwrap()], [0])).unwrap();
+    std::thread::scope(|scope| {
+        // The client ends although somebody still loads.
+        let leaving = scope.spawn(|| device.pins().part_leaves(&view));
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(!leaving.is_finished());
+        stand_in.hold(false);
+    });
+    load.wait().unwrap();
+    drop((load, device));
+    stand_in.assert_clean();
+}
+
+#[test]
+fn pins_of_a_device_that_is_gone_register_nothing() {
+    let stand_in = stand_in();
+    let device = device(forced(CopyMode::Kernel));
+    let pins = device.pins().clone();
+    let (_ours, view) = part(1);
+    pins.part(&view);
+    drop(device);
+    let (_others, later) = part(2);
+    pins.part(&later);
+    assert!(pins.settle(PATIENCE));
+    assert_eq!((pins.facts().pinned_bytes, stand_in.report().registrations), (0, 0));
+    pins.part_leaves(&view);
+    drop(pins);
     stand_in.assert_clean();
 }

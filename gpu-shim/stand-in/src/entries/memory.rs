@@ -7,8 +7,32 @@ use crate::mappings::{Access, access};
 use crate::memory::{HOST_ALLOC_FLAGS, Place, REGISTER_FLAGS, REGISTER_READ_ONLY};
 use crate::settings::Setting;
 use crate::state::{Held, State, answer};
-use std::ffi::{c_uint, c_void};
+use std::ffi::{c_int, c_uint, c_void};
 use std::ptr::with_exposed_provenance_mut;
+
+/// Of `CUpointer_attribute` those that are known here.
+const POINTER_MEMORY_TYPE: c_int = 2;
+const POINTER_DEVICE_ORDINAL: c_int = 9;
+/// `CUmemorytype` of `cuda.h`.
+const TYPE_HOST: c_uint = 1;
+const TYPE_DEVICE: c_uint = 2;
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuPointerGetAttribute(value: *mut c_uint, attribute: c_int, at: u64) -> i32 {
+    answer(Call::PointerGetAttribute, |held| {
+        let place = held.memory.place(at, 1).ok_or(Code::INVALID_VALUE)?;
+        let found = match (attribute, place) {
+            (POINTER_MEMORY_TYPE, Place::Device { .. }) => TYPE_DEVICE,
+            (POINTER_MEMORY_TYPE, Place::Pinned { .. }) => TYPE_HOST,
+            (POINTER_DEVICE_ORDINAL, Place::Device { context, .. }) => {
+                held.contexts.table.get(context).ok_or(Code::INVALID_CONTEXT)?.device
+            }
+            _ => return Err(Code::INVALID_VALUE),
+        };
+        // SAFETY: the caller answers for its pointer, which is to a number for these attributes.
+        unsafe { put(value, found) }
+    })
+}
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn cuMemAlloc_v2(address: *mut u64, bytes: usize) -> i32 {

@@ -1,6 +1,7 @@
 //! The functions of the library: `cu…` as `cuda.h` declares them, and `stand_in_…` for tests.
 #![expect(unsafe_code, reason = "a C interface: names and pointers are as callers have them")]
 
+mod capture;
 mod context;
 mod control;
 mod copy;
