@@ -2,6 +2,7 @@
 
 mod engine;
 mod failing;
+mod forking;
 mod moving;
 mod ordeal;
 mod pinning;
