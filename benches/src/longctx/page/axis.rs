@@ -64,12 +64,13 @@ pub(super) fn spread(places: &[f64], gap: f64, top: f64, bottom: f64) -> Vec<f64
     moved
 }
 
-/// A step of 1, 2 or 5 times a power of ten that cuts `most` into four to ten pieces, or so.
+/// The largest step of 1, 2 or 5 times a power of ten that cuts `most` into more than three pieces;
+/// there are at most nine then.
 pub(super) fn step(most: f64) -> f64 {
-    let rough = most / 5.0;
-    let power = 10_f64.powf(rough.log10().floor());
-    let times = [1.0, 2.0, 5.0].into_iter().find(|times| times * power >= rough * 0.8);
-    times.unwrap_or(10.0) * power
+    let largest = most / 3.4;
+    let power = 10_f64.powf(largest.log10().floor());
+    let times = [5.0, 2.0].into_iter().find(|times| times * power <= largest);
+    times.unwrap_or(1.0) * power
 }
 
 #[cfg(test)]
@@ -100,6 +101,10 @@ mod tests {
     fn steps_are_round() {
         for (most, expected) in [(5.0, 1.0), (9.8, 2.0), (0.7, 0.2), (130.0, 20.0), (24.0, 5.0)] {
             assert!((step(most) - expected).abs() < 1e-9, "{most}: {}", step(most));
+        }
+        for tenth in 1..2_000 {
+            let most = f64::from(tenth) / 10.0;
+            assert!((3.0..=9.0).contains(&(most / step(most))), "{most}: {}", step(most));
         }
     }
 }
