@@ -92,6 +92,12 @@ impl Context {
         (0..CLEAN_UP_ATTEMPTS).find_map(|_| self.push().ok())
     }
 
+    /// As [`Context::enter`], also where we gave the context up: only the driver can say that what
+    /// is on its streams has ended.
+    pub(super) fn enter_to_settle(&self) -> Result<Entered<'_>, CudaError> {
+        if self.is_foreign() { Err(CudaError::Forked) } else { self.push() }
+    }
+
     fn push(&self) -> Result<Entered<'_>, CudaError> {
         // SAFETY: the handle is of a context that is retained, or that the engine keeps.
         let code = unsafe { (self.driver.ctx_push_current)(self.raw) };

@@ -145,11 +145,12 @@ impl Shared {
     }
 
     /// Waits for all that is on the streams now. Whatever comes later sees what was changed before.
-    pub(super) fn drain(&self) {
-        for lane in [&self.load, &self.store] {
+    /// `false`: it could not be found out whether it is over.
+    pub(super) fn drain(&self) -> bool {
+        [&self.load, &self.store].into_iter().all(|lane| {
             drop(lane.lock());
-            lane.stream.settle(&self.events);
-        }
+            lane.stream.settle(&self.events)
+        })
     }
 
     /// A transfer of checked jobs, to be put on its stream.

@@ -90,7 +90,11 @@ impl CudaError {
 
     /// Whether it passes: somebody captures a graph just now.
     pub(super) fn is_passing(&self) -> bool {
-        matches!(self, Self::Capturing) || self.code().is_some_and(|code| CAPTURE.contains(&code))
+        match self {
+            Self::Capturing => true,
+            Self::Call { code, .. } => CAPTURE.contains(code),
+            _ => false,
+        }
     }
 
     /// Whether what the context holds is out of reach from now on: every later call on it fails.

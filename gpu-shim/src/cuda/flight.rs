@@ -37,6 +37,12 @@ struct Standing {
     events: Vec<Arc<Event>>,
     /// How its stream stood when they were put there.
     since: Since,
+    /// Something of it may be on its stream.
+    begun: bool,
+    /// Nothing more of it will be put on its stream.
+    put: bool,
+    /// Why nothing more of it is to be.
+    stop: Option<CudaError>,
     /// Groups that are copied.
     groups_done: usize,
     /// Why it failed. Then nothing is under way any more.
@@ -75,7 +81,9 @@ impl Flight {
     pub(super) fn calls(&self) -> usize {
         let groups = self.shared.groups(self.start.mode, self.start.by_layer);
         let strips: usize = groups.iter().map(|group| group.strips.len()).sum();
-        match self.start.mode {
+        let pins = &self.shared.pins;
+        let pinned = self.jobs.iter().all(|job| pins.on_device(&job.page).is_some());
+        match if pinned { self.start.mode } else { CopyMode::Pitched } {
             CopyMode::Pitched => strips * self.jobs.len(),
             CopyMode::Batched | CopyMode::Kernel => groups.len() * self.jobs.len().div_ceil(16),
         }
@@ -85,10 +93,23 @@ impl Flight {
     /// put there is over when this returns.
     pub(super) fn put(&self) -> Result<(), CudaError> {
         let put = self.try_put();
-        if let Err(error) = &put {
-            self.fail(error.clone());
+        let begun = {
+            let mut standing = self.lock();
+            standing.put = true;
+            standing.begun
+        };
+        match &put {
+            Err(error) if begun => self.fail(error.clone()),
+            // Nothing of it is on the stream, which may be one that the engine is capturing.
+            Err(error) => self.has_failed(error.clone()),
+            Ok(()) => {}
         }
         put
+    }
+
+    fn has_failed(&self, error: CudaError) {
+        self.lock().failed.get_or_insert(error);
+        self.changed.notify_all();
     }
 
     fn try_put(&self) -> Result<(), CudaError> {
@@ -99,7 +120,11 @@ impl Flight {
         if !self.stream().is_ours {
             self.stream().check_not_capturing()?;
         }
-        self.lock().since = self.stream().since();
+        {
+            let mut standing = self.lock();
+            standing.since = self.stream().since();
+            standing.begun = true;
+        }
         if let Some(event) = &self.start.after {
             self.stream().wait_for(event.raw())?;
         }
@@ -116,6 +141,7 @@ impl Flight {
                 if let Some(budget) = budget {
                     budget.take(group.bytes * jobs.len() as u64);
                 }
+                self.go_on()?;
                 // SAFETY: the jobs were checked against the layout; pages and device live as long
                 // as this flight, which is not dropped before its copies are over; whoever gave
                 // the jobs keeps others away from pages and blocks until then.
@@ -129,8 +155,27 @@ impl Flight {
         Ok(())
     }
 
-    /// Waits for what is on the stream, and marks the flight as failed.
+    /// Fails where somebody who waits has heard of a failure meanwhile, or the device is lost.
+    fn go_on(&self) -> Result<(), CudaError> {
+        self.shared.context.alive()?;
+        match &self.lock().stop {
+            Some(error) => Err(error.clone()),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits for what is on the stream, and marks the flight as failed. Nothing more of it is put
+    /// there.
     pub(super) fn fail(&self, error: CudaError) {
+        let put = {
+            let mut standing = self.lock();
+            standing.stop.get_or_insert(error.clone());
+            standing.put
+        };
+        if !put {
+            // Whoever puts it is in the middle of it, and finds that it is to stop.
+            drop(self.shared.lane(self.direction).lock());
+        }
         if !self.stream().settle(&self.shared.events) {
             // Nobody knows whether copies are still under way: what they touch is kept for good,
             // and nothing is begun any more.
@@ -138,8 +183,7 @@ impl Flight {
             let pages: Vec<Span> = self.jobs.iter().map(|job| job.page.clone()).collect();
             std::mem::forget((pages, Arc::clone(&self.shared)));
         }
-        self.lock().failed.get_or_insert(error);
-        self.changed.notify_all();
+        self.has_failed(error);
     }
 
     fn lock(&self) -> MutexGuard<'_, Standing> {
@@ -210,6 +254,10 @@ impl Flight {
     }
 
     fn wait_group(&self, group: usize, deadline: Option<Instant>) -> Result<bool, CudaError> {
+        // Nobody here would ever say that it is done.
+        if self.shared.context.is_foreign() {
+            return Err(CudaError::Forked);
+        }
         let (event, since) = match self.recorded(group, deadline)? {
             Recorded::Event(event, since) => (event, since),
             Recorded::Late => return Ok(false),

@@ -91,6 +91,15 @@ enum State {
     Refused(CudaError),
 }
 
+/// What became of a mapping that somebody told of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Added {
+    New,
+    Known,
+    /// The device is gone, or the parent process's.
+    Closed,
+}
+
 enum Order {
     Register(MappingId),
     /// Keeps the area mapped until nobody else does.
@@ -105,6 +114,9 @@ static REGISTERED: Mutex<Option<HashMap<MappingId, Claims>>> = Mutex::new(None);
 /// Who has a claim on a mapping that is registered.
 #[derive(Debug, Default)]
 struct Claims {
+    /// What is registered of it: from here to before there.
+    base: usize,
+    end: usize,
     /// Devices that use it.
     devices: usize,
     /// Devices that keep the staging area mapped.
@@ -145,9 +157,18 @@ impl Pins {
 
     /// The device goes: lets go of everything, and takes nothing on any more.
     pub(super) fn close(&self) {
-        self.0.table.closed.store(true, Ordering::Release);
+        let table = &self.0.table;
+        if table.context.is_foreign() {
+            return;
+        }
+        {
+            let _nobody_adds = table.ranges_mut();
+            table.closed.store(true, Ordering::Release);
+        }
         let _gone = self.0.orders.send(Order::Close);
-        self.0.table.forget_all();
+        table.forget_all();
+        // Whoever was in the middle of registering or letting go is through.
+        drop(table.work());
     }
 
     /// A part of the arena is mapped: starts to register it.
@@ -174,35 +195,43 @@ impl Pins {
         let whole = staging.span();
         let id = staging.mapping_id();
         if self.enlist(id.clone(), Range::of(&whole)) {
+            // Before it counts as a keeper's: a view more is a user more.
+            let kept = staging.clone();
             claims(&id, |claims| claims.keepers += 1);
-            let _gone = self.0.orders.send(Order::Keep(staging.clone()));
+            let _gone = self.0.orders.send(Order::Keep(kept));
         }
     }
 
     /// Says whether it is to be registered, or is already.
     fn enlist(&self, id: MappingId, range: Range) -> bool {
-        if self.0.table.add(&id, range) {
+        let added = self.0.table.add(&id, range);
+        if added == Added::New {
             // The thread only ends with the last of us.
             let _gone = self.0.orders.send(Order::Register(id));
-            return true;
         }
-        !self.0.table.closed.load(Ordering::Acquire)
+        added != Added::Closed
     }
 
     /// Registers memory now, until [`Pins::unlist`].
     pub(super) fn register(&self, span: &Span) -> Result<(), CudaError> {
         let (id, table) = (span.mapping_id(), &self.0.table);
         table.context.alive()?;
-        table.add(&id, Range::of(span));
-        table.register(&id);
+        let refused =
+            |reason: &str| CudaError::NoMode { mode: "registration", reason: reason.to_owned() };
+        if table.add(&id, Range::of(span)) == Added::Closed {
+            return Err(refused("the device is gone"));
+        }
+        let passes = !table.register(&id);
         let state = table.ranges().get(&id).map(|range| range.state.clone());
-        match state {
-            Some(State::Refused(error)) => {
-                table.forget(&id);
-                Err(error)
+        let answer = match state {
+            Some(State::Refused(error)) => Err(error),
+            _ if passes => Err(CudaError::Capturing),
+            _ if self.on_device(span).is_none() => {
+                Err(refused("another piece of the same mapping is registered"))
             }
             _ => Ok(()),
-        }
+        };
+        answer.inspect_err(|_| table.forget(&id))
     }
 
     /// Ends what [`Pins::register`] began.
@@ -300,23 +329,29 @@ impl Table {
         self.working.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a mapping. Says whether it is new here.
-    fn add(&self, id: &MappingId, range: Range) -> bool {
-        if self.closed.load(Ordering::Acquire) {
-            return false;
+    /// Notes a mapping.
+    fn add(&self, id: &MappingId, range: Range) -> Added {
+        if self.context.is_foreign() {
+            return Added::Closed;
         }
         let mut ranges = self.ranges_mut();
+        if self.closed.load(Ordering::Acquire) {
+            return Added::Closed;
+        }
         if let Some(known) = ranges.get_mut(id) {
             known.holders += 1;
-            return false;
+            return Added::Known;
         }
         ranges.insert(id.clone(), range);
-        true
+        Added::New
     }
 
     /// Registers what waits, if it has not left meanwhile. `false`: try again later.
     fn register(&self, id: &MappingId) -> bool {
         let _working = self.work();
+        if self.closed.load(Ordering::Acquire) {
+            return true;
+        }
         let Some(range) = self.ranges().get(id).cloned() else {
             return true;
         };
@@ -348,61 +383,71 @@ impl Table {
         let flags = PORTABLE | DEVICE_MAP | if range.writable { 0 } else { READ_ONLY };
         let base = range.base as *mut c_void;
         claims(id, |claims| {
+            let end = range.base + range.bytes;
+            if claims.devices > 0 && !(claims.base <= range.base && end <= claims.end) {
+                let reason = "another device registered a smaller piece of it".to_owned();
+                return Err(CudaError::NoMode { mode: "registration", reason });
+            }
             if claims.devices == 0 {
                 // SAFETY: the range is mapped: whoever unmaps it takes it out of the table first,
                 // and that waits for this call. Where somebody does not keep to that, the driver
                 // refuses it.
                 let code = unsafe { (context.driver.mem_host_register)(base, range.bytes, flags) };
                 context.check("cuMemHostRegister", code)?;
+                (claims.base, claims.end) = (range.base, end);
             }
             claims.devices += 1;
-            Ok::<(), CudaError>(())
+            Ok(())
         })?;
         let mut on_device = 0;
         // SAFETY: it was registered with an address on the device; the pointer is to a local.
         let code =
             unsafe { (context.driver.mem_host_get_device_pointer)(&raw mut on_device, base, 0) };
-        context
-            .check("cuMemHostGetDevicePointer", code)
-            .inspect_err(|_| self.unregister(id, range))?;
+        context.check("cuMemHostGetDevicePointer", code).inspect_err(|_| self.unregister(id))?;
         Ok(on_device)
     }
 
     /// Takes a mapping out, and unregisters it when nothing copies out of it or into it any more.
     fn forget(&self, id: &MappingId) {
+        self.forget_as(id, false);
+    }
+
+    /// As [`Table::forget`], for one who holds it, or for all.
+    fn forget_as(&self, id: &MappingId, all: bool) {
+        if self.context.is_foreign() {
+            return;
+        }
         let _working = self.work();
         let range = {
             let mut ranges = self.ranges_mut();
             match ranges.get_mut(id) {
-                Some(range) if range.holders > 1 => {
+                Some(range) if range.holders > 1 && !all => {
                     range.holders -= 1;
                     return;
                 }
                 _ => ranges.remove(id),
             }
         };
-        if let Some(range @ Range { state: State::Pinned { .. }, .. }) = &range {
+        if let Some(Range { state: State::Pinned { .. }, .. }) = &range {
             // Whatever is put on a stream from now on finds it unregistered.
-            if let Some(device) = self.device.get().and_then(Weak::upgrade) {
-                device.drain();
+            let device = self.device.get().and_then(Weak::upgrade);
+            // Where nobody knows whether a copy is over it stays registered.
+            if device.is_none_or(|device| device.drain()) {
+                self.unregister(id);
             }
-            self.unregister(id, range);
         }
     }
 
     fn forget_all(&self) {
         let ids: Vec<MappingId> = self.ranges().keys().cloned().collect();
         for id in ids {
-            if let Some(range) = self.ranges_mut().get_mut(&id) {
-                range.holders = 1;
-            }
-            self.forget(&id);
+            self.forget_as(&id, true);
         }
     }
 
-    fn unregister(&self, id: &MappingId, range: &Range) {
-        let base = range.base as *mut c_void;
+    fn unregister(&self, id: &MappingId) {
         claims(id, |claims| {
+            let base = claims.base as *mut c_void;
             claims.devices = claims.devices.saturating_sub(1);
             if claims.devices > 0 {
                 return;

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const NON_BLOCKING: u32 = 1;
 /// How long it is tried to find out whether a stream is through, and the pause between attempts.
 const SETTLING: Duration = Duration::from_secs(10);
-const SETTLING_PAUSE: Duration = Duration::from_millis(2);
+const SETTLING_PAUSE: Duration = Duration::from_micros(100);
 /// Nobody asks when it happened, which makes recording and asking cheaper.
 const DISABLE_TIMING: u32 = 2;
 
@@ -45,6 +45,16 @@ impl EngineStream {
 }
 
 impl EngineEvent {
+    /// Whether it has happened. The context is current.
+    pub(super) fn has_happened(self, context: &Context) -> Result<bool, CudaError> {
+        // SAFETY: the event lives, by its owner's word.
+        match unsafe { (context.driver.event_query)(self.0) } {
+            SUCCESS => Ok(true),
+            NOT_READY => Ok(false),
+            code => context.check("cuEventQuery", code).map(|()| true),
+        }
+    }
+
     /// `handle` is a `CUevent`, which is also a `cudaEvent_t`.
     ///
     /// # Safety
@@ -137,40 +147,45 @@ impl Stream {
         self.context.check("cuStreamWaitEvent", code)
     }
 
-    /// Waits until all that was put on it is over.
+    /// Waits until all that was put on it is over. Meanwhile nobody else is told how it stands.
     pub(super) fn synchronize(&self) -> Result<(), CudaError> {
         let _entered = self.context.enter()?;
+        if !self.is_ours {
+            self.check_not_capturing()?;
+        }
+        let mut failures = self.failures();
         // SAFETY: the stream lives.
         let code = unsafe { (self.context.driver.stream_synchronize)(self.raw) };
-        self.failures().note(self.context.check("cuStreamSynchronize", code))
+        failures.note(self.context.check("cuStreamSynchronize", code))
     }
 
-    /// As [`Stream::synchronize`], until it is so: an answer that may be about something else is not
-    /// taken for the end of what is on the stream. `false`: it could not be found out.
+    /// Waits until all that was put on it is over, also in a context that we gave up: an answer that
+    /// may be about something else is not taken for its end. `false`: it could not be found out.
     pub(super) fn settle(&self, events: &Arc<Events>) -> bool {
         let until = Instant::now() + SETTLING;
-        let mut answer = self.synchronize();
         loop {
-            match answer {
+            match self.pass(events) {
                 Ok(()) => return true,
                 // The driver has ended all of the context's work.
                 Err(error) if error.is_sticky() => return true,
                 Err(_) if Instant::now() >= until => return false,
-                Err(_) => answer = self.pass(events, until),
+                Err(_) => std::thread::sleep(SETTLING_PAUSE),
             }
         }
     }
 
     /// Waits for an event behind all that is on it.
-    fn pass(&self, events: &Arc<Events>, until: Instant) -> Result<(), CudaError> {
-        std::thread::sleep(SETTLING_PAUSE);
-        let _entered = self.context.enter()?;
+    fn pass(&self, events: &Arc<Events>) -> Result<(), CudaError> {
+        let _entered = self.context.enter_to_settle()?;
+        if !self.is_ours {
+            self.check_not_capturing()?;
+        }
         let event = events.take()?;
         event.record(self.raw)?;
-        while !self.failures().note(event.has_happened())? && Instant::now() < until {
+        while !self.failures().note(event.has_happened())? {
             std::thread::sleep(SETTLING_PAUSE);
         }
-        if event.has_happened()? { Ok(()) } else { self.synchronize() }
+        Ok(())
     }
 
     /// Fails while the engine captures a graph on it.

@@ -188,6 +188,16 @@ impl State {
         CHANGED.notify_all();
     }
 
+    /// Fails for a stream that an engine captures: nobody waits for it, and what is put on it
+    /// becomes part of a graph.
+    pub(crate) fn check_not_captured(&mut self, call: Call, stream: Handle) -> Result<(), Code> {
+        if self.settings.get(Setting::Capturing) != stream.0 {
+            return Ok(());
+        }
+        self.violate(call, "an engine captures this stream".to_owned());
+        Err(Code::STREAM_CAPTURE_UNSUPPORTED)
+    }
+
     /// The stream that a handle stands for: 0 and 1 are the current context's default stream.
     pub(crate) fn stream(&mut self, call: Call, handle: Handle) -> Result<Handle, Code> {
         if handle.0 <= 1 {

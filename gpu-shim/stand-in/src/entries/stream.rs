@@ -54,6 +54,7 @@ extern "C" fn cuStreamDestroy_v2(stream: Handle) -> i32 {
 extern "C" fn cuStreamSynchronize(stream: Handle) -> i32 {
     answer(Call::StreamSynchronize, |held| {
         let stream = held.stream(Call::StreamSynchronize, stream)?;
+        held.check_not_captured(Call::StreamSynchronize, stream)?;
         let count = held.streams.get(stream).map_or(0, Stream::submitted);
         let point = Point { stream, count };
         held.wait_for(point);
@@ -93,6 +94,7 @@ unsafe extern "C" fn cuEventCreate(event: *mut Handle, flags: c_uint) -> i32 {
 extern "C" fn cuEventRecord(event: Handle, stream: Handle) -> i32 {
     answer(Call::EventRecord, |held| {
         let stream = held.stream(Call::EventRecord, stream)?;
+        held.check_not_captured(Call::EventRecord, stream)?;
         held.event(Call::EventRecord, event)?;
         let context = held.streams.get(stream).map(|stream| stream.context);
         if held.events.get(event).map(|event| event.context) != context {
