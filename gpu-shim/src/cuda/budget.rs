@@ -62,15 +62,24 @@ impl Budget {
         self.changed.notify_all();
     }
 
-    /// Takes bytes, as soon as there is anything left of a step. What is more than a step's is
-    /// owed by the steps after it.
-    pub(super) fn take(&self, bytes: u64) {
+    /// Has whoever waits look again whether to go on.
+    pub(super) fn wake(&self) {
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
+    /// Takes bytes, as soon as there is anything left of a step, or not at all if it is to stop. What
+    /// is more than a step's is owed by the steps after it.
+    pub(super) fn take(&self, bytes: u64, stop: impl Fn() -> bool) {
         let mut standing = self.lock();
         loop {
             let now = Instant::now();
             let ends = standing.began + self.pace.step;
             if now >= ends {
                 standing.renew(self.pace, now);
+            }
+            if stop() {
+                return;
             }
             if standing.left > 0 || standing.lifted {
                 standing.left = standing.left.saturating_sub_unsigned(bytes);
@@ -115,17 +124,17 @@ mod tests {
         let error = Budget::new(pace(1, u64::MAX)).unwrap_err().to_string();
         assert!(error.contains("pace.step") && error.contains("3600"), "{error}");
         let budget = Budget::new(pace(1, 3600)).unwrap();
-        budget.take(10);
+        budget.take(10, || false);
         budget.lift();
-        budget.take(10);
+        budget.take(10, || false);
     }
 
     #[test]
     fn what_is_more_than_a_step_is_owed_by_those_after_it() {
         let pace = Pace { bytes_per_step: 100, step: Duration::from_secs(3600) };
         let budget = Budget::new(pace).unwrap();
-        budget.take(60);
-        budget.take(250);
+        budget.take(60, || false);
+        budget.take(250, || false);
         assert_eq!(budget.lock().left, -210);
         budget.begin_step();
         budget.begin_step();
@@ -141,7 +150,7 @@ mod tests {
         let pace = Pace { bytes_per_step: 1, step: Duration::from_millis(1) };
         let budget = Budget::new(pace).unwrap();
         for _ in 0..5 {
-            budget.take(1);
+            budget.take(1, || false);
         }
     }
 }

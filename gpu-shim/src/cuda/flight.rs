@@ -121,8 +121,12 @@ impl Flight {
             self.stream().check_not_capturing()?;
         }
         {
+            let since = self.stream().since();
             let mut standing = self.lock();
-            standing.since = self.stream().since();
+            if let Some(error) = &standing.stop {
+                return Err(error.clone());
+            }
+            standing.since = since;
             standing.begun = true;
         }
         if let Some(event) = &self.start.after {
@@ -139,7 +143,8 @@ impl Flight {
             let pages = pages.clamp(1, Copies::most_jobs(mode, group.bytes));
             for jobs in seen.chunks(pages) {
                 if let Some(budget) = budget {
-                    budget.take(group.bytes * jobs.len() as u64);
+                    let bytes = group.bytes * jobs.len() as u64;
+                    budget.take(bytes, || self.lock().stop.is_some());
                 }
                 self.go_on()?;
                 // SAFETY: the jobs were checked against the layout; pages and device live as long
@@ -167,13 +172,19 @@ impl Flight {
     /// Waits for what is on the stream, and marks the flight as failed. Nothing more of it is put
     /// there.
     pub(super) fn fail(&self, error: CudaError) {
-        let put = {
+        let (begun, put) = {
             let mut standing = self.lock();
             standing.stop.get_or_insert(error.clone());
-            standing.put
+            (standing.begun, standing.put)
         };
+        if !begun {
+            return self.has_failed(error);
+        }
         if !put {
             // Whoever puts it is in the middle of it, and finds that it is to stop.
+            if let Some(budget) = &self.shared.budget {
+                budget.wake();
+            }
             drop(self.shared.lane(self.direction).lock());
         }
         if !self.stream().settle(&self.shared.events) {

@@ -1,7 +1,7 @@
 //! Whatever fails is an error that names the call, and nothing is left behind.
 
 use super::*;
-use crate::cuda::link_ceiling;
+use crate::cuda::{Pace, link_ceiling};
 
 #[test]
 fn a_machine_without_a_device_and_a_driver_too_old_say_so() {
@@ -111,6 +111,32 @@ fn a_copy_that_fails_fails_all_that_were_on_the_stream_and_none_after_them() {
         device.load(loads(&frames[2..], [2])).unwrap().wait().unwrap();
         assert_eq!(block_of(&device, 2), page_of(5, geometry()));
     }
+    stand_in.assert_clean();
+}
+
+#[test]
+fn nothing_more_of_a_transfer_is_put_on_its_stream_when_it_has_failed() {
+    let stand_in = stand_in();
+    // Two of twenty layers in a step that nobody ends.
+    let bytes_per_step = u64::from(geometry().layer_bytes()) * 2;
+    let pace = Pace { bytes_per_step, step: Duration::from_secs(3600) };
+    let device = device(CudaOptions { pace: Some(pace), ..forced(CopyMode::Kernel) });
+    let (memory, frames) = frames(1, geometry().page_bytes() as usize);
+    let registered = device.register(&memory.span(0, memory.len()).unwrap()).unwrap();
+    stand_in.fail_operation(1, Code::OPERATING_SYSTEM, false);
+    let transfer = device.load_by_layer(loads(&frames, [0])).unwrap();
+    let error = transfer.wait_layer(0, None).unwrap_err();
+    assert_eq!(code(&error), Some(Code::OPERATING_SYSTEM), "{error}");
+    let before = stand_in.report().kernels;
+    assert!((1..=2).contains(&before), "{before}");
+    // The blocks are somebody else's now, whatever the budget allows.
+    for _ in 0..20 {
+        device.begin_step();
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(stand_in.report().kernels, before);
+    assert!(transfer.wait().is_err());
+    drop((transfer, registered, device));
     stand_in.assert_clean();
 }
 
