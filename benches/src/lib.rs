@@ -14,6 +14,7 @@ mod generate;
 mod interrupt;
 mod limits;
 mod longctx;
+mod median;
 mod progress;
 mod replay;
 pub mod replay_defaults;

@@ -1,6 +1,7 @@
 use super::report::Row;
 use crate::BenchError;
 use crate::interrupt::Interrupt;
+use crate::median::{median, sorted};
 use indicatif::ProgressBar;
 use std::time::Duration;
 
@@ -110,21 +111,6 @@ pub(super) fn row(name: &'static str, unit: Unit, pairs: &[(Figure, Figure)]) ->
         bare: String::new(),
         threads: 1,
         daemon_cpu_s_per_gib: None,
-    }
-}
-
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-fn median(sorted: &[f64]) -> f64 {
-    let middle = sorted.len() / 2;
-    if sorted.len().is_multiple_of(2) {
-        f64::midpoint(sorted[middle - 1], sorted[middle])
-    } else {
-        sorted[middle]
     }
 }
 

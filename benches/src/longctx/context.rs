@@ -6,6 +6,7 @@ use super::stage::{Restored, Stage, Tier};
 use super::target::Target;
 use crate::BenchError;
 use crate::daemon::{DaemonPlan, SsdPlan, part_bytes};
+use crate::median::{median, sorted};
 use undercroft_wire::frame_bytes;
 
 const MIB: u64 = 1 << 20;
@@ -188,20 +189,5 @@ fn row(
         gpu_s_saved_per_token: saved,
         joules_saved_per_token: saved * setup.options.gpu.watts,
         wrong_bytes: measured.wrong_bytes,
-    }
-}
-
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values
-}
-
-fn median(sorted: &[f64]) -> f64 {
-    let middle = sorted.len() / 2;
-    if sorted.len().is_multiple_of(2) {
-        f64::midpoint(sorted[middle - 1], sorted[middle])
-    } else {
-        sorted[middle]
     }
 }
