@@ -35,6 +35,8 @@ enum Owner {
     /// Placed by us: the kernel aligns shared memory only where huge pages are its default, and a
     /// mapping that is out of step with its file can never use them.
     Aligned(Aligned),
+    /// Somebody else: it is not unmapped here.
+    Lender,
 }
 
 /// A range of addresses that starts at a multiple of [`HUGE_BYTES`].
@@ -96,6 +98,11 @@ impl Mapping {
         }
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         Aligned::anonymous(len, prot, MapFlags::PRIVATE).map(Self::aligned)
+    }
+
+    /// Memory that is mapped by somebody else, who keeps it.
+    pub(crate) fn lent(base: NonNull<u8>, len: usize) -> Self {
+        Self { base, len, _owner: Owner::Lender }
     }
 
     fn anywhere(map: MmapRaw) -> Result<Self, Errno> {

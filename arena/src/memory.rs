@@ -1,7 +1,10 @@
+#![expect(unsafe_code, reason = "lent memory is what its lender says it is")]
+
 use crate::mapping::Mapping;
 use crate::prefault::{Fault, prefault};
 use crate::region::{Access, Region};
 use crate::{ArenaError, Span};
+use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 /// Private memory of this process, in huge pages where the machine gives them: what a device made
@@ -27,6 +30,28 @@ impl Memory {
                 .map_err(ArenaError::system("fault memory in", bytes))?;
         }
         let region = Region { mapping, bytes: usable, access: Access::ReadWrite, part: None };
+        Ok(Self { region: Arc::new(region) })
+    }
+
+    /// Memory of somebody else in this process, as an engine's KV cache: `bytes` bytes from
+    /// `address` on. It is neither unmapped nor read ahead here.
+    ///
+    /// # Errors
+    /// No bytes, or a range that no process has.
+    ///
+    /// # Safety
+    /// The range stays readable, and writable if `is_writable`, until the last span of it is gone.
+    /// Its bytes are touched as the contract of a span has it: by one side at a time.
+    pub unsafe fn lent(address: u64, bytes: u64, is_writable: bool) -> Result<Self, ArenaError> {
+        let usable = usable_bytes("lent memory", bytes)?;
+        let range = usize::try_from(address).ok().filter(|at| at.checked_add(usable).is_some());
+        let base = range.and_then(|at| NonNull::new(ptr::with_exposed_provenance_mut::<u8>(at)));
+        let allowed = "an address of this process";
+        let what = "the address of lent memory";
+        let base = base.ok_or(ArenaError::Size { what, found: address, allowed })?;
+        let access = if is_writable { Access::ReadWrite } else { Access::ReadOnly };
+        let mapping = Mapping::lent(base, usable);
+        let region = Region { mapping, bytes: usable, access, part: None };
         Ok(Self { region: Arc::new(region) })
     }
 

@@ -49,7 +49,7 @@ pub(crate) fn check_jobs(
 }
 
 /// Two pages written to one block at a time would leave a mixture.
-fn check_distinct(jobs: &[Job]) -> Result<(), DeviceError> {
+pub(crate) fn check_distinct(jobs: &[Job]) -> Result<(), DeviceError> {
     let mut blocks: Vec<u32> = jobs.iter().map(|job| job.block.0).collect();
     blocks.sort_unstable();
     match blocks.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -75,7 +75,7 @@ impl From<StoreJob> for Job {
 #[derive(Debug)]
 pub(crate) struct Batch {
     layout: Arc<KvLayout>,
-    memory: Span,
+    tensors: Arc<[Span]>,
     link: Option<Arc<Link>>,
     direction: Direction,
     jobs: Vec<Job>,
@@ -106,9 +106,10 @@ impl Progress {
 }
 
 impl Batch {
+    /// `tensors` are the layout's, each as long as the layout says.
     pub(crate) fn new(
         layout: Arc<KvLayout>,
-        memory: Span,
+        tensors: Arc<[Span]>,
         link: Option<Arc<Link>>,
         direction: Direction,
         jobs: Vec<Job>,
@@ -117,7 +118,7 @@ impl Batch {
         let done = if jobs.is_empty() { layers } else { 0 };
         Self {
             layout,
-            memory,
+            tensors,
             link,
             direction,
             next: AtomicUsize::new(0),
@@ -176,12 +177,12 @@ impl Batch {
     }
 
     fn copy(&self, job: &Job, layers: Range<u32>) {
-        for Run { at, in_page, bytes } in self.layout.runs(job.block, layers) {
-            // The device's memory is as long as the layout, so that each address is one of it.
-            let on_device = at as usize;
+        for Run { tensor, at, in_page, bytes } in self.layout.runs(job.block, layers) {
+            let memory = &self.tensors[tensor];
+            let in_tensor = (at - self.layout.tensors()[tensor].base) as usize;
             match self.direction {
-                Direction::Load => self.memory.copy_at(on_device, &job.page, in_page, bytes),
-                Direction::Store => job.page.copy_at(in_page, &self.memory, on_device, bytes),
+                Direction::Load => memory.copy_at(in_tensor, &job.page, in_page, bytes),
+                Direction::Store => job.page.copy_at(in_page, memory, in_tensor, bytes),
             }
         }
     }

@@ -1,7 +1,7 @@
 use crate::batch::{Batch, Direction, Job, check_jobs};
 use crate::pace::Link;
 use crate::workers::Workers;
-use crate::{BlockId, Device, DeviceError, KvLayout, LoadJob, Run, StoreJob, Transfer};
+use crate::{BlockId, Device, DeviceError, KvLayout, LoadJob, Run, StoreJob, Tensor, Transfer};
 use std::sync::Arc;
 use undercroft_arena::{Memory, Span};
 use undercroft_wire::Geometry;
@@ -18,11 +18,29 @@ pub struct HostOptions {
     pub link_bytes_per_s: Option<u64>,
 }
 
-/// A device made of ordinary memory, laid out like an engine's.
+impl HostOptions {
+    fn check(&self) -> Result<(), DeviceError> {
+        if self.copy_threads > MAX_THREADS {
+            let found = self.copy_threads as u64;
+            return Err(DeviceError::Option { what: "copy_threads", found, allowed: "0 to 256" });
+        }
+        if self.link_bytes_per_s == Some(0) {
+            let (what, allowed) = ("link_bytes_per_s", "1 or more");
+            return Err(DeviceError::Option { what, found: 0, allowed });
+        }
+        Ok(())
+    }
+}
+
+/// A device made of ordinary memory, laid out like an engine's: memory of its own, or an engine's
+/// own KV cache where it lies in host memory.
 #[derive(Debug)]
 pub struct HostDevice {
     layout: Arc<KvLayout>,
-    memory: Span,
+    /// The layout's, one by one.
+    tensors: Arc<[Span]>,
+    /// What they lie in, where it is the device's own.
+    own: Option<Span>,
     workers: Option<Workers>,
     to_device: Option<Arc<Link>>,
     to_host: Option<Arc<Link>>,
@@ -44,24 +62,52 @@ impl HostDevice {
     /// # Errors
     /// A link without speed, too many threads, or more memory than the machine gives.
     pub fn with_layout(layout: KvLayout, options: HostOptions) -> Result<Self, DeviceError> {
-        if options.copy_threads > MAX_THREADS {
-            let found = options.copy_threads as u64;
-            return Err(DeviceError::Option { what: "copy_threads", found, allowed: "0 to 256" });
-        }
-        if options.link_bytes_per_s == Some(0) {
-            let (what, allowed) = ("link_bytes_per_s", "1 or more");
-            return Err(DeviceError::Option { what, found: 0, allowed });
-        }
+        options.check()?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let memory = Memory::new(layout.end(), threads)?;
-        let memory = memory.span(0, memory.len())?;
+        let tensors = layout.tensors().iter();
+        let tensors = tensors.map(|tensor| memory.span(tensor.base, tensor.bytes as usize));
+        let tensors = tensors.collect::<Result<_, _>>()?;
+        let own = memory.span(0, memory.len())?;
+        Self::over(layout, tensors, Some(own), options)
+    }
+
+    /// A device over an engine's own KV cache in host memory; the layout's addresses are those of
+    /// this process.
+    ///
+    /// # Errors
+    /// As [`HostDevice::with_layout`], or an address that no process has.
+    ///
+    /// # Safety
+    /// The layout's tensors are memory of this process that can be read and written, and outlive
+    /// the device and all its transfers. Nothing else touches the blocks of a transfer while it is
+    /// under way.
+    #[expect(unsafe_code, reason = "only the caller knows what lies at the layout's addresses")]
+    pub unsafe fn attach(layout: KvLayout, options: HostOptions) -> Result<Self, DeviceError> {
+        options.check()?;
+        let span = |tensor: &Tensor| {
+            // SAFETY: the caller vouches for every tensor, for as long as transfers have spans of
+            // it, and for its blocks while they do.
+            let memory = unsafe { Memory::lent(tensor.base, tensor.bytes, true)? };
+            memory.span(0, memory.len())
+        };
+        let tensors = layout.tensors().iter().map(span).collect::<Result<_, _>>()?;
+        Self::over(layout, tensors, None, options)
+    }
+
+    fn over(
+        layout: KvLayout,
+        tensors: Arc<[Span]>,
+        own: Option<Span>,
+        options: HostOptions,
+    ) -> Result<Self, DeviceError> {
         let workers = match options.copy_threads {
             0 => None,
             threads => Some(Workers::start(threads)?),
         };
         let link = || options.link_bytes_per_s.map(|speed| Arc::new(Link::new(speed)));
         let layout = Arc::new(layout);
-        Ok(Self { layout, memory, workers, to_device: link(), to_host: link() })
+        Ok(Self { layout, tensors, own, workers, to_device: link(), to_host: link() })
     }
 
     /// Looks at a block piece by piece in the order of its page. The first argument is where the
@@ -90,11 +136,12 @@ impl HostDevice {
         self.each_run(block, |at, bytes| bytes.write(|bytes| change(at, bytes)))
     }
 
-    /// All of the device's memory, whatever of it belongs to a block: what an engine's own
-    /// kernels would read and write. No transfer may touch it meanwhile.
+    /// All of the device's own memory, whatever of it belongs to a block: what an engine's own
+    /// kernels would read and write. No transfer may touch it meanwhile. `None` where the memory is
+    /// an engine's.
     #[must_use]
-    pub fn memory(&self) -> &Span {
-        &self.memory
+    pub fn memory(&self) -> Option<&Span> {
+        self.own.as_ref()
     }
 
     fn each_run(
@@ -103,8 +150,10 @@ impl HostDevice {
         mut visit: impl FnMut(usize, &Span),
     ) -> Result<(), DeviceError> {
         self.check_block(block)?;
-        for Run { at, in_page, bytes } in self.layout.runs(block, 0..self.geometry().layers()) {
-            visit(in_page, &self.memory.sub(at as usize, bytes)?);
+        let layers = 0..self.geometry().layers();
+        for Run { tensor, at, in_page, bytes } in self.layout.runs(block, layers) {
+            let in_tensor = (at - self.layout.tensors()[tensor].base) as usize;
+            visit(in_page, &self.tensors[tensor].sub(in_tensor, bytes)?);
         }
         Ok(())
     }
@@ -115,8 +164,8 @@ impl HostDevice {
         link: Option<&Arc<Link>>,
         jobs: Vec<Job>,
     ) -> Result<Transfer, DeviceError> {
-        let memory = self.memory.clone();
-        let batch = Batch::new(Arc::clone(&self.layout), memory, link.cloned(), direction, jobs);
+        let tensors = Arc::clone(&self.tensors);
+        let batch = Batch::new(Arc::clone(&self.layout), tensors, link.cloned(), direction, jobs);
         let batch = Arc::new(batch);
         match &self.workers {
             None => batch.work_alone(),

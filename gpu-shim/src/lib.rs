@@ -4,9 +4,11 @@
 //! fragment at `base[layer][part] + block × stride`. This crate owns that difference and nothing
 //! else: it knows no keys, no daemon and no policy. [`Device`] is the seam, [`KvLayout`] says where
 //! an engine keeps its fragments, [`HostDevice`] is the device made of ordinary memory that tests
-//! and machines without a GPU use, and [`cuda::CudaDevice`] is a GPU.
+//! and engines without a GPU use, [`Buffers`] are pages that are whole already, and
+//! [`cuda::CudaDevice`] is a GPU.
 
 mod batch;
+mod buffers;
 pub mod cuda;
 mod device;
 mod error;
@@ -16,6 +18,7 @@ mod pace;
 mod transfer;
 mod workers;
 
+pub use buffers::Buffers;
 pub use device::{BlockId, Device, LoadJob, StoreJob};
 pub use error::DeviceError;
 pub use host::{HostDevice, HostOptions};

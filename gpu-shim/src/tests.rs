@@ -2,6 +2,7 @@
 
 mod cuda;
 mod layouts;
+mod lent;
 
 use super::*;
 use crate::batch::{Batch, Direction, Job};
@@ -173,10 +174,10 @@ fn fragments_lie_where_the_geometry_says() {
     // Six arrays of four blocks of 1000 bytes each; block 3 is the last of each.
     for (array, at) in [(0, 0), (1, 1000), (2, 2000), (5, 5000)] {
         let expected = &page_of(5, geometry())[at..at + 1000];
-        let seen = device.memory().sub(array * 4000 + 3000, 1000).unwrap();
+        let seen = device.memory().unwrap().sub(array * 4000 + 3000, 1000).unwrap();
         assert_eq!(bytes_of(&seen), expected, "array {array}");
     }
-    device.memory().sub(3 * 4000 + 3000, 1000).unwrap().write(|bytes| bytes.fill(1));
+    device.memory().unwrap().sub(3 * 4000 + 3000, 1000).unwrap().write(|bytes| bytes.fill(1));
     device.store(vec![StoreJob { block: BlockId(3), page: page.clone() }]).unwrap().wait().unwrap();
     page.read(|bytes| assert!(bytes[3000..4000].iter().all(|b| *b == 1)));
 
@@ -274,6 +275,11 @@ fn a_device_that_goes_away_finishes_what_it_was_given() {
     assert!(page.read(|bytes| bytes.iter().all(|b| *b == 4)));
 }
 
+fn tensors(layout: &KvLayout, memory: &Span) -> Arc<[Span]> {
+    let piece = |tensor: &Tensor| memory.sub(tensor.base as usize, tensor.bytes as usize).unwrap();
+    layout.tensors().iter().map(piece).collect()
+}
+
 #[test]
 fn a_copy_that_panics_fails_its_transfer_and_stalls_nobody() {
     let layout = Arc::new(KvLayout::packed(geometry(), 1).unwrap());
@@ -281,7 +287,8 @@ fn a_copy_that_panics_fails_its_transfer_and_stalls_nobody() {
     // No call lets such a page through: it ends inside layer 2.
     let page = pages(1, 5000).remove(0);
     let jobs = vec![Job { page, block: BlockId(0) }];
-    let batch = Batch::new(Arc::clone(&layout), memory, None, Direction::Load, jobs);
+    let batch =
+        Batch::new(Arc::clone(&layout), tensors(&layout, &memory), None, Direction::Load, jobs);
     let batch = Arc::new(batch);
     let workers = Workers::start(2).unwrap();
     workers.submit(Arc::clone(&batch)).unwrap();
@@ -291,7 +298,8 @@ fn a_copy_that_panics_fails_its_transfer_and_stalls_nobody() {
     let (memory, page) = (pages(1, 6000).remove(0), pages(1, 6000).remove(0));
     page.write(|bytes| bytes.fill(3));
     let jobs = vec![Job { page, block: BlockId(0) }];
-    let batch = Batch::new(layout, memory.clone(), None, Direction::Load, jobs);
+    let batch =
+        Batch::new(Arc::clone(&layout), tensors(&layout, &memory), None, Direction::Load, jobs);
     let batch = Arc::new(batch);
     workers.submit(Arc::clone(&batch)).unwrap();
     Transfer::new(3, Box::new(batch)).wait().unwrap();

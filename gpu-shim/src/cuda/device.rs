@@ -318,7 +318,7 @@ impl CudaDevice {
         let Shared { context, store: Lane { stream, .. }, .. } = &*self.shared;
         self.check_image(block, page.len())?;
         let _entered = context.enter()?;
-        let read = self.runs(block).try_for_each(|Run { at, in_page, bytes }| {
+        let read = self.runs(block).try_for_each(|Run { at, in_page, bytes, .. }| {
             // SAFETY: the run is of the layout, whose addresses are memory of this context; the
             // stream is waited for below.
             unsafe { memory::read(context, stream, at, &mut page[in_page..in_page + bytes]) }
@@ -334,7 +334,7 @@ impl CudaDevice {
         let Shared { context, load: Lane { stream, .. }, .. } = &*self.shared;
         self.check_image(block, page.len())?;
         let _entered = context.enter()?;
-        let written = self.runs(block).try_for_each(|Run { at, in_page, bytes }| {
+        let written = self.runs(block).try_for_each(|Run { at, in_page, bytes, .. }| {
             // SAFETY: as above.
             unsafe { memory::write(context, stream, at, &page[in_page..in_page + bytes]) }
         });

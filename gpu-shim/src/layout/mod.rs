@@ -42,6 +42,8 @@ pub struct Place {
 /// Bytes that lie together both in a block and in its page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {
+    /// Index of the tensor it lies in.
+    pub tensor: usize,
     /// Where on the device.
     pub at: u64,
     /// Where in the page, bytes from its start.
@@ -141,6 +143,7 @@ impl KvLayout {
                 + place.offset
                 + u64::from(block.0) * place.block_stride;
             (0..place.rows).map(move |row| Run {
+                tensor: place.tensor,
                 at: at + u64::from(row) * place.row_stride,
                 in_page: in_page + row as usize * bytes,
                 bytes,

@@ -120,7 +120,7 @@ impl Engine {
 fn a_page_holds_what_the_engine_wrote_whatever_its_layout() {
     for engine in engines() {
         let device = engine.device();
-        device.memory().write(|memory| {
+        device.memory().unwrap().write(|memory| {
             memory.fill(0xee);
             for block in 0..BLOCKS {
                 engine
@@ -148,7 +148,7 @@ fn the_order_of_bytes_in_a_page_never_changes() {
     for engine in engines() {
         let device = engine.device();
         // Each unit of the engine's memory holds its own number.
-        device.memory().write(|memory| {
+        device.memory().unwrap().write(|memory| {
             for (number, unit) in memory.chunks_mut(UNIT).enumerate() {
                 unit.copy_from_slice(&(number as u128).to_le_bytes()[..unit.len()]);
             }
@@ -174,13 +174,13 @@ fn the_order_of_bytes_in_a_page_never_changes() {
 fn a_load_changes_its_blocks_and_no_other_byte_of_the_device() {
     for engine in engines() {
         let device = engine.device();
-        device.memory().write(|memory| memory.fill(0xee));
+        device.memory().unwrap().write(|memory| memory.fill(0xee));
         let page = pages(1, engine.geometry.page_bytes() as usize).remove(0);
         page.copy_from_slice(&image(2, engine.geometry));
         device.load(vec![LoadJob { page, block: BlockId(2) }]).unwrap().wait().unwrap();
-        let mut expected = vec![0xee; device.memory().len()];
+        let mut expected = vec![0xee; device.memory().unwrap().len()];
         engine.each_byte(2, |at, in_page| expected[at as usize] = written(2, in_page));
-        assert!(bytes_of(device.memory()) == expected, "{}", engine.name);
+        assert!(bytes_of(device.memory().unwrap()) == expected, "{}", engine.name);
     }
 }
 
@@ -359,7 +359,7 @@ proptest! {
             );
         }
         let device = HostDevice::with_layout(layout, HostOptions::default()).unwrap();
-        device.memory().write(|memory| memory.fill(0xee));
+        device.memory().unwrap().write(|memory| memory.fill(0xee));
         let before = pages(blocks as usize, geometry.page_bytes() as usize);
         for (block, page) in (0..blocks).zip(&before) {
             page.copy_from_slice(&image(block, geometry));
