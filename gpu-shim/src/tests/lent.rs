@@ -72,6 +72,33 @@ fn whole_pages_are_stored_and_loaded_wherever_they_lie() {
 }
 
 #[test]
+fn fragments_are_stored_and_loaded_wherever_each_of_them_lies() {
+    let geometry = Geometry::of_parts(3, &[512, 1024]).unwrap();
+    let sizes = [512, 1024].repeat(3);
+    // Two blocks, and no two fragments beside each other.
+    let mut far: Vec<Vec<u8>> = (0..12).map(|i| vec![i as u8; sizes[i % 6]]).collect();
+    let addresses: Vec<u64> =
+        far.iter_mut().map(|buffer| buffer.as_mut_ptr().expose_provenance() as u64).collect();
+    // SAFETY: the vectors outlive the device, and nobody else touches them meanwhile.
+    let device = unsafe { Buffers::of_fragments(geometry, &addresses, true) }.unwrap();
+    assert_eq!(device.blocks(), 2);
+    let page = pages(1, 4608).remove(0);
+    let job = StoreJob { block: BlockId(1), page: page.clone() };
+    device.store(vec![job]).unwrap().wait().unwrap();
+    let expected: Vec<u8> = (6..12).flat_map(|i| vec![i as u8; sizes[i % 6]]).collect();
+    assert_eq!(bytes_of(&page), expected);
+
+    device.load(vec![LoadJob { page, block: BlockId(0) }]).unwrap().wait().unwrap();
+    let beyond = LoadJob { page: pages(1, 4608).remove(0), block: BlockId(2) };
+    assert!(matches!(device.load(vec![beyond]).err(), Some(DeviceError::Block { found: 2, .. })));
+    drop(device);
+    for (at, buffer) in far.iter().enumerate() {
+        let expected = if at < 6 { at + 6 } else { at } as u8;
+        assert!(buffer.iter().all(|byte| *byte == expected), "fragment {at}");
+    }
+}
+
+#[test]
 fn a_job_that_does_not_fit_moves_nothing() {
     let memory = vec![7; 2 * 3072];
     let (one, two) = (address(&memory), address(&memory) + 3072);
@@ -98,4 +125,10 @@ fn buffers_that_cannot_be_are_refused() {
     }
     // SAFETY: as above, and nothing is asked of the device.
     assert!(unsafe { Buffers::new(geometry(), &[at, at], false) }.is_ok(), "one page stored twice");
+    let fragments = [0, 512, 1024, 1536, 2048, 2560].map(|offset| at + offset);
+    for fragments in [&fragments[..5], &[at; 6], &fragments.map(|one| one.min(at + 2500))] {
+        // SAFETY: nothing is read or written: no device comes of it.
+        let device = unsafe { Buffers::of_fragments(geometry(), fragments, true) };
+        assert!(device.is_err(), "{fragments:?}");
+    }
 }
