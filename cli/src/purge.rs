@@ -76,7 +76,7 @@ fn digest(text: &str) -> Result<SpaceDigest, String> {
 
 impl Purge {
     pub(crate) fn run(self) -> Result<Outcome, Failure> {
-        let socket = self.socket.unwrap_or_else(undercroft_kvstore::find_socket);
+        let socket = self.socket.unwrap_or_else(undercroft_client::find_socket);
         let mut options = ConnectOptions::new(&socket);
         options.name = "undercroft purge".to_owned();
         // Nothing will be fetched: copy mode spares mapping the arena.

@@ -33,7 +33,7 @@ pub(crate) struct Status {
 
 impl Status {
     pub(crate) fn run(self) -> Result<Outcome, Failure> {
-        let socket = self.socket.unwrap_or_else(undercroft_kvstore::find_socket);
+        let socket = self.socket.unwrap_or_else(undercroft_client::find_socket);
         if socket.as_os_str().len() > undercroft_kvstore::MAX_SOCKET_PATH_BYTES {
             let max = undercroft_kvstore::MAX_SOCKET_PATH_BYTES;
             return Err(Failure::start(format!(

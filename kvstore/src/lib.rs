@@ -50,4 +50,4 @@ pub use config::{Config, ConfigError, KEYS, Key, reference};
 pub use daemon::Daemon;
 pub use error::StartError;
 pub use mounts::prepare_mounts;
-pub use paths::{MAX_SOCKET_PATH_BYTES, default_socket, default_state, find_socket};
+pub use paths::{MAX_SOCKET_PATH_BYTES, default_socket, default_state};

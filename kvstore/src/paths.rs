@@ -23,15 +23,6 @@ pub fn default_socket() -> PathBuf {
     directory.join("undercroft.sock")
 }
 
-/// Where a daemon is looked for when nobody says where: at the default path, or else where a service
-/// has its socket.
-#[must_use]
-pub fn find_socket() -> PathBuf {
-    let own = default_socket();
-    let service = PathBuf::from("/run/undercroft/undercroft.sock");
-    if !own.exists() && service.exists() { service } else { own }
-}
-
 /// The store's default directory.
 #[must_use]
 pub fn default_state() -> PathBuf {

@@ -3,7 +3,7 @@
 use crate::asan::Sanitized;
 use crate::command::{cargo, check, is_installed, target_directory};
 use crate::steps::{self, Ended, Outcome, Step};
-use crate::{asan, fuzz, ptx, suite, tidy};
+use crate::{asan, fuzz, ptx, python, suite, tidy};
 use anyhow::{Context, Result};
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -30,6 +30,12 @@ pub(crate) fn run(root: &Path) -> Result<()> {
             let note = text.lines().last().unwrap_or_default().to_owned();
             tests.replace(Some(text));
             Ok(Outcome::Passed(note))
+        }),
+        Step::new("python", || {
+            Ok(match python::test(root)? {
+                Ok(note) => Outcome::Passed(note),
+                Err(missing) => Outcome::Skipped(missing),
+            })
         }),
         Step::new("doc", || doc(root)),
         Step::new("fuzz-smoke", || {

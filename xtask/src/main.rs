@@ -1,4 +1,4 @@
-//! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, `asan`, `gpu`, `ptx`, and
+//! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, `asan`, `gpu`, `ptx`, `python`, and
 //! the lanes `absence`, `corrupt`, `crash`, `hostile`, `power-cut`, `resting` and `sim`.
 
 mod asan;
@@ -9,6 +9,7 @@ mod gpu;
 mod lanes;
 mod mutants;
 mod ptx;
+mod python;
 mod steps;
 mod suite;
 mod tidy;
@@ -31,7 +32,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Everything a change must pass: fmt, tidy, clippy, test, docs, fuzz targets, sanitizer, audits
+    /// Everything a change must pass: fmt, tidy, clippy, test, Python, docs, fuzz targets, sanitizer, audits
     ///
     /// Steps that need a tool which is not installed (cargo-deny, systemd-analyze) are skipped
     /// and named in the summary. The first failing step ends the run.
@@ -71,6 +72,22 @@ enum Task {
         /// Passed on to its `run.sh`
         #[arg(last = true, requires = "run")]
         arguments: Vec<String>,
+    },
+    /// Builds the Python module and puts it into its package, to be used from there
+    ///
+    /// With `python/` on `PYTHONPATH`, `import undercroft` works. Takes Python 3.11 or later.
+    Python {
+        /// Optimised
+        #[arg(long)]
+        release: bool,
+        /// Runs the package's tests
+        #[arg(long, conflicts_with_all = ["release", "wheel"])]
+        test: bool,
+        /// Makes a wheel with the module, the connectors and the `undercroft` program
+        ///
+        /// In the target directory. pip fetches maturin for it.
+        #[arg(long)]
+        wheel: bool,
     },
     /// Builds every fuzz target and runs each for a moment
     ///
@@ -226,6 +243,26 @@ fn run(task: Task) -> Result<()> {
             let folder = gpu::bundle(&root)?;
             if run { gpu::run(&folder, &arguments) } else { Ok(()) }
         }
+        Task::Python { release, test, wheel } => match (test, wheel) {
+            (true, _) => match python::test(&root)? {
+                Ok(note) => {
+                    println!("python: {note}");
+                    Ok(())
+                }
+                Err(missing) => anyhow::bail!("{missing}"),
+            },
+            (_, true) => {
+                println!("{}", python::wheel(&root)?.display());
+                Ok(())
+            }
+            _ => {
+                let profile =
+                    if release { python::Profile::Release } else { python::Profile::Debug };
+                let (parent, program) = python::place(&root, profile)?;
+                println!("PYTHONPATH={} UNDERCROFT_BIN={}", parent.display(), program.display());
+                Ok(())
+            }
+        },
         Task::Mutants { wish } => mutants::run(&root, &wish),
         Task::Sim { arguments } => lane(&root, "simulate", false, &arguments),
         Task::Corrupt { arguments } => lane(&root, "corrupt", false, &arguments),

@@ -15,6 +15,7 @@ use super::stream::{EngineStream, Event, Events, Stream};
 use super::{CudaError, pointer};
 use crate::batch::{Direction, Job, check_jobs};
 use crate::{BlockId, Device, DeviceError, KvLayout, LoadJob, Run, StoreJob, Transfer};
+use std::ops::Deref;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use undercroft_arena::Span;
@@ -302,11 +303,22 @@ impl CudaDevice {
     ///
     /// # Errors
     /// The engine captures a graph on that stream, or a call failed.
-    pub fn after(&self, after: After) -> Result<CudaDeviceAfter<'_>, CudaError> {
+    pub fn after(&self, after: After) -> Result<CudaDeviceAfter<&Self>, CudaError> {
         Ok(CudaDeviceAfter { device: self, after: after.note(&self.shared)? })
     }
 
-    fn plain(&self) -> CudaDeviceAfter<'_> {
+    /// As [`CudaDevice::after`], for transfers that are begun elsewhere.
+    ///
+    /// # Errors
+    /// As [`CudaDevice::after`].
+    pub fn after_shared(
+        self: &Arc<Self>,
+        after: After,
+    ) -> Result<CudaDeviceAfter<Arc<Self>>, CudaError> {
+        Ok(CudaDeviceAfter { device: Arc::clone(self), after: after.note(&self.shared)? })
+    }
+
+    fn plain(&self) -> CudaDeviceAfter<&Self> {
         CudaDeviceAfter { device: self, after: None }
     }
 
@@ -419,12 +431,12 @@ impl Drop for Registered {
 
 /// A [`CudaDevice`] whose transfers wait for something of the engine's: [`CudaDevice::after`].
 #[derive(Debug, Clone)]
-pub struct CudaDeviceAfter<'a> {
-    device: &'a CudaDevice,
+pub struct CudaDeviceAfter<D> {
+    device: D,
     after: Option<Arc<Event>>,
 }
 
-impl Device for CudaDeviceAfter<'_> {
+impl<D: Deref<Target = CudaDevice> + Send + Sync> Device for CudaDeviceAfter<D> {
     fn geometry(&self) -> Geometry {
         self.device.geometry()
     }

@@ -18,7 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("kvstore", &["core", "ssd-tier", "arena", "wire"]),
     ("benches", &["client", "gpu-shim", "core", "wire"]),
     ("cli", &["kvstore", "client", "benches"]),
-    ("python", &["client", "wire"]),
+    ("python", &["client", "gpu-shim", "wire"]),
     ("stand-in", &[]),
     ("xtask", &[]),
 ];
