@@ -1,0 +1,316 @@
+"""The connector's scheduler half: what it claims, what it stores, what it forgets."""
+
+from __future__ import annotations
+
+import unittest
+
+from undercroft.vllm import versions
+from undercroft.vllm.messages import Reports
+from undercroft.vllm.scheduler import Scheduler
+from undercroft.vllm.settings import Settings, checked
+from vllm_fakes import PAGE, Daemon, Family, Heard, Output, Pool, Request, table
+
+SHIM = versions.TABLE[0, 32]
+
+
+class Bench:
+    """A scheduler half between a pool and a daemon."""
+
+    def __init__(
+        self, workers: int = 1, spaces: int = 1, blocks: int = 64, **extra: object
+    ) -> None:
+        self.daemon = Daemon(spaces)
+        self.pool = Pool(blocks)
+        settings = checked(extra) if extra else Settings()
+        self.half = Scheduler(settings, SHIM, PAGE, PAGE, workers)
+        self.half.bind_pool(self.pool)
+        self.half.bind_daemon(self.daemon, list(range(spaces)), Family())
+
+    def run(self, request: Request, blocks: list[int], computed: int, tokens: int) -> object:
+        """One step of a running request."""
+        request.num_computed_tokens = computed
+        return self.half.step(Output({request.request_id: tokens}, {request.request_id: (blocks,)}))
+
+
+class Claims(unittest.TestCase):
+    def test_a_total_miss_claims_nothing_and_asks_once_boundedly(self) -> None:
+        bench = Bench(first_slice_pages=4)
+        request = Request("a", range(PAGE * 20))
+        self.assertEqual(bench.half.claim(request, 0), 0)
+        self.assertEqual(bench.half.claim(request, 0), 0)
+        self.assertEqual(bench.daemon.asked, [4])
+
+    def test_the_last_token_is_never_claimed(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 4))
+        bench.daemon.keep(request, 4)
+        self.assertEqual(bench.half.claim(request, 0), PAGE * 3)
+        longer = Request("b", range(PAGE * 4 + 1))
+        self.assertEqual(bench.half.claim(longer, 0), PAGE * 4)
+
+    def test_only_what_every_rank_holds_is_claimed(self) -> None:
+        bench = Bench(spaces=3)
+        request = Request("a", range(PAGE * 6 + 1))
+        bench.daemon.keep(request, 6, [0, 1])
+        self.assertEqual(bench.half.claim(request, 0), 0)
+        bench.daemon.keep(request, 2, [2])
+        other = Request("b", range(PAGE * 6 + 1))
+        self.assertEqual(bench.half.claim(other, 0), PAGE * 2)
+
+    def test_a_local_hit_is_taken_off_and_placed_right(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 6 + 1))
+        bench.daemon.keep(request, 5)
+        self.assertEqual(bench.half.claim(request, PAGE * 2), PAGE * 3)
+        # The engine still says that nothing is computed when it allocates.
+        self.assertEqual(request.num_computed_tokens, 0)
+        bench.half.allocated(request, ([1, 2, 3, 4, 5, 6],), PAGE * 3)
+        job = bench.half.step(Output({}, {})).loads[0]
+        self.assertEqual(job.runs[0].blocks, (3, 4, 5))
+        self.assertEqual(job.keys, Family().keys(request.block_hashes[2:5]))
+
+    def test_the_engine_may_take_less_than_was_claimed(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 6 + 1))
+        bench.daemon.keep(request, 6)
+        self.assertEqual(bench.half.claim(request, 0), PAGE * 6)
+        bench.half.allocated(request, ([1, 2, 3, 4, 5, 6, 7],), PAGE * 4)
+        job = bench.half.step(Output({}, {})).loads[0]
+        self.assertEqual((job.runs[0].blocks, job.pages), ((1, 2, 3, 4), 4))
+
+    def test_asked_again_after_a_load_it_answers_nothing_until_preempted(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 3 + 1))
+        bench.daemon.keep(request, 3)
+        self.assertEqual(bench.half.claim(request, 0), PAGE * 3)
+        bench.half.allocated(request, ([1, 2, 3],), PAGE * 3)
+        bench.half.step(Output({}, {}))
+        bench.half.heard(Heard(finished_recving={"a"}, invalid_block_ids={1}))
+        self.assertEqual(bench.half.claim(request, 0), 0)
+        request.num_preemptions = 1
+        self.assertEqual(bench.half.claim(request, 0), PAGE * 3)
+
+    def test_nothing_is_asked_of_a_daemon_that_is_not_there(self) -> None:
+        bench = Bench()
+        bench.daemon.state = "hung"
+        self.assertEqual(bench.half.claim(Request("a", range(PAGE * 3)), 0), 0)
+        self.assertEqual(bench.daemon.asked, [])
+
+    def test_a_lookup_without_an_answer_is_not_repeated_at_once(self) -> None:
+        bench = Bench()
+        bench.daemon.why = "deadline"
+        request = Request("a", range(PAGE * 3))
+        for _ in range(5):
+            self.assertEqual(bench.half.claim(request, 0), 0)
+        self.assertEqual(len(bench.daemon.asked), 1)
+        self.assertEqual(bench.half.count["lookup_missed"], 1)
+
+    def test_what_is_slower_than_computing_is_not_claimed(self) -> None:
+        bench = Bench(prefill_tokens_per_s=1000)
+        request = Request("a", range(PAGE * 3 + 1))
+        bench.daemon.keep(request, 3)
+        bench.daemon.estimate = 1.0
+        self.assertEqual(bench.half.claim(request, 0), 0)
+        self.assertTrue(bench.daemon.holds[0].dropped)
+
+    def test_few_tokens_are_computed(self) -> None:
+        bench = Bench(min_tokens=PAGE * 3)
+        request = Request("a", range(PAGE * 5 + 1))
+        bench.daemon.keep(request, 2)
+        self.assertEqual(bench.half.claim(request, 0), 0)
+        self.assertEqual(bench.half.claim(request, PAGE * 3), 0)
+
+    def test_an_adapter_that_cannot_be_read_is_not_cached(self) -> None:
+        from types import SimpleNamespace
+
+        bench = Bench()
+        lora = SimpleNamespace(lora_name="x", lora_path="/nowhere/at/all", lora_int_id=1)
+        request = Request("a", range(PAGE * 3 + 1), lora)
+        bench.daemon.keep(request, 3)
+        self.assertEqual(bench.half.claim(request, 0), 0)
+        self.assertEqual(bench.run(request, [1, 2, 3, 4], 0, PAGE * 3).stores, [])
+
+
+class Holds(unittest.TestCase):
+    def test_a_hold_is_given_back_once_the_load_is_over(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 3 + 1))
+        bench.daemon.keep(request, 3)
+        bench.half.claim(request, 0)
+        bench.half.allocated(request, ([1, 2, 3],), PAGE * 3)
+        bench.half.step(Output({}, {}))
+        self.assertFalse(bench.daemon.holds[0].dropped)
+        bench.half.heard(Heard(finished_recving={"a"}))
+        self.assertTrue(bench.daemon.holds[0].dropped)
+
+    def test_a_request_that_ends_before_it_was_scheduled_gives_its_hold_back(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 3 + 1))
+        bench.daemon.keep(request, 3)
+        bench.half.claim(request, 0)
+        bench.half.finished(request, ([],))
+        self.assertTrue(bench.daemon.holds[0].dropped)
+        self.assertEqual(bench.half._known, {})
+
+    def test_a_longer_lookup_gives_the_first_slices_hold_back(self) -> None:
+        bench = Bench(first_slice_pages=2)
+        request = Request("a", range(PAGE * 6 + 1))
+        bench.daemon.keep(request, 6)
+        self.assertEqual(bench.half.claim(request, 0), PAGE * 6)
+        self.assertEqual(bench.daemon.asked, [2, 6])
+        self.assertEqual([hold.dropped for hold in bench.daemon.holds], [True, False])
+
+    def test_preemption_gives_it_back(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 3 + 1))
+        bench.daemon.keep(request, 3)
+        bench.half.claim(request, 0)
+        request.num_preemptions = 1
+        bench.half.claim(request, 0)
+        self.assertEqual([hold.dropped for hold in bench.daemon.holds], [True, False])
+
+
+class Stores(unittest.TestCase):
+    def test_full_pages_are_stored_once_in_chain_order(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 3 + 5))
+        bench.half.claim(request, 0)
+        step = bench.run(request, [1, 2, 3, 4], 0, PAGE * 3 + 5)
+        (job,) = step.stores
+        self.assertEqual((job.parent, job.first, job.runs[0].blocks), (None, 0, (1, 2, 3)))
+        self.assertEqual(bench.run(request, [1, 2, 3, 4], PAGE * 3 + 5, 1).stores, [])
+        request.grow(range(11))
+        (next_job,) = bench.run(request, [1, 2, 3, 4, 5], PAGE * 3 + 15, 1).stores
+        self.assertEqual((next_job.first, next_job.runs[0].blocks), (3, (4,)))
+        self.assertEqual(next_job.parent, job.keys[-32:])
+
+    def test_tokens_the_engine_only_guessed_are_not_stored(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 2 - 1))
+        bench.half.claim(request, 0)
+        (job,) = bench.run(request, [1, 2, 3], 0, PAGE * 2 + 3).stores
+        self.assertEqual(job.runs[0].blocks, (1,))
+
+    def test_blocks_are_held_until_every_worker_is_done(self) -> None:
+        bench = Bench(workers=2)
+        request = Request("a", range(PAGE * 2 + 1))
+        bench.half.claim(request, 0)
+        (job,) = bench.run(request, [1, 2, 3], 0, PAGE * 2 + 1).stores
+        bench.half.finished(request, ([1, 2, 3],))
+        self.assertEqual(bench.pool.held, [1, 2])
+        self.assertTrue(bench.half.has_pending)
+        bench.half.heard(Heard(kv_connector_worker_meta=Reports({job.number: (1, True)})))
+        self.assertEqual(bench.pool.held, [1, 2])
+        bench.half.heard(Heard(kv_connector_worker_meta=Reports({job.number: (1, False)})))
+        self.assertEqual(bench.pool.held, [])
+        self.assertFalse(bench.half.has_pending)
+
+    def test_the_engines_own_hit_is_offered_where_the_daemon_lacks_it(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 5 + 1))
+        bench.daemon.keep(request, 1)
+        self.assertEqual(bench.half.claim(request, PAGE * 3), 0)
+        (job,) = bench.run(request, [1, 2, 3, 4, 5, 6], PAGE * 3, PAGE * 2 + 1).stores
+        self.assertEqual((job.first, job.runs[0].blocks), (1, (2, 3, 4, 5)))
+
+    def test_a_preempted_request_offers_again_only_what_it_computes_again(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 4 + 1))
+        bench.half.claim(request, 0)
+        bench.run(request, [1, 2, 3, 4, 5], 0, PAGE * 4 + 1)
+        request.num_preemptions, request.num_computed_tokens = 1, 0
+        bench.half.finished(request, ([],))  # aborted while it waits: nothing of it is computed
+        self.assertEqual(bench.half.step(Output({}, {})).stores, [])
+        again = Request("b", range(PAGE * 4 + 1))
+        bench.half.claim(again, 0)
+        bench.run(again, [1, 2, 3, 4, 5], 0, PAGE * 4 + 1)
+        again.num_preemptions = 1
+        (job,) = bench.run(again, [6, 7, 8, 9, 10], PAGE * 2, PAGE * 2 + 1).stores
+        self.assertEqual((job.first, job.runs[0].blocks), (2, (8, 9)))
+
+    def test_nothing_is_stored_of_a_load_that_never_came(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 3 + 1))
+        bench.daemon.keep(request, 3)
+        bench.half.claim(request, 0)
+        bench.half.allocated(request, ([1, 2, 3],), PAGE * 3)
+        request.num_computed_tokens = PAGE * 3  # as the engine says while it waits
+        bench.daemon.held[0].clear()
+        bench.half.finished(request, ([1, 2, 3],))
+        self.assertEqual(bench.half.step(Output({}, {})).stores, [])
+        bench.half.heard(Heard(finished_recving={"a"}))
+        self.assertEqual(bench.half._loading, {})
+
+    def test_after_a_failed_load_the_recomputed_pages_are_offered(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 4 + 1))
+        bench.daemon.keep(request, 4)
+        bench.half.claim(request, 0)
+        bench.half.allocated(request, ([1, 2, 3, 4],), PAGE * 4)
+        bench.half.step(Output({}, {}))
+        bench.half.heard(Heard(finished_recving={"a"}, invalid_block_ids={3, 4}))
+        (job,) = bench.run(request, [1, 2, 3, 4, 5], PAGE * 2, PAGE * 2 + 1).stores
+        self.assertEqual((job.first, job.runs[0].blocks), (2, (3, 4)))
+
+    def test_too_many_pinned_blocks_wait_for_a_later_step(self) -> None:
+        bench = Bench(blocks=8, max_pinned_share=0.25)
+        request = Request("a", range(PAGE * 5 + 1))
+        bench.half.claim(request, 0)
+        (job,) = bench.run(request, [1, 2, 3, 4, 5, 6], 0, PAGE * 5 + 1).stores
+        self.assertEqual(job.runs[0].blocks, (1, 2))
+        self.assertEqual(bench.run(request, [1, 2, 3, 4, 5, 6], PAGE * 5 + 1, 1).stores, [])
+        bench.half.heard(Heard(kv_connector_worker_meta=Reports({job.number: (1, True)})))
+        (rest,) = bench.run(request, [1, 2, 3, 4, 5, 6], PAGE * 5 + 2, 1).stores
+        self.assertEqual((rest.first, rest.runs[0].blocks), (2, (3, 4)))
+
+    def test_a_window_that_moved_on_leaves_the_pages_before_it(self) -> None:
+        bench = Bench(spaces=2)
+        request = Request("a", range(PAGE * 4 + 1))
+        bench.half.claim(request, 0)
+        request.num_computed_tokens = 0
+        tables = ([1, 2, 3, 4, 5], [0, 0, 13, 14, 15])
+        (job,) = bench.half.step(Output({"a": PAGE * 4 + 1}, {"a": tables})).stores
+        self.assertEqual((job.runs[0].skip, job.runs[0].blocks), (0, (1, 2, 3, 4)))
+        self.assertEqual((job.runs[1].skip, job.runs[1].blocks), (2, (13, 14)))
+        self.assertEqual(bench.pool.held, [1, 2, 3, 4, 13, 14])
+
+    def test_forgetting_makes_every_key_another_one(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 3 + 1))
+        bench.daemon.keep(request, 3)
+        bench.half.forget()
+        self.assertEqual(bench.half.claim(request, 0), 0)
+
+
+class Layered(unittest.TestCase):
+    def test_nothing_is_stored_until_the_step_with_a_load_is_known_to_be_right(self) -> None:
+        bench = Bench(load="layers")
+        request = Request("a", range(PAGE * 5 + 1))
+        bench.daemon.keep(request, 2)
+        self.assertEqual(bench.half.claim(request, 0), PAGE * 2)
+        blocks = [1, 2, 3, 4, 5, 6]
+        bench.half.allocated(request, (blocks,), PAGE * 2)
+        step = bench.run(request, blocks, PAGE * 2, PAGE * 3 + 1)
+        self.assertTrue(step.loads[0].by_layer)
+        self.assertEqual(step.stores, [])
+        bench.half.heard(Heard(kv_connector_worker_meta=Reports(layered={step.number: 1})))
+        self.assertTrue(bench.daemon.holds[0].dropped)
+        (job,) = bench.run(request, blocks, PAGE * 5 + 1, 1).stores
+        self.assertEqual((job.first, job.runs[0].blocks), (2, (3, 4, 5)))
+
+    def test_what_was_computed_upon_a_failed_load_is_offered_only_once_computed_again(self) -> None:
+        bench = Bench(load="layers")
+        request = Request("a", range(PAGE * 5 + 1))
+        bench.daemon.keep(request, 3)
+        bench.half.claim(request, 0)
+        blocks = [1, 2, 3, 4, 5, 6]
+        bench.half.allocated(request, (blocks,), PAGE * 3)
+        step = bench.run(request, blocks, PAGE * 3, PAGE * 2 + 1)
+        reports = Reports(layered={step.number: 1})
+        bench.half.heard(Heard(invalid_block_ids={2, 3}, kv_connector_worker_meta=reports))
+        (job,) = bench.run(request, blocks, PAGE, PAGE * 4 + 1).stores
+        self.assertEqual((job.first, job.runs[0].blocks), (1, (2, 3, 4, 5)))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,143 @@
+"""The connector's worker half: all it begins is reported once, however it went."""
+
+from __future__ import annotations
+
+import unittest
+
+from undercroft.vllm.messages import LoadJob, Reports, Run, Step, StoreJob
+from undercroft.vllm.settings import Settings
+from undercroft.vllm.worker import GroupIo, Worker
+from vllm_fakes import Space, loaded, stored
+
+KEYS = bytes(range(32)) * 4
+
+
+def bench(groups: int = 1, storing: bool = True) -> tuple[Worker, list[Space]]:
+    spaces = [Space() for _ in range(groups)]
+    ios = [GroupIo(space, f"device{at}", {"layer.0": 0}) for at, space in enumerate(spaces)]
+    return Worker(Settings(), ios, storing), spaces
+
+
+def load_job(*runs: Run, req: str = "a", by_layer: bool = False) -> LoadJob:
+    return LoadJob(req, KEYS, runs or (Run(0, (5, 6, 7, 8)),), 7, by_layer)
+
+
+def store_job(number: int, *runs: Run, parent: bytes | None = None, first: int = 0) -> StoreJob:
+    return StoreJob(number, "a", parent, first, KEYS, runs or (Run(0, (1, 2, 3, 4)),), 7)
+
+
+class Loads(unittest.TestCase):
+    def test_a_load_is_told_when_it_is_over_and_only_then(self) -> None:
+        worker, (space,) = bench()
+        worker.load(Step(1, [load_job()]))
+        self.assertEqual(worker.poll().requests, set())
+        space.tasks[0].value = loaded(4)
+        told = worker.poll()
+        self.assertEqual((told.requests, told.failed, told.blocks), ({"a"}, set(), set()))
+        self.assertEqual(worker.poll().requests, set())
+
+    def test_pages_that_did_not_arrive_are_bad_blocks(self) -> None:
+        worker, (space,) = bench()
+        worker.load(Step(1, [load_job()]))
+        space.tasks[0].value = loaded(1, "absent")
+        told = worker.poll()
+        self.assertEqual((told.requests, told.failed, told.blocks), ({"a"}, {"a"}, {6, 7, 8}))
+
+    def test_a_load_that_cannot_be_begun_is_over_and_failed(self) -> None:
+        worker, (space,) = bench()
+        space.fails = True
+        worker.load(Step(1, [load_job()]))
+        told = worker.poll()
+        self.assertEqual((told.requests, told.blocks), ({"a"}, {5, 6, 7, 8}))
+
+    def test_a_load_without_keys_is_over_and_failed(self) -> None:
+        worker, (space,) = bench()
+        worker.load(Step(1, [LoadJob("a", b"", (Run(0, (5, 6)),), 0)]))
+        self.assertEqual(worker.poll().blocks, {5, 6})
+        self.assertEqual(space.loads, [])
+
+    def test_one_group_that_cannot_begin_waits_for_the_others_and_spoils_them(self) -> None:
+        worker, spaces = bench(groups=2)
+        spaces[1].fails = True
+        runs = (Run(0, (5, 6, 7, 8)), Run(2, (9, 10)))
+        worker.load(Step(1, [load_job(*runs)]))
+        self.assertEqual(worker.poll().requests, set())  # a copy is still under way
+        spaces[0].tasks[0].value = loaded(4)
+        self.assertEqual(worker.poll().blocks, {5, 6, 7, 8, 9, 10})
+
+    def test_a_window_loads_the_pages_it_has_blocks_for(self) -> None:
+        worker, spaces = bench(groups=2)
+        worker.load(Step(1, [load_job(Run(0, (5, 6, 7, 8)), Run(2, (9, 10)))]))
+        self.assertEqual(spaces[1].loads[0][1:3], (KEYS[64:], [9, 10]))
+        for space, pages in zip(spaces, (4, 1)):
+            space.tasks[0].value = loaded(pages)
+        self.assertEqual(worker.poll().blocks, {10})
+
+    def test_blocks_without_a_key_fail(self) -> None:
+        worker, (space,) = bench()
+        worker.load(Step(1, [load_job(Run(0, (1, 2, 3, 4, 5)))]))
+        self.assertEqual(space.loads[0][2], [1, 2, 3, 4])
+        space.tasks[0].value = loaded(4)
+        self.assertEqual(worker.poll().blocks, {5})
+
+    def test_loads_inside_of_a_step_end_with_it(self) -> None:
+        worker, (space,) = bench()
+        worker.load(Step(9, [load_job(by_layer=True)]))
+        worker.wait_layer("layer.0")
+        worker.wait_layer("a layer of another group")
+        self.assertEqual(space.tasks[0].waited, 1)
+        space.tasks[0].value = loaded(2, "deadline")
+        worker.end_layers()
+        told = worker.poll()
+        self.assertEqual((told.requests, told.blocks), (set(), {7, 8}))
+        reports = worker.take_reports()
+        assert reports is not None
+        self.assertEqual(reports.layered, {9: 1})
+
+
+class Stores(unittest.TestCase):
+    def test_a_store_is_told_when_every_group_is_done(self) -> None:
+        worker, spaces = bench(groups=2)
+        worker.store(Step(1, [], [store_job(3, Run(0, (1, 2, 3, 4)), Run(1, (7, 8, 9)))]))
+        self.assertEqual(spaces[1].stores[0][1], KEYS[32:])
+        self.assertEqual(spaces[1].stores[0][3]["parent"], KEYS[:32])
+        self.assertEqual(spaces[1].stores[0][3]["first"], 1)
+        spaces[0].tasks[0].value = stored(4)
+        self.assertIsNone(worker.take_reports())
+        spaces[1].tasks[0].value = stored(1, held=2)
+        self.assertEqual(worker.take_reports(), Reports({3: (1, True)}))
+        self.assertTrue(worker.is_idle)
+
+    def test_pages_the_daemon_did_not_take_are_not_told_as_its_own(self) -> None:
+        worker, (space,) = bench()
+        worker.store(Step(1, [], [store_job(3)]))
+        space.tasks[0].value = stored(3, declined=1)
+        self.assertEqual(worker.take_reports(), Reports({3: (1, False)}))
+
+    def test_a_store_that_cannot_be_begun_frees_its_blocks(self) -> None:
+        worker, (space,) = bench()
+        space.fails = True
+        worker.store(Step(1, [], [store_job(3)]))
+        self.assertEqual(worker.take_reports(), Reports({3: (1, False)}))
+
+    def test_only_one_rank_of_equal_ones_stores(self) -> None:
+        worker, (space,) = bench(storing=False)
+        worker.store(Step(1, [], [store_job(3)]))
+        self.assertEqual(space.stores, [])
+        self.assertEqual(worker.take_reports(), Reports({3: (1, True)}))
+
+    def test_a_stores_device_is_ordered_after_the_step(self) -> None:
+        worker, (space,) = bench()
+        worker.store(Step(1, [], [store_job(3)]), lambda device: f"{device} after")
+        self.assertEqual(space.stores[0][0], "device0 after")
+
+
+class Aggregation(unittest.TestCase):
+    def test_reports_of_ranks_add_up(self) -> None:
+        other = Reports({1: (1, False), 2: (1, True)}, {4: 1})
+        total = Reports({1: (1, True)}, {4: 1}).aggregate(other)
+        self.assertEqual(total, Reports({1: (2, False), 2: (1, True)}, {4: 2}))
+
+
+if __name__ == "__main__":
+    unittest.main()

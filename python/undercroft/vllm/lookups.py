@@ -1,0 +1,103 @@
+"""Asks the daemon what a request need not compute, and never waits long for the answer."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, MutableMapping
+from typing import Any
+
+from .events import Announced
+from .messages import KEY_BYTES
+from .requests import Keys, Known
+from .settings import Settings
+
+# A request that could not be scheduled is asked for again at every step; the answer is not.
+ASK_AGAIN_S = 1.0
+
+
+class Lookups:
+    """Lookups over every space of the family: all ranks and groups."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Keys,
+        count: MutableMapping[str, float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._count = count
+        self._clock = clock
+        self.announced: Announced | None = None
+
+    def claim(self, client: Any, spaces: list[Any], known: Known, computed_tokens: int) -> int:
+        """How many tokens beyond `computed_tokens` are worth loading."""
+        page_tokens = self._keys.page_tokens
+        known.local = computed_tokens // page_tokens
+        # The last token is always computed: its logits are what the request is about.
+        limit = min((known.request.num_tokens - 1) // page_tokens, self._keys.pages(known))
+        gain = (limit - known.local) * page_tokens
+        if computed_tokens % page_tokens or gain < max(self._settings.min_tokens, 1):
+            return 0
+        self._look(client, spaces, known, limit)
+        pages = min(known.seen or 0, limit) - known.local
+        tokens = pages * page_tokens
+        if pages <= 0 or tokens < self._settings.min_tokens or known.hold is None:
+            known.drop_hold()
+            return 0
+        self._count["claimed_tokens"] = self._count.get("claimed_tokens", 0) + tokens
+        return tokens
+
+    def _look(self, client: Any, spaces: list[Any], known: Known, limit: int) -> None:
+        now = self._clock()
+        fresh = min(ASK_AGAIN_S, self._settings.hold_ms / 2000)
+        if now - known.seen_at < fresh:
+            return
+        known.drop_hold()
+        known.seen, known.seen_at = None, now
+        slice_pages = self._settings.first_slice_pages
+        asked = min(limit, slice_pages)
+        found = self._ask(client, spaces, known, asked)
+        if found is not None and found.pages == asked < limit:
+            known.drop_hold()
+            found = self._ask(client, spaces, known, limit)
+        if found is None:
+            return
+        known.seen, known.stamp = found.pages, found.stamp
+        known.sources = (found.dram, found.ssd)
+        known.cursor = found.pages
+        if self.announced is not None and found.pages < limit:
+            self.announced.missed(known, found.pages, limit)
+        self._count["found_pages"] = self._count.get("found_pages", 0) + found.pages
+        if self._is_slower(found, known):
+            known.drop_hold()
+
+    def _ask(self, client: Any, spaces: list[Any], known: Known, pages: int) -> Any:
+        keys = self._keys.first(known, pages)
+        if len(keys) < pages * KEY_BYTES:
+            return None
+        began = time.perf_counter()
+        found = client.lookup(
+            spaces,
+            keys,
+            hold=self._settings.hold_ms / 1000,
+            deadline=self._settings.lookup_deadline_ms / 1000,
+        )
+        count = self._count
+        count["lookups"] = count.get("lookups", 0) + 1
+        count["lookup_seconds"] = count.get("lookup_seconds", 0) + time.perf_counter() - began
+        known.hold = found.hold
+        if found.why not in (None, "absent", "too_long"):
+            known.drop_hold()
+            count["lookup_missed"] = count.get("lookup_missed", 0) + 1
+            return None
+        return found
+
+    def _is_slower(self, found: Any, known: Known) -> bool:
+        """Whether computing what was found would be done before it is fetched."""
+        if found.estimate > self._settings.load_deadline_ms / 1000:
+            return True
+        rate = self._settings.prefill_tokens_per_s
+        tokens = (found.pages - known.local) * self._keys.page_tokens
+        return rate > 0 and found.estimate > tokens / rate

@@ -1,0 +1,264 @@
+"""The scheduler's half: what to load, what to store, and what becomes of it.
+
+The hold of a lookup stays with the scheduler's session and the workers fetch by key. A hold
+belongs to one session at a time: handing it over by token would take a round trip here and one in
+a worker, and one hold for each of several ranks. Kept here, one hold keeps the pages for all
+ranks alike, until the load is over; a page that is gone all the same is a failed block.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+from .adapters import Adapters
+from .events import Announced
+from .guard import complaints
+from .lookups import Lookups
+from .messages import KEY_BYTES, LoadJob, Reports, Run, Step
+from .requests import Keys, Known
+from .settings import Settings
+from .stores import Stores
+from .versions import Shim, block_table
+
+
+class Scheduler:
+    """The state of every request the engine has not ended, and nothing of those it has."""
+
+    def __init__(
+        self, settings: Settings, shim: Shim, page_tokens: int, hash_tokens: int, workers: int
+    ) -> None:
+        self.count: MutableMapping[str, float] = {}
+        self._settings = settings
+        self._shim = shim
+        self._workers = workers
+        self._keys = Keys(page_tokens, hash_tokens)
+        self.hash_tokens = hash_tokens
+        self._lookups = Lookups(settings, self._keys, self.count)
+        self._stores = Stores(self._keys, workers, settings.max_pinned_share, self.count)
+        self._adapters = Adapters()
+        self._known: dict[str, Known] = {}
+        self._loading: dict[str, Known] = {}
+        self._loads: list[LoadJob] = []
+        self._steps = 0
+        self._layered: dict[int, int] = {}
+        self._client: Any = None
+        self._spaces: list[Any] | None = None
+        self._null = 0
+        self.announced: Announced | None = None
+
+    def announce(self, announced: Announced) -> None:
+        """From here on stores and losses are told as events."""
+        self.announced = self._lookups.announced = announced
+
+    def bind_pool(self, pool: Any) -> None:
+        """The engine's blocks."""
+        self._stores.bind(pool)
+        self._null = pool.null_block.block_id
+
+    def bind_daemon(self, client: Any, spaces: list[Any], family: Any) -> None:
+        """The daemon's client, the spaces of all ranks and groups, and what names their pages."""
+        self._keys.bind(family.keys)
+        self._client, self._spaces = client, spaces
+
+    def spaces(self) -> list[Any] | None:
+        """All spaces, where the daemon is there to be asked."""
+        if self._spaces is None or self._client.state != "connected":
+            return None
+        return self._spaces
+
+    # Requests come and go.
+
+    def known(self, request: Any) -> Known:
+        """What is remembered of a request."""
+        known = self._known.get(request.request_id)
+        if known is None or known.request is not request:
+            known = Known(request)
+            self._name(known)
+            self._known[request.request_id] = known
+        return known
+
+    def _name(self, known: Known) -> None:
+        lora = getattr(known.request, "lora_request", None)
+        if lora is not None:
+            salt = self._adapters.salt(lora.lora_path)
+            known.usable = salt is not None
+            known.salt = salt or b""
+
+    def finished(self, request: Any, tables: Sequence[Sequence[int]]) -> None:
+        """The engine is done with a request and about to free its blocks."""
+        known = self._known.pop(request.request_id, None)
+        if known is None:
+            return
+        if known.loading:
+            # Its blocks stay until the workers are done writing to them.
+            return
+        known.drop_hold()
+        if self._settings.store and self._is_ready():
+            tokens = min(known.computed, request.num_computed_tokens, request.num_tokens)
+            self._stores.plan(known, tables, tokens)
+
+    # Loads.
+
+    def claim(self, request: Any, computed_tokens: int) -> int:
+        """How many tokens beyond the engine's own hit are worth loading."""
+        known = self.known(request)
+        known.notice_preemption()
+        known.local = computed_tokens // self._keys.page_tokens
+        spaces = self.spaces()
+        if spaces is None or self._settings.load == "off" or not known.usable:
+            return 0
+        if request.skip_reading_prefix_cache or known.epoch == request.num_preemptions:
+            return 0
+        return self._lookups.claim(self._client, spaces, known, computed_tokens)
+
+    def allocated(self, request: Any, tables: Sequence[Sequence[int]], tokens: int) -> None:
+        """The engine has blocks for what we claimed, or for `tokens` of it."""
+        known = self.known(request)
+        if tokens <= 0:
+            return
+        page_tokens = self._keys.page_tokens
+        first = known.local
+        pages = -(-tokens // page_tokens)
+        keys = self._keys.first(known, first + pages)[first * KEY_BYTES :]
+        runs = tuple(self._run(table[first : first + pages]) for table in tables)
+        by_layer = self._settings.load == "layers"
+        job = LoadJob(request.request_id, keys, runs, known.stamp, by_layer)
+        self._begin(known, job)
+        known.computed = max(known.computed, (first + pages) * page_tokens)
+
+    def must_fail(self, request: Any, tables: Sequence[Sequence[int]]) -> None:
+        """The engine waits for a load that could not be planned: it is to fail at once."""
+        known = self.known(request)
+        runs = tuple(self._run(table[known.local :]) for table in tables)
+        self._begin(known, LoadJob(request.request_id, b"", runs, 0))
+
+    def _begin(self, known: Known, job: LoadJob) -> None:
+        known.epoch = known.request.num_preemptions
+        known.loading, known.failed = True, False
+        known.blocks = frozenset(block for run in job.runs for block in run.blocks)
+        self._loading[job.req_id] = known
+        self._loads.append(job)
+
+    def _run(self, table: Sequence[int]) -> Run:
+        skip = max((i + 1 for i, block in enumerate(table) if block == self._null), default=0)
+        return Run(skip, tuple(table[skip:]))
+
+    def _load_over(self, req_id: str) -> None:
+        known = self._loading.pop(req_id, None)
+        if known is None:
+            return
+        known.loading = False
+        known.drop_hold()
+        if known.failed:
+            known.rewind = True
+            known.computed = 0
+
+    # Steps.
+
+    def step(self, scheduler_output: Any) -> Step:
+        """What the workers are to do in this step."""
+        self._steps += 1
+        step = Step(self._steps, self._loads)
+        self._loads = []
+        for job in step.loads:
+            if job.by_layer:
+                self._layered[step.number] = 0
+                self._loading[job.req_id].layer_step = step.number
+        try:
+            self._plan(scheduler_output)
+        except Exception as error:  # noqa: BLE001 - loads and pinned blocks must reach the workers
+            complaints.say("plan", "undercroft: stores of a step were not planned: %r", error)
+        step.stores = self._stores.take()
+        return step
+
+    def _plan(self, scheduler_output: Any) -> None:
+        for req_id, scheduled in scheduler_output.num_scheduled_tokens.items():
+            known = self._known.get(req_id)
+            if known is None:
+                continue
+            request = known.request
+            known.notice_preemption()
+            if known.rewind:
+                pages = request.num_computed_tokens // self._keys.page_tokens
+                known.cursor = min(known.cursor, pages)
+                known.rewind = False
+            known.computed = request.num_computed_tokens + scheduled
+            if self._may_store() and self._has_more(known):
+                tables = block_table(self._shim, scheduler_output, req_id)
+                if tables is not None:
+                    self._stores.plan(known, tables, min(known.computed, request.num_tokens))
+
+    def _has_more(self, known: Known) -> bool:
+        tokens = min(known.computed, known.request.num_tokens)
+        pages = min(tokens // self._keys.page_tokens, self._keys.pages(known))
+        return pages > known.cursor
+
+    def _is_ready(self) -> bool:
+        return self.spaces() is not None
+
+    def _may_store(self) -> bool:
+        # A load inside of a step may fail in it, and what was computed upon it is wrong: until
+        # every rank has said that the step was right, nothing computed is offered.
+        return self._settings.store and not self._layered and self._is_ready()
+
+    def heard(self, output: Any) -> None:
+        """What the workers say after a step."""
+        invalid = getattr(output, "invalid_block_ids", None)
+        if invalid:
+            for known in self._known.values():
+                known.rewind = True
+            for known in self._loading.values():
+                known.failed = known.failed or not known.blocks.isdisjoint(invalid)
+        for req_id in getattr(output, "failed_recving", None) or ():
+            if req_id in self._loading:
+                self._loading[req_id].failed = True
+        for req_id in output.finished_recving or ():
+            self._load_over(req_id)
+        reports = output.kv_connector_worker_meta
+        if isinstance(reports, Reports):
+            self._settle(reports)
+
+    def _settle(self, reports: Reports) -> None:
+        for number, (workers, whole) in reports.stores.items():
+            pinned = self._stores.report(number, workers, whole)
+            if pinned is not None and pinned.whole and self.announced is not None:
+                pages = len(pinned.job.keys) // KEY_BYTES
+                self.announced.stored(pinned.known, pinned.job.first, pages)
+        for number, workers in reports.layered.items():
+            if number in self._layered:
+                self._layered[number] += workers
+                if self._layered[number] >= self._workers:
+                    del self._layered[number]
+                    self._layers_over(number)
+
+    def _layers_over(self, step: int) -> None:
+        for req_id in [r for r, known in self._loading.items() if known.layer_step == step]:
+            self._load_over(req_id)
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether workers have yet to say that they are done with blocks of ended requests."""
+        return self._stores.is_under_way
+
+    def sources(self, request: Any, tokens: int) -> tuple[int, int]:
+        """How many of `tokens` loaded came from DRAM and from SSD."""
+        known = self._known.get(request.request_id)
+        dram, ssd = known.sources if known is not None else (1, 0)
+        from_ssd = tokens * ssd // max(dram + ssd, 1)
+        return tokens - from_ssd, from_ssd
+
+    def forget(self) -> None:
+        """Nothing stored before may be found again: the weights may have changed."""
+        self._keys.forget(os.urandom(32))
+        for known in self._known.values():
+            known.keys.clear()
+            known.drop_hold()
+            known.seen, known.cursor = None, 0
+
+    def close(self) -> None:
+        """Gives back every hold."""
+        for known in [*self._known.values(), *self._loading.values()]:
+            known.drop_hold()
+        self._known.clear()

@@ -1,0 +1,284 @@
+"""Builds the connector's halves out of the engine's configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import vllm
+
+import undercroft
+
+from . import identity, versions
+from .blocks import BlocksError, GroupMemory, group_memories
+from .digests import DigestError
+from .events import Announced, Maker
+from .guard import complaints, logger
+from .messages import Handshake
+from .obstacles import group_kind
+from .scheduler import Scheduler
+from .settings import Settings
+from .worker import GroupIo, Worker
+
+OPEN_DEADLINE_S = 2.0
+FIRST_WAIT_S = 0.5
+
+
+class CannotStart(Exception):
+    """Why a half stays off, for people."""
+
+
+@dataclasses.dataclass
+class Started:
+    """A worker's half that goes."""
+
+    worker: Worker
+    client: undercroft.Client
+    handshake: Handshake
+    after: Callable[[Any], Any] | None
+
+
+def insist_on_recompute(transfer_config: Any) -> None:
+    """A cache may always miss; the engine's default makes a miss in a load the request's end."""
+    if transfer_config.kv_load_failure_policy != "recompute":
+        logger.warning(
+            "undercroft: kv_load_failure_policy is %s; set to recompute, a load may always miss",
+            transfer_config.kv_load_failure_policy,
+        )
+        transfer_config.kv_load_failure_policy = "recompute"
+
+
+def fitting(settings: Settings, kv_cache_config: Any) -> Settings:
+    """The settings as this model can have them. A load inside of a step that fails can be told of
+    by block alone, and blocks of several groups have no numbers of their own."""
+    groups = getattr(kv_cache_config, "kv_cache_groups", None) or ()
+    if settings.load == "layers" and len(groups) > 1:
+        logger.warning("undercroft: load=layers serves one KV cache group; loading between steps")
+        return dataclasses.replace(settings, load="async")
+    return settings
+
+
+def scheduler(
+    vllm_config: Any, kv_cache_config: Any, settings: Settings, shim: versions.Shim
+) -> Scheduler:
+    """The scheduler's half, without a daemon yet."""
+    groups = kv_cache_config.kv_cache_groups
+    page_tokens = groups[0].kv_cache_spec.block_size
+    half = Scheduler(
+        settings, shim, page_tokens, _hash_tokens(vllm_config, kv_cache_config), _world(vllm_config)
+    )
+    events = getattr(vllm_config, "kv_events_config", None)
+    if events is not None and events.enable_kv_cache_events:
+        half.announce(Announced(_maker(groups), page_tokens, half.hash_tokens))
+    return half
+
+
+def _hash_tokens(vllm_config: Any, kv_cache_config: Any) -> int:
+    from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
+
+    return resolve_kv_cache_block_sizes(kv_cache_config, vllm_config)[1]
+
+
+def _maker(groups: Any) -> Maker:
+    from vllm.distributed.kv_events import MEDIUM_CPU, BlockRemoved, BlockStored
+    from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
+
+    return Maker(
+        stored=BlockStored,
+        removed=BlockRemoved,
+        name=maybe_convert_block_hash,
+        medium=MEDIUM_CPU,
+        groups=[{"group_idx": number} for number in range(len(groups))],
+    )
+
+
+def _world(vllm_config: Any) -> int:
+    parallel = vllm_config.parallel_config
+    return parallel.tensor_parallel_size * parallel.pipeline_parallel_size
+
+
+def _client(settings: Settings, name: str, **more: Any) -> undercroft.Client:
+    client = undercroft.Client(
+        settings.socket, name=name, copy_mode=settings.copy_mode, threads=settings.threads, **more
+    )
+    if not client.wait_connected(FIRST_WAIT_S):
+        complaints.say(
+            "no-daemon",
+            "undercroft: no daemon yet (%s): all is a miss until there is one",
+            client.failure,
+        )
+    return client
+
+
+# Workers.
+
+
+def worker(
+    vllm_config: Any, kv_cache_config: Any, settings: Settings, kv_caches: Mapping[str, Any]
+) -> Started:
+    """A worker's half: this rank's blocks and spaces.
+
+    Raises CannotStart.
+    """
+    groups = kv_cache_config.kv_cache_groups
+    try:
+        memories = group_memories(
+            groups, kv_caches, kv_cache_config.num_blocks, _backends(vllm_config, groups)
+        )
+        layouts = [
+            undercroft.Layout.of_tensors(
+                memory.tensors, block_dim=memory.block_dims, blocks=kv_cache_config.num_blocks
+            )
+            for memory in memories
+        ]
+        model = identity.model_digest(vllm_config, settings.model_digest)
+    except (BlocksError, DigestError, ValueError, TypeError) as error:
+        raise CannotStart(str(error)) from error
+    version = versions.minor(vllm.__version__) or (0, 0)
+    family = identity.family(
+        vllm_config, kv_cache_config, model, [memory.text for memory in memories], version
+    )
+    rank, is_storing = _rank(vllm_config, groups)
+    shapes = [(layout.geometry.layers, list(layout.geometry.part_bytes)) for layout in layouts]
+    handshake = Handshake(None, family, rank, shapes)
+    devices, after = _devices(memories, layouts)
+    client = _client(settings, "vllm worker")
+    if after is not None:
+        client.attach_gpu(devices[0])
+    spaces = _open(client, handshake)
+    logger.info("undercroft: rank %s: pages of %s bytes", rank, [s.page_bytes for s in spaces])
+    ios = [GroupIo(s, d, m.index) for s, d, m in zip(spaces, devices, memories)]
+    return Started(Worker(settings, ios, is_storing), client, handshake, after)
+
+
+def _open(client: undercroft.Client, handshake: Handshake) -> list[Any]:
+    try:
+        family = undercroft.Family(**handshake.family)
+        return [
+            client.open_space(
+                family,
+                undercroft.Geometry(layers, parts),
+                rank=handshake.rank,
+                group=number,
+                deadline=OPEN_DEADLINE_S,
+            )
+            for number, (layers, parts) in enumerate(handshake.shapes)
+        ]
+    except (undercroft.UndercroftError, ValueError, TypeError) as error:
+        raise CannotStart(f"a space cannot be opened: {error}") from error
+
+
+def _rank(vllm_config: Any, groups: Any) -> tuple[tuple[int, int] | None, bool]:
+    """Which shard this worker is, and whether it is the one of its likes that stores."""
+    from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+
+    parallel = vllm_config.parallel_config
+    tp, pp = parallel.tensor_parallel_size, parallel.pipeline_parallel_size
+    tp_rank, pp_rank = get_tp_group().rank_in_group, get_pp_group().rank_in_group
+    return shard(groups, tp_rank, tp, pp_rank, pp)
+
+
+def shard(
+    groups: Any, tp_rank: int, tp: int, pp_rank: int, pp: int
+) -> tuple[tuple[int, int] | None, bool]:
+    """MLA's latent is the same on every rank of a tensor-parallel group: one of them stores it,
+    and all load it."""
+    if all(group_kind(group) == "MLAAttentionSpec" for group in groups):
+        return (None if pp == 1 else (pp_rank, pp)), tp_rank == 0
+    return (pp_rank * tp + tp_rank, tp * pp), True
+
+
+def _backends(vllm_config: Any, groups: Any) -> dict[str, str]:
+    """How each layer's attention reads its cache: its backend, and the instruction set where
+    that decides the order of a block's bytes."""
+    layers = vllm_config.compilation_config.static_forward_context
+    found = {}
+    for group in groups:
+        for name in group.layer_names:
+            layer = layers.get(name)
+            backend = getattr(layer, "attn_backend", None)
+            text = backend.get_name() if hasattr(backend, "get_name") else "?"
+            isa = getattr(layer, "isa", None)
+            found[name] = f"{text}/{isa}" if isa else text
+    return found
+
+
+def _devices(
+    memories: list[GroupMemory], layouts: list[Any]
+) -> tuple[list[Any], Callable[[Any], Any] | None]:
+    kind = memories[0].tensors[0].device.type
+    if kind == "cpu":
+        return [undercroft.HostDevice(layout) for layout in layouts], None
+    if kind != "cuda":
+        raise CannotStart(f"KV caches on {kind}; served: cpu, cuda")
+    why = undercroft.probe_cuda()
+    if why is not None:
+        raise CannotStart(f"the GPU cannot be used: {why}")
+    import torch
+
+    def after(device: Any) -> Any:
+        return device.after(torch.cuda.current_stream().cuda_stream)
+
+    try:
+        return [undercroft.CudaDevice(layout) for layout in layouts], after
+    except undercroft.DeviceError as error:
+        raise CannotStart(f"the GPU cannot be used: {error}") from error
+
+
+# The scheduler, once the workers have said what they store.
+
+
+def lookups(
+    half: Scheduler, vllm_config: Any, settings: Settings, shakes: Mapping[Any, Any]
+) -> undercroft.Client:
+    """Opens the spaces of all ranks and groups for the scheduler.
+
+    Raises CannotStart.
+    """
+    told = agreed(shakes, _world(vllm_config))
+    client = _client(settings, "vllm scheduler")
+    spaces: list[Any] = []
+    for handshake in told:
+        spaces += _open(client, handshake)
+    half.bind_daemon(client, spaces, undercroft.Family(**told[0].family))
+    logger.info("undercroft: lookups in %d spaces", len(spaces))
+    return client
+
+
+def agreed(shakes: Mapping[Any, Any], world: int) -> list[Handshake]:
+    """One handshake for each shard, in their order: all ranks must be there and of one family.
+
+    Raises CannotStart.
+    """
+    told = [shakes[at] for at in sorted(shakes)]
+    if len(told) != world or not all(isinstance(one, Handshake) for one in told):
+        raise CannotStart(f"{len(told)} of {world} workers said what they store")
+    for at, one in zip(sorted(shakes), told):
+        if one.off is not None:
+            raise CannotStart(f"worker {at} is off: {one.off}")
+        if one.family != told[0].family:
+            raise CannotStart(f"worker {at} stores another family than worker {sorted(shakes)[0]}")
+    shards: dict[tuple[int, int] | None, Handshake] = {}
+    for one in told:
+        if shards.setdefault(one.rank, one).shapes != one.shapes:
+            raise CannotStart(f"workers of shard {one.rank} have pages of different shapes")
+    return list(shards.values())
+
+
+# The engine's own objects.
+
+
+def results(finished: set[str], failed: set[str]) -> Any:
+    """What the engine wants to know of loads."""
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+
+    return KVConnectorTransferResults(finished_recving=finished, failed_recving=failed)
+
+
+def hit_sources(dram: int, ssd: int) -> dict[Any, int]:
+    """Tokens by tier, in the engine's words."""
+    from vllm.v1.metrics.cache_hit_source import CacheHitSource
+
+    tiers = {CacheHitSource.HOST: dram, CacheHitSource.DISK: ssd}
+    return {tier: tokens for tier, tokens in tiers.items() if tokens}

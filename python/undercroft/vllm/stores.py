@@ -1,0 +1,152 @@
+"""Which blocks are offered to the daemon, and how they are kept from reuse until it has them.
+
+A full block never changes while somebody holds it, so a store may read it at any time after the
+step that filled it. What it must never read is a block the engine has given to someone else. The
+engine frees blocks when a request ends, at once when it is preempted, and when a window has moved
+on; none of these asks us first in a way that covers all three. So a block in a store is held like
+a request holds it: by the pool's own count of references, taken when the store is planned and
+given back when every worker has said that it is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .messages import KEY_BYTES, Run, StoreJob
+from .requests import Keys, Known
+
+
+@dataclass
+class Pinned:
+    """A store under way."""
+
+    job: StoreJob
+    known: Known
+    blocks: list[int]
+    reports: int = 0
+    whole: bool = True
+
+
+class Stores:
+    """Plans stores and keeps their blocks."""
+
+    def __init__(
+        self, keys: Keys, workers: int, share: float, count: MutableMapping[str, float]
+    ) -> None:
+        self._keys = keys
+        self._workers = workers
+        self._share = share
+        self._count = count
+        self._pool: Any = None
+        self._budget = 0
+        self._null = 0
+        self._pinned: dict[int, Pinned] = {}
+        self._held: dict[int, int] = {}
+        self._next = 0
+        self._waiting: list[StoreJob] = []
+
+    def bind(self, pool: Any) -> None:
+        """The pool whose blocks these are."""
+        self._pool = pool
+        self._null = pool.null_block.block_id
+        self._budget = int(len(pool.blocks) * self._share)
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether any block is kept from reuse."""
+        return bool(self._pinned)
+
+    @property
+    def pinned_blocks(self) -> int:
+        """How many blocks are kept from reuse."""
+        return len(self._held)
+
+    def plan(self, known: Known, tables: Sequence[Sequence[int]], tokens: int) -> None:
+        """Plans to store the pages of a request whose KV is computed up to `tokens`. What is
+        beyond the budget stays for a later step."""
+        if self._pool is None or not known.usable:
+            return
+        first = known.cursor
+        end = min(tokens // self._keys.page_tokens, self._keys.pages(known))
+        end = min(end, *(len(table) for table in tables))
+        first = max(first, self._first_whole(tables, first, end))
+        if end <= first:
+            return
+        end = self._within_budget(tables, first, end)
+        if end <= first:
+            self._count["deferred_stores"] = self._count.get("deferred_stores", 0) + 1
+            return
+        keys = self._keys.first(known, end)
+        runs = tuple(self._run(table, first, end) for table in tables)
+        parent = keys[(first - 1) * KEY_BYTES : first * KEY_BYTES] if first else None
+        job = StoreJob(
+            number=self._next,
+            req_id=known.request.request_id,
+            parent=parent,
+            first=first,
+            keys=keys[first * KEY_BYTES :],
+            runs=runs,
+            stamp=known.stamp,
+        )
+        self._pin(job, known)
+        known.cursor = end
+
+    def take(self) -> list[StoreJob]:
+        """The stores planned since the last call, for the workers."""
+        jobs, self._waiting = self._waiting, []
+        return jobs
+
+    def report(self, number: int, workers: int, whole: bool) -> Pinned | None:
+        """Workers are done with a store. Answers it once all of them are."""
+        pinned = self._pinned.get(number)
+        if pinned is None:
+            return None
+        pinned.reports += workers
+        pinned.whole = pinned.whole and whole
+        if pinned.reports < self._workers:
+            return None
+        del self._pinned[number]
+        self._unpin(pinned.blocks)
+        return pinned
+
+    def _first_whole(self, tables: Sequence[Sequence[int]], first: int, end: int) -> int:
+        """The first page from which on the group that holds most has every block: pages before
+        it are gone from all groups, and nothing is known of them."""
+        null = self._null
+        gaps = [
+            max((page + 1 for page in range(first, end) if table[page] == null), default=first)
+            for table in tables
+        ]
+        return min(gaps, default=first)
+
+    def _run(self, table: Sequence[int], first: int, end: int) -> Run:
+        """The trailing blocks of a run that the engine still has."""
+        blocks = list(table[first:end])
+        skip = max((i + 1 for i, block in enumerate(blocks) if block == self._null), default=0)
+        return Run(skip, tuple(blocks[skip:]))
+
+    def _within_budget(self, tables: Sequence[Sequence[int]], first: int, end: int) -> int:
+        room = self._budget - len(self._held)
+        # Worst case: none of them is pinned yet, and each group has its own.
+        return min(end, first + max(room, 0) // max(len(tables), 1))
+
+    def _pin(self, job: StoreJob, known: Known) -> None:
+        blocks = list(dict.fromkeys(block for run in job.runs for block in run.blocks))
+        self._pool.touch([self._pool.blocks[block] for block in blocks])
+        for block in blocks:
+            self._held[block] = self._held.get(block, 0) + 1
+        self._pinned[job.number] = Pinned(job, known, blocks)
+        self._waiting.append(job)
+        self._next += 1
+
+    def _unpin(self, blocks: list[int]) -> None:
+        for block in blocks:
+            left = self._held[block] - 1
+            if left:
+                self._held[block] = left
+            else:
+                del self._held[block]
+        # Later pages first: where the engine must evict, a prefix outlives what hangs below it.
+        self._pool.free_blocks([self._pool.blocks[block] for block in reversed(blocks)])

@@ -1,0 +1,256 @@
+"""A worker's half: carries pages between the engine's blocks and the daemon.
+
+Everything begun is reported, once, however it went: a load that is not reported is a request that
+never ends, and a store that is not reported keeps blocks from the engine. Nothing is given up
+while a copy may still be under way; the client ends every task by its deadline.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .guard import complaints
+from .messages import KEY_BYTES, LoadJob, Reports, Step, StoreJob
+from .settings import Settings
+
+# Beyond a task's own deadline, for a batch that a device has begun.
+GRACE_S = 30.0
+
+
+@dataclass
+class GroupIo:
+    """A group's space and the device of its blocks."""
+
+    space: Any
+    device: Any
+    layers: Mapping[str, int]
+    """Which layer of the page an engine's layer reads, by its name."""
+
+
+@dataclass
+class Loading:
+    """A load under way: one task a group."""
+
+    job: LoadJob
+    tasks: list[Any]
+    began: float
+    broken: bool = False
+    """A group's task could not be begun: nothing that was loaded is of use."""
+
+
+@dataclass
+class Finished:
+    """What became of loads since it was last asked."""
+
+    requests: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
+    blocks: set[int] = field(default_factory=set)
+
+
+class Worker:
+    """Loads and stores of one rank."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        groups: Sequence[GroupIo],
+        is_storing: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.count: MutableMapping[str, float] = {}
+        self._settings = settings
+        self._groups = list(groups)
+        self._is_storing = is_storing
+        self._clock = clock
+        self._loading: dict[str, Loading] = {}
+        self._layered: list[Loading] = []
+        self._layered_step = 0
+        self._storing: dict[int, list[tuple[Any, int]]] = {}
+        self._finished = Finished()
+        self._reports = Reports()
+
+    # Loads.
+
+    def load(self, step: Step) -> None:
+        """Begins a step's loads."""
+        for job in step.loads:
+            loading = self._begin(job)
+            if job.by_layer:
+                self._layered.append(loading)
+                self._layered_step = step.number
+            else:
+                self._loading[job.req_id] = loading
+
+    def _begin(self, job: LoadJob) -> Loading:
+        loading = Loading(job, [], self._clock())
+        self._add("loads", 1)
+        if not job.keys:
+            loading.broken = True
+            return loading
+        for group, run in zip(self._groups, job.runs):
+            try:
+                keys = job.keys[run.skip * KEY_BYTES :]
+                pages = len(keys) // KEY_BYTES
+                loading.tasks.append(
+                    group.space.start_load(
+                        group.device,
+                        keys,
+                        list(run.blocks[:pages]),
+                        stamp=job.stamp,
+                        deadline=self._settings.load_deadline_ms / 1000,
+                        by_layer=job.by_layer,
+                    )
+                )
+            except Exception as error:  # noqa: BLE001 - the other groups' tasks go on all the same
+                loading.broken = True
+                complaints.say("load", "undercroft: a load could not be begun: %s", error)
+                break
+        return loading
+
+    def wait_layer(self, layer: str) -> None:
+        """Waits until a layer of every load inside of this step is in place, or will not be."""
+        timeout = self._settings.load_deadline_ms / 1000 + GRACE_S
+        for loading in self._layered:
+            for group, task in zip(self._groups, loading.tasks):
+                if layer in group.layers:
+                    task.wait_layer(group.layers[layer], timeout)
+
+    def end_layers(self) -> None:
+        """The step is over: so are the loads inside of it."""
+        if not self._layered:
+            return
+        timeout = self._settings.load_deadline_ms / 1000 + GRACE_S
+        for loading in self._layered:
+            for task in loading.tasks:
+                task.wait(timeout)
+            self._settle(loading, told=False)
+        self._layered = []
+        self._reports.layered[self._layered_step] = 1
+
+    def poll(self) -> Finished:
+        """Loads that are over since the last call."""
+        for req_id in [r for r, one in self._loading.items() if all(t.done for t in one.tasks)]:
+            self._settle(self._loading.pop(req_id), told=True)
+        finished, self._finished = self._finished, Finished()
+        return finished
+
+    def _settle(self, loading: Loading, told: bool) -> None:
+        job, finished = loading.job, self._finished
+        if told:
+            finished.requests.add(job.req_id)
+        self._add("load_seconds", self._clock() - loading.began)
+        bad: set[int] = set()
+        for run, task in zip(job.runs, loading.tasks):
+            loaded = task.result(0)
+            pages = loaded.pages if loaded is not None and not loading.broken else 0
+            bad.update(run.blocks[pages:])
+            self._add("loaded_pages", pages)
+            if loaded is not None:
+                self._add("loaded_bytes", loaded.bytes)
+                self._explain(loaded, len(run.blocks))
+        for run in job.runs[len(loading.tasks) :]:
+            bad.update(run.blocks)
+        if bad:
+            self._add("loads_failed", 1)
+            finished.failed.add(job.req_id)
+            finished.blocks |= bad
+
+    def _explain(self, loaded: Any, wanted: int) -> None:
+        if loaded.pages < wanted:
+            complaints.say(
+                f"load:{loaded.why}",
+                "undercroft: a load brought %d of %d pages (%s): the rest is computed",
+                loaded.pages,
+                wanted,
+                loaded.fault or loaded.why,
+            )
+
+    # Stores.
+
+    def store(self, step: Step, after: Callable[[Any], Any] | None = None) -> None:
+        """Begins a step's stores. `after` orders a device's reads after the step's compute."""
+        if not step.stores:
+            return
+        if not self._is_storing:
+            for job in step.stores:
+                self._reports.stores[job.number] = (1, True)
+            return
+        devices = self._devices(after)
+        for job in step.stores:
+            tasks = self._begin_store(job, devices)
+            if tasks:
+                self._storing[job.number] = tasks
+            else:
+                self._reports.stores[job.number] = (1, False)
+
+    def _devices(self, after: Callable[[Any], Any] | None) -> list[Any]:
+        if after is None:
+            return [group.device for group in self._groups]
+        return [after(group.device) for group in self._groups]
+
+    def _begin_store(self, job: StoreJob, devices: Sequence[Any]) -> list[tuple[Any, int]]:
+        """The tasks of a job, and how many pages each has."""
+        tasks: list[tuple[Any, int]] = []
+        self._add("stores", 1)
+        for group, device, run in zip(self._groups, devices, job.runs):
+            if not run.blocks:
+                continue
+            try:
+                parent = job.parent
+                if run.skip:
+                    parent = job.keys[(run.skip - 1) * KEY_BYTES : run.skip * KEY_BYTES]
+                task = group.space.start_store(
+                    device,
+                    job.keys[run.skip * KEY_BYTES :],
+                    list(run.blocks),
+                    parent=parent,
+                    first=job.first + run.skip,
+                    stamp=job.stamp,
+                    deadline=self._settings.store_deadline_ms / 1000,
+                    wait_for_credits=True,
+                )
+                tasks.append((task, len(run.blocks)))
+            except Exception as error:  # noqa: BLE001 - a store that is not begun is a later miss
+                complaints.say("store", "undercroft: a store could not be begun: %s", error)
+        return tasks
+
+    def take_reports(self) -> Reports | None:
+        """What is done since the last call; None if nothing is."""
+        for number in [n for n, tasks in self._storing.items() if all(t.done for t, _ in tasks)]:
+            tasks = self._storing.pop(number)
+            whole = [self._is_whole(task.result(0), pages) for task, pages in tasks]
+            self._reports.stores[number] = (1, all(whole))
+        reports, self._reports = self._reports, Reports()
+        return None if reports.is_empty() else reports
+
+    def _is_whole(self, stored: Any, pages: int) -> bool:
+        if stored is None:
+            return False
+        declined = sum(stored.declined.values())
+        self._add("stored_pages", stored.stored)
+        self._add("held_pages", stored.held)
+        self._add("declined_pages", declined)
+        self._add("failed_pages", stored.failed + stored.unsettled)
+        if stored.failed or stored.fault:
+            complaints.say(
+                "stored", "undercroft: %d pages not stored: %s", stored.failed, stored.fault
+            )
+        return stored.stored + stored.held == pages
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way."""
+        return not self._loading and not self._storing and not self._layered
+
+    def drain(self, seconds: float) -> None:
+        """Waits for stores under way, at most so long."""
+        until = self._clock() + seconds
+        for tasks in self._storing.values():
+            for task, _pages in tasks:
+                task.wait(max(0.0, until - self._clock()))
+
+    def _add(self, name: str, value: float) -> None:
+        self.count[name] = self.count.get(name, 0) + value
