@@ -3,6 +3,7 @@ use crate::identity::Geometry;
 use crate::memory::{Kind, Owner, View};
 use pyo3::prelude::*;
 use std::sync::Arc;
+use undercroft_client::wire::MAX_PARTS;
 use undercroft_gpu_shim::{KvLayout, Place, Tensor};
 
 /// Where an engine's blocks lie, and what keeps that memory.
@@ -68,7 +69,7 @@ impl Layout {
             let before = view.address - pieces[tensor].base;
             places.extend(fragments.iter().map(|fragment| Place {
                 tensor,
-                offset: before + fragment.offset,
+                offset: before.saturating_add(fragment.offset),
                 block_stride: fragment.block_stride,
                 rows: fragment.rows,
                 row_stride: fragment.row_stride,
@@ -193,18 +194,25 @@ fn fragments(name: &str, view: &View, block_dim: usize, blocks: u32) -> PyResult
     }
     // A block of the engine's may be several ones of its kernels, one after another.
     let kernel_blocks = count / blocks;
-    let (block_stride, whole) = (stride * kernel_blocks, stride * count);
+    let (block_stride, whole) =
+        (stride.saturating_mul(kernel_blocks), stride.saturating_mul(count));
     let others = view.shape.iter().zip(&view.strides).enumerate();
     let others = others.filter(|(dim, (n, _))| *dim != block_dim && **n != 1);
     let others = others.map(|(_, (n, stride))| (*n, *stride));
     let (outer, mut inner): (Vec<_>, Vec<_>) =
         others.partition(|(_, s)| *s >= whole && *s > stride);
+    let parts = outer.iter().fold(1, |parts: u64, (n, _)| parts.saturating_mul(*n));
+    if parts > MAX_PARTS as u64 {
+        return Err(value(format!(
+            "{name} has {parts} parts in a block, allowed 1 to {MAX_PARTS}"
+        )));
+    }
     if kernel_blocks > 1 {
         inner.push((kernel_blocks, stride));
     }
     let (bytes, rows, row_stride) = rows(name, view.item_bytes, inner)?;
     let offsets = outer.iter().fold(vec![0], |offsets: Vec<u64>, (n, stride)| {
-        let further = |at: u64| (0..*n).map(move |i| at + i * stride);
+        let further = |at: u64| (0..*n).map(move |i| at.saturating_add(i.saturating_mul(*stride)));
         offsets.into_iter().flat_map(further).collect()
     });
     let bytes =
@@ -220,9 +228,11 @@ fn rows(name: &str, item_bytes: u64, mut inner: Vec<(u64, u64)>) -> PyResult<(u6
     let mut row: Option<(u64, u64)> = None;
     for (n, stride) in inner {
         match &mut row {
-            None if stride == dense => dense *= n,
+            None if stride == dense => dense = dense.saturating_mul(n),
             None => row = Some((n, stride)),
-            Some((rows, row_stride)) if stride == *rows * *row_stride => *rows *= n,
+            Some((rows, row_stride)) if stride == rows.saturating_mul(*row_stride) => {
+                *rows = rows.saturating_mul(n);
+            }
             Some(_) => {
                 return Err(value(format!(
                     "{name}: a block lies in pieces of {dense} bytes at more than one distance; allowed \
@@ -239,5 +249,5 @@ fn rows(name: &str, item_bytes: u64, mut inner: Vec<(u64, u64)>) -> PyResult<(u6
             "{name}: pieces of {dense} bytes overlap, {row_stride} bytes apart"
         )));
     }
-    Ok((dense * rows, count, row_stride))
+    Ok((dense.saturating_mul(rows), count, row_stride))
 }

@@ -60,19 +60,19 @@ impl View {
         )))
     }
 
-    /// From its first byte to behind its last one; what lies between elements counts.
+    /// From its first byte to behind its last one; what lies between elements counts. Sizes that no
+    /// memory has come out as the largest, which is refused wherever memory is described.
     pub(crate) fn extent(&self) -> u64 {
         if self.shape.contains(&0) {
             return 0;
         }
-        let last: u64 =
-            self.shape.iter().zip(&self.strides).map(|(n, stride)| (n - 1) * stride).sum();
-        last + self.item_bytes
+        let last = self.shape.iter().zip(&self.strides).map(|(n, s)| (n - 1).saturating_mul(*s));
+        last.fold(self.item_bytes, u64::saturating_add)
     }
 
     /// Its bytes, if nothing lies between them.
     pub(crate) fn dense_bytes(&self, name: &str) -> PyResult<u64> {
-        let bytes = self.shape.iter().product::<u64>() * self.item_bytes;
+        let bytes = self.shape.iter().fold(self.item_bytes, |bytes, n| bytes.saturating_mul(*n));
         if bytes == self.extent() && bytes > 0 {
             return Ok(bytes);
         }
@@ -105,7 +105,7 @@ fn of_tensor(given: &Bound<'_, PyAny>) -> PyResult<View> {
         address: given.call_method0("data_ptr")?.extract()?,
         item_bytes,
         shape: given.getattr("shape")?.extract()?,
-        strides: strides.into_iter().map(|stride| stride * item_bytes).collect(),
+        strides: strides.into_iter().map(|stride| stride.saturating_mul(item_bytes)).collect(),
         kind,
         owner: Owner::Object(given.clone().unbind()),
     })
@@ -175,9 +175,9 @@ fn of_dlpack(name: &str, given: &Bound<'_, PyAny>) -> PyResult<View> {
         other => return Err(value(format!("{name} lies on a device of type {other} of DLPack"))),
     };
     Ok(View {
-        address: tensor.data.expose_provenance() as u64 + tensor.byte_offset,
+        address: (tensor.data.expose_provenance() as u64).saturating_add(tensor.byte_offset),
         item_bytes,
-        strides: strides.into_iter().map(|stride| stride * item_bytes).collect(),
+        strides: strides.into_iter().map(|stride| stride.saturating_mul(item_bytes)).collect(),
         shape,
         kind,
         owner: Owner::Object(capsule.clone().into_any().unbind()),
@@ -197,7 +197,7 @@ unsafe fn numbers(at: *const i64, count: usize) -> Option<Vec<i64>> {
 fn dense(shape: &[i64]) -> Vec<i64> {
     let mut strides = vec![1; shape.len()];
     for at in (1..shape.len()).rev() {
-        strides[at - 1] = strides[at] * shape[at].max(1);
+        strides[at - 1] = i64::saturating_mul(strides[at], shape[at].max(1));
     }
     strides
 }

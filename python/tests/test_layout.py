@@ -144,6 +144,8 @@ class Refused(unittest.TestCase):
             ([good, Tensor((BLOCKS, 4, 8))], 0, BLOCKS, "alike"),
             ([Tensor((BLOCKS, 4, 3, 8), (400, 90, 20, 1))], 0, BLOCKS, "more than one distance"),
             ([good, good], 0, BLOCKS, "overlap"),
+            ([Tensor((9, BLOCKS, 4, 16))], 1, BLOCKS, "9 parts in a block, allowed 1 to 8"),
+            ([Tensor((BLOCKS, 4), (1 << 62, 1), base=good)], 0, BLOCKS, "bytes|outside"),
         ]
         for tensors, dim, blocks, words in cases:
             with self.subTest(words), self.assertRaisesRegex(ValueError, words):

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 /// The oldest Python that the module is built for.
 const OLDEST: &str = "3.11";
 /// The version of what makes the wheel.
-const MATURIN: &str = "maturin==1.9.6";
+const MATURIN: &str = "maturin==1.16.0";
 /// What Python finds the module by, beside the package's own files.
 const MODULE: &str = "_native.abi3.so";
 
