@@ -143,7 +143,7 @@ impl Client {
         let deadline = seconds("deadline", deadline)?;
         let handle = python.detach(|| self.client.open_space(&space, deadline));
         let handle = handle.map_err(|error| OpenError::new_err(error.to_string()))?;
-        Ok(Space { handle, pool: Arc::clone(&self.pool) })
+        Ok(Space { client: self.client.clone(), handle, pool: Arc::clone(&self.pool) })
     }
 
     #[pyo3(signature = (spaces, keys, *, hold = None, deadline = 0.05))]

@@ -3,6 +3,7 @@ use crate::identity::Geometry;
 use crate::layout::Layout;
 use crate::memory::{Kind, Owner, View};
 use pyo3::prelude::*;
+use pyo3::types::PyList;
 use std::sync::Arc;
 use undercroft_client::wire;
 use undercroft_gpu_shim::cuda::{self, After, CopyMode, CudaOptions, EngineStream};
@@ -153,7 +154,7 @@ impl CudaDevice {
     }
 }
 
-/// Pages that lie whole, each in memory of its own.
+/// Pages in memories of their own: each whole in one, or each fragment in one.
 #[pyclass(frozen, extends = Device, module = "undercroft")]
 pub(crate) struct Buffers;
 
@@ -177,31 +178,80 @@ impl Buffers {
             Page::Bytes(bytes) => Geometry::of(1, &[bytes])?.0,
             Page::Geometry(geometry) => geometry.0,
         };
-        let mut addresses = Vec::with_capacity(memories.len());
-        let mut owners = Vec::with_capacity(memories.len());
+        let mut lent = Lent { writable, addresses: Vec::new(), owners: Vec::new() };
+        // What one is, all are: `Lent::fragments` and `Lent::take` refuse the others.
+        let in_fragments = memories.first().is_some_and(|first| first.is_instance_of::<PyList>());
         for (index, given) in memories.iter().enumerate() {
             let name = format!("memories[{index}]");
-            let view = View::of(&name, given)?;
-            let (found, allowed) = (view.dense_bytes(&name)?, u64::from(geometry.page_bytes()));
-            if found != allowed {
-                return Err(value(format!("{name} has {found} bytes, allowed {allowed}, a page")));
+            if in_fragments {
+                lent.fragments(&name, given, geometry)?;
+            } else {
+                lent.take(&name, given, geometry.page_bytes(), "a page")?;
             }
-            if view.kind == Kind::Cuda || (writable && view.kind == Kind::HostReadOnly) {
-                return Err(value(format!(
-                    "{name} is {:?}, allowed memory as was said",
-                    view.kind
-                )));
-            }
-            addresses.push(view.address);
-            owners.push(view.owner);
         }
-        // SAFETY: the owners keep a page at each address, on the host and writable if that was said;
-        // it is part of the contract of every call that takes a device that nothing else touches
-        // its blocks meanwhile.
-        let device = unsafe { shim::Buffers::new(geometry, &addresses, writable) };
+        // SAFETY: the owners keep a page, or a fragment, at each address, on the host and writable
+        // if that was said; it is part of the contract of every call that takes a device that
+        // nothing else touches its blocks meanwhile.
+        let device = unsafe {
+            if in_fragments {
+                shim::Buffers::of_fragments(geometry, &lent.addresses, writable)
+            } else {
+                shim::Buffers::new(geometry, &lent.addresses, writable)
+            }
+        };
         let device = device.map_err(value)?;
-        let base = Device::of(Box::new(device), None, Arc::new(owners));
+        let base = Device::of(Box::new(device), None, Arc::new(lent.owners));
         Ok(PyClassInitializer::from(base).add_subclass(Self))
+    }
+}
+
+/// Memories as they were handed over, and what keeps them.
+struct Lent {
+    writable: bool,
+    addresses: Vec<u64>,
+    owners: Vec<Owner>,
+}
+
+impl Lent {
+    fn fragments(
+        &mut self,
+        name: &str,
+        given: &Bound<'_, PyAny>,
+        geometry: wire::Geometry,
+    ) -> PyResult<()> {
+        let sizes = geometry.part_bytes().repeat(geometry.layers() as usize);
+        let found = given.cast::<PyList>().map_or(0, PyListMethods::len);
+        if found != sizes.len() {
+            let allowed = sizes.len();
+            return Err(value(format!(
+                "{name} is a list of {found} memories, allowed {allowed}, one for each fragment"
+            )));
+        }
+        for (at, (fragment, bytes)) in given.try_iter()?.zip(sizes).enumerate() {
+            self.take(&format!("{name}[{at}]"), &fragment?, bytes, "a fragment")?;
+        }
+        Ok(())
+    }
+
+    fn take(
+        &mut self,
+        name: &str,
+        given: &Bound<'_, PyAny>,
+        bytes: u32,
+        what: &str,
+    ) -> PyResult<()> {
+        let view = View::of(name, given)?;
+        let (found, allowed) = (view.dense_bytes(name)?, u64::from(bytes));
+        if found != allowed {
+            return Err(value(format!("{name} has {found} bytes, allowed {allowed}, {what}")));
+        }
+        if view.kind == Kind::Cuda || (self.writable && view.kind == Kind::HostReadOnly) {
+            let kind = view.kind;
+            return Err(value(format!("{name} is {kind:?}, allowed memory as was said")));
+        }
+        self.addresses.push(view.address);
+        self.owners.push(view.owner);
+        Ok(())
     }
 }
 

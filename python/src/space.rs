@@ -10,12 +10,13 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use undercroft_client::wire::{HintKind, PageKey, Rank, Stamp, Token};
-use undercroft_client::{LookupOptions, SpaceHandle};
+use undercroft_client::wire::{HintKind, PageKey, Purge, Rank, Stamp, Token};
+use undercroft_client::{Client, LookupOptions, SpaceHandle};
 
 /// An open space: what lookups, loads and stores are asked of.
 #[pyclass(frozen, module = "undercroft")]
 pub(crate) struct Space {
+    pub(crate) client: Client,
     pub(crate) handle: SpaceHandle,
     pub(crate) pool: Arc<Pool>,
 }
@@ -179,6 +180,15 @@ impl Space {
         let deadline = self::seconds("deadline", deadline)?;
         let heard = python.detach(|| self.handle.hint(&keys.0, kind, deadline));
         Ok(heard.err().map(name_of))
+    }
+
+    #[pyo3(signature = (deadline = 10.0))]
+    fn purge(&self, python: Python<'_>, deadline: f64) -> PyResult<bool> {
+        let deadline = seconds("deadline", deadline)?;
+        let space = Some(self.handle.space().digest());
+        let what = Purge { domain: None, space, writer: None };
+        let purged = python.detach(|| self.client.purge(&what, deadline));
+        Ok(purged.is_ok_and(|purged| purged.missed.is_empty()))
     }
 
     fn __repr__(&self) -> String {

@@ -230,14 +230,19 @@ class CudaDevice(Device):
 
 @final
 class Buffers(Device):
-    """Pages that lie whole in host memory, each in memory of its own: block i is memories[i].
+    """Pages in host memory, each in memory of its own: block i is memories[i], which is one memory
+    or a list of them, one for each fragment in the order they have in a page.
 
     `geometry`: the space's, or the size of a page of one layer and part.
     `writable`: whether they may be loaded into.
     """
 
     def __init__(
-        self, geometry: Geometry | int, memories: Sequence[Memory], *, writable: bool = True
+        self,
+        geometry: Geometry | int,
+        memories: Sequence[Memory] | Sequence[list[Memory]],
+        *,
+        writable: bool = True,
     ) -> None: ...
 
 @final
@@ -320,6 +325,10 @@ class Space:
         must not change. Tasks of one client are begun in the order they were started in."""
     def prefetch(self, keys: Keys, *, ttl: float = 10.0, deadline: float = 0.05) -> Prefetched:
         """Lifts pages towards DRAM ahead of need, to stay there for about `ttl`."""
+    def purge(self, deadline: float = 10.0) -> bool:
+        """Has all pages of the space forgotten for good, in every tier and for every process that
+        shares it. Says whether the daemon did so, on all its SSDs, in time."""
+
     def hint(
         self,
         keys: Keys,
