@@ -178,6 +178,7 @@ class Obstacles(unittest.TestCase):
             "decode_context_parallel_size is 2": self.why(
                 parallel_config__decode_context_parallel_size=2
             ),
+            "prefix caching is off": self.why(cache_config__enable_prefix_caching=False),
             "calculate_kv_scales": self.why(cache_config__calculate_kv_scales=True),
             "kv_cache_dtype nvfp4": self.why(cache_config__cache_dtype="nvfp4"),
             "launched from outside": self.why(

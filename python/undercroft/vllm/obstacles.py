@@ -55,6 +55,10 @@ def _in_engine(vllm_config: Any) -> str | None:
             f"prefix_caching_hash_algo is {algorithm}: its values differ between processes or can "
             f"be made to collide; allowed: {', '.join(SOUND_HASHES)}"
         )
+    if not getattr(cache, "enable_prefix_caching", True):
+        # On platforms whose attention cannot begin in the middle of a prompt (MLA on CPU) the
+        # engine turns its prefix cache off by itself; tokens after a loaded prefix would be wrong.
+        return "the engine's own prefix caching is off: it may not be able to begin after a prefix"
     for size in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(parallel, size, 1) > 1:
             return f"{size} is {getattr(parallel, size)}: pages split over context ranks"
