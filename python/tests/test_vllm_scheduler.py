@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import queue
 import unittest
+from types import SimpleNamespace
 
 from undercroft.vllm import versions
 from undercroft.vllm.messages import Reports
@@ -121,8 +123,6 @@ class Claims(unittest.TestCase):
         self.assertEqual(bench.half.claim(request, PAGE * 3), 0)
 
     def test_an_adapter_that_cannot_be_read_is_not_cached(self) -> None:
-        from types import SimpleNamespace
-
         bench = Bench()
         lora = SimpleNamespace(lora_name="x", lora_path="/nowhere/at/all", lora_int_id=1)
         request = Request("a", range(PAGE * 3 + 1), lora)
@@ -280,6 +280,24 @@ class Stores(unittest.TestCase):
         bench.daemon.keep(request, 3)
         bench.half.forget()
         self.assertEqual(bench.half.claim(request, 0), 0)
+
+
+class Prefetching(unittest.TestCase):
+    def test_requests_that_wait_behind_others_are_asked_for_and_the_first_is_not(self) -> None:
+        asked: queue.Queue[int] = queue.Queue()
+
+        class Lifting:
+            def prefetch(self, keys: bytes, *, ttl: float, deadline: float) -> object:
+                asked.put(len(keys) // 32)
+                return SimpleNamespace(why=None)
+
+        bench = Bench()
+        bench.half.bind_daemon(bench.daemon, [Lifting()], Family())
+        bench.half.arrived(Request("a", range(PAGE * 3)))
+        bench.half.arrived(Request("b", range(PAGE * 5)))
+        self.assertEqual(asked.get(timeout=10), 5)
+        bench.half.close()
+        self.assertTrue(asked.empty())
 
 
 class Layered(unittest.TestCase):

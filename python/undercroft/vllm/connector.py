@@ -208,6 +208,14 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
         if self._scheduler is not None:
             self._scheduler.bind_pool(gpu_block_pool)
 
+    @harmless(nothing)
+    def on_new_request(self, request: Any) -> None:
+        """What it needs from an SSD can be read while it waits behind others."""
+        if self._scheduler is not None:
+            began = time.perf_counter()
+            self._scheduler.arrived(request)
+            self._took(began)
+
     @harmless(lambda self, request, num_computed_tokens: (0, False))
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int

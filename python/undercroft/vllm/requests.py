@@ -110,15 +110,22 @@ class Keys:
 
     def first(self, known: Known, pages: int) -> bytes:
         """The keys of its first pages, as many as have a hash."""
-        assert self._name is not None, "keys are asked for before there is a family"
         have = len(known.keys) // KEY_BYTES
         want = min(pages, self.pages(known))
         if want > have:
-            hashes = known.request.block_hashes
-            # The hash at a page's end covers all of the prefix before it.
-            ends = [hashes[(page + 1) * self._each - 1] for page in range(have, want)]
-            salt = self._salt + known.salt
-            if salt:
-                ends = [hashlib.sha256(salt + end).digest() for end in ends]
-            known.keys += self._name(ends)
+            known.keys += self._named(known, have, want)
         return bytes(known.keys[: want * KEY_BYTES])
+
+    def of_all(self, known: Known) -> bytes:
+        """The keys of all its pages, made anew: for threads other than the scheduler's."""
+        return self._named(known, 0, self.pages(known))
+
+    def _named(self, known: Known, first: int, end: int) -> bytes:
+        assert self._name is not None, "keys are asked for before there is a family"
+        hashes = known.request.block_hashes
+        # The hash at a page's end covers all of the prefix before it.
+        ends = [hashes[(page + 1) * self._each - 1] for page in range(first, end)]
+        salt = self._salt + known.salt
+        if salt:
+            ends = [hashlib.sha256(salt + end).digest() for end in ends]
+        return self._name(ends)

@@ -17,6 +17,7 @@ from .events import Announced
 from .guard import complaints
 from .lookups import Lookups
 from .messages import KEY_BYTES, LoadJob, Reports, Run, Step
+from .prefetches import Prefetches
 from .requests import Keys, Known
 from .settings import Settings
 from .stores import Stores
@@ -46,6 +47,7 @@ class Scheduler:
         self._client: Any = None
         self._spaces: list[Any] | None = None
         self._null = 0
+        self._prefetches: Prefetches | None = None
         self.announced: Announced | None = None
 
     def announce(self, announced: Announced) -> None:
@@ -61,6 +63,8 @@ class Scheduler:
         """The daemon's client, the spaces of all ranks and groups, and what names their pages."""
         self._keys.bind(family.keys)
         self._client, self._spaces = client, spaces
+        if self._settings.prefetch and self._settings.load != "off":
+            self._prefetches = Prefetches(self._settings, self._keys, spaces)
 
     def spaces(self) -> list[Any] | None:
         """All spaces, where the daemon is there to be asked."""
@@ -85,6 +89,13 @@ class Scheduler:
             salt = self._adapters.salt(lora.lora_path)
             known.usable = salt is not None
             known.salt = salt or b""
+
+    def arrived(self, request: Any) -> None:
+        """The engine has put a request into its queue."""
+        waits = bool(self._known)
+        known = self.known(request)
+        if waits and known.usable and self._prefetches is not None and self._is_ready():
+            self._prefetches.add(known)
 
     def finished(self, request: Any, tables: Sequence[Sequence[int]]) -> None:
         """The engine is done with a request and about to free its blocks."""
@@ -259,6 +270,8 @@ class Scheduler:
 
     def close(self) -> None:
         """Gives back every hold."""
+        if self._prefetches is not None:
+            self._prefetches.close()
         for known in [*self._known.values(), *self._loading.values()]:
             known.drop_hold()
         self._known.clear()
