@@ -64,6 +64,27 @@ class Views(unittest.TestCase):
             text(torch.zeros(10, 3, 32, 128), 10), text(torch.zeros(10, 6, 32, 64), 10)
         )
 
+    def test_two_orders_of_equal_sizes_are_two_identities(self) -> None:
+        group = SimpleNamespace(layer_names=["a"])
+
+        def text(tensor: Any) -> str:
+            return group_memories([group], {"a": tensor}, 10, {"a": "X"})[0].text
+
+        # As many heads as tokens, seen alike: heads first in memory, and tokens first.
+        heads_first = torch.zeros(10, 16, 16, 128)
+        tokens_first = torch.zeros(10, 16, 16, 128).transpose(1, 2)
+        self.assertNotEqual(text(heads_first), text(tokens_first))
+
+    def test_strides_over_all_blocks_say_nothing_of_a_page(self) -> None:
+        group = SimpleNamespace(layer_names=["a"])
+
+        def text(blocks: int) -> str:
+            # One head of all blocks after another.
+            tensor = torch.zeros(4, blocks, 16, 64).transpose(0, 1)
+            return group_memories([group], {"a": tensor}, blocks, {"a": "X"})[0].text
+
+        self.assertEqual(text(10), text(20))
+
     def test_a_layer_of_several_tensors_is_refused(self) -> None:
         group = SimpleNamespace(layer_names=["a"])
         with self.assertRaises(BlocksError):

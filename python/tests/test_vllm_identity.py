@@ -10,9 +10,11 @@ import unittest
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from undercroft.vllm import digests, identity, obstacles, versions
 from undercroft.vllm.adapters import Adapters
+from undercroft.vllm.items import are_named_by_content
 from undercroft.vllm.settings import Settings, checked
 
 SHIM = versions.TABLE[0, 32]
@@ -63,7 +65,7 @@ def engine(model: str = "/nowhere", **changes: Any) -> Any:
         ),
         "load_config": SimpleNamespace(load_format="auto", download_dir=None),
         "cache_config": SimpleNamespace(cache_dtype="auto", prefix_caching_hash_algo="sha256"),
-        "parallel_config": SimpleNamespace(world_size=1),
+        "parallel_config": SimpleNamespace(world_size=1, pipeline_parallel_size=1),
     }
     for name, value in changes.items():
         part, field = name.split("__")
@@ -92,6 +94,49 @@ class Digests(unittest.TestCase):
         tuned = bytearray(b"1" * 4096)
         tuned[2048] ^= 1
         self.assertNotEqual(self.model("one", b"1" * 4096), self.model("two", bytes(tuned)))
+
+    def test_no_tensor_of_many_is_passed_over(self) -> None:
+        size = digests.SMALL_BYTES + 1
+
+        def digest(name: str, changed: int | None) -> bytes:
+            path = self.folder / name / "model.safetensors"
+            path.parent.mkdir()
+            tensors = {str(n): bytes([n == changed]) * size for n in range(300)}
+            safetensors(path, tensors)
+            return digests.files_digest([str(path)])
+
+        plain = digest("plain", None)
+        for changed in (0, 1, 150, 299):
+            self.assertNotEqual(plain, digest(f"changed{changed}", changed))
+
+    def test_an_edit_between_the_samples_is_seen_where_all_is_read(self) -> None:
+        found: dict[bool, list[bytes]] = {True: [], False: []}
+        for name, at in (("plain", 0), ("edited", 501_234)):
+            tensor = bytearray(1_000_000)
+            tensor[at] = 1 if at else 0
+            path = self.folder / name / "model.safetensors"
+            path.parent.mkdir()
+            safetensors(path, {"a": bytes(tensor)})
+            for samples in found:
+                found[samples].append(digests.files_digest([str(path)], samples))
+        self.assertNotEqual(*found[False])
+        self.assertEqual(*found[True], "samples are what they say: no more")
+
+    def test_a_config_that_has_no_text_is_refused(self) -> None:
+        with self.assertRaises(digests.DigestError):
+            digests.config_digest({"hook": object()})
+        one = digests.config_digest({"inner": {"_name_or_path": "a", "x": {2, 1}}})
+        self.assertEqual(one, digests.config_digest({"inner": {"_name_or_path": "b", "x": {1, 2}}}))
+
+    def test_a_format_names_the_files_it_reads(self) -> None:
+        folder = self.folder / "both"
+        folder.mkdir()
+        safetensors(folder / "model.safetensors", {"a": b"1"})
+        (folder / "model.bin").write_bytes(b"2" * 100)
+        plain = identity.model_digest(engine(str(folder)))
+        self.assertNotEqual(
+            plain, identity.model_digest(engine(str(folder), load_config__load_format="pt"))
+        )
 
     def test_compute_dtype_and_quantization_are_part_of_it(self) -> None:
         plain = self.model("one", b"1" * 64)
@@ -187,6 +232,7 @@ class Obstacles(unittest.TestCase):
             "is a MambaSpec": self.why(groups(MambaSpec(block_size=32))),
             "different block sizes [32, 64]": self.why(sizes),
             "cannot be told of a failed load": self.why(two, versions.TABLE[0, 29]),
+            "enable_sleep_mode": self.why(model_config__enable_sleep_mode=True),
             "no KV cache": self.why(groups()),
         }
         for part, why in found.items():
@@ -199,6 +245,39 @@ class Obstacles(unittest.TestCase):
         self.assertIn("eagle", obstacles.obstacle(config, plain, SHIM) or "")
         config.speculative_config.method = "ngram"
         self.assertIsNone(obstacles.obstacle(config, plain, SHIM))
+
+
+    def test_weights_that_change_at_run_time_are_one(self) -> None:
+        config = engine()
+        config.weight_transfer_config = SimpleNamespace()
+        plain = groups(FullAttentionSpec(block_size=32))
+        self.assertIn("weight_transfer", obstacles.obstacle(config, plain, SHIM) or "")
+
+
+class Items(unittest.TestCase):
+    def test_pictures_are_named_by_their_content_or_not_cached(self) -> None:
+        def usable(*identifiers: str) -> bool:
+            features = [SimpleNamespace(identifier=one) for one in identifiers]
+            return are_named_by_content(SimpleNamespace(mm_features=features))
+
+        digest = "0123456789abcdef" * 4
+        self.assertTrue(usable() and usable(digest, digest * 2, f"my:lora:{digest}"))
+        for name in ("img-0", "renderer0-mm-1-image-0", digest[1:], digest.upper(), ""):
+            self.assertFalse(usable(digest, name), name)
+        self.assertTrue(are_named_by_content(SimpleNamespace()))
+
+
+class Stages(unittest.TestCase):
+    def test_how_layers_are_cut_into_stages_is_part_of_the_family(self) -> None:
+        config = groups(FullAttentionSpec(block_size=32))
+
+        def layout(cut: str | None) -> str:
+            change = {} if cut is None else {"VLLM_PP_LAYER_PARTITION": cut}
+            with mock.patch.dict(os.environ, change):
+                piped = engine(parallel_config__pipeline_parallel_size=3)
+                return identity.family(piped, config, bytes(32), [], (0, 32))["layout"]
+
+        self.assertEqual(len({layout(None), layout("8,12,12"), layout("10,12,10")}), 3)
 
 
 class Versions(unittest.TestCase):
@@ -230,6 +309,7 @@ class Extra(unittest.TestCase):
             ({"store": 1}, "true or false"),
             ({"model_digest": "ab"}, "64 hexadecimal digits"),
             ({"socket": ""}, "not empty"),
+            ({"weights": "none"}, "samples, whole"),
         ):
             with self.assertRaises(ValueError) as raised:
                 checked(raw)

@@ -61,10 +61,10 @@ def _of_group(
         place = (tensor.data_ptr(), tuple(tensor.shape))
         if place not in known:
             known[place] = len(tensors)
-            view, dim = by_blocks(tensor, blocks, name)
-            tensors.append(view)
+            split, dim = _split(tensor, blocks, name)
+            tensors.append(_in_order(split, dim))
             dims.append(dim)
-            texts.add(f"{backends.get(name, '?')} {_shape_text(view, dim)}")
+            texts.add(f"{backends.get(name, '?')} {_order_text(split, dim)}")
         index[name] = known[place]
     return GroupMemory(tensors, dims, index, "|".join(sorted(texts)))
 
@@ -76,14 +76,25 @@ def by_blocks(tensor: Any, blocks: int, name: str = "") -> tuple[Any, int]:
     Takes `[blocks, heads, tokens, 2*d]`, `[2, blocks, …]`, `[blocks, 2, …]`, MLA's
     `[blocks, tokens, d]`, and each of them with its blocks cut into equal kernel blocks.
     """
+    split, dim = _split(tensor, blocks, name)
+    return _in_order(split, dim), dim
+
+
+def _split(tensor: Any, blocks: int, name: str) -> tuple[Any, int]:
+    """The tensor with as many entries in one dimension as there are blocks, and which that is."""
     dim, pieces = _block_dim(tuple(tensor.shape), blocks, name)
-    if pieces > 1:
-        tensor = tensor.unflatten(dim, (blocks, pieces))
-    inside = list(range(dim + 1, len(tensor.shape)))
+    return (tensor.unflatten(dim, (blocks, pieces)) if pieces > 1 else tensor), dim
+
+
+def _inside(tensor: Any, dim: int) -> list[int]:
+    """The dimensions inside of a block, in the order of memory: a logical order other than the
+    physical one is only a name for it."""
     strides = tensor.stride()
-    # Sorted by stride: a logical order other than the physical one is only a name for it.
-    inside.sort(key=lambda at: (-strides[at], at))
-    return tensor.permute(*range(dim + 1), *inside), dim
+    return sorted(range(dim + 1, len(tensor.shape)), key=lambda at: (-strides[at], at))
+
+
+def _in_order(tensor: Any, dim: int) -> Any:
+    return tensor.permute(*range(dim + 1), *_inside(tensor, dim))
 
 
 def _block_dim(shape: tuple[int, ...], blocks: int, name: str) -> tuple[int, int]:
@@ -97,10 +108,12 @@ def _block_dim(shape: tuple[int, ...], blocks: int, name: str) -> tuple[int, int
     return candidates[0], shape[candidates[0]] // blocks
 
 
-def _shape_text(view: Any, dim: int) -> str:
-    """What is outside of a block, and a block's inside with its strides; not how many there are."""
-    element = str(view.dtype).removeprefix("torch.")
-    shape, strides = tuple(view.shape), view.stride()
-    outside = [str(size) for size in shape[:dim]]
-    inside = [f"{size}:{stride}" for size, stride in zip(shape[dim + 1 :], strides[dim + 1 :])]
+def _order_text(tensor: Any, dim: int) -> str:
+    """What each byte of a page is: which logical dimension, `number:size`, follows which in memory.
+    Two orders of equal sizes differ. Neither how many blocks there are nor room between what they
+    hold is part of a page, and so not of this."""
+    element = str(tensor.dtype).removeprefix("torch.")
+    shape = tuple(tensor.shape)
+    outside = [f"{at}:{shape[at]}" for at in range(dim)]
+    inside = [f"{at}:{shape[at]}" for at in _inside(tensor, dim) if shape[at] != 1]
     return f"{element}[{','.join([*outside, 'B', *inside])}]"

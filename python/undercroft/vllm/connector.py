@@ -36,7 +36,7 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
         extra = self._kv_transfer_config.kv_connector_extra_config
-        self._settings: Settings = start.fitting(checked(extra), kv_cache_config)
+        self._settings: Settings = start.fitting(checked(extra), vllm_config, kv_cache_config)
         self._shim = versions.shim(vllm.__version__)
         self._scheduler: Scheduler | None = None
         self._worker: Worker | None = None

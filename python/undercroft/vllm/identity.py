@@ -27,11 +27,20 @@ FILE_FORMATS = (
     "mistral",
     "bitsandbytes",
 )
+# Which files a format reads, where it is not the first that there are.
+SUFFIXES = {
+    "safetensors": (".safetensors",),
+    "pt": (".bin", ".pt"),
+    "npcache": (".bin",),
+    "gguf": (".gguf",),
+}
 # Rope types whose frequencies do not depend on how long the engine lets a sequence be.
 STEADY_ROPES = ("default", "linear", "llama3", "yarn", "deepseek_yarn", "mrope", "proportional")
 
 
-def model_digest(vllm_config: Any, given: str | None = None) -> bytes:
+def model_digest(
+    vllm_config: Any, given: str | None = None, samples: bool = True
+) -> bytes:
     """What the model is: its config and its weights.
 
     Raises DigestError where the weights cannot be read.
@@ -48,7 +57,7 @@ def model_digest(vllm_config: Any, given: str | None = None) -> bytes:
         # Weights out of a seed: equal in processes of one seed, and of nobody else.
         whole.update(_text(["dummy", str(model.seed)]))
     elif load_format in FILE_FORMATS:
-        whole.update(digests.files_digest(_checkpoint(vllm_config)))
+        whole.update(digests.files_digest(_checkpoint(vllm_config, load_format), samples))
     else:
         raise DigestError(f"load_format {load_format} keeps its weights where they cannot be read")
     return whole.digest()
@@ -101,7 +110,17 @@ def _layout(vllm_config: Any, layouts: Sequence[str], version: tuple[int, int]) 
     algorithm = getattr(cache, "prefix_caching_hash_algo", "sha256")
     seed = os.environ.get("PYTHONHASHSEED", "")
     head = f"vllm {version[0]}.{version[1]} {algorithm} seed={seed}"
-    return " ".join([head, *layouts])
+    return " ".join([head, *_stages(vllm_config), *layouts])
+
+
+def _stages(vllm_config: Any) -> list[str]:
+    """Where the engine cuts the layers into stages: a rank's number alone does not say which of
+    them it has."""
+    stages = vllm_config.parallel_config.pipeline_parallel_size
+    if stages == 1:
+        return []
+    cut = os.environ.get("VLLM_PP_LAYER_PARTITION", "even")
+    return [f"stages={stages}/{cut}"]
 
 
 def _rope_kinds(rope: Any) -> list[str]:
@@ -127,11 +146,12 @@ def _multimodal(model: Any) -> str:
     return str(getattr(settings, "mm_processor_kwargs", None))
 
 
-def _checkpoint(vllm_config: Any) -> list[str]:
+def _checkpoint(vllm_config: Any, load_format: str) -> list[str]:
     model, load = vllm_config.model_config, vllm_config.load_config
     name = str(model.model)
+    suffixes = SUFFIXES.get(load_format, digests.WEIGHT_SUFFIXES)
     if os.path.isdir(name):
-        return digests.weight_files(name)
+        return digests.weight_files(name, suffixes)
     if os.path.isfile(name):
         return [name]
     try:
@@ -145,7 +165,7 @@ def _checkpoint(vllm_config: Any) -> list[str]:
         )
     except Exception as error:
         raise DigestError(f"the files of {name} cannot be found here: {error}") from error
-    return digests.weight_files(folder)
+    return digests.weight_files(folder, suffixes)
 
 
 def _text(parts: Sequence[str]) -> bytes:

@@ -70,6 +70,10 @@ def _in_engine(vllm_config: Any) -> str | None:
         return f"speculative decoding by {method} has KV of a draft model, not part of the identity"
     if kv_dtype(vllm_config) is None:
         return f"kv_cache_dtype {cache.cache_dtype} is none that a space can name"
+    if getattr(vllm_config, "weight_transfer_config", None) is not None:
+        return "weight_transfer_config: the weights do not stay what their files say"
+    if getattr(vllm_config.model_config, "enable_sleep_mode", False):
+        return "enable_sleep_mode: blocks lose their memory, and weights may come back others"
     if getattr(cache, "calculate_kv_scales", False):
         return "calculate_kv_scales: the KV's scales differ from process to process"
     return None

@@ -15,6 +15,7 @@ from typing import Any
 from .adapters import Adapters
 from .events import Announced
 from .guard import complaints
+from .items import are_named_by_content
 from .lookups import Lookups
 from .messages import KEY_BYTES, LoadJob, Reports, Run, Step
 from .prefetches import Prefetches
@@ -84,10 +85,13 @@ class Scheduler:
         return known
 
     def _name(self, known: Known) -> None:
+        known.usable = are_named_by_content(known.request)
         lora = getattr(known.request, "lora_request", None)
         if lora is not None:
-            salt = self._adapters.salt(lora.lora_path)
-            known.usable = salt is not None
+            # One that is loaded over another of its name may come while requests run.
+            is_steady = not getattr(lora, "load_inplace", False)
+            salt = self._adapters.salt(lora.lora_path) if is_steady else None
+            known.usable = known.usable and salt is not None
             known.salt = salt or b""
 
     def arrived(self, request: Any) -> None:

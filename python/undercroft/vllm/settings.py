@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 LOAD_MODES = ("async", "layers", "off")
+WEIGHTS = ("samples", "whole")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Settings:
     """Threads of a worker's client that carry loads."""
     copy_mode: bool = False
     """Deliver pages through the session's staging area instead of the shared arena."""
+    weights: str = "samples"
+    """What of the weight files names the model: `samples` of every tensor, or the `whole` of them."""
     model_digest: str | None = None
     """64 hexadecimal digits naming the weights, where their files cannot be read."""
 
@@ -90,6 +93,8 @@ def _one(key: str, value: Any) -> Any:
         raise ValueError(f"{key} is {value!r}, allowed: a text that is not empty")
     if key == "load" and value not in LOAD_MODES:
         raise ValueError(f"load is {value!r}, allowed: {', '.join(LOAD_MODES)}")
+    if key == "weights" and value not in WEIGHTS:
+        raise ValueError(f"weights is {value!r}, allowed: {', '.join(WEIGHTS)}")
     if key == "model_digest" and not _is_digest(value):
         raise ValueError(f"model_digest is {value!r}, allowed: 64 hexadecimal digits")
     return value

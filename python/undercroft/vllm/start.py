@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -49,14 +50,30 @@ def insist_on_recompute(transfer_config: Any) -> None:
         transfer_config.kv_load_failure_policy = "recompute"
 
 
-def fitting(settings: Settings, kv_cache_config: Any) -> Settings:
-    """The settings as this model can have them. A load inside of a step that fails can be told of
-    by block alone, and blocks of several groups have no numbers of their own."""
-    groups = getattr(kv_cache_config, "kv_cache_groups", None) or ()
-    if settings.load == "layers" and len(groups) > 1:
-        logger.warning("undercroft: load=layers serves one KV cache group; loading between steps")
+def fitting(settings: Settings, vllm_config: Any, kv_cache_config: Any) -> Settings:
+    """The settings as this engine and model can have them."""
+    role = getattr(vllm_config.kv_transfer_config, "kv_role", "kv_both")
+    if role == "kv_producer":
+        # The engine gives blocks away under a step in flight unless its connector consumes.
+        settings = dataclasses.replace(settings, load="off")
+    elif role == "kv_consumer":
+        settings = dataclasses.replace(settings, store=False)
+    if settings.load == "layers" and (why := _why_not_layers(vllm_config, kv_cache_config)):
+        logger.warning("undercroft: load=layers: %s; loading between steps", why)
         return dataclasses.replace(settings, load="async")
     return settings
+
+
+def _why_not_layers(vllm_config: Any, kv_cache_config: Any) -> str | None:
+    """A load inside of a step that fails makes the step's own tokens wrong: the engine must hear of
+    it before it uses them, or another step has begun on them."""
+    if len(getattr(kv_cache_config, "kv_cache_groups", None) or ()) > 1:
+        return "blocks of several KV cache groups have no numbers of their own"
+    if getattr(vllm_config, "max_concurrent_batches", 1) > 1:
+        return "the engine's steps overlap"
+    if getattr(vllm_config, "speculative_config", None) is not None:
+        return "with speculative decoding a failure is heard of a step late"
+    return None
 
 
 def scheduler(
@@ -132,7 +149,8 @@ def worker(
             )
             for memory in memories
         ]
-        model = identity.model_digest(vllm_config, settings.model_digest)
+        samples = settings.weights == "samples"
+        model = identity.model_digest(vllm_config, settings.model_digest, samples)
     except (BlocksError, DigestError, ValueError, TypeError) as error:
         raise CannotStart(str(error)) from error
     version = versions.minor(vllm.__version__) or (0, 0)
@@ -143,16 +161,38 @@ def worker(
     shapes = [(layout.geometry.layers, list(layout.geometry.part_bytes)) for layout in layouts]
     handshake = Handshake(None, family, rank, shapes)
     devices, after = _devices(memories, layouts)
-    client = _client(settings, "vllm worker")
-    if after is not None:
-        client.attach_gpu(devices[0])
-    spaces = _open(client, handshake)
+    client = _connected(settings, devices, is_cuda=after is not None)
+    try:
+        spaces = _open(client, handshake, _opening(client))
+    except CannotStart:
+        client.close()
+        raise
     logger.info("undercroft: rank %s: pages of %s bytes", rank, [s.page_bytes for s in spaces])
     ios = [GroupIo(s, d, m.index) for s, d, m in zip(spaces, devices, memories)]
     return Started(Worker(settings, ios, is_storing), client, handshake, after)
 
 
-def _open(client: undercroft.Client, handshake: Handshake) -> list[Any]:
+def _connected(settings: Settings, devices: list[Any], is_cuda: bool) -> undercroft.Client:
+    """A worker's client. It knows its GPU from the start: without the means to pin memory that is
+    only read, pages come through staging."""
+    if not is_cuda:
+        return _client(settings, "vllm worker")
+    try:
+        client = _client(settings, "vllm worker", gpu=devices[0])
+        for device in devices[1:]:
+            client.attach_gpu(device)
+    except undercroft.UndercroftError as error:
+        raise CannotStart(f"the GPU cannot be used: {error}") from error
+    return client
+
+
+def _opening(client: undercroft.Client) -> float:
+    """When all spaces are to be open. Without a daemon nobody waits: they are opened when it comes."""
+    patience = OPEN_DEADLINE_S if client.state == "connected" else 0.0
+    return time.monotonic() + patience
+
+
+def _open(client: undercroft.Client, handshake: Handshake, until: float) -> list[Any]:
     try:
         family = undercroft.Family(**handshake.family)
         return [
@@ -161,7 +201,7 @@ def _open(client: undercroft.Client, handshake: Handshake) -> list[Any]:
                 undercroft.Geometry(layers, parts),
                 rank=handshake.rank,
                 group=number,
-                deadline=OPEN_DEADLINE_S,
+                deadline=max(0.0, until - time.monotonic()),
             )
             for number, (layers, parts) in enumerate(handshake.shapes)
         ]
@@ -238,9 +278,14 @@ def lookups(
     """
     told = agreed(shakes, _world(vllm_config))
     client = _client(settings, "vllm scheduler")
+    until = _opening(client)
     spaces: list[Any] = []
-    for handshake in told:
-        spaces += _open(client, handshake)
+    try:
+        for handshake in told:
+            spaces += _open(client, handshake, until)
+    except CannotStart:
+        client.close()
+        raise
     half.bind_daemon(client, spaces, undercroft.Family(**told[0].family))
     logger.info("undercroft: lookups in %d spaces", len(spaces))
     return client
