@@ -31,6 +31,19 @@ def use_sglang() -> bool:
     return _is_installed("sglang.srt.mem_cache.hicache_storage") or not _put(_sglang())
 
 
+def use_vllm() -> bool:
+    """Says whether it is the real one. The stand-in is there for one import: whoever looks for vLLM
+    after it finds none."""
+    if _is_installed("vllm.v1.kv_offload.tiering.base"):
+        return True
+    modules = _vllm()
+    _put(modules)
+    importlib.import_module("undercroft.vllm.tier")
+    for name in [name for name in sys.modules if name.split(".")[0] == "vllm"]:
+        del sys.modules[name]
+    return False
+
+
 def _is_installed(name: str) -> bool:
     try:
         importlib.import_module(name)
@@ -235,4 +248,69 @@ def _sglang() -> dict[str, dict[str, Any]]:
             "PoolTransferResult": PoolTransferResult,
         },
         "sglang.srt.observability.metrics_collector": {"StorageMetrics": StorageMetrics},
+    }
+
+
+def _vllm() -> dict[str, dict[str, Any]]:
+    class LookupResult(enum.Enum):
+        MISS = enum.auto()
+        HIT = enum.auto()
+        HIT_PENDING = enum.auto()
+        RETRY = enum.auto()
+
+    class Medium(enum.Enum):
+        CPU = "CPU"
+        STORAGE = "STORAGE"
+
+    class Locality(enum.Enum):
+        LOCAL = "LOCAL"
+        REMOTE = "REMOTE"
+
+    @dataclass
+    class RequestOffloadingContext:
+        policy: str = "chunk_level"
+
+    @dataclass
+    class TransferJob:
+        job_id: int
+        keys: Any
+        chunk_ids: Any
+        is_promotion: bool
+        req_context: Any
+        submit_time: float = 0.0
+
+    @dataclass
+    class JobResult:
+        job_id: int
+        success: bool
+        successful_keys: Any = None
+        transfer_time: float | None = None
+        transfer_bytes: int | None = None
+
+    class SecondaryTierManager(abc.ABC):
+        def __init__(self, offloading_spec: Any, primary_kv_view: memoryview, tier_type: str,
+                     backpressure_detector: Any = None) -> None:
+            self.tier_type = tier_type
+            self._primary_kv_view = primary_kv_view
+            self.block_size_bytes = primary_kv_view.strides[0]
+
+    for name in ("lookup", "submit_store", "submit_load", "get_finished_jobs", "on_new_request",
+                 "drain_jobs"):
+        setattr(SecondaryTierManager, name, abc.abstractmethod(lambda self, *_: None))
+    abc.update_abstractmethods(SecondaryTierManager)
+    return {
+        "vllm": {"__version_tuple__": (0, 32, 0)},
+        "vllm.v1.kv_offload.base": {
+            "Locality": Locality,
+            "LookupResult": LookupResult,
+            "Medium": Medium,
+            "RequestOffloadingContext": RequestOffloadingContext,
+            "get_offload_block_hash": lambda key: key[:-4],
+            "get_offload_group_idx": lambda key: int.from_bytes(key[-4:], "big"),
+        },
+        "vllm.v1.kv_offload.tiering.base": {
+            "JobResult": JobResult,
+            "SecondaryTierManager": SecondaryTierManager,
+            "TransferJob": TransferJob,
+        },
     }
