@@ -16,6 +16,7 @@ from vllm_fakes import PAGE, Heard, Output, Pool, Request, table
 try:
     import torch
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
+    from vllm.v1.core.kv_cache_utils import maybe_convert_block_hash
 
     from undercroft.vllm import UndercroftConnector, start
 
@@ -39,7 +40,9 @@ class MLAAttentionSpec(SimpleNamespace):
     """By its name as the engine's."""
 
 
-def engine(socket: str, world: int = 1, groups: list[Any] | None = None, **extra: Any) -> Any:
+def engine(
+    socket: str, world: int, groups: list[Any] | None, events: bool, **extra: Any
+) -> Any:
     """What the connector reads of vLLM's configuration."""
     hf = SimpleNamespace(to_dict=lambda: {"hidden_size": 64}, num_hidden_layers=2)
     transfer = SimpleNamespace(
@@ -57,7 +60,7 @@ def engine(socket: str, world: int = 1, groups: list[Any] | None = None, **extra
     )
     config = SimpleNamespace(
         kv_transfer_config=transfer,
-        kv_events_config=None,
+        kv_events_config=SimpleNamespace(enable_kv_cache_events=events),
         model_config=SimpleNamespace(
             model="none",
             hf_config=hf,
@@ -83,8 +86,10 @@ def engine(socket: str, world: int = 1, groups: list[Any] | None = None, **extra
 class Engine:
     """A scheduler's and some workers' connectors, stepped as vLLM does it."""
 
-    def __init__(self, socket: str, world: int = 1, groups: Any = None, **extra: Any) -> None:
-        parts = engine(socket, world, groups, **extra)
+    def __init__(
+        self, socket: str, world: int = 1, groups: Any = None, events: bool = False, **extra: Any
+    ) -> None:
+        parts = engine(socket, world, groups, events, **extra)
         is_mla = isinstance((groups or [None])[0], MLAAttentionSpec)
         self.caches: list[dict[str, Any]] = []
         self.workers: list[Any] = []
@@ -248,6 +253,24 @@ class OneRank(unittest.TestCase):
                 made.until(lambda _: made.workers[0]._worker.is_idle)
             self.assertEqual(made.scheduler.get_num_new_matched_tokens(request, 0), (0, False))
             self.assertEqual(made.scheduler._scheduler._loading, {})
+
+    def test_events_tell_what_came_and_what_was_found_gone(self) -> None:
+        made = self.start(events=True)
+        made.fill(1)
+        request = Request("a", range(PAGE * 3 + 3))
+        made.store(request, ([1, 2, 3, 4],))
+        (event,) = made.scheduler.take_events()
+        hashes = [maybe_convert_block_hash(one) for one in request.block_hashes[:3]]
+        self.assertEqual(event.block_hashes, hashes)
+        self.assertEqual((event.block_size, event.medium, event.group_idx), (PAGE, "CPU", 0))
+        self.assertEqual(event.token_ids, list(range(PAGE * 3)))
+        self.assertEqual(list(made.scheduler.take_events()), [])
+        made.scheduler._scheduler.forget()
+        again = Request("b", range(PAGE * 3 + 3))
+        self.assertEqual(made.load(again, ([5, 6, 7],)), (0, None))
+        (gone,) = made.scheduler.take_events()
+        self.assertEqual(type(gone).__name__, "BlockRemoved")
+        self.assertEqual(gone.block_hashes, hashes)
 
     def test_a_worker_that_is_off_keeps_all_off(self) -> None:
         made = self.start(model_digest=None, groups=[FullAttentionSpec(block_size=PAGE)])

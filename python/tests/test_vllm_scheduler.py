@@ -88,6 +88,7 @@ class Claims(unittest.TestCase):
         bench.half.allocated(request, ([1, 2, 3],), PAGE * 3)
         bench.half.step(Output({}, {}))
         bench.half.heard(Heard(finished_recving={"a"}, invalid_block_ids={1}))
+        bench.half.known(request).seen_at = float("-inf")  # as if asked much later
         self.assertEqual(bench.half.claim(request, 0), 0)
         request.num_preemptions = 1
         self.assertEqual(bench.half.claim(request, 0), PAGE * 3)
@@ -238,8 +239,34 @@ class Stores(unittest.TestCase):
         bench.daemon.held[0].clear()
         bench.half.finished(request, ([1, 2, 3],))
         self.assertEqual(bench.half.step(Output({}, {})).stores, [])
+        self.assertFalse(bench.daemon.holds[0].dropped, "workers are still loading")
         bench.half.heard(Heard(finished_recving={"a"}))
+        self.assertTrue(bench.daemon.holds[0].dropped)
         self.assertEqual(bench.half._loading, {})
+
+    def test_of_an_aborted_request_only_what_was_computed_is_stored(self) -> None:
+        bench = Bench(max_pinned_share=0.02)
+        request = Request("a", range(PAGE * 5 + 1))
+        bench.half.claim(request, 0)
+        (job,) = bench.run(request, [1, 2, 3, 4, 5, 6], 0, PAGE * 2 + 3).stores
+        bench.half.heard(Heard(kv_connector_worker_meta=Reports({job.number: (1, True)})))
+        request.num_computed_tokens = PAGE * 2 + 3
+        bench.half._stores._budget = 9
+        bench.half.finished(request, ([1, 2, 3, 4, 5, 6],))
+        (rest,) = bench.half.step(Output({}, {})).stores
+        self.assertEqual((rest.first, rest.runs[0].blocks), (1, (2,)))
+
+    def test_a_load_told_as_failed_by_request_takes_the_cursor_back(self) -> None:
+        bench = Bench(spaces=2)
+        request = Request("a", range(PAGE * 4 + 1))
+        bench.daemon.keep(request, 4)
+        bench.half.claim(request, 0)
+        bench.half.allocated(request, ([1, 2, 3, 4], [5, 6, 7, 8]), PAGE * 4)
+        bench.half.step(Output({}, {}))
+        bench.half.heard(Heard(finished_recving={"a"}, failed_recving={"a"}))
+        tables = ([1, 2, 3, 4, 9], [5, 6, 7, 8, 10])
+        (job,) = bench.half.step(Output({"a": PAGE * 4 + 1}, {"a": tables})).stores
+        self.assertEqual((job.first, job.runs[1].blocks), (0, (5, 6, 7, 8)))
 
     def test_after_a_failed_load_the_recomputed_pages_are_offered(self) -> None:
         bench = Bench()
@@ -273,6 +300,16 @@ class Stores(unittest.TestCase):
         self.assertEqual((job.runs[0].skip, job.runs[0].blocks), (0, (1, 2, 3, 4)))
         self.assertEqual((job.runs[1].skip, job.runs[1].blocks), (2, (13, 14)))
         self.assertEqual(bench.pool.held, [1, 2, 3, 4, 13, 14])
+
+    def test_a_conversation_that_took_tokens_back_is_named_anew(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 3 + 1))
+        bench.half.claim(request, 0)
+        bench.run(request, [1, 2, 3, 4], 0, PAGE * 3 + 1)
+        del request.all_token_ids[PAGE * 2 :], request.block_hashes[2:]
+        request.grow(range(7000, 7000 + PAGE + 1))
+        (job,) = bench.run(request, [1, 2, 3, 4], PAGE * 2, PAGE + 1).stores
+        self.assertEqual(job.keys[-32:], Family().keys([request.block_hashes[2]]))
 
     def test_forgetting_makes_every_key_another_one(self) -> None:
         bench = Bench()

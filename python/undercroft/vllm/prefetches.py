@@ -56,7 +56,7 @@ class Prefetches:
         while (known := self._queue.get()) is not None:
             try:
                 self._ask(known)
-            except Exception as error:  # noqa: BLE001 - a prefetch that is not made costs time alone
+            except Exception as error:  # noqa: BLE001 - a prefetch not made costs time alone
                 complaints.say("prefetch", "undercroft: pages were not prefetched: %r", error)
 
     def _ask(self, known: Known) -> None:

@@ -20,6 +20,7 @@ class Known:
         "failed",
         "hold",
         "keys",
+        "last",
         "layer_step",
         "loading",
         "local",
@@ -42,6 +43,8 @@ class Known:
         """Whether pages of this request can be named at all."""
         self.keys = bytearray()
         """Keys of its leading pages, as far as they were needed."""
+        self.last = b""
+        """The engine's hash of the last of them."""
         self.cursor = 0
         """Pages before this one are known to be with the daemon, or were offered."""
         self.computed = 0
@@ -111,10 +114,19 @@ class Keys:
     def first(self, known: Known, pages: int) -> bytes:
         """The keys of its first pages, as many as have a hash."""
         have = len(known.keys) // KEY_BYTES
+        if have and not self._still_holds(known, have):
+            known.keys.clear()
+            have = known.cursor = 0
         want = min(pages, self.pages(known))
         if want > have:
             known.keys += self._named(known, have, want)
+            known.last = known.request.block_hashes[want * self._each - 1]
         return bytes(known.keys[: want * KEY_BYTES])
+
+    def _still_holds(self, known: Known, have: int) -> bool:
+        """A conversation that is streamed in may take tokens back, and with them hashes."""
+        hashes = known.request.block_hashes
+        return have <= self.pages(known) and hashes[have * self._each - 1] == known.last
 
     def of_all(self, known: Known) -> bytes:
         """The keys of all its pages, made anew: for threads other than the scheduler's."""

@@ -111,7 +111,7 @@ class Scheduler:
             return
         known.drop_hold()
         if self._settings.store and self._is_ready():
-            tokens = min(known.computed, request.num_computed_tokens, request.num_tokens)
+            tokens = min(known.computed, request.num_computed_tokens)
             self._stores.plan(known, tables, tokens)
 
     # Loads.
@@ -124,7 +124,9 @@ class Scheduler:
         spaces = self.spaces()
         if spaces is None or self._settings.load == "off" or not known.usable:
             return 0
-        if request.skip_reading_prefix_cache or known.epoch == request.num_preemptions:
+        if getattr(request, "skip_reading_prefix_cache", False):
+            return 0
+        if known.epoch == request.num_preemptions:
             return 0
         return self._lookups.claim(self._client, spaces, known, computed_tokens)
 
@@ -195,7 +197,7 @@ class Scheduler:
                 continue
             request = known.request
             known.notice_preemption()
-            if known.rewind:
+            if known.rewind or request.num_computed_tokens < known.computed:
                 pages = request.num_computed_tokens // self._keys.page_tokens
                 known.cursor = min(known.cursor, pages)
                 known.rewind = False
@@ -203,11 +205,10 @@ class Scheduler:
             if self._may_store() and self._has_more(known):
                 tables = block_table(self._shim, scheduler_output, req_id)
                 if tables is not None:
-                    self._stores.plan(known, tables, min(known.computed, request.num_tokens))
+                    self._stores.plan(known, tables, known.computed)
 
     def _has_more(self, known: Known) -> bool:
-        tokens = min(known.computed, known.request.num_tokens)
-        pages = min(tokens // self._keys.page_tokens, self._keys.pages(known))
+        pages = min(known.computed // self._keys.page_tokens, self._keys.pages(known))
         return pages > known.cursor
 
     def _is_ready(self) -> bool:
@@ -225,7 +226,7 @@ class Scheduler:
             for known in self._known.values():
                 known.rewind = True
             for known in self._loading.values():
-                known.failed = known.failed or not known.blocks.isdisjoint(invalid)
+                known.failed |= not known.blocks.isdisjoint(invalid)
         for req_id in getattr(output, "failed_recving", None) or ():
             if req_id in self._loading:
                 self._loading[req_id].failed = True

@@ -22,7 +22,7 @@ class Settings:
     """Whether computed blocks are offered to the daemon."""
     min_tokens: int = 0
     """Fewer tokens than this beyond the engine's own hit are computed, not loaded."""
-    lookup_deadline_ms: float = 5.0
+    lookup_deadline_ms: float = 20.0
     """The longest the scheduler waits for one lookup's answer."""
     load_deadline_ms: float = 5000.0
     """A load that is not complete by then ends; what is missing is recomputed."""

@@ -64,8 +64,9 @@ class Stores:
         return len(self._held)
 
     def plan(self, known: Known, tables: Sequence[Sequence[int]], tokens: int) -> None:
-        """Plans to store the pages of a request whose KV is computed up to `tokens`. What is
-        beyond the budget stays for a later step."""
+        """Plans to store the pages of a request whose KV is computed up to `tokens`: those that
+        have a hash, so none with tokens the engine only guessed. What is beyond the budget stays
+        for a later step."""
         if self._pool is None or not known.usable:
             return
         first = known.cursor

@@ -133,7 +133,12 @@ class Worker:
     def poll(self) -> Finished:
         """Loads that are over since the last call."""
         for req_id in [r for r, one in self._loading.items() if all(t.done for t in one.tasks)]:
-            self._settle(self._loading.pop(req_id), told=True)
+            loading = self._loading.pop(req_id)
+            try:
+                self._settle(loading, told=True)
+            except Exception as error:  # noqa: BLE001 - a load is over, whatever it came to
+                self._spoil(loading.job)
+                complaints.say("settle", "undercroft: a load's end is unclear: %r", error)
         finished, self._finished = self._finished, Finished()
         return finished
 
@@ -157,6 +162,11 @@ class Worker:
             self._add("loads_failed", 1)
             finished.failed.add(job.req_id)
             finished.blocks |= bad
+
+    def _spoil(self, job: LoadJob) -> None:
+        self._finished.requests.add(job.req_id)
+        self._finished.failed.add(job.req_id)
+        self._finished.blocks.update(block for run in job.runs for block in run.blocks)
 
     def _explain(self, loaded: Any, wanted: int) -> None:
         if loaded.pages < wanted:
@@ -221,8 +231,12 @@ class Worker:
         """What is done since the last call; None if nothing is."""
         for number in [n for n, tasks in self._storing.items() if all(t.done for t, _ in tasks)]:
             tasks = self._storing.pop(number)
-            whole = [self._is_whole(task.result(0), pages) for task, pages in tasks]
-            self._reports.stores[number] = (1, all(whole))
+            self._reports.stores[number] = (1, False)
+            try:
+                whole = [self._is_whole(task.result(0), pages) for task, pages in tasks]
+                self._reports.stores[number] = (1, all(whole))
+            except Exception as error:  # noqa: BLE001 - its blocks are the engine's again
+                complaints.say("stored", "undercroft: a store's end is unclear: %r", error)
         reports, self._reports = self._reports, Reports()
         return None if reports.is_empty() else reports
 
