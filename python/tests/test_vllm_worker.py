@@ -94,6 +94,48 @@ class Loads(unittest.TestCase):
         assert reports is not None
         self.assertEqual(reports.layered, {9: 1})
 
+    def test_a_layer_that_was_not_there_when_it_was_computed_spoils_the_load(self) -> None:
+        for spoil in ({"layer": None}, {"breaks": True}):
+            worker, (space,) = bench()
+            worker.load(Step(9, [load_job(by_layer=True)]))
+            task = space.tasks[0]
+            vars(task).update(spoil)
+            worker.wait_layer("layer.0")
+            task.value, task.breaks = loaded(4), False  # all of it came, too late
+            worker.end_layers()
+            self.assertEqual(worker.poll().blocks, {5, 6, 7, 8})
+
+    def test_a_load_inside_of_a_step_is_never_given_up(self) -> None:
+        worker, (space,) = bench()
+        worker.load(Step(9, [load_job(by_layer=True)]))
+        space.tasks[0].comes_late = loaded(3, "deadline")
+        worker.end_layers()
+        self.assertEqual(space.tasks[0].waited, 2)
+        self.assertEqual(worker.poll().blocks, {8})
+
+    def test_a_load_whose_end_cannot_be_read_is_over_and_failed(self) -> None:
+        worker, (space,) = bench()
+        worker.load(Step(1, [load_job(), load_job(req="b")]))
+        for task in space.tasks:
+            task.value = loaded(4)
+        space.tasks[0].breaks = True
+        told = worker.poll()
+        self.assertEqual((told.requests, told.failed), ({"a", "b"}, {"a"}))
+        self.assertEqual(told.blocks, {5, 6, 7, 8})
+
+    def test_loads_that_were_not_begun_can_be_refused_and_those_that_were_go_on(self) -> None:
+        worker, (space,) = bench()
+        begun, other = load_job(), load_job(Run(0, (1, 2)), req="b")
+        worker.load(Step(1, [begun]))
+        worker.refuse_loads(Step(1, [begun, other, load_job(Run(0, (3,)), req="c", by_layer=True)]))
+        worker.end_layers()
+        told = worker.poll()
+        self.assertEqual((told.requests, told.blocks), ({"b"}, {1, 2, 3}))
+        space.tasks[0].value = loaded(4)
+        told = worker.poll()
+        self.assertEqual((told.requests, told.blocks), ({"a"}, set()))
+        self.assertEqual(worker.take_reports(), Reports(layered={1: 1}))
+
 
 class Stores(unittest.TestCase):
     def test_a_store_is_told_when_every_group_is_done(self) -> None:
@@ -130,6 +172,31 @@ class Stores(unittest.TestCase):
         worker, (space,) = bench()
         worker.store(Step(1, [], [store_job(3)]), lambda device: f"{device} after")
         self.assertEqual(space.stores[0][0], "device0 after")
+
+    def test_a_device_that_cannot_be_ordered_frees_the_blocks_of_every_job(self) -> None:
+        def broken(_device: object) -> object:
+            raise RuntimeError("no event")
+
+        worker, (space,) = bench()
+        worker.store(Step(1, [], [store_job(3), store_job(4)]), broken)
+        self.assertEqual(space.stores, [])
+        self.assertEqual(worker.take_reports(), Reports({3: (1, False), 4: (1, False)}))
+
+    def test_a_store_that_one_group_did_not_begin_is_not_whole(self) -> None:
+        worker, spaces = bench(groups=2)
+        spaces[1].fails = True
+        worker.store(Step(1, [], [store_job(3, Run(0, (1, 2, 3, 4)), Run(1, (7, 8, 9)))]))
+        spaces[0].tasks[0].value = stored(4)
+        self.assertEqual(worker.take_reports(), Reports({3: (1, False)}))
+
+    def test_a_store_whose_end_cannot_be_read_is_over(self) -> None:
+        worker, (space,) = bench()
+        worker.store(Step(1, [], [store_job(3), store_job(4)]))
+        for task in space.tasks:
+            task.value = stored(4)
+        space.tasks[0].breaks = True
+        self.assertEqual(worker.take_reports(), Reports({3: (1, False), 4: (1, True)}))
+        self.assertTrue(worker.is_idle)
 
 
 class Aggregation(unittest.TestCase):

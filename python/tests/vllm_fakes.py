@@ -151,6 +151,10 @@ class Task:
     def __init__(self) -> None:
         self.value: Any = None
         self.waited = 0
+        self.comes_late: Any = None
+        """What it comes to once a wait for it has run out."""
+        self.layer: int | None = 0
+        self.breaks = False
 
     @property
     def done(self) -> bool:
@@ -158,14 +162,19 @@ class Task:
 
     def wait(self, timeout: float | None = None) -> bool:
         self.waited += 1
-        return self.done
+        was_done, self.value = self.done, self.value or self.comes_late
+        return was_done
 
     def result(self, timeout: float | None = None) -> Any:
+        if self.breaks:
+            raise RuntimeError("this task is broken")
         return self.value
 
     def wait_layer(self, layer: int, timeout: float | None = None) -> int | None:
         self.waited += 1
-        return 0
+        if self.breaks:
+            raise RuntimeError("this task is broken")
+        return self.layer
 
 
 class Space:

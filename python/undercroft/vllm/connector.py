@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import sys
 import time
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import vllm
@@ -28,6 +30,18 @@ if TYPE_CHECKING:
     from .worker import Finished, Worker
 
 
+def _shutdown_of(connector: UndercroftConnector) -> Callable[[], None]:
+    """For the interpreter's end, without keeping a connector that was dropped, and the engine's
+    tensors with it, until then."""
+    found = weakref.ref(connector)
+
+    def shutdown() -> None:
+        if (still := found()) is not None:
+            still.shutdown()
+
+    return shutdown
+
+
 class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
     """KV-cache pages kept by the Undercroft daemon of this node."""
 
@@ -43,7 +57,11 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
         self._client: undercroft.Client | None = None
         self._handshake = Handshake(off="its KV caches were not registered")
         self._step: Step | None = None
+        self._due: Step | None = None
+        self._outer_error: BaseException | None = None
         self._finished: Finished | None = None
+        self._refused = Reports()
+        self._at_exit: Callable[[], None] | None = None
         self._after: Any = None
         self._bad_blocks: set[int] = set()
         off = self._why_off(vllm_config, kv_cache_config)
@@ -86,7 +104,8 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
             return
         self._worker, self._client = started.worker, started.client
         self._handshake, self._after = started.handshake, started.after
-        atexit.register(self.shutdown)
+        self._at_exit = _shutdown_of(self)
+        atexit.register(self._at_exit)
 
     @harmless(lambda self: Handshake(off="it failed to say what it stores"))
     def get_handshake_metadata(self) -> Handshake:
@@ -98,14 +117,17 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
     def bind_connector_metadata(self, connector_metadata: Any) -> None:
         """Takes what this step is to do."""
         super().bind_connector_metadata(connector_metadata)
-        self._step = connector_metadata if isinstance(connector_metadata, Step) else None
+        self._end_step(is_computed=False)
+        step = connector_metadata if isinstance(connector_metadata, Step) else None
+        self._step = self._due = step
+        self._outer_error = sys.exc_info()[1]
 
     def clear_connector_metadata(self) -> None:
         """The step is over."""
         super().clear_connector_metadata()
         self._step = None
 
-    @harmless(nothing)
+    @harmless(lambda self, *_, **__: self._refuse(self._step))
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Begins the step's loads."""
         step = self._step
@@ -116,15 +138,22 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
         else:
             self._refuse(step)
 
-    def _refuse(self, step: Step) -> None:
+    def _refuse(self, step: Step | None) -> None:
         """Loads nobody can carry: the engine is told that they are over, and failed."""
         from .worker import Finished
 
+        if step is None:
+            return
+        if self._worker is not None:
+            self._worker.refuse_loads(step)
+            return
         finished = self._finished = self._finished or Finished()
         for job in step.loads:
             finished.failed.add(job.req_id)
             finished.blocks.update(block for run in job.runs for block in run.blocks)
-            if not job.by_layer:
+            if job.by_layer:
+                self._refused.layered[step.number] = 1
+            else:
                 finished.requests.add(job.req_id)
 
     @harmless(nothing)
@@ -139,13 +168,34 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
     @harmless(nothing)
     def wait_for_save(self) -> None:
         """Begins the step's stores; they read after the step's compute and go on behind it."""
-        if self._worker is not None and self._step is not None:
+        self._end_step()
+
+    @harmless(nothing)
+    def _end_step(self, is_computed: bool = True) -> None:
+        """Ends a step's layered loads and begins its stores: once, at the first hook that comes
+        after its compute. With speculation vLLM calls `wait_for_save` after the step's results
+        were taken, and on all pipeline stages but the last never."""
+        step, self._due = self._due, None
+        outer, self._outer_error = self._outer_error, None
+        if step is None:
+            return
+        if self._worker is None:
+            self._refused.stores.update({job.number: (1, False) for job in step.stores})
+            return
+        # vLLM calls the hooks also when the step's compute has raised.
+        is_computed = is_computed and sys.exc_info()[1] is outer
+        try:
             self._worker.end_layers()
-            self._worker.store(self._step, self._after)
+            if is_computed:
+                self._worker.store(step, self._after)
+        finally:
+            # What was begun is known there; whatever was not is over.
+            self._worker.refuse_stores(step)
 
     def _poll(self) -> Finished:
         from .worker import Finished
 
+        self._end_step()
         finished, self._finished = self._finished or Finished(), None
         if self._worker is not None:
             now = self._worker.poll()
@@ -182,11 +232,12 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
     @harmless(nothing)
     def build_connector_worker_meta(self) -> Reports | None:
         """Stores that are over."""
-        if self._worker is not None:
-            return self._worker.take_reports()
-        if self._step is not None and self._step.stores:
-            return Reports({job.number: (1, False) for job in self._step.stores})
-        return None
+        self._end_step()
+        refused, self._refused = self._refused, Reports()
+        told = self._worker.take_reports() if self._worker is not None else None
+        if told is not None:
+            return told.aggregate(refused)
+        return None if refused.is_empty() else refused
 
     # Scheduler.
 
@@ -353,6 +404,9 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
     @harmless(nothing)
     def shutdown(self) -> None:
         """Lets stores under way end, boundedly, and closes the session."""
+        if self._at_exit is not None:
+            atexit.unregister(self._at_exit)
+            self._at_exit = None
         worker, self._worker = self._worker, None
         scheduler, self._scheduler = self._scheduler, None
         client, self._client = self._client, None

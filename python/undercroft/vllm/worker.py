@@ -8,7 +8,7 @@ while a copy may still be under way; the client ends every task by its deadline.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from .guard import complaints
 from .messages import KEY_BYTES, LoadJob, Reports, Step, StoreJob
 from .settings import Settings
 
-# Beyond a task's own deadline, for a batch that a device has begun.
+# Beyond a task's own deadline, for a batch that a device has begun: after it, a line in the log.
 GRACE_S = 30.0
 
 
@@ -38,7 +38,17 @@ class Loading:
     tasks: list[Any]
     began: float
     broken: bool = False
-    """A group's task could not be begun: nothing that was loaded is of use."""
+    """A group's task could not be begun, or a layer was computed before it was there: nothing
+    that was loaded is of use."""
+
+
+@dataclass
+class Storing:
+    """A store under way: the tasks of its groups, and how many pages each has."""
+
+    tasks: list[tuple[Any, int]] = field(default_factory=list)
+    broken: bool = False
+    """A group's task could not be begun: the daemon has not every page."""
 
 
 @dataclass
@@ -66,9 +76,8 @@ class Worker:
         self._is_storing = is_storing
         self._clock = clock
         self._loading: dict[str, Loading] = {}
-        self._layered: list[Loading] = []
-        self._layered_step = 0
-        self._storing: dict[int, list[tuple[Any, int]]] = {}
+        self._layered: dict[int, list[Loading]] = {}
+        self._storing: dict[int, Storing] = {}
         self._finished = Finished()
         self._reports = Reports()
 
@@ -76,20 +85,36 @@ class Worker:
 
     def load(self, step: Step) -> None:
         """Begins a step's loads."""
-        for job in step.loads:
-            loading = self._begin(job)
-            if job.by_layer:
-                self._layered.append(loading)
-                self._layered_step = step.number
-            else:
-                self._loading[job.req_id] = loading
+        for loading in self._enter(step):
+            try:
+                self._begin(loading)
+            except Exception as error:  # noqa: BLE001 - it is known by now, and ends as failed
+                loading.broken = True
+                complaints.say("load", "undercroft: a load could not be begun: %s", error)
 
-    def _begin(self, job: LoadJob) -> Loading:
-        loading = Loading(job, [], self._clock())
+    def refuse_loads(self, step: Step) -> None:
+        """Those of a step's loads that are not known yet are over, and failed."""
+        for loading in self._enter(step):
+            loading.broken = True
+
+    def _enter(self, step: Step) -> Iterable[Loading]:
+        """Each of a step's loads that is not known yet, known before anything of it is begun."""
+        layered = {loading.job.req_id for loading in self._layered.get(step.number, ())}
+        for job in step.loads:
+            loading = Loading(job, [], self._clock())
+            if job.by_layer and job.req_id not in layered:
+                self._layered.setdefault(step.number, []).append(loading)
+                yield loading
+            elif not job.by_layer and job.req_id not in self._loading:
+                self._loading[job.req_id] = loading
+                yield loading
+
+    def _begin(self, loading: Loading) -> None:
+        job = loading.job
         self._add("loads", 1)
         if not job.keys:
             loading.broken = True
-            return loading
+            return
         for group, run in zip(self._groups, job.runs):
             try:
                 keys = job.keys[run.skip * KEY_BYTES :]
@@ -108,37 +133,50 @@ class Worker:
                 loading.broken = True
                 complaints.say("load", "undercroft: a load could not be begun: %s", error)
                 break
-        return loading
 
     def wait_layer(self, layer: str) -> None:
         """Waits until a layer of every load inside of this step is in place, or will not be."""
         timeout = self._settings.load_deadline_ms / 1000 + GRACE_S
-        for loading in self._layered:
+        for loading in [one for loads in self._layered.values() for one in loads]:
             for group, task in zip(self._groups, loading.tasks):
-                if layer in group.layers:
-                    task.wait_layer(group.layers[layer], timeout)
+                if layer not in group.layers:
+                    continue
+                try:
+                    if task.wait_layer(group.layers[layer], timeout) is None:
+                        loading.broken = True
+                except Exception as error:  # noqa: BLE001 - the layer is computed all the same
+                    loading.broken = True
+                    complaints.say("layer", "undercroft: a layer was not waited for: %s", error)
 
     def end_layers(self) -> None:
-        """The step is over: so are the loads inside of it."""
-        if not self._layered:
-            return
+        """The step is over: so are the loads inside of it. Waits for each, however long it takes:
+        its blocks are computed again as soon as it is told as failed."""
+        for number, loads in self._layered.items():
+            for loading in loads:
+                try:
+                    self._outwait(loading)
+                except Exception as error:  # noqa: BLE001 - the other loads end all the same
+                    loading.broken = True
+                    complaints.say("layer", "undercroft: a load was not waited for: %s", error)
+                self._settle(loading, told=False)
+            self._reports.layered[number] = 1
+        self._layered = {}
+
+    def _outwait(self, loading: Loading) -> None:
         timeout = self._settings.load_deadline_ms / 1000 + GRACE_S
-        for loading in self._layered:
-            for task in loading.tasks:
-                task.wait(timeout)
-            self._settle(loading, told=False)
-        self._layered = []
-        self._reports.layered[self._layered_step] = 1
+        for task in loading.tasks:
+            while not task.wait(timeout):
+                complaints.say(
+                    "outwait",
+                    "undercroft: a load of %s is not over %d s after its deadline: waiting on",
+                    loading.job.req_id,
+                    GRACE_S,
+                )
 
     def poll(self) -> Finished:
         """Loads that are over since the last call."""
         for req_id in [r for r, one in self._loading.items() if all(t.done for t in one.tasks)]:
-            loading = self._loading.pop(req_id)
-            try:
-                self._settle(loading, told=True)
-            except Exception as error:  # noqa: BLE001 - a load is over, whatever it came to
-                self._spoil(loading.job)
-                complaints.say("settle", "undercroft: a load's end is unclear: %r", error)
+            self._settle(self._loading.pop(req_id), told=True)
         finished, self._finished = self._finished, Finished()
         return finished
 
@@ -146,6 +184,19 @@ class Worker:
         job, finished = loading.job, self._finished
         if told:
             finished.requests.add(job.req_id)
+        try:
+            bad = self._missing(loading)
+        except Exception as error:  # noqa: BLE001 - it is told all the same, and as failed
+            complaints.say("settle", "undercroft: nothing is known of a load: %s", error)
+            bad = {block for run in job.runs for block in run.blocks}
+        if bad:
+            self._add("loads_failed", 1)
+            finished.failed.add(job.req_id)
+            finished.blocks |= bad
+
+    def _missing(self, loading: Loading) -> set[int]:
+        """The blocks of a load that is over whose page is not in place."""
+        job = loading.job
         self._add("load_seconds", self._clock() - loading.began)
         bad: set[int] = set()
         for run, task in zip(job.runs, loading.tasks):
@@ -158,15 +209,7 @@ class Worker:
                 self._explain(loaded, len(run.blocks))
         for run in job.runs[len(loading.tasks) :]:
             bad.update(run.blocks)
-        if bad:
-            self._add("loads_failed", 1)
-            finished.failed.add(job.req_id)
-            finished.blocks |= bad
-
-    def _spoil(self, job: LoadJob) -> None:
-        self._finished.requests.add(job.req_id)
-        self._finished.failed.add(job.req_id)
-        self._finished.blocks.update(block for run in job.runs for block in run.blocks)
+        return bad
 
     def _explain(self, loaded: Any, wanted: int) -> None:
         if loaded.pages < wanted:
@@ -188,22 +231,33 @@ class Worker:
             for job in step.stores:
                 self._reports.stores[job.number] = (1, True)
             return
-        devices = self._devices(after)
+        try:
+            devices = self._devices(after)
+        except Exception as error:  # noqa: BLE001 - stores that are not begun are later misses
+            complaints.say("store", "undercroft: a step's stores could not be begun: %s", error)
+            self.refuse_stores(step)
+            return
         for job in step.stores:
-            tasks = self._begin_store(job, devices)
-            if tasks:
-                self._storing[job.number] = tasks
-            else:
-                self._reports.stores[job.number] = (1, False)
+            # Known before anything of it is begun: whatever raises, it is told.
+            storing = self._storing[job.number] = Storing()
+            try:
+                self._begin_store(job, devices, storing)
+            except Exception as error:  # noqa: BLE001 - a store that is not begun is a later miss
+                storing.broken = True
+                complaints.say("store", "undercroft: a store could not be begun: %s", error)
+
+    def refuse_stores(self, step: Step) -> None:
+        """Those of a step's stores that are not known yet are over, and nothing was stored."""
+        for job in step.stores:
+            if job.number not in self._storing:
+                self._reports.stores.setdefault(job.number, (1, False))
 
     def _devices(self, after: Callable[[Any], Any] | None) -> list[Any]:
         if after is None:
             return [group.device for group in self._groups]
         return [after(group.device) for group in self._groups]
 
-    def _begin_store(self, job: StoreJob, devices: Sequence[Any]) -> list[tuple[Any, int]]:
-        """The tasks of a job, and how many pages each has."""
-        tasks: list[tuple[Any, int]] = []
+    def _begin_store(self, job: StoreJob, devices: Sequence[Any], storing: Storing) -> None:
         self._add("stores", 1)
         for group, device, run in zip(self._groups, devices, job.runs):
             if not run.blocks:
@@ -222,23 +276,28 @@ class Worker:
                     deadline=self._settings.store_deadline_ms / 1000,
                     wait_for_credits=True,
                 )
-                tasks.append((task, len(run.blocks)))
-            except Exception as error:  # noqa: BLE001 - a store that is not begun is a later miss
+                storing.tasks.append((task, len(run.blocks)))
+            except Exception as error:  # noqa: BLE001 - the other groups' tasks go on all the same
+                storing.broken = True
                 complaints.say("store", "undercroft: a store could not be begun: %s", error)
-        return tasks
 
     def take_reports(self) -> Reports | None:
         """What is done since the last call; None if nothing is."""
-        for number in [n for n, tasks in self._storing.items() if all(t.done for t, _ in tasks)]:
-            tasks = self._storing.pop(number)
-            self._reports.stores[number] = (1, False)
-            try:
-                whole = [self._is_whole(task.result(0), pages) for task, pages in tasks]
-                self._reports.stores[number] = (1, all(whole))
-            except Exception as error:  # noqa: BLE001 - its blocks are the engine's again
-                complaints.say("stored", "undercroft: a store's end is unclear: %r", error)
+        for number, storing in list(self._storing.items()):
+            if not all(task.done for task, _pages in storing.tasks):
+                continue
+            del self._storing[number]
+            self._reports.stores[number] = (1, self._all_whole(storing))
         reports, self._reports = self._reports, Reports()
         return None if reports.is_empty() else reports
+
+    def _all_whole(self, storing: Storing) -> bool:
+        try:
+            whole = [self._is_whole(task.result(0), pages) for task, pages in storing.tasks]
+        except Exception as error:  # noqa: BLE001 - it is told all the same
+            complaints.say("stored", "undercroft: nothing is known of a store: %s", error)
+            return False
+        return all(whole) and not storing.broken
 
     def _is_whole(self, stored: Any, pages: int) -> bool:
         if stored is None:
@@ -262,8 +321,8 @@ class Worker:
     def drain(self, seconds: float) -> None:
         """Waits for stores under way, at most so long."""
         until = self._clock() + seconds
-        for tasks in self._storing.values():
-            for task, _pages in tasks:
+        for storing in self._storing.values():
+            for task, _pages in storing.tasks:
                 task.wait(max(0.0, until - self._clock()))
 
     def _add(self, name: str, value: float) -> None:
