@@ -14,6 +14,7 @@ threads run. A client belongs to the process that made it: in a forked child eve
 from __future__ import annotations
 
 import atexit
+import os
 import weakref
 from typing import Any
 
@@ -67,6 +68,9 @@ __all__ = [
     "probe_cuda",
 ]
 
+# Where the daemon's user has another number here, as in a container with users of its own.
+DAEMON_UID = "UNDERCROFT_DAEMON_UID"
+
 # Seconds that all clients together may take to end when the interpreter does.
 _CLOSING = 2.0
 
@@ -77,6 +81,11 @@ class Client(_native.Client):
     """A connection to the daemon of this node, kept up behind the caller's back."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Client:
+        named = os.environ.get(DAEMON_UID)
+        if named and kwargs.get("daemon_uid") is None:
+            if not named.isdecimal():
+                raise ValueError(f"{DAEMON_UID} is {named!r}, allowed a user's number")
+            kwargs["daemon_uid"] = int(named)
         client = super().__new__(cls, *args, **kwargs)
         _open.add(client)
         return client

@@ -41,7 +41,8 @@ class Client:
     `socket`: None is $UNDERCROFT_SOCKET, else where this user's daemon has it, else the service's.
     `wait`: how long to wait for a daemon, and `ConnectError` without one; None goes on without.
     `copy_mode`: have pages delivered into staging although the arena could be mapped.
-    `daemon_uid`: whom the socket must be served by, where that is neither root nor this user.
+    `daemon_uid`: whom the socket must be served by, where that is neither root nor this user. None
+        is $UNDERCROFT_DAEMON_UID, where it is set.
     `threads`: how many loads that were started go on at once; stores have one thread.
     `max_tasks`: how many started tasks may wait in each direction; more are "busy".
     """

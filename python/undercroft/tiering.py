@@ -35,6 +35,9 @@ ONLY_THIS_PAGE = frozenset({"absent", "damaged", "changed"})
 MAX_PROBES = 256
 #: The same thing is told in the log once in this long, seconds.
 TELL_AGAIN_S = 60.0
+#: A space that is new is waited for longer than for an answer about pages, seconds: its staging area
+#: is made, and what is asked before it is open misses.
+OPENS_S = 1.0
 #: A daemon that has refused a space is asked for none in this long, seconds.
 ASK_AGAIN_S = 5.0
 
@@ -247,7 +250,8 @@ class Tier:
     ) -> Shelf | None:
         """The pages of this identity and shape. `identity` is bound to its last field; it is of
         plain numbers, texts and lists. `None`: there are too many already, or there can be none
-        of this size. One that is new and not open by the deadline opens behind one's back."""
+        of this size. One that is new is waited for up to a second, and opens behind one's back if
+        that is not enough."""
         text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
         name = (text, model, tuple(part_bytes), layers, rank, group)
         with self._lock:
@@ -286,7 +290,7 @@ class Tier:
         geometry = undercroft.Geometry(layers, list(part_bytes))
         try:
             space = self._client.open_space(
-                family, geometry, rank=rank, group=group, deadline=deadline
+                family, geometry, rank=rank, group=group, deadline=max(deadline, OPENS_S)
             )
         except undercroft.OpenError as error:
             self.tell("open", "a space is refused, its objects are not kept: %s", error)
