@@ -254,6 +254,56 @@ class OneRank(unittest.TestCase):
             self.assertEqual(made.scheduler.get_num_new_matched_tokens(request, 0), (0, False))
             self.assertEqual(made.scheduler._scheduler._loading, {})
 
+    def layered(self, made: Engine, request: Request, blocks: list[int], tokens: int) -> Heard:
+        """One step with a load inside of it."""
+        made.scheduler.update_state_after_alloc(request, table(blocks), tokens)
+        request.num_computed_tokens = tokens
+        rest = request.num_tokens - tokens
+        return made.step({request.request_id: rest}, {request.request_id: (blocks,)})
+
+    def test_a_load_inside_of_a_step_is_there_layer_by_layer(self) -> None:
+        first = self.start()
+        first.fill(1)
+        first.store(Request("a", range(PAGE * 4 + 3)), ([1, 2, 3, 4, 5],))
+        second = self.start(load="layers")
+        request = Request("b", range(PAGE * 4 + 3))
+        tokens, is_async = second.scheduler.get_num_new_matched_tokens(request, 0)
+        self.assertEqual((tokens, is_async), (PAGE * 4, False))
+        worker, seen = second.workers[0], []
+
+        def forward() -> None:
+            for name, tensor in first.caches[0].items():
+                worker.wait_for_layer_load(name)
+                seen.append(torch.equal(tensor[1:5], second.caches[0][name][7:11]))
+
+        with mock.patch.object(worker, "wait_for_save", self.before(worker.wait_for_save, forward)):
+            heard = self.layered(second, request, [7, 8, 9, 10, 11], tokens)
+        self.assertEqual(seen, [True, True])
+        self.assertEqual((heard.invalid_block_ids, heard.finished_recving), (set(), set()))
+
+    def before(self, then: Callable[[], None], first: Callable[[], None]) -> Callable[[], None]:
+        def both() -> None:
+            first()
+            then()
+
+        return both
+
+    def test_a_load_inside_of_a_step_that_fails_is_told_in_it_and_nothing_upon_it_is_stored(
+        self,
+    ) -> None:
+        made = self.start(load="layers")
+        made.fill(1)
+        made.store(Request("a", range(PAGE * 2 + 3)), ([1, 2, 3],))
+        request = Request("b", range(PAGE * 4 + 3))
+        tokens, _ = made.scheduler.get_num_new_matched_tokens(request, 0)
+        self.assertEqual(tokens, PAGE * 2)
+        self.daemon.kill()
+        heard = self.layered(made, request, [7, 8, 9, 10, 11], tokens)
+        self.assertEqual(heard.invalid_block_ids, {7, 8})
+        self.assertEqual(made.workers[0]._worker.count["stored_pages"], 2, "those of the first")
+        self.assertEqual(made.pool.held, [])
+        self.assertEqual(made.scheduler.get_num_new_matched_tokens(request, 0), (0, False))
+
     def test_events_tell_what_came_and_what_was_found_gone(self) -> None:
         made = self.start(events=True)
         made.fill(1)

@@ -45,7 +45,7 @@ class Settings:
     copy_mode: bool = False
     """Deliver pages through the session's staging area instead of the shared arena."""
     weights: str = "samples"
-    """What of the weight files names the model: `samples` of every tensor, or the `whole` of them."""
+    """What of the weight files names the model: `samples` of every tensor, or the `whole` files."""
     model_digest: str | None = None
     """64 hexadecimal digits naming the weights, where their files cannot be read."""
 

@@ -187,7 +187,7 @@ def _connected(settings: Settings, devices: list[Any], is_cuda: bool) -> undercr
 
 
 def _opening(client: undercroft.Client) -> float:
-    """When all spaces are to be open. Without a daemon nobody waits: they are opened when it comes."""
+    """When all spaces are to be open. Without a daemon nobody waits: they open when it comes."""
     patience = OPEN_DEADLINE_S if client.state == "connected" else 0.0
     return time.monotonic() + patience
 
