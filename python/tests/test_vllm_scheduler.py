@@ -7,6 +7,7 @@ import unittest
 from types import SimpleNamespace
 
 from undercroft.vllm import versions
+from undercroft.vllm.events import Announced, Maker
 from undercroft.vllm.messages import Reports
 from undercroft.vllm.scheduler import Scheduler
 from undercroft.vllm.settings import Settings, checked
@@ -169,6 +170,82 @@ class Holds(unittest.TestCase):
         request.num_preemptions = 1
         bench.half.claim(request, 0)
         self.assertEqual([hold.dropped for hold in bench.daemon.holds], [True, False])
+
+    def test_what_the_engine_does_not_take_is_kept_no_longer(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 3 + 1))
+        bench.daemon.keep(request, 3)
+        self.assertEqual(bench.half.claim(request, 0), PAGE * 3)
+        bench.half.unused(request)
+        self.assertTrue(bench.daemon.holds[0].dropped)
+
+    def test_the_end_of_an_asynchronous_load_is_not_taken_for_its_refusal(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 3 + 1))
+        bench.daemon.keep(request, 3)
+        bench.half.claim(request, 0)
+        bench.half.allocated(request, ([1, 2, 3],), PAGE * 3)
+        bench.half.unused(request)
+        self.assertFalse(bench.daemon.holds[0].dropped)
+
+    def test_a_hold_that_cannot_be_given_back_ends_its_load_all_the_same(self) -> None:
+        bench = Bench()
+        for name in "ab":
+            request = Request(name, range(PAGE * 3 + 1))
+            bench.daemon.keep(request, 3)
+            bench.half.claim(request, 0)
+            bench.half.allocated(request, ([1, 2, 3],), PAGE * 3)
+        for hold in bench.daemon.holds:
+            hold.breaks = True
+        bench.half.step(Output({}, {}))
+        bench.half.heard(Heard(finished_recving={"a", "b"}))
+        self.assertEqual(bench.half._loading, {})
+
+
+class Settling(unittest.TestCase):
+    def test_events_that_break_keep_no_blocks_and_no_layers(self) -> None:
+        bench = Bench()
+        maker = Maker(dict, dict, lambda value: value, "CPU", [{}])
+        bench.half.announce(Announced(maker, PAGE, PAGE))
+        jobs = []
+        for at, name in enumerate("ab"):
+            request = Request(name, range(at * 1000, at * 1000 + PAGE * 2 + 1))
+            bench.half.claim(request, 0)
+            blocks = [at * 3 + 1, at * 3 + 2, at * 3 + 3]
+            jobs += bench.run(request, blocks, 0, PAGE * 2 + 1).stores
+            request.block_hashes.clear()  # its tokens were taken back
+        bench.half._layered[9] = 0
+        told = Reports({job.number: (1, True) for job in jobs}, {9: 1})
+        bench.half.heard(Heard(kv_connector_worker_meta=told))
+        self.assertEqual((bench.pool.held, bench.half._layered), ([], {}))
+
+    def test_a_store_that_cannot_be_settled_does_not_keep_the_others(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE * 2 + 1))
+        bench.half.claim(request, 0)
+        jobs = bench.run(request, [1, 2, 3], 0, PAGE + 1).stores
+        jobs += bench.run(request, [1, 2, 3], PAGE + 1, PAGE).stores
+        del bench.half._stores._held[1]
+        told = Reports({job.number: (1, True) for job in jobs})
+        bench.half.heard(Heard(kv_connector_worker_meta=told))
+        self.assertEqual(bench.pool.held, [1])
+        self.assertFalse(bench.half.has_pending)
+
+    def test_the_client_is_asked_once_a_step_and_only_where_there_is_something_to_store(
+        self,
+    ) -> None:
+        bench = Bench()
+        requests = [Request(str(at), range(at * 1000, at * 1000 + PAGE + 1)) for at in range(9)]
+        for request in requests:
+            bench.half.claim(request, 0)
+        bench.daemon.states_asked = 0
+        tables = {one.request_id: ([at + 1],) for at, one in enumerate(requests)}
+        step = bench.half.step(Output({one.request_id: PAGE + 1 for one in requests}, tables))
+        self.assertEqual((len(step.stores), bench.daemon.states_asked), (9, 1))
+        for request in requests:
+            request.num_computed_tokens = PAGE + 1
+        bench.half.step(Output({one.request_id: 1 for one in requests}, tables))
+        self.assertEqual(bench.daemon.states_asked, 1)
 
 
 class Stores(unittest.TestCase):

@@ -105,9 +105,12 @@ class Hold:
 
     def __init__(self) -> None:
         self.dropped = False
+        self.breaks = False
 
     def drop(self) -> None:
         self.dropped = True
+        if self.breaks:
+            raise RuntimeError("this hold is broken")
 
 
 class Daemon:
@@ -115,11 +118,21 @@ class Daemon:
 
     def __init__(self, spaces: int = 1) -> None:
         self.state = "connected"
+        self.states_asked = 0
         self.held: list[set[bytes]] = [set() for _ in range(spaces)]
         self.asked: list[int] = []
         self.holds: list[Hold] = []
         self.why: str | None = None
         self.estimate = 0.0
+
+    @property
+    def state(self) -> str:
+        self.states_asked += 1
+        return self._state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        self._state = state
 
     def lookup(self, spaces: list[int], keys: bytes, *, hold: float, deadline: float) -> Any:
         run = [keys[at : at + 32] for at in range(0, len(keys), 32)]

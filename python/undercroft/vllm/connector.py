@@ -294,7 +294,7 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
         if num_external_tokens > 0:
             self._scheduler.allocated(request, blocks.get_block_ids(), num_external_tokens)
         else:
-            self._scheduler.known(request)
+            self._scheduler.unused(request)
         self._took(began)
 
     @harmless(lambda self, scheduler_output: Step())

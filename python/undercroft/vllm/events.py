@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .guard import harmless, nothing
 from .requests import Known
 
 MAX_ANNOUNCED = 1 << 16
@@ -40,6 +41,7 @@ class Announced:
         self._hashes: OrderedDict[bytes, None] = OrderedDict()
         self._events: list[Any] = []
 
+    @harmless(nothing)
     def stored(self, known: Known, first: int, pages: int) -> None:
         """The daemon has these pages of a request, on every rank."""
         request, tokens = known.request, self._page_tokens
@@ -64,6 +66,7 @@ class Announced:
                 )
             )
 
+    @harmless(nothing)
     def missed(self, known: Known, first: int, end: int) -> None:
         """A lookup found the page `first` gone: so is what hangs below it."""
         gone = []

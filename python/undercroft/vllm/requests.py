@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from .guard import complaints
 from .messages import KEY_BYTES
 
 
@@ -84,8 +85,12 @@ class Known:
     def drop_hold(self) -> None:
         """Gives back what the last lookup kept from eviction."""
         hold, self.hold = self.hold, None
-        if hold is not None:
+        if hold is None:
+            return
+        try:
             hold.drop()
+        except Exception as error:  # noqa: BLE001 - it ends by itself; whoever drops it goes on
+            complaints.say("hold", "undercroft: a hold was not given back: %r", error)
 
 
 class Keys:

@@ -145,6 +145,12 @@ class Scheduler:
         self._begin(known, job)
         known.computed = max(known.computed, (first + pages) * page_tokens)
 
+    def unused(self, request: Any) -> None:
+        """The engine has blocks for a request, and loads nothing of what we claimed."""
+        known = self.known(request)
+        if not known.loading:
+            known.drop_hold()
+
     def must_fail(self, request: Any, tables: Sequence[Sequence[int]]) -> None:
         """The engine waits for a load that could not be planned: it is to fail at once."""
         known = self.known(request)
@@ -182,7 +188,8 @@ class Scheduler:
         for job in step.loads:
             if job.by_layer:
                 self._layered[step.number] = 0
-                self._loading[job.req_id].layer_step = step.number
+                if (known := self._loading.get(job.req_id)) is not None:
+                    known.layer_step = step.number
         try:
             self._plan(scheduler_output)
         except Exception as error:  # noqa: BLE001 - loads and pinned blocks must reach the workers
@@ -191,6 +198,7 @@ class Scheduler:
         return step
 
     def _plan(self, scheduler_output: Any) -> None:
+        may_store: bool | None = None
         for req_id, scheduled in scheduler_output.num_scheduled_tokens.items():
             known = self._known.get(req_id)
             if known is None:
@@ -202,7 +210,12 @@ class Scheduler:
                 known.cursor = min(known.cursor, pages)
                 known.rewind = False
             known.computed = request.num_computed_tokens + scheduled
-            if self._may_store() and self._has_more(known):
+            if not self._has_more(known):
+                continue
+            if may_store is None:
+                # Once a step: it asks the client, which has threads of its own to wait for.
+                may_store = self._may_store()
+            if may_store:
                 tables = block_table(self._shim, scheduler_output, req_id)
                 if tables is not None:
                     self._stores.plan(known, tables, known.computed)
@@ -237,17 +250,23 @@ class Scheduler:
             self._settle(reports)
 
     def _settle(self, reports: Reports) -> None:
+        done = []
         for number, (workers, whole) in reports.stores.items():
-            pinned = self._stores.report(number, workers, whole)
-            if pinned is not None and pinned.whole and self.announced is not None:
-                pages = len(pinned.job.keys) // KEY_BYTES
-                self.announced.stored(pinned.known, pinned.job.first, pages)
+            try:
+                done.append(self._stores.report(number, workers, whole))
+            except Exception as error:  # noqa: BLE001 - the other stores are over all the same
+                complaints.say("report", "undercroft: a store was not settled: %r", error)
         for number, workers in reports.layered.items():
             if number in self._layered:
                 self._layered[number] += workers
                 if self._layered[number] >= self._workers:
                     del self._layered[number]
                     self._layers_over(number)
+        # Last: nothing that ends hangs on what is told of it.
+        for pinned in done:
+            if pinned is not None and pinned.whole and self.announced is not None:
+                pages = len(pinned.job.keys) // KEY_BYTES
+                self.announced.stored(pinned.known, pinned.job.first, pages)
 
     def _layers_over(self, step: int) -> None:
         for req_id in [r for r, known in self._loading.items() if known.layer_step == step]:
