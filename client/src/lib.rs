@@ -11,6 +11,7 @@
 //! reply itself; where several wait at once, one of them reads for all.
 
 mod bell;
+mod blob;
 mod client;
 mod connection;
 mod error;
@@ -39,6 +40,7 @@ mod store;
 mod token;
 mod watch;
 
+pub use blob::Blob;
 pub use client::{Client, ClientCounters, ClientState};
 pub use error::{ConnectError, OpenError, PurgeError};
 pub use fetch::{Fetch, FetchFrom, FetchReport, ReadyRun};

@@ -3,7 +3,7 @@
 use crate::asan::Sanitized;
 use crate::command::{cargo, check, is_installed, target_directory};
 use crate::steps::{self, Ended, Outcome, Step};
-use crate::{asan, fuzz, ptx, python, suite, tidy};
+use crate::{asan, fuzz, header, ptx, python, suite, tidy};
 use anyhow::{Context, Result};
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -54,6 +54,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
                 Err(missing) => Outcome::Skipped(missing),
             })
         }),
+        Step::new("header", || passed(header::run(root, true))),
         Step::new("deny", || deny(root)),
         Step::new("systemd", || systemd(root)),
     ]);

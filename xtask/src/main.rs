@@ -1,11 +1,14 @@
-//! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, `asan`, `gpu`, `ptx`, `python`, and
+//! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, `asan`, `gpu`, `ptx`,
+//! `python`, `capi`, `header`, and
 //! the lanes `absence`, `corrupt`, `crash`, `hostile`, `power-cut`, `resting` and `sim`.
 
 mod asan;
+mod capi;
 mod ci;
 mod command;
 mod fuzz;
 mod gpu;
+mod header;
 mod lanes;
 mod mutants;
 mod ptx;
@@ -18,7 +21,7 @@ mod tree;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// What CI runs, and what people run before they push.
@@ -57,6 +60,24 @@ enum Task {
     /// With NVRTC of CUDA 12.0 from its Python package, which pip fetches once into the target
     /// directory. Needs neither a GPU nor a driver.
     Ptx {
+        /// Changes nothing and fails if what is checked in differs
+        #[arg(long)]
+        check: bool,
+    },
+    /// Builds the C library: header, shared and static library, pkg-config file
+    ///
+    /// Into `capi/` beside what cargo builds, or where `--to` says. docs/engines/c.md says how to use it.
+    /// Takes a C compiler.
+    Capi {
+        /// Optimized, for real use
+        #[arg(long)]
+        release: bool,
+        /// Where `include/` and `lib/` go
+        #[arg(long, value_name = "DIRECTORY")]
+        to: Option<PathBuf>,
+    },
+    /// Writes client/ffi/undercroft.h from the sources
+    Header {
         /// Changes nothing and fails if what is checked in differs
         #[arg(long)]
         check: bool,
@@ -239,6 +260,8 @@ fn run(task: Task) -> Result<()> {
             Ok(()) => Ok(()),
             Err(missing) => anyhow::bail!("there is no compiler for the kernels: {missing}"),
         },
+        Task::Capi { release, to } => capi::run(&root, release, to).map(|_| ()),
+        Task::Header { check } => header::run(&root, check),
         Task::Gpu { run, arguments } => {
             let folder = gpu::bundle(&root)?;
             if run { gpu::run(&folder, &arguments) } else { Ok(()) }

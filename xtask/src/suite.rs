@@ -1,5 +1,6 @@
 //! The test suite: `cargo xtask test`.
 
+use crate::capi;
 use crate::command::{cargo, check, shown};
 use anyhow::{Context, Result, bail};
 use std::fmt;
@@ -21,12 +22,14 @@ pub(crate) struct Tally {
 /// reason to `std::io::stdout()` (not by `println!`, which libtest swallows).
 const SKIPPED: &str = "SKIPPED ";
 
-/// Builds the binary the black-box tests start, then runs `cargo test`.
+/// Builds what the black-box tests start and link, then runs `cargo test`.
 ///
 /// # Errors
 /// The build or a test failed.
 pub(crate) fn run(root: &Path, arguments: &[String]) -> Result<Tally> {
     check(cargo(root).args(["build", "--locked", "--package", "undercroft-cli"]))?;
+    check(cargo(root).args(["build", "--locked", "--package", "undercroft-client", "--examples"]))?;
+    capi::run(root, false, None)?;
     let mut command = cargo(root);
     command.args(["test", "--locked", "--no-fail-fast"]);
     if arguments.is_empty() {

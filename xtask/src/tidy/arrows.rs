@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("gpu-shim", &["arena", "wire"]),
     ("core", &["wire"]),
     ("client", &["gpu-shim", "arena", "wire"]),
+    ("ffi", &["client", "gpu-shim", "wire"]),
     ("kvstore", &["core", "ssd-tier", "arena", "wire"]),
     ("benches", &["client", "gpu-shim", "core", "wire"]),
     ("cli", &["kvstore", "client", "benches"]),

@@ -18,7 +18,7 @@ const ALLOWED: &[&str] = &[
     "gpu-shim/stand-in/",
     "kvstore/src/inherited.rs",
     "kvstore/src/peer.rs",
-    "client/src/ffi",
+    "client/ffi/",
     "python/src/",
     "tests/src/bin/hostile_client/fork.rs",
     "tests/src/gpu_checks/decode.rs",
