@@ -76,7 +76,9 @@ class UndercroftL2Adapter(L2AdapterInterface):
         self._lookups = Workers("lookup", 1, limits.max_tasks)
         self._copies = Workers("copy", limits.threads, limits.max_tasks)
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
+        # Their numbers are asked for after the end, too.
         self._bells = {kind: os.eventfd(0, flags) for kind in ("store", "lookup", "load")}
+        self._can_ring = True
         self._results: dict[str, OrderedDict[int, Any]] = {k: OrderedDict() for k in self._bells}
         self._pins: OrderedDict[Any, list[Pin]] = OrderedDict()
         self._before: OrderedDict[bytes, tuple[bytes | None, int]] = OrderedDict()
@@ -184,9 +186,9 @@ class UndercroftL2Adapter(L2AdapterInterface):
         self._lookups.close()
         self._copies.close()
         with self._lock:
+            self._can_ring = False
             for bell in self._bells.values():
                 os.close(bell)
-            self._bells = {}
 
     def _submit(
         self,
@@ -218,9 +220,8 @@ class UndercroftL2Adapter(L2AdapterInterface):
             results[task] = outcome
             while len(results) > MAX_REMEMBERED:
                 results.popitem(last=False)
-            bell = self._bells.get(kind)
-            if bell is not None:
-                os.eventfd_write(bell, 1)
+            if self._can_ring:
+                os.eventfd_write(self._bells[kind], 1)
 
     def _shelf(self, row: Row, deadline: float) -> Shelf | None:
         model = self._models.digest(row.model_name)
