@@ -26,6 +26,9 @@ class Pool:
         self.blocks = [Block(number) for number in range(blocks)]
         self.null_block = self.blocks[0]
 
+    def reset_prefix_cache(self) -> bool:
+        return not self.held
+
     def touch(self, blocks: Sequence[Block]) -> None:
         for block in blocks:
             block.ref_cnt += 1

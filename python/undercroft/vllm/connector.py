@@ -131,7 +131,7 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Begins the step's loads."""
         step = self._step
-        if step is None or not step.loads:
+        if step is None or not (step.loads or step.forgets):
             return
         if self._worker is not None:
             self._worker.load(step)

@@ -6,6 +6,7 @@ finds it gone: the daemon tells nobody what it evicts, so a removal is known whe
 
 from __future__ import annotations
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,8 +46,10 @@ class Announced:
     def stored(self, known: Known, first: int, pages: int) -> None:
         """The daemon has these pages of a request, on every rank."""
         request, tokens = known.request, self._page_tokens
+        if len(self._events) >= MAX_EVENTS:
+            return
         new = [page for page in range(first, first + pages) if self._note(self._hash(known, page))]
-        if not new or len(self._events) >= MAX_EVENTS:
+        if not new:
             return
         lora = getattr(request, "lora_request", None)
         start, end = new[0], new[-1] + 1
@@ -65,25 +68,35 @@ class Announced:
                     **group,
                 )
             )
+        # Told as removed though the daemon may have them: better than never.
+        excess = max(len(self._hashes) - MAX_ANNOUNCED, 0)
+        self._remove(list(itertools.islice(self._hashes, excess)))
 
     @harmless(nothing)
     def missed(self, known: Known, first: int, end: int) -> None:
         """A lookup found the page `first` gone: so is what hangs below it."""
-        gone = []
-        for page in range(first, end):
-            value = self._hash(known, page)
-            if value in self._hashes:
-                del self._hashes[value]
-                gone.append(self._maker.name(value))
-        if gone and len(self._events) < MAX_EVENTS:
-            for group in self._maker.groups:
-                self._events.append(
-                    self._maker.removed(
-                        block_hashes=list(gone),
-                        medium=self._maker.medium,
-                        group_idx=group.get("group_idx"),
-                    )
+        if len(self._events) < MAX_EVENTS:
+            self._remove([self._hash(known, page) for page in range(first, end)])
+
+    @harmless(nothing)
+    def forgotten(self) -> None:
+        """Nothing told so far can be found again."""
+        self._remove(list(self._hashes))
+
+    def _remove(self, values: Sequence[bytes]) -> None:
+        gone = [value for value in values if value in self._hashes]
+        for value in gone:
+            self._hashes.pop(value, None)
+        if not gone:
+            return
+        for group in self._maker.groups:
+            self._events.append(
+                self._maker.removed(
+                    block_hashes=[self._maker.name(value) for value in gone],
+                    medium=self._maker.medium,
+                    group_idx=group.get("group_idx"),
                 )
+            )
 
     def take(self) -> list[Any]:
         """The events since the last call."""
@@ -98,6 +111,4 @@ class Announced:
             self._hashes.move_to_end(value)
             return False
         self._hashes[value] = None
-        if len(self._hashes) > MAX_ANNOUNCED:
-            self._hashes.popitem(last=False)
         return True

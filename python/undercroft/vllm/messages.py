@@ -67,6 +67,8 @@ class Step(KVConnectorMetadata):
     number: int = 0
     loads: list[LoadJob] = field(default_factory=list)
     stores: list[StoreJob] = field(default_factory=list)
+    forgets: bool = False
+    """Loads that are under way when it begins are of no use: they are to fail."""
 
 
 @dataclass

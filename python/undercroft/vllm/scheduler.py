@@ -8,6 +8,7 @@ ranks alike, until the load is over; a page that is gone all the same is a faile
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import MutableMapping, Sequence
 from typing import Any
@@ -43,6 +44,7 @@ class Scheduler:
         self._known: dict[str, Known] = {}
         self._loading: dict[str, Known] = {}
         self._loads: list[LoadJob] = []
+        self._forgets = False
         self._steps = 0
         self._layered: dict[int, int] = {}
         self._client: Any = None
@@ -57,8 +59,8 @@ class Scheduler:
 
     def bind_pool(self, pool: Any) -> None:
         """The engine's blocks."""
-        self._stores.bind(pool)
         self._null = pool.null_block.block_id
+        self._stores.bind(pool)
 
     def bind_daemon(self, client: Any, spaces: list[Any], family: Any) -> None:
         """The daemon's client, the spaces of all ranks and groups, and what names their pages."""
@@ -183,8 +185,8 @@ class Scheduler:
     def step(self, scheduler_output: Any) -> Step:
         """What the workers are to do in this step."""
         self._steps += 1
-        step = Step(self._steps, self._loads)
-        self._loads = []
+        step = Step(self._steps, self._loads, forgets=self._forgets)
+        self._loads, self._forgets = [], False
         for job in step.loads:
             if job.by_layer:
                 self._layered[step.number] = 0
@@ -287,10 +289,18 @@ class Scheduler:
     def forget(self) -> None:
         """Nothing stored before may be found again: the weights may have changed."""
         self._keys.forget(os.urandom(32))
+        self._stores.forget()
         for known in self._known.values():
             known.keys.clear()
             known.drop_hold()
             known.seen, known.cursor = None, 0
+        # Those planned are to fail where they are begun; those begun are to fail when over.
+        self._loads = [dataclasses.replace(job, keys=b"") for job in self._loads]
+        self._forgets = bool(self._loading)
+        for known in self._loading.values():
+            known.failed = True
+        if self.announced is not None:
+            self.announced.forgotten()
 
     def close(self) -> None:
         """Gives back every hold."""

@@ -6,14 +6,19 @@ engine frees blocks when a request ends, at once when it is preempted, and when 
 on; none of these asks us first in a way that covers all three. So a block in a store is held like
 a request holds it: by the pool's own count of references, taken when the store is planned and
 given back when every worker has said that it is done.
+
+The engine resets its prefix cache only while no block is taken, and some of its ways of doing so
+raise where it cannot. Blocks in a store are only read, and a reset gives none of them away: for
+its time, and no longer, they are set aside.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .guard import complaints
 from .messages import KEY_BYTES, Run, StoreJob
 from .requests import Keys, Known
 
@@ -27,6 +32,7 @@ class Pinned:
     blocks: list[int]
     reports: int = 0
     whole: bool = True
+    """The daemon has every page, under keys that are still asked for."""
 
 
 class Stores:
@@ -46,12 +52,44 @@ class Stores:
         self._held: dict[int, int] = {}
         self._next = 0
         self._waiting: list[StoreJob] = []
+        self._was_reset = False
+        self._is_stale = False
 
     def bind(self, pool: Any) -> None:
         """The pool whose blocks these are."""
         self._pool = pool
         self._null = pool.null_block.block_id
         self._budget = int(len(pool.blocks) * self._share)
+        reset = pool.reset_prefix_cache
+        pool.reset_prefix_cache = lambda: self._reset(reset)
+
+    def _reset(self, reset: Callable[[], bool]) -> bool:
+        """The engine's own reset, as if nothing were in a store."""
+        blocks = [self._pool.blocks[b] for one in self._pinned.values() for b in one.blocks]
+        if blocks:
+            self._pool.free_blocks(list(reversed(blocks)))
+        try:
+            # On the scheduler's thread: nobody takes a block until they are held again.
+            self._was_reset = bool(reset())
+        finally:
+            if blocks:
+                self._pool.touch(blocks)
+        self._is_stale = self._is_stale and not self._was_reset
+        return self._was_reset
+
+    def forget(self) -> None:
+        """What was computed before may not be offered from here on. vLLM resets its own cache in
+        the same call, before; where it could not, requests run on and begin in blocks of before:
+        until it can, nothing is offered."""
+        for pinned in self._pinned.values():
+            pinned.whole = False
+        self._is_stale = not self._was_reset
+        if self._is_stale:
+            complaints.say(
+                "stale",
+                "undercroft: the engine's own prefix cache was not reset: nothing is stored "
+                "until it is",
+            )
 
     @property
     def is_under_way(self) -> bool:
@@ -67,7 +105,7 @@ class Stores:
         """Plans to store the pages of a request whose KV is computed up to `tokens`: those that
         have a hash, so none with tokens the engine only guessed. What is beyond the budget stays
         for a later step."""
-        if self._pool is None or not known.usable:
+        if self._pool is None or not known.usable or self._is_stale:
             return
         first = known.cursor
         end = min(tokens // self._keys.page_tokens, self._keys.pages(known))
@@ -96,6 +134,7 @@ class Stores:
 
     def take(self) -> list[StoreJob]:
         """The stores planned since the last call, for the workers."""
+        self._was_reset = False
         jobs, self._waiting = self._waiting, []
         return jobs
 

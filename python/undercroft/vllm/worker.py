@@ -38,8 +38,8 @@ class Loading:
     tasks: list[Any]
     began: float
     broken: bool = False
-    """A group's task could not be begun, or a layer was computed before it was there: nothing
-    that was loaded is of use."""
+    """A group's task could not be begun, a layer was computed before it was there, or what it
+    loads is no longer wanted: nothing of it is of use."""
 
 
 @dataclass
@@ -85,6 +85,9 @@ class Worker:
 
     def load(self, step: Step) -> None:
         """Begins a step's loads."""
+        if step.forgets:
+            for loading in self._loading.values():
+                loading.broken = True
         for loading in self._enter(step):
             try:
                 self._begin(loading)
