@@ -1,5 +1,5 @@
-"""Undercroft as a secondary tier of vLLM's offloading, at the level of its manager: the connector on
-top needs a GPU, or a copy worker of one's own."""
+"""Undercroft as a secondary tier of vLLM's offloading, at the level of its manager: the connector
+on top needs a GPU, or a copy worker of one's own."""
 
 from __future__ import annotations
 

@@ -46,7 +46,8 @@ class UndercroftHiCache(HiCacheStorage):
         limits = Limits.taken_from(settings)
         if settings:
             allowed = ["socket", "model", *Limits.__dataclass_fields__]
-            raise ValueError(f"unknown settings {sorted(settings)} in undercroft, allowed {allowed}")
+            found = sorted(settings)
+            raise ValueError(f"unknown settings {found} in undercroft, allowed {allowed}")
         self._config = storage_config
         self._model = Models({} if model is None else {name: model}).digest(name)
         self._is_v1 = bool(extra.get("interface_v1", 0))
@@ -95,12 +96,16 @@ class UndercroftHiCache(HiCacheStorage):
 
     # Pages where they lie in the host's pool.
 
-    def batch_get_v1(self, keys: list[str], host_indices: Any, extra_info: Any = None) -> list[bool]:
+    def batch_get_v1(
+        self, keys: list[str], host_indices: Any, extra_info: Any = None
+    ) -> list[bool]:
         return self._safely(
             [False] * len(keys), lambda: self._load(PoolName.KV, keys, host_indices)
         )
 
-    def batch_set_v1(self, keys: list[str], host_indices: Any, extra_info: Any = None) -> list[bool]:
+    def batch_set_v1(
+        self, keys: list[str], host_indices: Any, extra_info: Any = None
+    ) -> list[bool]:
         return self._safely(
             [False] * len(keys), lambda: self._store(PoolName.KV, keys, host_indices, extra_info)
         )

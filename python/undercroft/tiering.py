@@ -35,8 +35,8 @@ ONLY_THIS_PAGE = frozenset({"absent", "damaged", "changed"})
 MAX_PROBES = 256
 #: The same thing is told in the log once in this long, seconds.
 TELL_AGAIN_S = 60.0
-#: A space that is new is waited for longer than for an answer about pages, seconds: its staging area
-#: is made, and what is asked before it is open misses.
+#: A space that is new is waited for longer than for an answer about pages, seconds: its staging
+#: area is made, and what is asked before it is open misses.
 OPENS_S = 1.0
 #: A daemon that has refused a space is asked for none in this long, seconds.
 ASK_AGAIN_S = 5.0
