@@ -70,9 +70,10 @@ fn passed(result: Result<()>) -> Ended {
     result.map(|()| Outcome::Passed(String::new()))
 }
 
-/// Both workspaces: `--all` knows its own only.
+/// All three workspaces: `--all` knows its own only.
 fn fmt(root: &Path) -> Ended {
     check(cargo(root).args(["fmt", "--all", "--check"]))?;
+    check(cargo(&root.join("client/examples/candle")).args(["fmt", "--check"]))?;
     passed(check(cargo(&root.join("fuzz")).args(["fmt", "--check"])))
 }
 

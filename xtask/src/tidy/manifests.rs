@@ -6,7 +6,7 @@ use crate::tree::File;
 use toml::{Table, Value};
 
 /// Manifests of workspaces of their own, which cannot inherit.
-const OUTSIDE: &[&str] = &["Cargo.toml", "fuzz/Cargo.toml"];
+const OUTSIDE: &[&str] = &["Cargo.toml", "client/examples/candle/Cargo.toml", "fuzz/Cargo.toml"];
 /// Package fields that come from the workspace.
 const INHERITED_FIELDS: &[&str] = &["version", "edition", "rust-version", "license", "publish"];
 /// What may stand beside `workspace = true` in a dependency: a crate may ask for more of a
