@@ -13,6 +13,8 @@ from .settings import Settings
 
 # A request that could not be scheduled is asked for again at every step; the answer is not.
 ASK_AGAIN_S = 1.0
+# With less than this left of a step's time for lookups none is asked: it would be no answer.
+LEAST_S = 0.0005
 
 
 class Lookups:
@@ -29,7 +31,13 @@ class Lookups:
         self._keys = keys
         self._count = count
         self._clock = clock
+        self._left = 0.0
+        self.new_step()
         self.announced: Announced | None = None
+
+    def new_step(self) -> None:
+        """One step's lookups have one deadline together, however many requests there are."""
+        self._left = self._settings.lookup_deadline_ms / 1000
 
     def claim(self, client: Any, spaces: list[Any], known: Known, computed_tokens: int) -> int:
         """How many tokens beyond `computed_tokens` are worth loading."""
@@ -55,11 +63,15 @@ class Lookups:
         if now - known.seen_at < fresh:
             return
         known.drop_hold()
-        known.seen, known.seen_at = None, now
+        known.seen = None
+        if self._left < LEAST_S:
+            self._count["lookup_skipped"] = self._count.get("lookup_skipped", 0) + 1
+            return
+        known.seen_at = now
         slice_pages = self._settings.first_slice_pages
         asked = min(limit, slice_pages)
         found = self._ask(client, spaces, known, asked)
-        if found is not None and found.pages == asked < limit:
+        if found is not None and found.pages == asked < limit and self._left >= LEAST_S:
             known.drop_hold()
             found = self._ask(client, spaces, known, limit)
         if found is None:
@@ -67,7 +79,7 @@ class Lookups:
         known.seen, known.stamp = found.pages, found.stamp
         known.sources = (found.dram, found.ssd)
         known.cursor = found.pages
-        if self.announced is not None and found.pages < limit:
+        if self.announced is not None and found.why == "absent":
             self.announced.missed(known, found.pages, limit)
         self._count["found_pages"] = self._count.get("found_pages", 0) + found.pages
         if self._is_slower(found, known):
@@ -77,16 +89,15 @@ class Lookups:
         keys = self._keys.first(known, pages)
         if len(keys) < pages * KEY_BYTES:
             return None
-        began = time.perf_counter()
+        began = self._clock()
         found = client.lookup(
-            spaces,
-            keys,
-            hold=self._settings.hold_ms / 1000,
-            deadline=self._settings.lookup_deadline_ms / 1000,
+            spaces, keys, hold=self._settings.hold_ms / 1000, deadline=self._left
         )
+        took = self._clock() - began
+        self._left -= took
         count = self._count
         count["lookups"] = count.get("lookups", 0) + 1
-        count["lookup_seconds"] = count.get("lookup_seconds", 0) + time.perf_counter() - began
+        count["lookup_seconds"] = count.get("lookup_seconds", 0) + took
         known.hold = found.hold
         if found.why not in (None, "absent", "too_long"):
             known.drop_hold()

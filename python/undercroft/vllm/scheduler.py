@@ -185,6 +185,7 @@ class Scheduler:
     def step(self, scheduler_output: Any) -> Step:
         """What the workers are to do in this step."""
         self._steps += 1
+        self._lookups.new_step()
         step = Step(self._steps, self._loads, forgets=self._forgets)
         self._loads, self._forgets = [], False
         for job in step.loads:

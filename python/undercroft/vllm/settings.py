@@ -23,7 +23,7 @@ class Settings:
     min_tokens: int = 0
     """Fewer tokens than this beyond the engine's own hit are computed, not loaded."""
     lookup_deadline_ms: float = 20.0
-    """The longest the scheduler waits for one lookup's answer."""
+    """The longest the scheduler waits for the answers to one step's lookups, together."""
     load_deadline_ms: float = 5000.0
     """A load that is not complete by then ends; what is missing is recomputed."""
     store_deadline_ms: float = 10000.0

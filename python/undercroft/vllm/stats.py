@@ -14,6 +14,7 @@ COUNTERS: dict[str, str] = {
     "lookups": "Lookups asked of the Undercroft daemon by the scheduler.",
     "lookup_seconds": "Time the scheduler spent in lookups.",
     "lookup_missed": "Lookups that got no answer: no daemon, or not in time.",
+    "lookup_skipped": "Requests not asked about: the step's lookups had taken their time.",
     "hook_seconds": "Time the scheduler spent in the connector's hooks.",
     "found_pages": "Pages that lookups found on every rank.",
     "claimed_tokens": "Tokens the connector offered the engine beyond its own hits.",
