@@ -248,6 +248,45 @@ class Settling(unittest.TestCase):
         self.assertEqual(bench.daemon.states_asked, 1)
 
 
+class Waiting(unittest.TestCase):
+    def setUp(self) -> None:
+        self.now = 5.0
+        self.bench = Bench()
+        self.bench.half._stores._clock = lambda: self.now
+        self.numbers = []
+        for at, name in enumerate("ab"):
+            request = Request(name, range(at * 1000, at * 1000 + PAGE * 2 + 1))
+            self.bench.half.claim(request, 0)
+            blocks = [at * 3 + 1, at * 3 + 2, at * 3 + 3]
+            self.bench.pool.touch([self.bench.pool.blocks[block] for block in blocks])
+            self.numbers += self.bench.run(request, blocks, 0, PAGE * 2 + 1).stores
+
+    def end(self, *blocks: int) -> None:
+        self.bench.pool.free_blocks([self.bench.pool.blocks[block] for block in blocks])
+
+    def told(self, at: int) -> None:
+        reports = Reports({self.numbers[at].number: (1, True)})
+        self.bench.half.heard(Heard(kv_connector_worker_meta=reports))
+
+    def test_blocks_that_requests_have_as_well_are_not_waited_for(self) -> None:
+        self.assertFalse(self.bench.half.will_free)
+        self.end(1, 2, 3)
+        self.assertTrue(self.bench.half.will_free)
+        self.told(0)
+        self.assertFalse(self.bench.half.will_free)
+
+    def test_it_is_not_waited_for_long_unless_stores_end(self) -> None:
+        self.end(1, 2, 3, 4, 5, 6)
+        self.assertTrue(self.bench.half.will_free)
+        self.now += 0.09
+        self.assertTrue(self.bench.half.will_free)
+        self.told(0)
+        self.now += 0.05
+        self.assertTrue(self.bench.half.will_free)
+        self.now += 0.11
+        self.assertFalse(self.bench.half.will_free)
+
+
 class Stores(unittest.TestCase):
     def test_full_pages_are_stored_once_in_chain_order(self) -> None:
         bench = Bench()

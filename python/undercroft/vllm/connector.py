@@ -335,6 +335,11 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
         """Steps must go on until workers have said that they are done with blocks."""
         return self._scheduler is not None and self._scheduler.has_pending
 
+    @harmless(lambda self: False)
+    def has_pending_block_frees(self) -> bool:
+        """Where blocks run out: whether to wait for stores instead of preempting a request."""
+        return self._scheduler is not None and self._scheduler.will_free
+
     @harmless(lambda self, request, num_external_tokens: {})
     def get_external_cache_hit_sources(
         self, request: Any, num_external_tokens: int

@@ -280,6 +280,11 @@ class Scheduler:
         """Whether workers have yet to say that they are done with blocks of ended requests."""
         return self._stores.is_under_way
 
+    @property
+    def will_free(self) -> bool:
+        """Whether stores that end will soon give the engine blocks."""
+        return self._stores.will_free()
+
     def sources(self, request: Any, tokens: int) -> tuple[int, int]:
         """How many of `tokens` loaded came from DRAM and from SSD."""
         known = self._known.get(request.request_id)

@@ -14,6 +14,7 @@ its time, and no longer, they are set aside.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,9 @@ from typing import Any
 from .guard import complaints
 from .messages import KEY_BYTES, Run, StoreJob
 from .requests import Keys, Known
+
+# The longest the engine is asked to wait for blocks when no store gives any back: then it preempts.
+PATIENCE_S = 0.1
 
 
 @dataclass
@@ -39,12 +43,19 @@ class Stores:
     """Plans stores and keeps their blocks."""
 
     def __init__(
-        self, keys: Keys, workers: int, share: float, count: MutableMapping[str, float]
+        self,
+        keys: Keys,
+        workers: int,
+        share: float,
+        count: MutableMapping[str, float],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._keys = keys
         self._workers = workers
         self._share = share
         self._count = count
+        self._clock = clock
+        self._waits_since: float | None = None
         self._pool: Any = None
         self._budget = 0
         self._null = 0
@@ -95,6 +106,17 @@ class Stores:
     def is_under_way(self) -> bool:
         """Whether any block is kept from reuse."""
         return bool(self._pinned)
+
+    def will_free(self) -> bool:
+        """Whether a running request that finds no block does better to wait than to be preempted:
+        some block is taken by stores alone. Nobody is kept waiting on a daemon that is stuck."""
+        blocks = self._pool.blocks if self._pool is not None else ()
+        if not any(blocks[block].ref_cnt == ours for block, ours in self._held.items()):
+            return False
+        now = self._clock()
+        if self._waits_since is None:
+            self._waits_since = now
+        return now - self._waits_since < PATIENCE_S
 
     @property
     def pinned_blocks(self) -> int:
@@ -147,6 +169,7 @@ class Stores:
         pinned.whole = pinned.whole and whole
         if pinned.reports < self._workers:
             return None
+        self._waits_since = None
         del self._pinned[number]
         self._unpin(pinned.blocks)
         return pinned
