@@ -18,7 +18,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 import undercroft
 
-from . import start, versions
+from . import outer, start, versions
 from .guard import harmless, logger, nothing
 from .messages import Handshake, Reports, Step
 from .obstacles import obstacle
@@ -69,7 +69,11 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
             self._handshake = Handshake(off=off)
             logger.warning("undercroft: off: %s", off)
         elif role == KVConnectorRole.SCHEDULER:
-            start.insist_on_recompute(self._kv_transfer_config)
+            above = outer.transfer_config(self, KVConnectorBase_V1)
+            if above is None:
+                start.insist_on_recompute(self._kv_transfer_config)
+            else:
+                self._settings = outer.fitting(self._settings, above)
             self._scheduler = start.scheduler(
                 vllm_config, kv_cache_config, self._settings, self._shim
             )
@@ -176,14 +180,14 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
         after its compute. With speculation vLLM calls `wait_for_save` after the step's results
         were taken, and on all pipeline stages but the last never."""
         step, self._due = self._due, None
-        outer, self._outer_error = self._outer_error, None
+        raised_before, self._outer_error = self._outer_error, None
         if step is None:
             return
         if self._worker is None:
             self._refused.stores.update({job.number: (1, False) for job in step.stores})
             return
         # vLLM calls the hooks also when the step's compute has raised.
-        is_computed = is_computed and sys.exc_info()[1] is outer
+        is_computed = is_computed and sys.exc_info()[1] is raised_before
         try:
             self._worker.end_layers()
             if is_computed:
