@@ -3,7 +3,7 @@
 use crate::asan::Sanitized;
 use crate::command::{cargo, check, is_installed, target_directory};
 use crate::steps::{self, Ended, Outcome, Step};
-use crate::{asan, fuzz, header, ptx, python, suite, tidy};
+use crate::{asan, engines, fuzz, header, ptx, python, suite, tidy};
 use anyhow::{Context, Result};
 use std::cell::RefCell;
 use std::ffi::OsStr;
@@ -33,6 +33,12 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         }),
         Step::new("python", || {
             Ok(match python::test(root)? {
+                Ok(note) => Outcome::Passed(note),
+                Err(missing) => Outcome::Skipped(missing),
+            })
+        }),
+        Step::new("engines", || {
+            Ok(match engines::run(root, &engines::Wish::smoke())? {
                 Ok(note) => Outcome::Passed(note),
                 Err(missing) => Outcome::Skipped(missing),
             })

@@ -1,11 +1,12 @@
 //! One entry for people and CI: `cargo xtask ci`, `test`, `tidy`, `fuzz-smoke`, `asan`, `gpu`, `ptx`,
-//! `python`, `capi`, `header`, and
+//! `python`, `capi`, `header`, `engines`, and
 //! the lanes `absence`, `corrupt`, `crash`, `hostile`, `power-cut`, `resting` and `sim`.
 
 mod asan;
 mod capi;
 mod ci;
 mod command;
+mod engines;
 mod fuzz;
 mod gpu;
 mod header;
@@ -109,6 +110,15 @@ enum Task {
         /// In the target directory. pip fetches maturin for it.
         #[arg(long)]
         wheel: bool,
+    },
+    /// Runs real engines in front of a real daemon: by itself the smoke that CI runs
+    ///
+    /// vLLM on this machine's processor, in an environment outside of the tree that is made once:
+    /// docs/testing.md says where. Skipped by name if that cannot be had. Takes CPython 3.11 and
+    /// 8 GiB of disk.
+    Engines {
+        #[command(flatten)]
+        wish: engines::Wish,
     },
     /// Builds every fuzz target and runs each for a moment
     ///
@@ -286,6 +296,7 @@ fn run(task: Task) -> Result<()> {
                 Ok(())
             }
         },
+        Task::Engines { wish } => engines::command(&root, &wish),
         Task::Mutants { wish } => mutants::run(&root, &wish),
         Task::Sim { arguments } => lane(&root, "simulate", false, &arguments),
         Task::Corrupt { arguments } => lane(&root, "corrupt", false, &arguments),

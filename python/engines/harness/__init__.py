@@ -1,0 +1,1 @@
+"""Real engines, a real daemon and what is seen of both."""

@@ -1,0 +1,152 @@
+"""A real `undercroft serve` in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from harness.processes import started_by_us
+
+READY_S = 30.0
+ENDS_S = 30.0
+
+
+def binary() -> Path:
+    """The program under test: `cargo xtask engines` says which."""
+    named = os.environ.get("UNDERCROFT_BIN")
+    if not named or not Path(named).is_file():
+        raise SystemExit(f"UNDERCROFT_BIN is {named!r}: it must name the `undercroft` program")
+    return Path(named)
+
+
+class Daemon:
+    """One daemon; started again it finds the same folder, its SSD's pages included."""
+
+    def __init__(
+        self, folder: Path, *, dram: str = "256MiB", ssd: str = "1GiB", more: str = ""
+    ) -> None:
+        self.folder = folder
+        self.socket = folder / "undercroft.sock"
+        self.log = folder / "daemon.log"
+        self.ssd = folder / "ssd"
+        self.ssd.mkdir(parents=True, exist_ok=True)
+        # A path longer than a socket's address may be is found out here, not in an engine's log.
+        if len(os.fsencode(self.socket)) > 107:
+            raise SystemExit(f"{self.socket}: longer than the 107 bytes of a unix socket's path")
+        self.config = folder / "undercroft.toml"
+        self.config.write_text(
+            f'[server]\nsocket = "{self.socket}"\nmetrics = "off"\n'
+            f'[arena]\nsize = "{dram}"\nstaging = "32MiB"\n'
+            f'[ssd]\npath = "{self.ssd}"\nsize = "{ssd}"\n{more}'
+        )
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Daemon:
+        with self.log.open("ab") as log:
+            command = [str(binary()), "serve", "--config", str(self.config)]
+            # A session of its own: Ctrl-C is for the suite, which then ends the daemon itself.
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        started_by_us(self.process)
+        until = time.monotonic() + READY_S
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                raise RuntimeError(
+                    f"the daemon ended with {self.process.returncode}: see {self.log}"
+                )
+            if self.status() is not None:
+                return self
+            time.sleep(0.05)
+        raise RuntimeError(f"the daemon does not answer after {READY_S:.0f} s: see {self.log}")
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None, "the daemon was never started"
+        return self.process.pid
+
+    def status(self) -> dict[str, Any] | None:
+        """What `undercroft status --json` says; None if it cannot be had."""
+        command = [str(binary()), "status", "--json", "--socket", str(self.socket)]
+        try:
+            asked = subprocess.run(command, capture_output=True, timeout=10)
+        except subprocess.TimeoutExpired:
+            return None
+        return json.loads(asked.stdout) if asked.returncode == 0 else None
+
+    def counters(self) -> dict[str, int]:
+        """What it has counted since it started: hits, stores, what its SSD read."""
+        status = self.status()
+        if status is None:
+            raise RuntimeError(f"the daemon does not answer: see {self.log}")
+        hits, stores, ssd = status["hits"], status["stores"], status["ssd"]
+        counted = {f"hits.{name}": value for name, value in hits.items()}
+        counted |= {f"stores.{name}": value for name, value in stores.items()}
+        counted |= {
+            f"ssd.{name}": ssd[name] for name in ("read_bytes", "corrupt_records", "io_errors")
+        }
+        return counted | {"ssd.pages": ssd["tier"]["pages"], "dram.pages": status["dram"]["pages"]}
+
+    def wait_stored(self, pages: int, seconds: float = 20.0) -> int:
+        """Waits until so many pages have been stored since it started; how many there are."""
+        until = time.monotonic() + seconds
+        while True:
+            stored = self.counters()["stores.stored"]
+            if stored >= pages or time.monotonic() >= until:
+                return stored
+            time.sleep(0.05)
+
+    def wait_on_ssd(self, seconds: float = 30.0) -> int:
+        """Waits until no more pages come onto the SSD; how many lie there."""
+        until, before, since = time.monotonic() + seconds, -1, time.monotonic()
+        while time.monotonic() < until:
+            pages = self.counters()["ssd.pages"]
+            if pages != before:
+                before, since = pages, time.monotonic()
+            elif time.monotonic() - since > 1.0:
+                break
+            time.sleep(0.1)
+        return before
+
+    def freeze(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """As a crash would."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """As an operator would."""
+        self._end(signal.SIGTERM)
+
+    def is_up(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
+    def _end(self, how: signal.Signals) -> None:
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(how)
+        # What is stopped hears nothing but SIGKILL.
+        self.process.send_signal(signal.SIGCONT)
+        try:
+            self.process.wait(ENDS_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise RuntimeError(
+                f"the daemon did not end within {ENDS_S:.0f} s of {how.name}"
+            ) from None
+
+    def __enter__(self) -> Daemon:
+        return self if self.is_up() else self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
