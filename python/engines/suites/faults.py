@@ -190,10 +190,12 @@ class Bench:
 
     def _kept(self) -> Reference:
         """A prompt whose pages are with the daemon."""
-        reference = self._next()
-        if not self._keep(reference.prompt):
-            self.wrong.append(f"{reference.prompt.salt}: its pages were not stored")
-        return reference
+        for _ in range(3):
+            # What is stored while a session begins anew may be declined.
+            reference = self._next()
+            if self._keep(reference.prompt, 5.0):
+                return reference
+        raise EngineError(f"{reference.prompt.salt}: its pages are not stored, three times over")
 
     def _works(self, name: str) -> float:
         """Seconds until pages are stored and loaded again, once the daemon is there again."""
@@ -231,14 +233,15 @@ class Bench:
 
     def restarted(self) -> None:
         """Stopped and started as an operator would: what was in DRAM comes back from SSD."""
-        reference = self._kept()
+        references = [self._kept() for _ in range(3)]
         self._onto_ssd()
         self.daemon.stop()
         self.daemon.start()
         self._back()
-        answer = self._ask(reference, "restart")
+        # The first lookup may come while the spaces are opened anew, and is a miss then.
+        answers = [self._ask(reference, "restart") for reference in references]
         served = self.daemon.counters()["hits.ssd_pages"]
-        self.rows.append(["stop and start", 1, answer.seconds, answer.cached, None])
+        self.rows += [["stop and start", 1, a.seconds, a.cached, None] for a in answers]
         self.setting.report.check(
             "after a restart pages come from SSD", served > 0, f"{served} pages"
         )
