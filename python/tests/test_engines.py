@@ -16,7 +16,7 @@ import environment  # noqa: E402
 from harness.engine import PAGE, Answer, Prompt  # noqa: E402
 from harness.prompts import Case, Cases, pages_of  # noqa: E402
 from harness.report import Report  # noqa: E402
-from suites import equality, faults, pressure  # noqa: E402
+from suites import equality, faults, pressure, wheel  # noqa: E402
 
 
 class Numbers:
@@ -106,7 +106,7 @@ class ChanceTest(unittest.TestCase):
 
 class EnvironmentTest(unittest.TestCase):
     def test_locks_have_a_digest_for_everything(self) -> None:
-        for lock in (environment.LOCK, environment.INSTALLER):
+        for lock in (environment.LOCK, environment.INSTALLER, environment.LMCACHE):
             lines = [
                 line for line in lock.read_text().splitlines() if line and not line.startswith("#")
             ]
@@ -119,6 +119,12 @@ class EnvironmentTest(unittest.TestCase):
             environment.reason("Looking\nerror: no such host\nbye\n"), "error: no such host"
         )
         self.assertEqual(environment.reason(""), "it said nothing")
+
+    def test_the_recipe_can_be_read_from_its_page(self) -> None:
+        install, serve, engine = wheel.recipe()
+        self.assertTrue(install.startswith("pip install"))
+        self.assertTrue(serve.startswith("undercroft serve"))
+        self.assertIn("--model MODEL", engine)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,16 @@ pub(crate) enum Suite {
     Pressure,
     /// Daemon killed, stopped, restarted; SSD damaged; loads that fail
     Faults,
+    /// A conversation through the OpenAI server with restarts in the middle
+    Chat,
+    /// Times to the first token: cold, warm from DRAM and SSD, beside others
+    Ttft,
+    /// Two engines at once, and two ranks
+    Shared,
     /// What a miss costs inside the connector
     Overhead,
+    /// The wheel in an environment of its own, and the recipe
+    Wheel,
 }
 
 /// What to run.
@@ -54,6 +62,10 @@ impl Wish {
     /// What CI runs.
     pub(crate) fn smoke() -> Self {
         Self { suite: vec![Suite::Smoke], all: false, out: None, arguments: Vec::new() }
+    }
+
+    fn has(&self, suite: Suite) -> bool {
+        self.all || self.suite.contains(&suite)
     }
 
     fn is_smoke(&self) -> bool {
@@ -116,7 +128,11 @@ pub(crate) fn run(root: &Path, wish: &Wish) -> Result<Result<String, Missing>> {
     if let Some(out) = &wish.out {
         command.arg("--out").arg(out);
     }
+    if wish.has(Suite::Wheel) {
+        command.arg("--wheel").arg(python::wheel(root)?);
+    }
     command.args(&wish.arguments);
+    command.env("UNDERCROFT_LMCACHE_PYTHON", environment.join("lmcache/bin/python"));
     command.env("PYTHONPATH", parent).env("UNDERCROFT_BIN", program);
     command.env("PYTHONDONTWRITEBYTECODE", "1").stdin(Stdio::null()).current_dir(root);
     check(&mut command)?;
@@ -133,6 +149,9 @@ fn environment(root: &Path, wish: &Wish) -> Result<Result<PathBuf, Missing>> {
     let mut command = Command::new(interpreter);
     command.arg("-B").arg(root.join(ENVIRONMENT));
     command.arg("--bound").arg(wish.bounds().0.as_secs().to_string());
+    if wish.has(Suite::Ttft) {
+        command.arg("--lmcache");
+    }
     println!("$ {INTERPRETER} {ENVIRONMENT}");
     let output = command
         .stdin(Stdio::null())
@@ -175,8 +194,8 @@ mod tests {
 
     #[test]
     fn suites_are_passed_on_by_the_names_that_python_knows() {
-        let some = wish(&["--suite", "equality", "--suite", "faults"]);
-        assert_eq!(some.names(), ["equality", "faults"]);
+        let some = wish(&["--suite", "equality", "--suite", "chat"]);
+        assert_eq!(some.names(), ["equality", "chat"]);
         assert_eq!(some.profile(), Profile::Release);
         assert!(!wish(&["--all"]).is_smoke());
     }

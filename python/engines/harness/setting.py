@@ -23,6 +23,8 @@ class Setting:
     seed: int
     only: str | None = None
     """Part of the name of the cases to run."""
+    wheel: Path | None = None
+    """The wheel under test, where a suite installs it."""
 
     def model(self, name: str = "smollm2") -> Path:
         """The model's folder; made now if nobody has."""
