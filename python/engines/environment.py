@@ -28,7 +28,8 @@ INSTALLER = HERE / "installer.lock"
 LMCACHE = HERE / "lmcache.lock"
 STAMP = "made"
 CANNOT_BE_HAD = 75
-NEEDED_BYTES = 8 << 30
+# Its 7 GB, and what CI's later steps build beside it.
+NEEDED_BYTES = 11 << 30
 KEPT = 2
 
 
