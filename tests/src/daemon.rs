@@ -162,6 +162,19 @@ impl TestDaemon {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// Whether words are in its log, or come into it soon: it writes a little behind what it does.
+    #[must_use]
+    pub fn says(&self, words: &str) -> bool {
+        let since = Instant::now();
+        while !self.log().contains(words) {
+            if since.elapsed() > PATIENCE {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        true
+    }
+
     /// Its process, while it runs.
     ///
     /// # Panics

@@ -202,9 +202,8 @@ fn one_that_fails_to_read_is_given_up_and_taken_back() {
     gate.set(Way::Open);
     wait_for(&daemon, 1, DeviceCondition::Well);
     assert!(served(&mut own, 0..200) > left, "its pages are there again");
-    let log = daemon.log();
     for words in ["an SSD fails", "an SSD is well again", "ssd-1"] {
-        assert!(log.contains(words), "{words} is not in\n{log}");
+        assert!(daemon.says(words), "{words} is not in\n{}", daemon.log());
     }
 }
 

@@ -352,7 +352,7 @@ fn a_bad_configuration_changes_nothing_and_says_why() {
         let why = status.reload.refused.expect("it is refused");
         assert!(why.contains(words), "{why}");
         assert_eq!((status.arena.bytes, status.arena.wanted_bytes), (2 * PART, 2 * PART));
-        assert!(daemon.log().contains(words), "{}", daemon.log());
+        assert!(daemon.says(words), "{}", daemon.log());
     }
     assert_eq!(load(&mut engine, 0..8), 8 * PAGES);
     // What needs a restart is named, and the rest counts.

@@ -148,7 +148,7 @@ fn nobody_but_the_daemon_writes_an_arena_of_memfds() {
         let Some(why) = why else { continue };
         let own = !rustix::process::geteuid().is_root();
         let why = if own { CopyReason::OwnUserContained } else { why };
-        assert!(daemon.log().contains(&why.to_string()), "as {place}: no word of {why}");
+        assert!(daemon.says(&why.to_string()), "as {place}: no word of {why}");
     }
     untroubled(witness);
 }
@@ -369,7 +369,7 @@ fn one_users_silent_connections_leave_room_for_others() {
     let mut engine = Engine::new(&client, "model");
     let keys = engine.keys(1, 4);
     assert_eq!(engine.store(&keys, Stamp(0)).stored, 4);
-    assert!(daemon.log().contains("have not said hello"), "nobody was turned away");
+    assert!(daemon.says("have not said hello"), "nobody was turned away");
     untroubled(witness);
 }
 
@@ -386,7 +386,7 @@ fn connections_that_no_domain_is_for_leave_room_for_an_operator() {
     let mut flood = Accomplice::start_in(Place::User, &["flood"], &daemon);
     assert_eq!(flood.line(), "flooded");
     assert!(daemon.client("operator").is_some(), "{}", daemon.log());
-    assert!(daemon.log().contains("that no domain is for"), "nobody was turned away");
+    assert!(daemon.says("that no domain is for"), "nobody was turned away");
 }
 
 #[test]

@@ -302,6 +302,7 @@ fn an_arena_that_the_service_manager_has_no_room_for_is_told() {
     }
     let refused = daemon.status().refused;
     assert!(refused.iter().any(|line| line.contains(words)), "{refused:?}");
+    assert!(daemon.says(words), "{}", daemon.log());
     assert_eq!(daemon.log().lines().filter(|line| line.contains(words)).count(), 1, "told once");
     let refused = start(100).status().refused;
     assert!(!refused.iter().any(|line| line.contains("FileDescriptorStoreMax")), "{refused:?}");

@@ -213,5 +213,5 @@ fn many_small_requests_at_once_hold_nobody_up() {
     assert!(writer.join().expect("it does not panic").is_err(), "it was closed");
     assert!(greedy.is_closed());
     assert!(longest < Duration::from_secs(1), "{longest:?}");
-    assert!(daemon.log().contains("it does not read"), "{}", daemon.log());
+    assert!(daemon.says("it does not read"), "{}", daemon.log());
 }
