@@ -175,11 +175,31 @@ class Digests(unittest.TestCase):
             (folder / "adapter_config.json").write_text('{"r": 8}')
             safetensors(folder / "adapter_model.safetensors", {"a": name.encode() * 100})
         adapters = Adapters()
+        # Who asks first does not wait for its files.
+        self.assertIsNone(adapters.salt(str(self.folder / "one")))
+        self.assertIsNone(adapters.salt(str(self.folder / "two")))
+        self.assertTrue(adapters.wait(10.0))
         one = adapters.salt(str(self.folder / "one"))
-        self.assertNotEqual(one, adapters.salt(str(self.folder / "two")))
+        self.assertIsNotNone(one)
+        self.assertNotIn(adapters.salt(str(self.folder / "two")), (one, None))
         self.assertEqual(one, adapters.salt(str(self.folder / "one")))
         safetensors(self.folder / "one" / "adapter_model.safetensors", {"a": b"new" * 999})
         self.assertIsNone(adapters.salt(str(self.folder / "one")))
+
+    def test_an_adapter_that_cannot_be_read_is_tried_again(self) -> None:
+        folder = self.folder / "late"
+        adapters = Adapters()
+        self.assertIsNone(adapters.salt(str(folder)))
+        folder.mkdir()
+        self.assertIsNone(adapters.salt(str(folder)))
+        self.assertTrue(adapters.wait(10.0))
+        self.assertIsNone(adapters.salt(str(folder)))
+        self.assertTrue(adapters.wait(10.0))
+        (folder / "adapter_config.json").write_text('{"r": 8}')
+        safetensors(folder / "adapter_model.safetensors", {"a": b"a" * 100})
+        self.assertIsNone(adapters.salt(str(folder)))
+        self.assertTrue(adapters.wait(10.0))
+        self.assertIsNotNone(adapters.salt(str(folder)))
 
 
 class Families(unittest.TestCase):
