@@ -307,13 +307,14 @@ class OneRank(unittest.TestCase):
     def test_events_tell_what_came_and_what_was_found_gone(self) -> None:
         made = self.start(events=True)
         made.fill(1)
-        request = Request("a", range(PAGE * 3 + 3))
+        request = Request("a", range(PAGE * 3 + 3), salt="mine")
         made.store(request, ([1, 2, 3, 4],))
         (event,) = made.scheduler.take_events()
         hashes = [maybe_convert_block_hash(one) for one in request.block_hashes[:3]]
         self.assertEqual(event.block_hashes, hashes)
         self.assertEqual((event.block_size, event.medium, event.group_idx), (PAGE, "CPU", 0))
         self.assertEqual(event.token_ids, list(range(PAGE * 3)))
+        self.assertEqual(event.extra_keys, [("mine",), None, None])
         self.assertEqual(list(made.scheduler.take_events()), [])
         made.scheduler._scheduler.forget()
         again = Request("b", range(PAGE * 3 + 3))
@@ -321,6 +322,20 @@ class OneRank(unittest.TestCase):
         (gone,) = made.scheduler.take_events()
         self.assertEqual(type(gone).__name__, "BlockRemoved")
         self.assertEqual(gone.block_hashes, hashes)
+
+    def test_events_say_what_kind_of_attention_a_group_has(self) -> None:
+        from vllm.v1 import kv_cache_interface as interface
+
+        shape = {"block_size": 16, "num_kv_heads": 1, "head_size": 8, "dtype": torch.bfloat16}
+        groups = [
+            SimpleNamespace(kv_cache_spec=interface.FullAttentionSpec(**shape)),
+            SimpleNamespace(kv_cache_spec=interface.SlidingWindowSpec(**shape, sliding_window=64)),
+        ]
+        full, sliding = start._maker(groups).groups
+        self.assertEqual((full["group_idx"], full["kv_cache_spec_kind"]), (0, "full_attention"))
+        self.assertIsNone(full["kv_cache_spec_sliding_window"])
+        self.assertEqual(sliding["kv_cache_spec_kind"], "sliding_window")
+        self.assertEqual(sliding["kv_cache_spec_sliding_window"], 64)
 
     def test_a_worker_that_is_off_keeps_all_off(self) -> None:
         made = self.start(model_digest=None, groups=[FullAttentionSpec(block_size=PAGE)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import unittest
 from types import SimpleNamespace
+from typing import Any
 
 from undercroft.vllm import versions
 from undercroft.vllm.events import Announced, Maker
@@ -218,6 +219,29 @@ class Settling(unittest.TestCase):
         told = Reports({job.number: (1, True) for job in jobs}, {9: 1})
         bench.half.heard(Heard(kv_connector_worker_meta=told))
         self.assertEqual((bench.pool.held, bench.half._layered), ([], {}))
+
+    def test_events_say_of_each_block_what_its_hash_binds_beside_tokens(self) -> None:
+        bench = Bench()
+        asked = []
+
+        def extra(request: Any, bounds: Any) -> list[str]:
+            asked.append(list(bounds))
+            return [f"{request.request_id} {start}" for start in bounds[:-1]]
+
+        told = [{"group_idx": 0, "kv_cache_spec_kind": "full_attention"}]
+        maker = Maker(dict, dict, lambda value: value, "CPU", told, extra)
+        announced = Announced(maker, PAGE, PAGE)
+        bench.half.announce(announced)
+        request = Request("a", range(PAGE * 3 + 1))
+        bench.half.claim(request, 0)
+        jobs = bench.run(request, [1, 2, 3, 4], 0, PAGE * 3 + 1).stores
+        reports = Reports({job.number: (3, True) for job in jobs}, {})
+        bench.half.heard(Heard(kv_connector_worker_meta=reports))
+        (event,) = announced.take()
+        self.assertEqual(asked, [[0, PAGE, PAGE * 2, PAGE * 3]])
+        self.assertEqual(event["extra_keys"], [f"a {page * PAGE}" for page in range(3)])
+        self.assertEqual(event["kv_cache_spec_kind"], "full_attention")
+        self.assertEqual(len(event["block_hashes"]), 3)
 
     def test_a_store_that_cannot_be_settled_does_not_keep_the_others(self) -> None:
         bench = Bench()

@@ -46,10 +46,15 @@ class Pool:
 class Request:
     """A request with chained block hashes over its tokens."""
 
-    def __init__(self, name: str, tokens: Sequence[int], lora: Any = None) -> None:
+    def __init__(
+        self, name: str, tokens: Sequence[int], lora: Any = None, salt: str | None = None
+    ) -> None:
         self.request_id = name
         self.all_token_ids = list(tokens)
         self.lora_request = lora
+        self.cache_salt = salt
+        self.mm_features: list[Any] = []
+        self.prompt_embeds = None
         self.skip_reading_prefix_cache = False
         self.num_preemptions = 0
         self.num_computed_tokens = 0

@@ -29,7 +29,9 @@ class Maker:
     """The engine's public form of a block's hash."""
     medium: str
     groups: Sequence[dict[str, Any]]
-    """Of each group, what its events say about it."""
+    """Of each group, what its events of stored blocks say about it."""
+    extra: Callable[[Any, Sequence[int]], Any] = lambda request, starts: None
+    """What the hashes of a request's blocks bind beside tokens, from where each block starts."""
 
 
 class Announced:
@@ -55,6 +57,7 @@ class Announced:
         start, end = new[0], new[-1] + 1
         parent = self._hash(known, start - 1) if start else None
         hashes = [self._maker.name(self._hash(known, page)) for page in range(start, end)]
+        extra = self._maker.extra(request, range(start * tokens, (end + 1) * tokens, tokens))
         for group in self._maker.groups:
             self._events.append(
                 self._maker.stored(
@@ -65,6 +68,7 @@ class Announced:
                     lora_id=None if lora is None else lora.lora_int_id,
                     medium=self._maker.medium,
                     lora_name=None if lora is None else lora.lora_name,
+                    extra_keys=extra,
                     **group,
                 )
             )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import vllm
@@ -106,8 +107,36 @@ def _maker(groups: Any) -> Maker:
         removed=BlockRemoved,
         name=maybe_convert_block_hash,
         medium=MEDIUM_CPU,
-        groups=[{"group_idx": number} for number in range(len(groups))],
+        groups=[_told(number, group.kv_cache_spec) for number, group in enumerate(groups)],
+        extra=_extra_keys,
     )
+
+
+def _told(number: int, spec: Any) -> dict[str, Any]:
+    """What a group's events of stored blocks say about it."""
+    from vllm.v1.kv_cache_interface import (
+        get_kv_cache_spec_kind,
+        get_kv_cache_spec_sliding_window,
+    )
+
+    return {
+        "group_idx": number,
+        "kv_cache_spec_kind": get_kv_cache_spec_kind(spec).value,
+        "kv_cache_spec_sliding_window": get_kv_cache_spec_sliding_window(spec),
+    }
+
+
+def _extra_keys(request: Any, bounds: Sequence[int]) -> Any:
+    """What the hashes of blocks between `bounds` bind beside tokens, in the events' own form."""
+    from vllm.v1.core import kv_cache_utils
+
+    each, image = [], 0
+    for start, end in itertools.pairwise(bounds):
+        keys, image = kv_cache_utils.generate_block_hash_extra_keys(request, start, end, image)
+        each.append(keys)
+    # Until 0.30 events have the keys as they are hashed.
+    public = getattr(kv_cache_utils, "to_event_extra_keys", list)
+    return public(each)
 
 
 def _world(vllm_config: Any) -> int:
