@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,16 @@ class Daemon:
     """One daemon; started again it finds the same folder, its SSD's pages included."""
 
     def __init__(
-        self, folder: Path, *, dram: str = "256MiB", ssd: str = "1GiB", more: str = ""
+        self,
+        folder: Path,
+        *,
+        dram: str = "256MiB",
+        ssd: str = "1GiB",
+        more: str = "",
+        socket: Path | None = None,
     ) -> None:
         self.folder = folder
-        self.socket = folder / "undercroft.sock"
+        self.socket = socket or folder / "undercroft.sock"
         self.log = folder / "daemon.log"
         self.ssd = folder / "ssd"
         self.ssd.mkdir(parents=True, exist_ok=True)
@@ -112,6 +119,33 @@ class Daemon:
                 break
             time.sleep(0.1)
         return before
+
+    def wait_engine(self, seconds: float = 15.0) -> bool:
+        """Waits until both halves of an engine's connector have found it."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            status = self.status()
+            names = {session["name"] for session in status["sessions"]} if status else set()
+            if names >= {"vllm worker", "vllm scheduler"}:
+                return True
+            time.sleep(0.05)
+        return False
+
+    def restart_cold(self, store: Callable[[], object], seconds: float = 240.0) -> None:
+        """Stops and starts it with all its pages on the SSD alone. `store` has an engine store
+        pages that nobody asks for: what was in DRAM leaves for the SSD before them."""
+        status = self.status() or {}
+        frames = status["dram"]["capacity_bytes"] // status["spaces"][0]["page_bytes"]
+        evicted = status["dram"]["evicted_pages"]
+        until = time.monotonic() + seconds
+        while status["dram"]["evicted_pages"] < evicted + frames:
+            if time.monotonic() >= until:
+                raise RuntimeError(f"DRAM was not filled within {seconds:.0f} s: see {self.log}")
+            store()
+            status = self.status() or status
+        self.wait_on_ssd()
+        self.stop()
+        self.start()
 
     def freeze(self) -> None:
         os.kill(self.pid, signal.SIGSTOP)

@@ -108,6 +108,7 @@ class Engine:
         env: dict[str, str] | None = None,
         separate: bool = False,
         core: int = 0,
+        python: str = sys.executable,
         **options: Any,
     ) -> None:
         self.log = log
@@ -126,7 +127,7 @@ class Engine:
         surroundings = environment(core) | {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(separate))}
         with log.open("ab") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "harness.child"],
+                [python, "-m", "harness.child"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

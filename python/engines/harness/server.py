@@ -74,14 +74,19 @@ class Process:
                     f"the server did not end within {ENDS_S:.0f} s: see {self.log}"
                 ) from None
 
+    def crash(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
     def __enter__(self) -> Any:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
             self.stop()
-        elif self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+        else:
+            self.crash()
 
 
 class Server(Process):
@@ -96,6 +101,7 @@ class Server(Process):
         core: int = 0,
         python: str = sys.executable,
         options: Sequence[str] = (),
+        dtype: str = "bfloat16",
         max_model_len: int = 8192,
     ) -> None:
         self.port = free_port()
@@ -109,7 +115,7 @@ class Server(Process):
             "--served-model-name",
             "model",
             "--dtype",
-            "bfloat16",
+            dtype,
             "--max-model-len",
             str(max_model_len),
             "--block-size",
@@ -158,6 +164,10 @@ class Server(Process):
                 name = name.split("{")[0]
                 found[name] = found.get(name, 0.0) + float(value)
         return found
+
+    def compute(self, tokens: Sequence[int]) -> None:
+        """Has it compute a prompt, and whoever stands behind it store that."""
+        self.client().completions.create(model="model", prompt=list(tokens), max_tokens=1)
 
     def first_token(self, tokens: Sequence[int]) -> float:
         """Seconds from asking to the first token's arrival."""

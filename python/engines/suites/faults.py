@@ -25,8 +25,6 @@ LOOKUP_S, LOAD_S, STORE_S = 0.5, 3.0, 4.0
 SLACK_S = 3.0
 # How long a client takes to find a daemon that is there again.
 BACK_S = 15.0
-# How long it may take to fill DRAM once.
-ONTO_SSD_S = 240.0
 PROBE = "harness.probe"
 
 
@@ -215,29 +213,17 @@ class Bench:
         else:
             self.daemon.kill()
             self.daemon.start()
-        if not wait_back(self.daemon):
+        if not self.daemon.wait_engine(BACK_S):
             self.wrong.append(f"the connector did not come back within {BACK_S:.0f} s")
 
-    def _onto_ssd(self) -> None:
-        """Stores as much after it as DRAM holds: what was there leaves for the SSD."""
-        status = self.daemon.status() or {}
-        frames = status["dram"]["capacity_bytes"] // status["spaces"][0]["page_bytes"]
-        evicted = status["dram"]["evicted_pages"]
-        until = time.monotonic() + ONTO_SSD_S
-        while time.monotonic() < until:
-            self._keep(self._next().prompt)
-            status = self.daemon.status() or status
-            if status["dram"]["evicted_pages"] >= evicted + frames:
-                break
-        self.daemon.wait_on_ssd()
+    def _restart_cold(self) -> None:
+        self.daemon.restart_cold(lambda: self._keep(self._next().prompt))
+        self._back()
 
     def restarted(self) -> None:
         """Stopped and started as an operator would: what was in DRAM comes back from SSD."""
         references = [self._kept() for _ in range(3)]
-        self._onto_ssd()
-        self.daemon.stop()
-        self.daemon.start()
-        self._back()
+        self._restart_cold()
         # The first lookup may come while the spaces are opened anew, and is a miss then.
         answers = [self._ask(reference, "restart") for reference in references]
         served = self.daemon.counters()["hits.ssd_pages"]
@@ -249,10 +235,7 @@ class Bench:
     def rotten(self) -> None:
         """A byte of each stretch of the SSD's file turns while the daemon runs."""
         prompts = [self._kept() for _ in range(4)]
-        self._onto_ssd()
-        self.daemon.stop()
-        self.daemon.start()
-        self._back()
+        self._restart_cold()
         turned = rot(self.daemon)
         answers = [self._ask(reference, "rotten SSD") for reference in prompts]
         corrupt = self.daemon.counters()["ssd.corrupt_records"]
@@ -285,18 +268,6 @@ class Bench:
         )
         complaints = self.engine.complaints()
         report.check("the engine has no error", not complaints, "; ".join(complaints[:2]))
-
-
-def wait_back(daemon: Daemon) -> bool:
-    """Waits until both halves of a connector have found the daemon again."""
-    until = time.monotonic() + BACK_S
-    while time.monotonic() < until:
-        status = daemon.status()
-        names = {session["name"] for session in status["sessions"]} if status else set()
-        if names >= {"vllm worker", "vllm scheduler"}:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def rot(daemon: Daemon, stretch: int = 192 << 10) -> int:

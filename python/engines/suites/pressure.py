@@ -1,9 +1,10 @@
 """Many requests at once in a KV cache that is too small: blocks are given away and taken back while
 loads and stores are under way. Whatever was stored must be what is loaded, block by block.
 
-What an engine says depends in its last bits on which requests it computes together, and so now and
-then in a token. So engines without a connector run several times, in several orders, and how often
-they differ from each other is how often the ones with a connector may differ from them.
+What an engine says depends in its last bits on which requests it computes together; in bfloat16
+that is a token now and then, in float32, which is what runs here, hardly ever. So engines without a
+connector run several times, in several orders, and how often they differ from each other is how
+often the ones with a connector may differ from them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from itertools import combinations
-from math import comb
 from pathlib import Path
 
 from harness.daemon import Daemon
@@ -23,7 +23,12 @@ BLOCKS = 56
 REQUESTS = 40
 TOKENS = 48
 RUNS = 3
-OPTIONS = {"num_gpu_blocks_override": BLOCKS, "max_num_seqs": 12, "max_model_len": 1024}
+OPTIONS = {
+    "dtype": "float32",
+    "num_gpu_blocks_override": BLOCKS,
+    "max_num_seqs": 12,
+    "max_model_len": 1024,
+}
 
 
 def prompts(writer: Writer) -> list[Prompt]:
@@ -48,7 +53,7 @@ def run(setting: Setting) -> None:
         "the cache is too small for the reference", preempted > 0, f"{preempted} preemptions"
     )
     digests = setting.folder / "digests"
-    with setting.daemon(dram="64MiB", ssd="512MiB") as daemon:
+    with setting.daemon(dram="128MiB", ssd="1GiB") as daemon:
         got, metrics = _tested(setting, daemon, digests, asked, orders)
         counted = daemon.counters()
     report = setting.report
@@ -139,18 +144,6 @@ def apart(run: list[Answer], others: list[list[Answer]]) -> int:
     )
 
 
-def chance(mine: int, theirs: int, each: int) -> float:
-    """How likely `mine` or more of `mine + theirs` differences fall on one of two sides that have
-    `each` chances, if neither side has more of them (Fisher's exact test, one-sided)."""
-    both = mine + theirs
-    ways = sum(
-        comb(each, count) * comb(each, both - count)
-        for count in range(mine, min(both, each) + 1)
-        if both - count <= each
-    )
-    return ways / comb(2 * each, both)
-
-
 def judge_tokens(setting: Setting, references: list[list[Answer]], got: list[list[Answer]]) -> None:
     """A run of the reference is held against the other references, one with the connector against
     as many of them."""
@@ -169,9 +162,8 @@ def judge_tokens(setting: Setting, references: list[list[Answer]], got: list[lis
     kept = {"references": references, "got": got}
     for name, runs in kept.items():
         setting.report.figure(name, [[list(answer.tokens) for answer in run] for run in runs])
-    likely = chance(mine, theirs, count * len(references))
     setting.report.check(
         "tokens differ no more often than references do",
-        likely >= 0.05,
-        f"{mine} and {theirs} of {count * len(references)}; by chance in {likely:.0%} of cases",
+        mine <= theirs,
+        f"{mine} and {theirs} of {count * len(references)}",
     )
