@@ -52,7 +52,8 @@ impl SpaceHandle {
 
     /// Takes over a lease that another session gave, as [`SpaceHandle::take_lease`] does, and
     /// scatters its page `i` into `blocks[i]` of `device`. The lease has ended when this returns.
-    /// Of a lease of more pages than blocks the rest is [`MissReason::Invalid`].
+    /// Of a lease of more pages than blocks the rest is [`MissReason::Invalid`], and of one of
+    /// fewer [`MissReason::Absent`]: it had no more, or its giver's fetch had found no more.
     pub fn take_into(
         &self,
         device: &dyn Device,
@@ -65,7 +66,11 @@ impl SpaceHandle {
         }
         let until = from_now(deadline);
         let fetch = self.take_lease(token, deadline);
-        load_in_pieces(Flights::of(fetch, self, device, blocks, until))
+        let loaded = load_in_pieces(Flights::of(fetch, self, device, blocks, until));
+        // The end of a lease says that all of it was delivered, not that it was all of the blocks.
+        let is_short = loaded.pages as usize != blocks.len();
+        let why = loaded.why.or(is_short.then_some(MissReason::Absent));
+        Loaded { why, ..loaded }
     }
 }
 

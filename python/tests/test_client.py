@@ -13,6 +13,7 @@ import unittest
 from collections.abc import Callable
 
 import undercroft
+from lender import Lender
 from serving import Daemon, family, page
 
 GEOMETRY = undercroft.Geometry(2, (1024, 1024))
@@ -111,6 +112,16 @@ class Pages(WithDaemon):
             again = [bytearray(PAGE_BYTES) for _ in range(2)]
             self.assertEqual(space.load(undercroft.Buffers(GEOMETRY, again), taken, [0, 1]).pages, 2)
         self.assertEqual(again, images)
+
+    def test_a_lease_of_fewer_pages_than_blocks_is_a_miss(self) -> None:
+        _, images = self.stored(3)
+        lender = Lender(self.daemon.socket, 2, (1024, 1024))
+        self.addCleanup(lender.close)
+        again = [bytearray(PAGE_BYTES) for _ in range(5)]
+        token = lender.lend(self.keys(5))
+        loaded = self.space.take(undercroft.Buffers(GEOMETRY, again), token, range(5))
+        self.assertEqual((loaded.pages, loaded.why), (3, "absent"))
+        self.assertEqual(again[:3], images)
 
     def test_hints_and_prefetches_are_heard(self) -> None:
         keys, _ = self.stored(2)

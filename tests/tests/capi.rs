@@ -5,7 +5,13 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 use tempfile::TempDir;
+use undercroft_client::wire::{Chain, Dtype, Family, Geometry, PageKey, Rank, Space, Stamp};
+use undercroft_client::{
+    Client, ConnectOptions, FetchFrom, SpaceHandle, StoreOptions, StoreRun, Token,
+};
+use undercroft_gpu_shim::{BlockId, HostDevice, HostOptions};
 use undercroft_tests::{DaemonOptions, TestDaemon, program, skip};
 
 const SANITIZED: &[&str] = &["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
@@ -15,6 +21,8 @@ struct Language {
     compiler: &'static str,
     standard: &'static str,
 }
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 const C: Language = Language { compiler: "cc", standard: "-std=c11" };
 const CXX: Language = Language { compiler: "c++", standard: "-std=c++17" };
@@ -72,6 +80,17 @@ fn serve() -> TestDaemon {
 
 /// Compiles a program under the sanitizer and runs it `times` against one daemon.
 fn runs(test: &str, language: &Language, source: &str, times: usize) -> Vec<String> {
+    runs_on(test, language, source, times, |_| Vec::new())
+}
+
+/// As [`runs`], with more arguments, which are made once the daemon serves.
+fn runs_on(
+    test: &str,
+    language: &Language,
+    source: &str,
+    times: usize,
+    arguments: impl FnOnce(&TestDaemon) -> Vec<String>,
+) -> Vec<String> {
     let home = TempDir::new().expect("a folder of its own");
     let flags = match language.missing(home.path(), SANITIZED) {
         None => SANITIZED,
@@ -86,8 +105,10 @@ fn runs(test: &str, language: &Language, source: &str, times: usize) -> Vec<Stri
     }
     let program = language.compile(home.path(), source, flags);
     let daemon = serve();
+    let more = arguments(&daemon);
     let run = |_| {
-        let output = Command::new(&program).arg(daemon.socket()).output().expect("it runs");
+        let mut command = Command::new(&program);
+        let output = command.arg(daemon.socket()).args(&more).output().expect("it runs");
         let said = said(&output);
         assert!(output.status.success(), "{source}: {}: {said}", output.status);
         said
@@ -120,6 +141,56 @@ fn the_cxx_example_hands_a_hold_over() {
 #[test]
 fn every_wrong_call_is_answered() {
     let _said = runs("every_wrong_call_is_answered", &C, "tests/edges.c", 1);
+}
+
+/// A lease that has fewer pages than its taker asks for, which only a Rust client can give.
+#[test]
+fn a_lease_of_fewer_pages_is_a_miss() {
+    let test = "a_lease_of_fewer_pages_is_a_miss";
+    let mut leases = Vec::new();
+    let give = |daemon: &TestDaemon| {
+        let (space, keys) = kept(daemon);
+        let mut tokens = Vec::new();
+        for _ in 0..3 {
+            let mut lease = space.fetch(FetchFrom::Keys(&keys), Stamp(0), PATIENCE);
+            assert_eq!((lease.outcome().pages, keys.len()), (6, 8));
+            let Token(bytes) = lease.give(PATIENCE).expect("a token");
+            tokens.push(bytes.map(|byte| format!("{byte:02x}")).concat());
+            leases.push(lease);
+        }
+        tokens
+    };
+    let _said = runs_on(test, &C, "tests/leases.c", 1, give);
+}
+
+/// The chain 1 of the programs in C, six of whose eight pages are kept.
+fn kept(daemon: &TestDaemon) -> (SpaceHandle, Vec<PageKey>) {
+    let client = Client::connect(ConnectOptions::new(daemon.socket())).expect("it serves");
+    let family = Family {
+        model: [3; 32],
+        adapter: [0; 32],
+        dtype: Dtype::F16,
+        quantization: "none".into(),
+        attention: String::new(),
+        layout: String::new(),
+        layers: 1,
+        kv_heads: 1,
+        page_tokens: 1,
+    };
+    let mut chain = Chain::new(&family.digest(), b"");
+    let keys: Vec<PageKey> = (1000..1008).map(|token| chain.push(&[token])).collect();
+    let geometry = Geometry::of_parts(1, &[4096]).expect("a page");
+    let space = Space { family, rank: Rank::Shared, group: 0, geometry };
+    let space = client.open_space(&space, PATIENCE).expect("it is opened");
+    let device = HostDevice::new(geometry, 6, HostOptions::default()).expect("blocks");
+    let blocks: Vec<BlockId> = (0..6).map(BlockId).collect();
+    for block in &blocks {
+        device.write_block(*block, |_, bytes| bytes.fill(block.0 as u8 + 1)).expect("a block");
+    }
+    let run = StoreRun { parent: None, first: 0, keys: &keys[..6], stamp: Stamp(0) };
+    let options = StoreOptions { deadline: PATIENCE, wait_for_credits: true };
+    assert_eq!(space.store(run, &device, &blocks, options).stored, 6);
+    (space, keys)
 }
 
 /// The header says what is exported, the library exports it under its version, and nothing else.

@@ -118,9 +118,8 @@ fn a_lease_that_was_taken_outlives_its_giver() {
 
 #[test]
 fn a_taken_lease_is_loaded_into_a_device() {
-    for (count, why) in
-        [(5, None), (7, None), (3, Some(MissReason::Invalid)), (0, Some(MissReason::Invalid))]
-    {
+    let (absent, invalid) = (Some(MissReason::Absent), Some(MissReason::Invalid));
+    for (count, why) in [(5, None), (7, absent), (3, invalid), (0, invalid)] {
         let world = World::new();
         let shelf = Shelf::new(1, Mode::ZeroCopy, 8);
         let _daemon = world.daemon(&shelf);
@@ -143,6 +142,22 @@ fn a_taken_lease_is_loaded_into_a_device() {
         let gone = loaded.take_into(&device, token, to, LONG);
         assert_eq!((gone.pages, gone.why), (0, Some(UNKNOWN)));
     }
+}
+
+/// A giver whose fetch came to an early end may give what it has. Who takes it finds out.
+#[test]
+fn a_lease_of_fewer_pages_than_blocks_is_a_miss() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 2);
+    (0..6).for_each(|at| shelf.lock().unwrap().put(key(at), at as u8));
+    let _daemon = world.daemon(&shelf);
+    let (_scheduler, fetched) = world.open();
+    let (_worker, loaded) = world.open();
+    let mut given = fetched.fetch(FetchFrom::Keys(&keys(10)), Stamp(1), LONG);
+    assert_eq!((given.outcome().pages, given.report().why), (6, Some(MissReason::Absent)));
+    let token = given.give(LONG).unwrap();
+    let report = loaded.take_into(&device(10), token, &blocks(10), LONG);
+    assert_eq!((report.pages, report.why), (6, Some(MissReason::Absent)), "{report:?}");
 }
 
 #[test]
