@@ -91,6 +91,9 @@
 // The device could not copy the page.
 #define UNDERCROFT_MISS_DEVICE 15
 
+// Other bytes are kept under the blob's key, all of them, and stay.
+#define UNDERCROFT_MISS_TAKEN 16
+
 // A reason that this header does not know.
 #define UNDERCROFT_MISS_OTHER 99
 
@@ -508,8 +511,10 @@ typedef struct undercroft_stored {
     size_t size;
     // Pages that lookups find from now on.
     uint32_t stored;
-    // Pages that were there already, or on their way from somebody else.
+    // Pages that were there already.
     uint32_t held;
+    // Pages that somebody else was storing when the call ended, and may yet give up.
+    uint32_t coming;
     // Declined: no room in staging was free.
     uint32_t declined_credits;
     // Declined: the page before was in no tier.
@@ -524,8 +529,6 @@ typedef struct undercroft_stored {
     uint32_t unsettled;
     // Why it ended early: what the call returned.
     int32_t why;
-    // Zero.
-    uint32_t reserved;
 } undercroft_stored;
 
 #ifdef __cplusplus
@@ -795,9 +798,9 @@ UNDERCROFT_NOEXCEPT;
 // piece (`llama_state_seq_get_data`). They are cut into pages of the space and kept as a chain of them.
 //
 // `UNDERCROFT_OK` if they can be loaded from now on, `UNDERCROFT_MISS_FULL` if a page of them was declined, else why
-// not. What is under the key already stays: the key must say what the bytes are, as
-// `undercroft_keys_from_tokens` with all tokens as one page does. The counts of pages go to `stored`, which may be
-// null.
+// not. `UNDERCROFT_MISS_TAKEN` if other bytes are under the key: they stay, and can be loaded, and these are not
+// stored. The key must say what the bytes are, as `undercroft_keys_from_tokens` with all tokens as one page does. It is
+// the key of no page: both may be in one space. The counts of pages go to `stored`, which may be null.
 int32_t undercroft_blob_store(const struct undercroft_space *space,
                               const uint8_t *key,
                               const void *bytes,

@@ -1,5 +1,6 @@
+use crate::bell::from_now;
 use crate::space::SpaceHandle;
-use crate::{FetchFrom, MissReason, ReadyRun, StoreOptions, StoreRun, Stored};
+use crate::{FetchFrom, LookupOptions, MissReason, ReadyRun, StoreOptions, StoreRun, Stored};
 use std::time::{Duration, Instant};
 use undercroft_gpu_shim::{BlockId, Completion, Device, DeviceError, LoadJob, StoreJob, Transfer};
 use undercroft_wire::{FamilyDigest, Geometry, MAX_KEYS, PageKey, Stamp, frame_bytes};
@@ -8,14 +9,19 @@ use undercroft_wire::{FamilyDigest, Geometry, MAX_KEYS, PageKey, Stamp, frame_by
 const MAGIC: [u8; 8] = *b"ucblob01";
 /// Magic, length, digest, and room to grow.
 const HEAD_BYTES: usize = 64;
+/// How many heads one key may have, one behind another. The next is for where the one before is of
+/// other bytes whose pages are gone: it can neither be loaded nor replaced while it is kept.
+const PLACES: u8 = 4;
+/// How much is hashed between two looks at the clock.
+const HASHED_AT_ONCE: usize = 1 << 20;
 
 /// Bytes of any length that are kept under one key, found and not yet loaded: the state of a
 /// sequence, say, that an engine hands out in one piece.
 ///
-/// A blob is a chain of pages. Its *head* is the last of them, lies under the blob's own key, and
-/// has its length, its digest and its end; the keys of the pages before it come from
-/// the digest. So eviction, which takes children first, takes the head before what it needs; a
-/// blob that was stored anew with other bytes shares no page with the old one; and two keys with
+/// A blob is a chain of pages. Its *head* is the last of them and has its length, its digest and
+/// its end; the key of the head comes from the blob's key, those of the pages before it from the
+/// digest, and no page of a KV cache has such keys. Eviction, which takes children first, takes
+/// the head before what it needs; blobs of other bytes share no page; and two keys with
 /// the same bytes share all but their heads. One page that is missing is a miss of the whole.
 #[derive(Debug)]
 pub struct Blob {
@@ -33,42 +39,118 @@ struct Head {
 }
 
 impl SpaceHandle {
-    /// Stores bytes under a key, in pages of this space. They can be loaded if all pages of
-    /// what is returned are `stored` or `held`. What is under the key already stays: a key says
-    /// what the bytes are, as the key of a page does. [`MissReason::TooLong`] if they take more
-    /// than [`MAX_KEYS`] pages.
+    /// Stores bytes under a key, in pages of this space. They can be loaded if `why` of what is
+    /// returned is `None`, and only then. The same bytes may be stored again, which brings back
+    /// what is missing of them. [`MissReason::Taken`] if other bytes are under the key: they stay,
+    /// and nothing is stored; a key says what the bytes are, as the key of a page does.
+    /// [`MissReason::Full`] if a page was declined, [`MissReason::TooLong`] if there are more than
+    /// [`MAX_KEYS`].
     pub fn store_blob(&self, key: PageKey, bytes: &[u8], options: StoreOptions) -> Stored {
-        let page_bytes = self.state.page_bytes();
-        let head = Head { bytes: bytes.len() as u64, digest: digest(bytes) };
-        if !head.is_loadable(page_bytes) {
-            return Stored { why: Some(MissReason::TooLong), ..Stored::default() };
+        let until = from_now(options.deadline);
+        self.try_store(key, bytes, until, options.wait_for_credits).unwrap_or_else(|why| {
+            let before = pages_before(bytes.len() as u64, self.state.page_bytes());
+            let unsettled = u32::try_from(before.saturating_add(1)).unwrap_or(u32::MAX);
+            Stored { unsettled, why: Some(why), ..Stored::default() }
+        })
+    }
+
+    fn try_store(
+        &self,
+        key: PageKey,
+        bytes: &[u8],
+        until: Instant,
+        wait_for_credits: bool,
+    ) -> Result<Stored, MissReason> {
+        if pages_before(bytes.len() as u64, self.state.page_bytes()) >= MAX_KEYS {
+            return Err(MissReason::TooLong);
         }
+        let _there_is_a_daemon = self.ready()?;
+        let mut hasher = hasher();
+        hash(&mut hasher, bytes, until)?;
+        let head = Head { bytes: bytes.len() as u64, digest: *hasher.finalize().as_bytes() };
+        for place in 0..PLACES {
+            match self.look_at(key, place, until) {
+                Ok(found) if found.head == head => {}
+                Ok(found) if found.is_whole(until)? => return Err(MissReason::Taken),
+                Ok(_) => continue,
+                Err(MissReason::Absent | MissReason::Damaged) => {}
+                Err(why) => return Err(why),
+            }
+            let stored = self.store_at(head_key(&self.family(), key, place), head, bytes, {
+                let deadline = until.saturating_duration_since(Instant::now());
+                StoreOptions { deadline, wait_for_credits }
+            });
+            let why = stored.why.or_else(|| self.lost(&stored, (key, place), head, until));
+            return Ok(Stored { why, ..stored });
+        }
+        Err(MissReason::Full)
+    }
+
+    fn store_at(&self, key: PageKey, head: Head, bytes: &[u8], options: StoreOptions) -> Stored {
+        let page_bytes = self.state.page_bytes();
         let (before, end) = bytes.split_at(head.bytes_before(page_bytes));
         let whole = before.len() - before.len() % page_bytes;
         let mut padded = before[whole..].to_vec();
         padded.resize(page_bytes, 0);
         let pages = Pages {
             geometry: self.space().geometry,
-            count: head.pages_before(page_bytes) + 1,
+            count: pages_before(head.bytes, page_bytes) + 1,
             whole: &before[..whole],
             padded: &padded,
             head: &head.page(end, page_bytes),
         };
-        let mut keys = head.keys(&self.space().family.digest(), page_bytes);
+        let mut keys = head.keys(&self.family(), page_bytes);
         keys.push(key);
         let blocks: Vec<_> = (0..keys.len() as u32).map(BlockId).collect();
         let run = StoreRun { parent: None, first: 0, keys: &keys, stamp: Stamp(0) };
         self.store(run, &pages, &blocks, options)
     }
 
-    /// Looks for bytes that were stored under a key, and says how many there are.
+    /// Why a blob whose pages are settled cannot be loaded, if it cannot.
+    fn lost(
+        &self,
+        stored: &Stored,
+        (key, place): (PageKey, u8),
+        head: Head,
+        until: Instant,
+    ) -> Option<MissReason> {
+        let lost = stored.coming + stored.declined.total() + stored.failed + stored.unsettled;
+        if lost == 0 && stored.held == 0 {
+            return None;
+        }
+        // A head that was held need not be this one, nor be what declined the head: another writer
+        // may have been there first.
+        match self.look_at(key, place, until) {
+            Ok(found) if found.head != head => Some(MissReason::Taken),
+            Ok(_) if lost == 0 => None,
+            Err(why) if lost == 0 => Some(why),
+            _ if stored.coming > 0 => Some(MissReason::Deadline),
+            _ if stored.failed > 0 => Some(MissReason::Device),
+            _ => Some(MissReason::Full),
+        }
+    }
+
+    /// Looks for bytes that were stored under a key and are all there, and says how many there are.
     ///
     /// # Errors
-    /// Why there are none. [`MissReason::Damaged`] if what is under the key is no blob.
+    /// Why there are none. [`MissReason::Damaged`] if what is under the key is not what was stored.
     pub fn find_blob(&self, key: PageKey, deadline: Duration) -> Result<Blob, MissReason> {
+        let until = from_now(deadline);
+        for place in 0..PLACES {
+            let found = self.look_at(key, place, until)?;
+            if found.is_whole(until)? {
+                return Ok(found);
+            }
+        }
+        Err(MissReason::Absent)
+    }
+
+    /// The head in one of a key's places. Pages before it may be missing.
+    fn look_at(&self, key: PageKey, place: u8, until: Instant) -> Result<Blob, MissReason> {
         let page_bytes = self.state.page_bytes();
         let mut page = vec![0; page_bytes];
-        self.fetch_pages(&[key], &mut page, deadline)?;
+        let key = head_key(&self.family(), key, place);
+        self.fetch_pages(&[key], &mut page, until, |_| Ok(()))?;
         let head = Head::of(&page).ok_or(MissReason::Damaged)?;
         let end = head.bytes as usize - head.bytes_before(page_bytes);
         let end = page[HEAD_BYTES..HEAD_BYTES + end].to_vec();
@@ -76,33 +158,45 @@ impl SpaceHandle {
     }
 
     /// Fetches pages one after another into memory, of the last one as much as has room there. All
-    /// of them, or why not.
+    /// of them, or why not; `seen` is shown the bytes in their order.
     fn fetch_pages(
         &self,
         keys: &[PageKey],
         into: &mut [u8],
-        deadline: Duration,
+        until: Instant,
+        mut seen: impl FnMut(&[u8]) -> Result<(), MissReason>,
     ) -> Result<(), MissReason> {
         if keys.is_empty() {
             return Ok(());
         }
         let page_bytes = self.state.page_bytes();
-        let mut fetch = self.fetch(FetchFrom::Keys(keys), Stamp(0), deadline);
+        let left = until.saturating_duration_since(Instant::now());
+        let mut fetch = self.fetch(FetchFrom::Keys(keys), Stamp(0), left);
         while let Some(run) = fetch.next_ready() {
             let ReadyRun { first, ref pages, .. } = run;
-            let at = first as usize * page_bytes;
-            for (page, into) in pages.iter().zip(into[at..].chunks_mut(page_bytes)) {
+            let (at, upto) = (first as usize * page_bytes, first + pages.len() as u32);
+            let end = into.len().min(upto as usize * page_bytes);
+            let into = &mut into[at..end];
+            for (page, into) in pages.iter().zip(into.chunks_mut(page_bytes)) {
+                if Instant::now() >= until {
+                    return Err(MissReason::Deadline);
+                }
                 let page = page.sub(0, into.len()).expect("a chunk is no longer than a page");
                 page.copy_to_slice(into);
             }
             if run.intact() < run.pages.len() {
+                fetch.found_changed();
                 return Err(MissReason::Changed);
             }
-            let upto = first + run.pages.len() as u32;
             drop(run);
             fetch.release_upto(upto);
+            seen(into)?;
         }
         fetch.report().why.map_or(Ok(()), Err)
+    }
+
+    fn family(&self) -> FamilyDigest {
+        self.space().family.digest()
     }
 }
 
@@ -128,12 +222,36 @@ impl Blob {
         if into.len() as u64 != self.head.bytes {
             return Err(MissReason::Invalid);
         }
+        let until = from_now(deadline);
         let page_bytes = self.space.state.page_bytes();
-        let keys = self.head.keys(&self.space.space().family.digest(), page_bytes);
         let (before, end) = into.split_at_mut(self.head.bytes_before(page_bytes));
-        self.space.fetch_pages(&keys, before, deadline)?;
+        let mut hasher = hasher();
+        let seen = |bytes: &[u8]| hash(&mut hasher, bytes, until);
+        self.space.fetch_pages(&self.keys(), before, until, seen)?;
         end.copy_from_slice(&self.end);
-        if digest(into) == self.head.digest { Ok(()) } else { Err(MissReason::Damaged) }
+        hasher.update(end);
+        let is_same = *hasher.finalize().as_bytes() == self.head.digest;
+        if is_same { Ok(()) } else { Err(MissReason::Damaged) }
+    }
+
+    /// Whether the pages before its head are there too.
+    fn is_whole(&self, until: Instant) -> Result<bool, MissReason> {
+        let keys = self.keys();
+        if keys.is_empty() {
+            return Ok(true);
+        }
+        let deadline = until.saturating_duration_since(Instant::now());
+        let found = self.space.lookup(&keys, LookupOptions { hold: None, deadline });
+        match found.why {
+            None => Ok(true),
+            Some(MissReason::Absent) => Ok(false),
+            Some(why) => Err(why),
+        }
+    }
+
+    /// The keys of the pages before its head.
+    fn keys(&self) -> Vec<PageKey> {
+        self.head.keys(&self.space.family(), self.space.state.page_bytes())
     }
 }
 
@@ -159,40 +277,57 @@ impl Head {
 
     /// Whether it has no more pages than one request may name.
     fn is_loadable(&self, page_bytes: usize) -> bool {
-        self.pages_before(page_bytes) < MAX_KEYS
-    }
-
-    /// How many pages are before it: whole ones, and one more where the rest has no room in the
-    /// head.
-    fn pages_before(&self, page_bytes: usize) -> usize {
-        let (whole, rest) = (self.bytes / page_bytes as u64, self.bytes % page_bytes as u64);
-        let more = u64::from(rest > (page_bytes - HEAD_BYTES) as u64);
-        usize::try_from(whole + more).unwrap_or(usize::MAX)
+        pages_before(self.bytes, page_bytes) < MAX_KEYS
     }
 
     /// How many bytes of a loadable blob lie in them. The others are in the head.
     fn bytes_before(&self, page_bytes: usize) -> usize {
-        (self.pages_before(page_bytes) * page_bytes).min(self.bytes as usize)
+        (pages_before(self.bytes, page_bytes) * page_bytes).min(self.bytes as usize)
     }
 
     /// The keys of the pages before it.
     fn keys(&self, family: &FamilyDigest, page_bytes: usize) -> Vec<PageKey> {
-        let key = |page: usize| {
-            let mut name = [0; 48];
-            name[..8].copy_from_slice(&MAGIC);
-            name[8..40].copy_from_slice(&self.digest);
-            name[40..].copy_from_slice(&(page as u64).to_le_bytes());
-            PageKey::from_engine_hash(family, &name)
-        };
-        (0..self.pages_before(page_bytes)).map(key).collect()
+        let pages = 0..pages_before(self.bytes, page_bytes) as u64;
+        let key = |page: u64| key_of(family, &[b"page", &self.digest, &page.to_le_bytes()]);
+        pages.map(key).collect()
     }
 }
 
-/// Bound to its use: the digest of these bytes for anything else is another one.
-fn digest(bytes: &[u8]) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new_derive_key("undercroft blob v1");
-    hasher.update(bytes);
-    *hasher.finalize().as_bytes()
+/// How many pages are before a head: whole ones, and one more where the rest has no room in it.
+fn pages_before(bytes: u64, page_bytes: usize) -> usize {
+    let (whole, rest) = (bytes / page_bytes as u64, bytes % page_bytes as u64);
+    let more = u64::from(rest > (page_bytes - HEAD_BYTES) as u64);
+    usize::try_from(whole + more).unwrap_or(usize::MAX)
+}
+
+/// The key of the head of what is kept under `key`.
+fn head_key(family: &FamilyDigest, key: PageKey, place: u8) -> PageKey {
+    key_of(family, &[b"head", &[place], &key.0])
+}
+
+/// Bound to its use: what comes out is never the key of a page of tokens, nor of an engine's hash.
+fn key_of(family: &FamilyDigest, parts: &[&[u8]]) -> PageKey {
+    let mut hasher = blake3::Hasher::new_derive_key("undercroft page key of a blob v1");
+    hasher.update(&family.0);
+    for part in parts {
+        hasher.update(part);
+    }
+    PageKey(*hasher.finalize().as_bytes())
+}
+
+/// Of a blob's digest. Bound to its use: the digest of these bytes for anything else is another one.
+fn hasher() -> blake3::Hasher {
+    blake3::Hasher::new_derive_key("undercroft blob v1")
+}
+
+fn hash(hasher: &mut blake3::Hasher, bytes: &[u8], until: Instant) -> Result<(), MissReason> {
+    for piece in bytes.chunks(HASHED_AT_ONCE) {
+        if Instant::now() >= until {
+            return Err(MissReason::Deadline);
+        }
+        hasher.update(piece);
+    }
+    Ok(())
 }
 
 /// A blob's pages in the caller's memory, to be stored out of it: the last block is the head.
@@ -276,13 +411,13 @@ mod tests {
     #[test]
     fn the_end_of_a_blob_always_has_room_in_its_head() {
         for bytes in 0..4 * PAGE as u64 {
-            let (pages, before) = (head(bytes).pages_before(PAGE), head(bytes).bytes_before(PAGE));
+            let (pages, before) = (pages_before(bytes, PAGE), head(bytes).bytes_before(PAGE));
             assert!(before as u64 <= bytes && bytes - before as u64 <= ROOM, "{bytes}: {before}");
             assert!(before <= pages * PAGE && before + PAGE > pages * PAGE, "{bytes}: {before}");
         }
-        assert_eq!(head(ROOM).pages_before(PAGE), 0);
-        assert_eq!(head(ROOM + 1).pages_before(PAGE), 1);
-        assert_eq!(head(PAGE as u64 + ROOM).pages_before(PAGE), 1);
+        assert_eq!(pages_before(ROOM, PAGE), 0);
+        assert_eq!(pages_before(ROOM + 1, PAGE), 1);
+        assert_eq!(pages_before(PAGE as u64 + ROOM, PAGE), 1);
     }
 
     #[test]
@@ -307,9 +442,31 @@ mod tests {
     fn pages_of_other_bytes_have_other_keys() {
         let family = FamilyDigest([1; 32]);
         let keys = |digest| Head { bytes: 3 * PAGE as u64, digest }.keys(&family, PAGE);
-        let (one, other) = (keys(digest(b"one")), keys(digest(b"other")));
+        let (one, other) = (keys([1; 32]), keys([2; 32]));
         assert_eq!(one.len(), 3);
         assert!(one.iter().all(|key| !other.contains(key)));
         assert_ne!(one[0], one[1]);
+    }
+
+    #[test]
+    fn no_head_has_a_key_of_anything_else() {
+        let (family, key) = (FamilyDigest([1; 32]), PageKey([2; 32]));
+        let heads: Vec<_> = (0..PLACES).map(|place| head_key(&family, key, place)).collect();
+        assert!(
+            heads
+                .iter()
+                .all(|head| *head != key && heads.iter().filter(|h| *h == head).count() == 1)
+        );
+        assert_ne!(heads[0], PageKey::from_engine_hash(&family, &key.0));
+        assert_ne!(heads[0], head_key(&FamilyDigest([3; 32]), key, 0));
+    }
+
+    #[test]
+    fn hashing_ends_with_the_time_for_it() {
+        let (bytes, now) = (vec![0; 3 * HASHED_AT_ONCE], Instant::now());
+        assert_eq!(hash(&mut hasher(), &bytes, now), Err(MissReason::Deadline));
+        let mut in_pieces = hasher();
+        assert_eq!(hash(&mut in_pieces, &bytes, now + Duration::from_secs(60)), Ok(()));
+        assert_eq!(in_pieces.finalize(), hasher().update(&bytes).finalize());
     }
 }

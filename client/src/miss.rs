@@ -51,6 +51,9 @@ pub enum MissReason {
     /// The device could not copy it.
     #[error("the device could not copy the page")]
     Device,
+    /// Other bytes are kept under the blob's key, all of them, and stay.
+    #[error("other bytes are kept under this key")]
+    Taken,
 }
 
 impl MissReason {

@@ -43,7 +43,7 @@ pub struct StoreOptions {
     pub deadline: Duration,
     /// Offer pages again for which no staging slot was free, and those that somebody else is
     /// storing just now, until they are settled or the deadline has come. Otherwise the first are
-    /// declined and the others count as held: the engine never waits for anybody.
+    /// declined and the others are coming: the engine never waits for anybody.
     pub wait_for_credits: bool,
 }
 
@@ -74,15 +74,17 @@ impl Declined {
 pub struct Stored {
     /// Pages that lookups find from now on.
     pub stored: u32,
-    /// Pages that were there already, or on their way from somebody else.
+    /// Pages that were there already.
     pub held: u32,
+    /// Pages that somebody else was storing when the call ended, and may yet give up.
+    pub coming: u32,
     /// Pages the daemon did not want.
     pub declined: Declined,
     /// Pages whose copy failed, here or at the daemon.
     pub failed: u32,
     /// Pages whose fate is unknown: the call ended before they were settled.
     pub unsettled: u32,
-    /// Why the call ended early; `None` if every page was settled.
+    /// Why the call ended early; `None` if every page was settled, or none was to be waited for.
     pub why: Option<MissReason>,
     /// What the device said, where [`MissReason::Device`] is the reason.
     pub fault: Option<DeviceError>,
@@ -240,7 +242,8 @@ impl Storing<'_> {
         for fate in &self.fates {
             *match fate {
                 Some(Fate::Stored) => &mut stored.stored,
-                Some(Fate::Held | Fate::Coming) => &mut stored.held,
+                Some(Fate::Held) => &mut stored.held,
+                Some(Fate::Coming) => &mut stored.coming,
                 Some(Fate::NoCredit) => &mut stored.declined.credits,
                 Some(Fate::NoParent) => &mut stored.declined.parent,
                 Some(Fate::Full) => &mut stored.declined.full,
@@ -285,10 +288,9 @@ impl Storing<'_> {
         Ok(())
     }
 
-    /// The first run of keys that others are storing, if they are to be waited for and there is
-    /// time left.
+    /// The first run of keys that others are storing, if they are to be waited for.
     fn coming(&self) -> Option<Range<usize>> {
-        if !self.wait_for_credits || Instant::now() >= self.until {
+        if !self.wait_for_credits {
             return None;
         }
         let is_coming = |fate: &Option<Fate>| *fate == Some(Fate::Coming);
@@ -300,6 +302,9 @@ impl Storing<'_> {
     /// Lets others go on for a while, then asks again. They may have given up.
     fn offer_later(&mut self, keys: Range<usize>) -> Result<(), MissReason> {
         let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(MissReason::Deadline);
+        }
         std::thread::sleep(left.min(self.pause));
         self.pause = (self.pause * 2).min(COMING_PAUSES.1);
         let outcomes = self.ask(keys.clone())?;

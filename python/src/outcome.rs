@@ -157,6 +157,8 @@ pub(crate) struct Stored {
     stored: u32,
     #[pyo3(get)]
     held: u32,
+    #[pyo3(get)]
+    coming: u32,
     declined: client::Declined,
     #[pyo3(get)]
     failed: u32,
@@ -173,6 +175,7 @@ impl From<client::Stored> for Stored {
         Self {
             stored: stored.stored,
             held: stored.held,
+            coming: stored.coming,
             declined: stored.declined,
             failed: stored.failed,
             unsettled: stored.unsettled,
@@ -210,8 +213,8 @@ impl Stored {
         let declined = self.declined.total();
         let why = self.why.map(|why| format!(", {why}")).unwrap_or_default();
         format!(
-            "Stored({} stored, {} held, {declined} declined, {} failed, {} unsettled{why})",
-            self.stored, self.held, self.failed, self.unsettled
+            "Stored({} stored, {} held, {} coming, {declined} declined, {} failed, {} unsettled{why})",
+            self.stored, self.held, self.coming, self.failed, self.unsettled
         )
     }
 }

@@ -297,7 +297,8 @@ class Space:
     ) -> Stored:
         """Stores page i out of blocks[i]: a run of one chain. `parent`: the key of the page before
         the first one, None at the chain's start; `first`: how many pages come before.
-        `wait_for_credits`: offer again, until the deadline, what no staging slot was free for."""
+        `wait_for_credits`: offer again, until the deadline, what no staging slot was free for and
+        what somebody else is storing."""
     def start_load(
         self,
         device: Device,
@@ -393,7 +394,10 @@ class Stored:
     def stored(self) -> int: ...
     @property
     def held(self) -> int:
-        """Pages that were there already, or on their way from somebody else."""
+        """Pages that were there already."""
+    @property
+    def coming(self) -> int:
+        """Pages that somebody else was storing when the call ended, and may yet give up."""
     @property
     def declined(self) -> dict[str, int]:
         """Pages the daemon did not want, by "credits", "parent", "full" and "admission"."""

@@ -1,8 +1,11 @@
 //! Bytes of any length under one key, through a real daemon: all of them come back or none.
 
 use std::time::Duration;
-use undercroft_client::wire::{Dtype, Family, Geometry, PageKey, Rank, Space};
-use undercroft_client::{Client, ConnectOptions, MissReason, SpaceHandle, StoreOptions, Stored};
+use undercroft_client::wire::{Dtype, Family, Geometry, PageKey, Rank, Space, Stamp};
+use undercroft_client::{
+    Client, ConnectOptions, FetchFrom, MissReason, SpaceHandle, StoreOptions, StoreRun, Stored,
+};
+use undercroft_gpu_shim::{BlockId, HostDevice, HostOptions};
 use undercroft_tests::{DaemonOptions, TestDaemon};
 
 const PAGE: usize = 4096;
@@ -85,4 +88,58 @@ fn a_blob_with_a_page_missing_is_a_miss() {
     let small = bytes(4, 3 * PAGE);
     assert_eq!(store(&space, PageKey([2; 32]), &small).why, None);
     assert!(load(&space, PageKey([2; 32])) == Ok(small));
+}
+
+/// The bytes of one prompt are not the same whenever they are computed. Who has others stores
+/// nothing, and is told so: what is kept stays.
+#[test]
+fn other_bytes_under_a_kept_key_are_not_stored() {
+    let daemon = TestDaemon::start(DaemonOptions::default());
+    let space = open(&daemon);
+    for (number, length) in [(1, 9 * PAGE + 5), (2, 100), (3, 0)] {
+        let (key, first) = (PageKey([number; 32]), bytes(u64::from(number), length));
+        assert_eq!(store(&space, key, &first).why, None);
+        let mut others = vec![bytes(77, length + 1), bytes(78, 3 * PAGE)];
+        if length > 0 {
+            others.push(bytes(79, length));
+        }
+        for other in others {
+            let kept = store(&space, key, &other);
+            let counts = (kept.stored, kept.held, kept.declined.total(), kept.why);
+            assert_eq!(counts, (0, 0, 0, Some(MissReason::Taken)), "{length} bytes");
+            assert!(kept.unsettled > 0, "the counts add up");
+            assert!(load(&space, key).as_ref() == Ok(&first), "{length} bytes");
+        }
+        assert_eq!(store(&space, key, &first).stored, 0);
+    }
+}
+
+/// An engine that keeps both in one space may have one key for both.
+#[test]
+fn a_blob_and_a_page_have_no_key_in_common() {
+    let daemon = TestDaemon::start(DaemonOptions::default());
+    let (space, state) = (open(&daemon), bytes(1, 5 * PAGE));
+    let key = PageKey([1; 32]);
+    let geometry = space.space().geometry;
+    let device = HostDevice::new(geometry, 2, HostOptions::default()).expect("two blocks");
+    device.write_block(BlockId(0), |_, bytes| bytes.fill(7)).expect("a block");
+    assert_eq!(store(&space, key, &state).why, None);
+    let page = |block| {
+        let (keys, blocks) = ([key], [BlockId(block)]);
+        space.fetch_into(&device, FetchFrom::Keys(&keys), &blocks, Stamp(0), PATIENCE)
+    };
+    let loaded = page(1);
+    assert_eq!((loaded.pages, loaded.why), (0, Some(MissReason::Absent)), "a head is no page");
+    let run = StoreRun { parent: None, first: 0, keys: &[key], stamp: Stamp(0) };
+    let options = StoreOptions { deadline: PATIENCE, wait_for_credits: true };
+    assert_eq!(space.store(run, &device, &[BlockId(0)], options).stored, 1);
+    assert_eq!(page(1).pages, 1);
+    let mut same = true;
+    device.read_block(BlockId(1), |_, bytes| same &= bytes.iter().all(|b| *b == 7)).expect("one");
+    assert!(same);
+    assert!(load(&space, key) == Ok(state), "both are kept");
+    let other = PageKey([2; 32]);
+    let run = StoreRun { keys: &[other], ..run };
+    assert_eq!(space.store(run, &device, &[BlockId(0)], options).stored, 1);
+    assert_eq!(load(&space, other), Err(MissReason::Absent), "a page is no head");
 }

@@ -504,7 +504,7 @@ fn an_offer_that_is_never_committed_ends_with_its_session() {
     assert_eq!(idler.offer(space.id, &keys).expect("an answer").slots.len(), 4);
     let began = Instant::now();
     let waited = engine.store(&keys, Stamp(0));
-    assert_eq!((waited.held, waited.stored), (4, 0), "{waited:?}");
+    assert_eq!((waited.coming, waited.held, waited.stored), (4, 0, 0), "{waited:?}");
     assert!(began.elapsed() >= engine.deadline, "it waits for the other one");
     assert_eq!(engine.lookup(&keys).pages, 0);
     engine.deadline = PATIENCE;

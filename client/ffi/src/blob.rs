@@ -3,25 +3,23 @@
 #![expect(unsafe_code, reason = "exported by name, for C; pointers come from there")]
 
 use crate::grows::Out;
-use crate::outcome::{
-    Fault, UNDERCROFT_MISS_FULL, UNDERCROFT_MISS_TOO_LONG, UNDERCROFT_OK, answer, miss, remember,
-};
+use crate::outcome::{Fault, UNDERCROFT_MISS_TOO_LONG, answer, miss, remember};
 use crate::space::UndercroftSpace;
 use crate::strings::{self, Place, time};
 use crate::transfer::{UndercroftStored, outcome_of_store};
 use std::ffi::c_void;
 use std::slice;
 use std::time::Instant;
+use undercroft_client::StoreOptions;
 use undercroft_client::wire::PageKey;
-use undercroft_client::{StoreOptions, Stored};
 
 /// Stores bytes of any length under a key of 32 bytes: the state of a sequence, say, that an engine hands out in one
 /// piece (`llama_state_seq_get_data`). They are cut into pages of the space and kept as a chain of them.
 ///
 /// `UNDERCROFT_OK` if they can be loaded from now on, `UNDERCROFT_MISS_FULL` if a page of them was declined, else why
-/// not. What is under the key already stays: the key must say what the bytes are, as
-/// `undercroft_keys_from_tokens` with all tokens as one page does. The counts of pages go to `stored`, which may be
-/// null.
+/// not. `UNDERCROFT_MISS_TAKEN` if other bytes are under the key: they stay, and can be loaded, and these are not
+/// stored. The key must say what the bytes are, as `undercroft_keys_from_tokens` with all tokens as one page does. It is
+/// the key of no page: both may be in one space. The counts of pages go to `stored`, which may be null.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn undercroft_blob_store(
     space: *const UndercroftSpace,
@@ -44,23 +42,15 @@ pub unsafe extern "C" fn undercroft_blob_store(
         };
         let options = StoreOptions { deadline: time(deadline_us), wait_for_credits: true };
         let stored = space.handle.store_blob(PageKey(key), bytes, options);
-        let is_whole = stored.why.is_none() && lost(&stored) == 0;
         let (told, words) = outcome_of_store(stored);
         if let Some(out) = out {
             out.put(told);
         }
-        let words = words.unwrap_or_else(|| "some of its pages were declined".to_owned());
-        if !is_whole {
+        if let Some(words) = words {
             remember(&words);
         }
-        let declined = if is_whole { UNDERCROFT_OK } else { UNDERCROFT_MISS_FULL };
-        Ok(if told.why == UNDERCROFT_OK { declined } else { told.why })
+        Ok(told.why)
     })
-}
-
-/// Pages of a settled store that are not there.
-fn lost(stored: &Stored) -> u32 {
-    stored.declined.total() + stored.failed + stored.unsettled
 }
 
 /// Loads what `undercroft_blob_store` stored under a key into memory with room for `capacity` bytes. All of it, as it

@@ -45,6 +45,8 @@ pub const UNDERCROFT_MISS_BUSY: i32 = 13;
 pub const UNDERCROFT_MISS_TOO_LONG: i32 = 14;
 /// The device could not copy the page.
 pub const UNDERCROFT_MISS_DEVICE: i32 = 15;
+/// Other bytes are kept under the blob's key, all of them, and stay.
+pub const UNDERCROFT_MISS_TAKEN: i32 = 16;
 /// A reason that this header does not know.
 pub const UNDERCROFT_MISS_OTHER: i32 = 99;
 /// Not a miss: a task is not over yet.
@@ -79,6 +81,7 @@ const MISSES: &[(i32, &CStr)] = &[
     (UNDERCROFT_MISS_BUSY, c"busy"),
     (UNDERCROFT_MISS_TOO_LONG, c"too_long"),
     (UNDERCROFT_MISS_DEVICE, c"device"),
+    (UNDERCROFT_MISS_TAKEN, c"taken"),
     (UNDERCROFT_MISS_OTHER, c"other"),
     (UNDERCROFT_PENDING, c"pending"),
     (UNDERCROFT_ERROR_ARGUMENT, c"argument"),
@@ -138,6 +141,7 @@ pub(crate) fn code(why: MissReason) -> i32 {
         MissReason::Busy => UNDERCROFT_MISS_BUSY,
         MissReason::TooLong => UNDERCROFT_MISS_TOO_LONG,
         MissReason::Device => UNDERCROFT_MISS_DEVICE,
+        MissReason::Taken => UNDERCROFT_MISS_TAKEN,
         _ => UNDERCROFT_MISS_OTHER,
     }
 }

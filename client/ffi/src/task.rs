@@ -77,6 +77,7 @@ impl End {
                     size: 0,
                     stored: 0,
                     held: 0,
+                    coming: 0,
                     declined_credits: 0,
                     declined_parent: 0,
                     declined_full: 0,
@@ -84,7 +85,6 @@ impl End {
                     failed: 0,
                     unsettled: pages,
                     why,
-                    reserved: 0,
                 };
                 Self::Stored(stored, words)
             }

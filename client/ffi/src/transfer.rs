@@ -127,8 +127,10 @@ pub struct UndercroftStored {
     pub size: usize,
     /// Pages that lookups find from now on.
     pub stored: u32,
-    /// Pages that were there already, or on their way from somebody else.
+    /// Pages that were there already.
     pub held: u32,
+    /// Pages that somebody else was storing when the call ended, and may yet give up.
+    pub coming: u32,
     /// Declined: no room in staging was free.
     pub declined_credits: u32,
     /// Declined: the page before was in no tier.
@@ -143,8 +145,6 @@ pub struct UndercroftStored {
     pub unsettled: u32,
     /// Why it ended early: what the call returned.
     pub why: i32,
-    /// Zero.
-    pub reserved: u32,
 }
 
 // SAFETY: numbers.
@@ -422,6 +422,7 @@ pub(crate) fn outcome_of_store(stored: Stored) -> (UndercroftStored, Option<Stri
         size: 0,
         stored: stored.stored,
         held: stored.held,
+        coming: stored.coming,
         declined_credits: stored.declined.credits,
         declined_parent: stored.declined.parent,
         declined_full: stored.declined.full,
@@ -429,7 +430,6 @@ pub(crate) fn outcome_of_store(stored: Stored) -> (UndercroftStored, Option<Stri
         failed: stored.failed,
         unsettled: stored.unsettled,
         why: stored.why.map_or(UNDERCROFT_OK, code),
-        reserved: 0,
     };
     (told, words)
 }

@@ -199,10 +199,19 @@ static void blobs(undercroft_space *space)
     TRUE_THAT(at_once == UNDERCROFT_MISS_DEADLINE || (at_once == UNDERCROFT_OK && memcmp(kept, restored, length) == 0));
     REFUSED(undercroft_blob_load(space, key, NULL, 1, 0, &length), "into is null");
     REFUSED(undercroft_blob_store(space, key, NULL, 1, 0, NULL), "bytes is null");
-    /* A page that is no blob. */
+    /* Other bytes under a key that is taken. */
+    undercroft_stored stored = {.size = sizeof stored};
+    EXPECT(undercroft_blob_store(space, key, kept + 1, 3 * PAGE, MS(5000), &stored), UNDERCROFT_MISS_TAKEN, "other bytes");
+    TRUE_THAT(stored.stored == 0 && stored.held == 0 && stored.unsettled == 4 && stored.why == UNDERCROFT_MISS_TAKEN);
+    /* A page that is no blob, and a blob that is no page. */
     chain *pages = a_chain(1);
     EXPECT(undercroft_blob_load(space, pages->keys, restored, sizeof restored, MS(1000), &length),
-           UNDERCROFT_MISS_DAMAGED, NULL);
+           UNDERCROFT_MISS_ABSENT, NULL);
+    undercroft_loaded loaded = {.size = sizeof loaded};
+    undercroft_load_request load = a_load(pages);
+    load.keys = key;
+    load.pages = 1;
+    EXPECT(undercroft_load(space, &load, &loaded), UNDERCROFT_MISS_ABSENT, NULL);
     free_chain(pages);
 }
 
@@ -236,7 +245,7 @@ static void ends_with_tasks(const char *socket)
         EXPECT(undercroft_task_wait(tasks[i], 0), UNDERCROFT_OK, NULL);
         int outcome = undercroft_task_stored(tasks[i], &stored);
         TRUE_THAT(outcome == UNDERCROFT_OK || outcome == UNDERCROFT_MISS_RELEASED);
-        TRUE_THAT(stored.stored + stored.held + stored.unsettled == PAGES);
+        TRUE_THAT(stored.stored + stored.held + stored.coming + stored.unsettled == PAGES);
         undercroft_task_free(tasks[i]);
     }
     undercroft_task *late = NULL;

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 mod arena;
+mod blobs;
 mod board;
 mod fake_daemon;
 mod faults;

@@ -128,6 +128,18 @@ impl Shelf {
         frame.copy_from_slice(&vec![byte; PAGE_BYTES as usize]);
     }
 
+    /// Forgets the pages that do not begin so.
+    pub(crate) fn keep(&mut self, beginning: &[u8]) {
+        let is_kept = |place: &PagePlace| {
+            let frame = self.frame(*place);
+            let mut is_kept = false;
+            frame.read(|bytes| is_kept = bytes.starts_with(beginning));
+            is_kept
+        };
+        let kept = self.pages.iter().filter(|(_, place)| is_kept(place));
+        self.pages = kept.map(|(key, place)| (*key, *place)).collect();
+    }
+
     fn new_frame(&mut self, part: PartId, key: PageKey) -> PagePlace {
         let used = self.used.entry(part).or_default();
         let place = PagePlace { part, offset: *used * u64::from(FRAME_BYTES) };
