@@ -1,7 +1,8 @@
 //! What a serving engine links: a session with the daemon of its node.
 //!
 //! This crate owns: the connection and its reconnection, lookups, fetches under a lease, stores
-//! through staging, prefetches and hints. It never loads a runtime, never copies a page by itself
+//! through staging, prefetches and hints, and threads for those that wait for loads and stores
+//! elsewhere ([`TaskPool`]). It never loads a runtime, never copies a page by itself
 //! (a [`Device`](undercroft_gpu_shim::Device) does), and never makes its caller wait for the daemon
 //! longer than the deadline of the call: whatever is wrong with the daemon becomes a miss, or a page
 //! that was not stored, and [`MissReason`] says why. What the caller's own device has begun to copy
@@ -37,6 +38,7 @@ mod server;
 mod shared;
 mod space;
 mod store;
+mod tasks;
 mod token;
 mod watch;
 
@@ -52,6 +54,7 @@ pub use miss::MissReason;
 pub use options::{ConnectOptions, MAX_SOCKET_PATH_BYTES, Wait};
 pub use space::{Prefetched, SpaceHandle};
 pub use store::{Declined, StoreOptions, StoreRun, Stored};
+pub use tasks::{Arrived, Ended, Lane, Task, TaskPool};
 pub use watch::PartWatcher;
 
 /// What a hold or a lease is handed over by: see [`Hold::give`] and [`Fetch::give`].

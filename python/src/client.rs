@@ -4,7 +4,6 @@ use crate::error::{ConnectError, OpenError, value};
 use crate::identity::{Family, Geometry};
 use crate::keys::Keys;
 use crate::outcome::{Found, Hold};
-use crate::pool::Pool;
 use crate::space::{Space, lookup_options};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -12,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 use undercroft_client::wire::{self, Mode, Rank, Token};
-use undercroft_client::{self as client, ClientState, ConnectOptions, SpaceHandle, Wait};
+use undercroft_client::{self as client, ClientState, ConnectOptions, SpaceHandle, TaskPool, Wait};
 use undercroft_gpu_shim::cuda::CudaDevice;
 
 /// The most threads that loads may go on.
@@ -24,7 +23,7 @@ const MOST_TASKS: usize = 1 << 20;
 #[pyclass(frozen, subclass, weakref, module = "undercroft")]
 pub(crate) struct Client {
     client: client::Client,
-    pool: Arc<Pool>,
+    pool: Arc<TaskPool>,
 }
 
 #[pymethods]
@@ -61,7 +60,7 @@ impl Client {
         };
         let client =
             python.detach(connect).map_err(|error| ConnectError::new_err(error.to_string()))?;
-        Ok(Self { client, pool: Arc::new(Pool::new(threads, max_tasks)) })
+        Ok(Self { client, pool: Arc::new(TaskPool::new(threads, max_tasks)) })
     }
 
     #[getter]

@@ -18,6 +18,5 @@ mod layout;
 mod memory;
 mod module;
 mod outcome;
-mod pool;
 mod space;
 mod task;

@@ -4,21 +4,20 @@ use crate::error::value;
 use crate::identity::Geometry;
 use crate::keys::Keys;
 use crate::outcome::{Found, Hold, Loaded, Prefetched, Stored, name_of};
-use crate::pool::Pool;
 use crate::task::{Load, LoadTask, Source, Store, StoreTask};
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use undercroft_client::wire::{HintKind, PageKey, Purge, Rank, Stamp, Token};
-use undercroft_client::{Client, LookupOptions, SpaceHandle};
+use undercroft_client::{Client, LookupOptions, SpaceHandle, TaskPool};
 
 /// An open space: what lookups, loads and stores are asked of.
 #[pyclass(frozen, module = "undercroft")]
 pub(crate) struct Space {
     pub(crate) client: Client,
     pub(crate) handle: SpaceHandle,
-    pub(crate) pool: Arc<Pool>,
+    pub(crate) pool: Arc<TaskPool>,
 }
 
 #[pymethods]

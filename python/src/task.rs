@@ -2,15 +2,13 @@ use crate::arguments::optional_seconds;
 use crate::device::Held;
 use crate::error::value;
 use crate::outcome::{Loaded, Stored};
-use crate::pool::{Lane, Pool, Refused};
 use pyo3::prelude::*;
-use std::panic::{self, AssertUnwindSafe};
-use std::process;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use undercroft_client::wire::{PageKey, Stamp};
-use undercroft_client::{FetchFrom, Hold, MissReason, SpaceHandle, StoreOptions, StoreRun};
+use undercroft_client::{
+    Ended, FetchFrom, Hold, Lane, MissReason, SpaceHandle, StoreOptions, StoreRun, Task, TaskPool,
+};
 use undercroft_gpu_shim::BlockId;
 
 /// What pages are loaded.
@@ -50,7 +48,7 @@ impl Load {
     }
 
     /// Tells `layers` of each layer that lies in its blocks.
-    fn run_by_layer(&self, layers: impl Fn(u32)) -> Loaded {
+    fn run_by_layer(&self, layers: &dyn Fn(u32)) -> Loaded {
         let device = &*self.held.device;
         let (source, blocks) = (self.source.from(), &self.blocks);
         let mut load = self.space.fetch_by_layer(device, source, blocks, self.stamp, self.left());
@@ -87,142 +85,78 @@ impl Store {
     }
 }
 
-/// What becomes of a task.
-struct Shared<T> {
-    pid: u32,
-    is_done: AtomicBool,
-    state: Mutex<State<T>>,
-    changed: Condvar,
-}
+/// What was started, or why it was not.
+struct Started<T>(Result<Task<T>, MissReason>);
 
-struct State<T> {
-    is_begun: bool,
-    is_cancelled: bool,
-    /// Leading pages of each layer that has come, layer by layer.
-    layers: Vec<u32>,
-    outcome: Option<T>,
-}
-
-impl<T: Clone> Shared<T> {
-    fn new(pid: u32) -> Arc<Self> {
-        let (is_begun, is_cancelled) = (false, false);
-        let state = State { is_begun, is_cancelled, layers: Vec::new(), outcome: None };
-        let (is_done, changed) = (AtomicBool::new(false), Condvar::new());
-        Arc::new(Self { pid, is_done, state: Mutex::new(state), changed })
+impl<T> Started<T> {
+    /// Whether it is over, or will never be in this process.
+    fn is_done(&self) -> bool {
+        self.0.as_ref().map_or(true, |task| task.end().is_some() || task.is_foreign())
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn settle(&self, outcome: T) {
-        self.lock().outcome.get_or_insert(outcome);
-        self.is_done.store(true, Ordering::Release);
-        self.changed.notify_all();
-    }
-
-    /// Whether it may go on: nobody has called it off.
-    fn begin(&self) -> bool {
-        let mut state = self.lock();
-        state.is_begun = true;
-        !state.is_cancelled
+    /// Waits for its end, at most for so long.
+    fn end(&self, python: Python<'_>, timeout: Option<Duration>) -> Option<End<'_, T>>
+    where
+        T: Send + Sync,
+    {
+        let task = match &self.0 {
+            Ok(task) => task,
+            Err(why) => return Some(End::Missed(*why)),
+        };
+        match python.detach(|| task.wait(timeout)) {
+            Some(ended) => Some(ended.into()),
+            None => task.is_foreign().then_some(End::Missed(MissReason::Forked)),
+        }
     }
 
     fn cancel(&self) -> bool {
-        if self.is_foreign() {
-            return false;
-        }
-        let mut state = self.lock();
-        state.is_cancelled |= !state.is_begun;
-        state.is_cancelled
+        self.0.as_ref().is_ok_and(Task::give_up)
     }
+}
 
-    fn add_layer(&self, pages: u32) {
-        self.lock().layers.push(pages);
-        self.changed.notify_all();
-    }
+/// How a task ended, as Python is told.
+enum End<'a, T> {
+    Through(&'a T),
+    Missed(MissReason),
+    Panicked,
+}
 
-    /// The threads of another process will never settle it here.
-    fn is_foreign(&self) -> bool {
-        process::id() != self.pid
-    }
-
-    fn wait<R>(
-        &self,
-        timeout: Option<Duration>,
-        look: impl Fn(&State<T>) -> Option<R>,
-    ) -> Option<R> {
-        let until = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        let mut state = self.lock();
-        loop {
-            if let Some(seen) = look(&state) {
-                return Some(seen);
-            }
-            let Some(until) = until else {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+impl<'a, T> From<&'a Ended<T>> for End<'a, T> {
+    fn from(ended: &'a Ended<T>) -> Self {
+        match ended {
+            Ended::Through(outcome) => Self::Through(outcome),
+            Ended::GivenUp => Self::Missed(MissReason::Released),
+            Ended::Panicked => Self::Panicked,
         }
     }
 }
 
-/// Puts `work` on the pool's threads. Whatever becomes of it, the task is settled.
-fn start<T: Clone + Send + 'static>(
-    pool: &Pool,
-    lane: Lane,
-    missed: impl Fn(MissReason) -> T + Send + Sync + 'static,
-    failed: impl Fn(&str) -> T + Send + 'static,
-    work: impl FnOnce(&Shared<T>) -> T + Send + 'static,
-) -> Arc<Shared<T>> {
-    let shared = Shared::new(pool.pid());
-    let missed = Arc::new(missed);
-    let (task, missing) = (Arc::clone(&shared), Arc::clone(&missed));
-    let job = move || {
-        let outcome = if task.begin() {
-            // A panic is our bug, and no reason for an engine to wait for ever.
-            panic::catch_unwind(AssertUnwindSafe(|| work(&task)))
-                .unwrap_or_else(|_| failed("the task panicked"))
-        } else {
-            missing(MissReason::Released)
-        };
-        task.settle(outcome);
-    };
-    if let Err(refused) = pool.submit(lane, Box::new(job)) {
-        let why = match refused {
-            Refused::Busy => MissReason::Busy,
-            Refused::Closed => MissReason::Disconnected,
-            Refused::Forked => MissReason::Forked,
-        };
-        shared.settle(missed(why));
+const PANICKED: &str = "the task panicked";
+
+impl From<End<'_, Self>> for Loaded {
+    fn from(end: End<'_, Self>) -> Self {
+        match end {
+            End::Through(loaded) => loaded.clone(),
+            End::Missed(why) => Self::missed(why),
+            End::Panicked => Self::failed(PANICKED),
+        }
     }
-    shared
 }
 
 /// A load that was started.
 #[pyclass(frozen, module = "undercroft")]
 pub(crate) struct LoadTask {
-    shared: Arc<Shared<Loaded>>,
+    started: Started<Loaded>,
     by_layer: Option<u32>,
 }
 
 impl LoadTask {
-    pub(crate) fn start(pool: &Pool, load: Load, by_layer: bool) -> Self {
+    pub(crate) fn start(pool: &TaskPool, load: Load, by_layer: bool) -> Self {
         let layers = by_layer.then(|| load.held.device.geometry().layers());
-        let work = move |task: &Shared<Loaded>| {
-            if by_layer { load.run_by_layer(|pages| task.add_layer(pages)) } else { load.run() }
+        let work = move |arrived: &dyn Fn(u32)| {
+            if by_layer { load.run_by_layer(arrived) } else { load.run() }
         };
-        let shared = start(pool, Lane::Loads, Loaded::missed, Loaded::failed, work);
-        Self { shared, by_layer: layers }
-    }
-
-    fn is_foreign(&self) -> bool {
-        self.shared.is_foreign() && !self.shared.is_done.load(Ordering::Acquire)
+        Self { started: Started(pool.start(Lane::Loads, work)), by_layer: layers }
     }
 }
 
@@ -230,7 +164,7 @@ impl LoadTask {
 impl LoadTask {
     #[getter]
     fn done(&self) -> bool {
-        self.shared.is_done.load(Ordering::Acquire) || self.shared.is_foreign()
+        self.started.is_done()
     }
 
     #[pyo3(signature = (timeout = None))]
@@ -241,10 +175,7 @@ impl LoadTask {
     #[pyo3(signature = (timeout = None))]
     fn result(&self, python: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Loaded>> {
         let timeout = optional_seconds("timeout", timeout)?;
-        if self.is_foreign() {
-            return Ok(Some(Loaded::missed(MissReason::Forked)));
-        }
-        Ok(python.detach(|| self.shared.wait(timeout, |state| state.outcome.clone())))
+        Ok(self.started.end(python, timeout).map(Loaded::from))
     }
 
     #[pyo3(signature = (layer, timeout = None))]
@@ -260,35 +191,34 @@ impl LoadTask {
             Some(layers) if layer >= layers => {
                 return Err(value(format!("layer is {layer}, allowed less than {layers}")));
             }
-            Some(_) if self.is_foreign() => return Ok(Some(0)),
             Some(_) => {}
         }
-        let come = |state: &State<Loaded>| {
-            let settled = state.outcome.as_ref().map(|loaded| loaded.pages);
-            settled.or_else(|| state.layers.get(layer as usize).copied())
+        let Ok(task) = &self.started.0 else {
+            return Ok(Some(0));
         };
-        Ok(python.detach(|| self.shared.wait(timeout, come)))
+        let Some(arrived) = python.detach(|| task.wait_layer(layer, timeout)) else {
+            return Ok(task.is_foreign().then_some(0));
+        };
+        let end = arrived.end.map(|end| Loaded::from(End::from(end)).pages);
+        Ok(end.or(arrived.pages))
     }
 
     fn cancel(&self) -> bool {
-        self.shared.cancel()
+        self.started.cancel()
     }
 }
 
 /// A store that was started.
 #[pyclass(frozen, module = "undercroft")]
 pub(crate) struct StoreTask {
-    shared: Arc<Shared<Stored>>,
+    started: Started<Stored>,
     pages: usize,
 }
 
 impl StoreTask {
-    pub(crate) fn start(pool: &Pool, store: Store) -> Self {
+    pub(crate) fn start(pool: &TaskPool, store: Store) -> Self {
         let pages = store.keys.len();
-        let missed = move |why| Stored::missed(pages, why);
-        let failed = move |fault: &str| Stored::failed(pages, fault);
-        let shared = start(pool, Lane::Stores, missed, failed, move |_| store.run());
-        Self { shared, pages }
+        Self { started: Started(pool.start(Lane::Stores, move |_| store.run())), pages }
     }
 }
 
@@ -296,7 +226,7 @@ impl StoreTask {
 impl StoreTask {
     #[getter]
     fn done(&self) -> bool {
-        self.shared.is_done.load(Ordering::Acquire) || self.shared.is_foreign()
+        self.started.is_done()
     }
 
     #[pyo3(signature = (timeout = None))]
@@ -307,13 +237,14 @@ impl StoreTask {
     #[pyo3(signature = (timeout = None))]
     fn result(&self, python: Python<'_>, timeout: Option<f64>) -> PyResult<Option<Stored>> {
         let timeout = optional_seconds("timeout", timeout)?;
-        if self.shared.is_foreign() && !self.shared.is_done.load(Ordering::Acquire) {
-            return Ok(Some(Stored::missed(self.pages, MissReason::Forked)));
-        }
-        Ok(python.detach(|| self.shared.wait(timeout, |state| state.outcome.clone())))
+        Ok(self.started.end(python, timeout).map(|end| match end {
+            End::Through(stored) => stored.clone(),
+            End::Missed(why) => Stored::missed(self.pages, why),
+            End::Panicked => Stored::failed(self.pages, PANICKED),
+        }))
     }
 
     fn cancel(&self) -> bool {
-        self.shared.cancel()
+        self.started.cancel()
     }
 }
