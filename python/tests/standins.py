@@ -77,6 +77,10 @@ class Dtype:
 BF16 = Dtype("bfloat16", 2)
 
 
+class Panic(BaseException):
+    """As the native module raises one: no `Exception`."""
+
+
 class Memory:
     """Bytes as an engine has them: an address, and no buffer protocol."""
 
@@ -151,6 +155,7 @@ def _lmcache() -> dict[str, dict[str, Any]]:
         setattr(L2AdapterInterface, name, asked)
     abc.update_abstractmethods(L2AdapterInterface)
     return {
+        "lmcache": {"__version__": "0.5.6", "torch_device_type": "cuda"},
         "lmcache.lmcache_native": {"Bitmap": Bitmap},
         "lmcache.v1.distributed.internal_api": {"L2StoreResult": L2StoreResult},
         "lmcache.v1.distributed.l2_adapters.base": {"L2AdapterInterface": L2AdapterInterface},
@@ -239,6 +244,7 @@ def _sglang() -> dict[str, dict[str, Any]]:
             self.prefetch_bandwidth, self.backup_bandwidth = [], []
 
     return {
+        "sglang": {"__version__": "0.5.23"},
         "sglang.srt.mem_cache.hicache_storage": {
             "HiCacheStorage": HiCacheStorage,
             "HiCacheStorageExtraInfo": HiCacheStorageExtraInfo,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import threading
 import time
 import unittest
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import standins
 from serving import Daemon
@@ -85,7 +87,7 @@ class Case(unittest.TestCase):
 
     def connect(self, **settings: Any) -> UndercroftL2Adapter:
         given = {"socket": str(self.daemon.socket), "models": {"m": "none"},
-                 "lookup_deadline": 5.0, **settings}
+                 "identity": "a test", "lookup_deadline": 5.0, **settings}
         adapter = UndercroftL2Adapter(given)
         self.addCleanup(adapter.close)
         self.assertTrue(adapter._tier.client.wait_connected(PATIENCE))
@@ -207,6 +209,134 @@ class Kept(Case):
         self.assertEqual(self.look_up(keys(range(4))), [False] * 4, "what is unlocked may go")
 
 
+class Blocked(Object):
+    """One whose memory is not to be had until it is let go."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.is_touched, self.go = threading.Event(), threading.Event()
+
+    @property
+    def data_ptr(self) -> int:
+        self.is_touched.set()
+        self.go.wait(PATIENCE)
+        return super().data_ptr
+
+
+class Late(Case):
+    """A deadline counts from when a task was submitted."""
+
+    def block(self, adapter: Any) -> Blocked:
+        """Keeps the thread that stores."""
+        blocked = Blocked(data(100))
+        self.addCleanup(blocked.go.set)
+        adapter.submit_store_task(keys([100]), [blocked])
+        self.assertTrue(blocked.is_touched.wait(PATIENCE))
+        return blocked
+
+    def test_a_load_ends_by_its_deadline_though_all_threads_store(self) -> None:
+        adapter = self.connect(threads=1, load_deadline=2.0)
+        self.store(keys([0]), objects([0]), adapter)
+        self.block(adapter)
+        began, loaded = time.monotonic(), empty(1)
+        self.assertEqual(self.load(keys([0]), loaded, adapter), [True])
+        self.assertLess(time.monotonic() - began, 2.0)
+        self.assertEqual(loaded[0].bytes(), data(0))
+
+    def test_a_store_that_would_begin_after_its_deadline_touches_no_object(self) -> None:
+        adapter = self.connect(threads=1, store_deadline=0.3)
+        blocked = self.block(adapter)
+        late = Blocked(data(1))
+        late.go.set()
+        task = adapter.submit_store_task(keys([1]), [late])
+        time.sleep(0.4)
+        blocked.go.set()
+        done: dict[int, Any] = {}
+        while task not in done:
+            self.assertTrue(standins.is_signalled(adapter.get_store_event_fd(), PATIENCE))
+            done.update(adapter.pop_completed_store_tasks())
+        self.assertFalse(done[task].is_successful())
+        self.assertFalse(late.is_touched.is_set())
+        self.assertEqual(self.look_up(keys([1]), adapter=adapter), [False])
+
+    def test_tasks_in_line_end_by_their_deadline_all_of_them(self) -> None:
+        limits = {"lookup_deadline": 0.2, "load_deadline": 0.5, "store_deadline": 0.5}
+        adapter = self.connect(threads=1, **limits)
+
+        def as_long_as_it_may(*arguments: Any, **_: Any) -> None:
+            time.sleep(arguments[3].left)
+
+        with mock.patch.object(adapter._tier, "shelf", as_long_as_it_may):
+            began = time.monotonic()
+            stores = [adapter.submit_store_task(keys([n]), objects([n])) for n in range(20)]
+            loads = [adapter.submit_load_task(keys([n]), empty(1)) for n in range(20)]
+            lookups = [adapter.submit_lookup_and_lock_task(keys([n]), LAYOUTS) for n in range(20)]
+            while stores or loads or lookups:
+                done = adapter.pop_completed_store_tasks()
+                stores = [task for task in stores if task not in done]
+                loads = [task for task in loads if adapter.query_load_result(task) is None]
+                lookups = [t for t in lookups if adapter.query_lookup_and_lock_result(t) is None]
+                # One deadline, and a second for a busy machine; one after another they are ten.
+                self.assertLess(time.monotonic() - began, 1.5)
+                time.sleep(0.005)
+
+    def test_what_is_no_exception_ends_a_task_all_the_same(self) -> None:
+        with mock.patch.object(self.adapter._tier, "shelf", side_effect=standins.Panic("!")):
+            self.assertFalse(self.store(keys([0]), objects([0])).is_successful())
+            self.assertEqual(self.look_up(keys([0])), [False])
+            self.assertEqual(self.load(keys([0]), empty(1)), [False])
+        self.assertTrue(self.adapter.report_status()["is_healthy"])
+        self.assertTrue(self.store(keys([0]), objects([0])).is_successful())
+
+    def test_threads_end_though_the_session_cannot_be_closed(self) -> None:
+        with mock.patch.object(self.adapter._tier, "close", side_effect=RuntimeError("no")):
+            with self.assertRaises(RuntimeError):
+                self.adapter.close()
+        self.assertFalse(self.adapter.report_status()["is_healthy"])
+        self.adapter._tier.close()
+
+
+class Identity(Case):
+    def test_what_is_said_of_the_engine_beside_is_a_part_of_the_identity(self) -> None:
+        self.store(keys([0]), objects([0]))
+        for said, is_there in (("a test", True), ("another", False), ("", False)):
+            with self.subTest(said):
+                other = self.connect(identity=said)
+                self.assertEqual(self.look_up(keys([0]), adapter=other), [is_there])
+
+    def test_another_minor_of_lmcache_or_another_kind_of_device_finds_nothing(self) -> None:
+        self.store(keys([0]), objects([0]))
+        for what, answer in (("version", "0.4"), ("engines_device", "xpu")):
+            with self.subTest(what):
+                kind = {"version": lambda _: answer, "engines_device": lambda: answer}[what]
+                with mock.patch(f"undercroft.lmcache.{what}", kind):
+                    other = self.connect()
+                    self.assertEqual(self.look_up(keys([0]), adapter=other), [False])
+
+    def test_nothing_is_kept_where_what_bytes_mean_is_not_told(self) -> None:
+        # Whatever the machine is that tests run on.
+        fp8 = [Object(data(0))]
+        fp8[0].get_dtypes = lambda: [standins.Dtype("torch.uint8", 1)]  # type: ignore[method-assign]
+        fp8[0].shape = (2, 2, 32, 64)
+        for what, device, version, stored in (
+            ("a GPU", "cuda", "0.5", objects([0])),
+            ("bytes", "cuda", "0.5", fp8),
+            ("a CPU", "cpu", "0.5", objects([0])),
+            ("no version", "cuda", "", objects([0])),
+        ):
+            for said in ("", "it"):
+                with (
+                    self.subTest(what, said=said),
+                    mock.patch("undercroft.lmcache.engines_device", lambda: device),
+                    mock.patch("undercroft.lmcache.version", lambda _: version),
+                ):
+                    adapter = self.connect(identity=said)
+                    is_kept = self.store(keys([7]), stored, adapter).is_successful()
+                    self.assertEqual(is_kept, bool(said) or what == "a GPU")
+                    told = adapter.report_status()["counts"].get("identity", 0)
+                    self.assertEqual(told, int(not is_kept))
+
+
 class Wrong(Case):
     def test_a_daemon_that_dies_and_returns_costs_misses_and_no_completion(self) -> None:
         self.store(keys(range(4)), objects(range(4)))
@@ -214,7 +344,8 @@ class Wrong(Case):
         self.assertEqual(self.look_up(keys(range(4))), [False] * 4)
         self.assertFalse(self.store(keys([9]), objects([9])).is_successful())
         self.assertEqual(self.load(keys(range(4)), empty(4)), [False] * 4)
-        self.assertFalse(self.adapter.report_status()["is_healthy"])
+        status = self.adapter.report_status()
+        self.assertEqual((status["is_healthy"], status["state"]), (True, "connecting"))
         self.daemon.start()
         self.assertTrue(self.adapter._tier.client.wait_connected(PATIENCE))
         until = time.monotonic() + PATIENCE
@@ -285,6 +416,7 @@ class Wrong(Case):
             ({"threads": 0}, "threads is 0, allowed a whole number above 0"),
             ({"load_deadline": "1s"}, "load_deadline is '1s'"),
             ({"models": {"m": "nothing"}}, "allowed 64 hexadecimal digits"),
+            ({"identity": 3}, "identity is 3, allowed a text"),
         ):
             with self.subTest(said), self.assertRaisesRegex(ValueError, said):
                 UndercroftL2Adapter(settings)

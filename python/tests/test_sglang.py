@@ -7,11 +7,13 @@ import hashlib
 import signal
 import time
 import unittest
+from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import standins
 from hostpools import (
-    PAGE_BYTES, PAGE_TOKENS, PAGES, Config, MLATokenToKVPoolHost, Pool, Tensor,
+    LAYERS, PAGE_BYTES, PAGE_TOKENS, PAGES, Config, MLATokenToKVPoolHost, Pool, Tensor,
 )
 from serving import Daemon
 
@@ -92,6 +94,36 @@ class ZeroCopy(Case):
                 self.assertEqual(backend.batch_exists(keys(range(4))), 0)
                 got = backend.batch_get_v1(keys(range(4)), slots(range(4)))
                 self.assertEqual(got, [not backend._is_v1] * 4)
+
+    def test_what_the_engine_and_people_say_is_a_part_of_the_identity(self) -> None:
+        self.backend(self.filled()).batch_set_v1(keys(range(2)), slots(range(2)))
+        other_layers, of_fp8 = Pool(), Pool()
+        other_layers.start_layer, other_layers.end_layer = 1, 1 + LAYERS
+        of_fp8.device_pool = Device("float8_e5m2")  # type: ignore[attr-defined]
+        for what, fields in {
+            "the same": {}, "said": {"settings": {"identity": "rope_theta=1e6"}},
+            "stage": {"pool": other_layers}, "numbers": {"pool": of_fp8},
+        }.items():
+            with self.subTest(what):
+                found = self.backend(**fields).batch_exists(keys(range(2)))
+                self.assertEqual(found, 2 if what == "the same" else 0)
+        for what in ({"version": lambda _: "0.6"}, {"options": lambda: ["quantization=fp8"]}):
+            with self.subTest(what), mock.patch.multiple("undercroft.sglang", **what):
+                self.assertEqual(self.backend().batch_exists(keys(range(2))), 0)
+
+    def test_bytes_of_which_nobody_says_what_they_are_are_not_kept(self) -> None:
+        pool = self.filled()
+        pool.dtype = "torch.uint8"
+        two = (keys(range(2)), slots(range(2)))
+        self.assertEqual(self.backend(pool).batch_set_v1(*two), [False] * 2)
+        said = self.backend(pool, settings={"identity": "kv_cache_dtype=fp8_e4m3"})
+        self.assertEqual(said.batch_set_v1(*two), [True] * 2)
+        pool.device_pool = Device("torch.float8_e4m3fn")
+        self.assertEqual(self.backend(pool).batch_set_v1(*two), [True] * 2)
+        pool.device_pool = Device("torch.float8_e5m2")
+        self.assertEqual(self.backend(pool).batch_exists(two[0]), 0)
+        with mock.patch("undercroft.sglang.version", lambda _: ""):
+            self.assertEqual(self.backend(self.filled()).batch_set_v1(*two), [False] * 2)
 
     def test_a_missing_page_hides_none_behind_it(self) -> None:
         backend = self.backend(self.filled())
@@ -238,7 +270,37 @@ class Hybrid(Case):
         self.assertEqual(set(map(tuple, got.values())), {(False, False)})
 
 
+@dataclass
+class Device:
+    """The pool that a host pool is filled from."""
+
+    dtype: str
+
+
 class Wrong(Case):
+    def test_what_is_no_exception_is_a_miss_and_what_ends_the_process_is_not_kept_back(self) -> None:
+        backend = self.backend(self.filled())
+        with mock.patch.object(backend._tier, "shelf", side_effect=standins.Panic("!")):
+            two = (keys(range(2)), slots(range(2)))
+            self.assertEqual(backend.batch_get_v1(*two), [False, False])
+            self.assertEqual(backend.batch_set_v1(*two), [False, False])
+            self.assertEqual(backend.batch_exists(two[0]), 0)
+        with mock.patch.object(backend._tier, "purge", side_effect=KeyboardInterrupt):
+            self.assertRaises(KeyboardInterrupt, backend.clear)
+
+    def test_forgetting_many_spaces_has_one_deadline(self) -> None:
+        backend = self.backend(settings={"store_deadline": 0.3})
+        sizes = [Tensor(bytes(512 * (at + 1))) for at in range(8)]
+        for at, value in enumerate(sizes):
+            backend.set(keys([at])[0], value)
+        self.assertEqual(len(backend._tier._shelves), 8)
+        self.daemon.signal(signal.SIGSTOP)
+        self.addCleanup(self.daemon.signal, signal.SIGCONT)
+        began = time.monotonic()
+        self.assertIs(backend.clear(), False)
+        self.assertLess(time.monotonic() - began, 1.3)
+        self.daemon.signal(signal.SIGCONT)
+
     def every_call(self, backend: UndercroftHiCache) -> None:
         """Nothing is there, nothing is stored, nothing is raised, and lists are lists."""
         two, at = keys(range(2)), slots(range(2))
@@ -317,7 +379,8 @@ class Wrong(Case):
         self.assertEqual(backend.batch_exists(last), stored.index(False) if False in stored else 64)
 
     def test_settings_that_mean_nothing_are_refused_by_name(self) -> None:
-        for settings in ({"modell": "none"}, {"model": "nowhere"}, {"threads": -1}):
+        for settings in ({"modell": "none"}, {"model": "nowhere"}, {"threads": -1},
+                         {"identity": 1}):
             with self.subTest(settings), self.assertRaises(ValueError):
                 UndercroftHiCache(Config(extra_config={"undercroft": settings}))
 

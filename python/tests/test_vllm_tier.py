@@ -4,11 +4,15 @@ on top needs a GPU, or a copy worker of one's own."""
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
+import threading
 import time
 import unittest
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import standins
 from serving import Daemon
@@ -43,18 +47,21 @@ def data(number: int) -> bytes:
     return hashlib.shake_256(b"chunk%d" % number).digest(CHUNK_BYTES)
 
 
-def spec(**model: Any) -> Any:
+def spec(group_ids: tuple[int, ...] = (0, 1), pp_size: int = 1, **model: Any) -> Any:
     """vLLM's OffloadingSpec, as far as a tier looks at it."""
     groups = [SimpleNamespace(tokens_per_block=TOKENS, layer_names=(f"layer{at}",), group_id=at)
-              for at in range(2)]
-    parallel = SimpleNamespace(world_size=1, tp_size=1, pp_size=1, pcp_size=1, dcp_size=1)
+              for at in group_ids]
+    parallel = SimpleNamespace(
+        world_size=pp_size, tp_size=1, pp_size=pp_size, pcp_size=1, dcp_size=1
+    )
     config = SimpleNamespace(
         model=SimpleNamespace(**{"name": "m", "dtype": "bfloat16", **model}),
         cache=SimpleNamespace(tokens_per_hash=TOKENS, blocks_per_chunk=1),
         worker_kv_bytes_per_block=CHUNK_BYTES, parallel=parallel, replicated_layout=False,
         canonical_layout=False, kv_cache_layout="NHD", groups=groups,
     )
-    return SimpleNamespace(config=config, blocks_per_chunk=1, tokens_per_block=(TOKENS, TOKENS))
+    tokens = (TOKENS,) * len(groups)
+    return SimpleNamespace(config=config, blocks_per_chunk=1, tokens_per_block=tokens)
 
 
 class Case(unittest.TestCase):
@@ -158,6 +165,34 @@ class Kept(Case):
                       self.tier(model=None), self.tier(model="ab" * 32)):
             self.assertEqual(self.look_up(other, Context("d"), keys([0])), [LookupResult.MISS])
 
+    def test_groups_are_known_by_their_numbers_and_not_by_their_places(self) -> None:
+        ids = {"group_ids": (0, 2)}
+        tier = self.tier(self.filled(), engine=ids)
+        both = keys(range(3)) + keys(range(3), group=2)
+        context = Context("a")
+        context.ends = {key: (at % 3 + 1) * TOKENS for at, key in enumerate(both)}
+        self.assertTrue(self.store(tier, context, both, range(6)).success)
+        unknown = keys([0], group=1)
+        self.assertFalse(self.store(tier, Context("b"), unknown, [0]).success)
+        memory = bytearray(CHUNKS * CHUNK_BYTES)
+        again = self.tier(memory, engine=ids)
+        found = self.look_up(again, Context("c"), both + unknown)
+        self.assertEqual(found, [LookupResult.HIT] * 6 + [LookupResult.MISS])
+        self.assertTrue(self.load(again, Context("c"), both, range(6)).success)
+        self.assertEqual(bytes(memory[: 6 * CHUNK_BYTES]), b"".join(data(n) for n in range(6)))
+
+    def test_stages_of_other_layers_are_apart_and_what_is_said_beside(self) -> None:
+        staged = {"pp_size": 3}
+        with mock.patch.dict(os.environ, {"VLLM_PP_LAYER_PARTITION": "8,8,16"}):
+            tier = self.tier(self.filled(), engine=staged)
+            self.store(tier, Context("a"), keys([0]), [0])
+            same = self.tier(engine=staged)
+            said = self.tier(engine=staged, identity="rope_theta=1e6")
+        with mock.patch.dict(os.environ, {"VLLM_PP_LAYER_PARTITION": "6,8,18"}):
+            other = self.tier(engine=staged)
+        for one, found in ((same, "HIT"), (said, "MISS"), (other, "MISS")):
+            self.assertEqual(self.look_up(one, Context("b"), keys([0])), [LookupResult[found]])
+
     def test_a_load_that_finds_some_says_which_and_is_not_asked_for_again(self) -> None:
         memory = self.filled()
         tier = self.tier(memory)
@@ -171,6 +206,86 @@ class Kept(Case):
         self.assertEqual(set(result.successful_keys), {wanted[0], wanted[2]})
         self.assertEqual(bytes(memory[12 * CHUNK_BYTES : 13 * CHUNK_BYTES]), data(2))
         self.assertEqual(tier.lookup(wanted[1], context), LookupResult.MISS)
+
+
+class Blocked(list[int]):
+    """Places of chunks that are not told until they are let go."""
+
+    def __init__(self, places: list[int]) -> None:
+        super().__init__(places)
+        self.is_begun, self.go = threading.Event(), threading.Event()
+
+    def __iter__(self) -> Iterator[int]:
+        self.is_begun.set()
+        self.go.wait(PATIENCE)
+        return super().__iter__()
+
+
+class Late(Case):
+    """A deadline counts from when a job was submitted."""
+
+    def block(self, tier: Any) -> tuple[Any, Blocked]:
+        """Keeps the thread that stores."""
+        blocked = Blocked([9])
+        self.addCleanup(blocked.go.set)
+        job = self.job(Context("blocked"), keys([9]), [], False)
+        job.chunk_ids = blocked
+        tier.submit_store(job)
+        self.assertTrue(blocked.is_begun.wait(PATIENCE))
+        return job, blocked
+
+    def test_a_load_ends_by_its_deadline_though_all_threads_store(self) -> None:
+        tier = self.tier(self.filled(), threads=1, load_deadline=2.0)
+        self.store(tier, Context("a"), keys([0]), [0])
+        self.block(tier)
+        began = time.monotonic()
+        self.assertTrue(self.load(tier, Context("b"), keys([0]), [20]).success)
+        self.assertLess(time.monotonic() - began, 2.0)
+
+    def test_a_job_that_would_begin_after_its_deadline_touches_no_chunk(self) -> None:
+        tier = self.tier(self.filled(), threads=1, store_deadline=0.3)
+        _, blocked = self.block(tier)
+        late = Blocked([1])
+        late.go.set()
+        job = self.job(Context("late"), keys([1]), [], False)
+        job.chunk_ids = late
+        tier.submit_store(job)
+        time.sleep(0.4)
+        blocked.go.set()
+        results = self.all_finished(tier, 2)
+        self.assertFalse(results[job.job_id])
+        self.assertFalse(late.is_begun.is_set())
+
+    def test_draining_waits_for_what_is_under_way_and_gives_up_what_is_not(self) -> None:
+        tier = self.tier(self.filled(), threads=1)
+        job, blocked = self.block(tier)
+        waiting = [self.job(Context("w"), keys([n]), [n], False) for n in range(8)]
+        for one in waiting:
+            tier.submit_store(one)
+        threading.Timer(0.3, blocked.go.set).start()
+        began = time.monotonic()
+        tier.drain_jobs()
+        self.assertGreater(time.monotonic() - began, 0.25)
+        results = {result.job_id: result.success for result in tier.get_finished_jobs()}
+        self.assertEqual(results, {job.job_id: True, **{one.job_id: False for one in waiting}})
+
+    def test_what_is_no_exception_ends_a_job_all_the_same(self) -> None:
+        tier = self.tier(self.filled())
+        with mock.patch.object(tier._tier, "shelf", side_effect=standins.Panic("!")):
+            self.assertFalse(self.store(tier, Context("a"), keys([0]), [0]).success)
+            self.assertFalse(self.load(tier, Context("a"), keys([0]), [0]).success)
+            found = self.look_up(tier, Context("b"), keys([0]))
+            self.assertEqual(found, [LookupResult.MISS])
+        self.assertTrue(self.store(tier, Context("a"), keys([0]), [0]).success)
+
+    def all_finished(self, tier: Any, count: int) -> dict[int, bool]:
+        results: dict[int, bool] = {}
+        until = time.monotonic() + PATIENCE
+        while len(results) < count:
+            self.assertLess(time.monotonic(), until)
+            results.update((one.job_id, one.success) for one in tier.get_finished_jobs())
+            time.sleep(0.002)
+        return results
 
 
 class Wrong(Case):
@@ -230,7 +345,8 @@ class Wrong(Case):
         tier.on_request_finished(context)
 
     def test_settings_that_mean_nothing_are_refused_by_name(self) -> None:
-        for settings in ({"modell": "none"}, {"model": "nowhere"}, {"hold": 0}):
+        for settings in ({"modell": "none"}, {"model": "nowhere"}, {"hold": 0},
+                         {"identity": ["x"]}):
             with self.subTest(settings), self.assertRaises(ValueError):
                 self.tier(**settings)
 
@@ -273,11 +389,12 @@ class Real(Case):
         for n, chunk in enumerate(placed.store_spec.chunk_ids):
             memory[int(chunk) * CHUNK_BYTES : (int(chunk) + 1) * CHUNK_BYTES] = data(n)
         first.complete_store(wanted, context)
-        tier.drain_jobs()
-        # One step's end for the step that began before, one for what was drained.
-        first.on_schedule_end(step)
-        first.on_schedule_end(step)
-        self.assertEqual(first._jobs, {})
+        until = time.monotonic() + PATIENCE
+        while first._jobs:
+            self.assertLess(time.monotonic(), until)
+            first.on_schedule_end(step)
+            time.sleep(0.005)
+        first.reset_cache()
         first.on_request_finished(context)
         memory.release()
         tier.shutdown()

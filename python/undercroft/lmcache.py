@@ -11,21 +11,27 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
+import lmcache
 from lmcache.lmcache_native import Bitmap
 from lmcache.v1.distributed.internal_api import L2StoreResult
 from lmcache.v1.distributed.l2_adapters.base import L2AdapterInterface
 
 import undercroft
-from undercroft.tiering import Limits, Models, Shelf, Tier, Workers, logger
+from undercroft.models import Models
+from undercroft.tiering import Limits, Shelf, Tier, version
+from undercroft.workers import Deadline, Workers, logger
 
 #: Shorter hashes than this are too likely to be another chunk's, bytes.
 MIN_HASH_BYTES = 16
+#: The type that engines keep numbers of several formats in.
+BYTES = "uint8"
 #: How many results nobody asked for, and how many places of chunks, are remembered.
 MAX_REMEMBERED = 65_536
 
@@ -60,21 +66,27 @@ class Pin:
 
 class UndercroftL2Adapter(L2AdapterInterface):
     """Stores LMCache's objects as pages of Undercroft. Every task that is submitted completes
-    once, whatever becomes of the daemon: as a failure at the latest when its deadline has passed.
+    once, whatever becomes of the daemon: as a failure at the latest when its deadline has passed,
+    counted from when it was submitted. LMCache gives an object's memory to others some minutes
+    after that: a task that has not begun by its deadline touches no object.
     """
 
     def __init__(self, config: Mapping[str, Any], l1_memory_desc: Any = None) -> None:
         super().__init__()
         settings = dict(config)
         socket = settings.pop("socket", None)
-        self._models = Models(settings.pop("models", {}))
+        identity = settings.pop("identity", "")
+        self._models = Models(settings.pop("models", {}), is_elsewhere=True)
         limits = Limits.taken_from(settings)
         if settings:
-            allowed = ["socket", "models", *Limits.__dataclass_fields__]
+            allowed = ["socket", "models", "identity", *Limits.__dataclass_fields__]
             raise ValueError(f"unknown settings {sorted(settings)}, allowed {allowed}")
-        self._tier = Tier("lmcache", limits, socket)
+        self._version = version("lmcache")
+        self._tier = Tier("lmcache", limits, socket, identity)
         self._lookups = Workers("lookup", 1, limits.max_tasks)
-        self._copies = Workers("copy", limits.threads, limits.max_tasks)
+        # Stores are long and nobody waits for one; a request waits for a load.
+        self._loads = Workers("load", limits.threads, limits.max_tasks)
+        self._stores = Workers("store", limits.threads, limits.max_tasks)
         flags = os.EFD_CLOEXEC | os.EFD_NONBLOCK
         # Their numbers are asked for after the end, too.
         self._bells = {kind: os.eventfd(0, flags) for kind in ("store", "lookup", "load")}
@@ -97,9 +109,10 @@ class UndercroftL2Adapter(L2AdapterInterface):
 
     def submit_store_task(self, keys: Sequence[Any], objects: Sequence[Any]) -> int:
         stored: list[int] = []
+        deadline = Deadline(self._tier.limits.store_deadline)
 
         def work() -> None:
-            stored.extend(self._store(keys, objects))
+            stored.extend(self._store(keys, objects, deadline))
 
         def result() -> L2StoreResult:
             sizes = [objects[at].get_size() for at in stored]
@@ -107,7 +120,8 @@ class UndercroftL2Adapter(L2AdapterInterface):
                 self._notify_keys_stored([keys[at] for at in stored], sizes)
             return L2StoreResult(len(stored) == len(keys), sum(sizes))
 
-        return self._submit(self._copies, "store", work, result, L2StoreResult(False, 0))
+        failure = L2StoreResult(False, 0)
+        return self._submit(self._stores, "store", work, result, failure, deadline)
 
     def pop_completed_store_tasks(self) -> dict[int, L2StoreResult]:
         with self._lock:
@@ -117,13 +131,14 @@ class UndercroftL2Adapter(L2AdapterInterface):
     def submit_lookup_and_lock_task(
         self, keys: Sequence[Any], group_layout_descs: Mapping[int, Any]
     ) -> int:
-        found = Bitmap(len(keys))
+        found, nothing = Bitmap(len(keys)), Bitmap(len(keys))
+        deadline = self._tier.limits.lookup()
 
         def work() -> None:
-            for at in self._look_up(keys, group_layout_descs):
+            for at in self._look_up(keys, group_layout_descs, deadline):
                 found.set(at)
 
-        return self._submit(self._lookups, "lookup", work, lambda: found, Bitmap(len(keys)))
+        return self._submit(self._lookups, "lookup", work, lambda: found, nothing, deadline)
 
     def query_lookup_and_lock_result(self, task_id: int) -> Bitmap | None:
         with self._lock:
@@ -148,9 +163,10 @@ class UndercroftL2Adapter(L2AdapterInterface):
 
     def submit_load_task(self, keys: Sequence[Any], objects: Sequence[Any]) -> int:
         loaded: list[int] = []
+        deadline = Deadline(self._tier.limits.load_deadline)
 
         def work() -> None:
-            loaded.extend(self._load(keys, objects))
+            loaded.extend(self._load(keys, objects, deadline))
 
         def result() -> Bitmap:
             bits = Bitmap(len(keys))
@@ -160,16 +176,19 @@ class UndercroftL2Adapter(L2AdapterInterface):
                 self._notify_keys_accessed([keys[at] for at in loaded])
             return bits
 
-        return self._submit(self._copies, "load", work, result, Bitmap(len(keys)))
+        return self._submit(self._loads, "load", work, result, Bitmap(len(keys)), deadline)
 
     def query_load_result(self, task_id: int) -> Bitmap | None:
         with self._lock:
             return self._results["load"].pop(task_id, None)
 
     def report_status(self) -> dict[str, Any]:
+        """Whether this adapter does its work. A daemon that is away makes misses, and no server
+        unhealthy: its state is beside."""
         client = self._tier.client
+        workers = (self._lookups, self._loads, self._stores)
         return {
-            "is_healthy": self._tier.is_connected,
+            "is_healthy": all(threads.are_alive for threads in workers),
             "type": type(self).__name__,
             "state": client.state,
             "failure": client.failure,
@@ -181,14 +200,16 @@ class UndercroftL2Adapter(L2AdapterInterface):
             if self._closed:
                 return
             self._closed = True
-        # First of all the session: with it calls under way end, and LMCache's memory is free.
-        self._tier.close()
-        self._lookups.close()
-        self._copies.close()
-        with self._lock:
-            self._can_ring = False
-            for bell in self._bells.values():
-                os.close(bell)
+        try:
+            # First of all the session: with it calls under way end, and LMCache's memory is free.
+            self._tier.close()
+        finally:
+            for workers in (self._lookups, self._loads, self._stores):
+                workers.close()
+            with self._lock:
+                self._can_ring = False
+                for bell in self._bells.values():
+                    os.close(bell)
 
     def _submit(
         self,
@@ -197,6 +218,7 @@ class UndercroftL2Adapter(L2AdapterInterface):
         work: Callable[[], None],
         result: Callable[[], Any],
         failure: Any,
+        deadline: Deadline,
     ) -> int:
         with self._lock:
             task = self._next_task
@@ -207,11 +229,11 @@ class UndercroftL2Adapter(L2AdapterInterface):
             try:
                 work()
                 outcome = result()
-            except Exception as error:  # noqa: BLE001  LMCache waits for this task
+            except BaseException as error:  # noqa: BLE001  LMCache waits for this task
                 self._tier.tell("error", "a %s of LMCache's failed: %s", kind, error)
             self._complete(kind, task, outcome)
 
-        workers.submit(run, lambda: self._complete(kind, task, failure))
+        workers.submit(run, lambda: self._complete(kind, task, failure), deadline)
         return task
 
     def _complete(self, kind: str, task: int, outcome: Any) -> None:
@@ -223,67 +245,80 @@ class UndercroftL2Adapter(L2AdapterInterface):
             if self._can_ring:
                 os.eventfd_write(self._bells[kind], 1)
 
-    def _shelf(self, row: Row, deadline: float) -> Shelf | None:
+    def _shelf(self, row: Row, deadline: Deadline) -> Shelf | None:
         model = self._models.digest(row.model_name)
         if model is None:
             self._tier.tell("model", "no digest of the model %r is given, its objects are not "
                             "kept: name it in `models`", row.model_name)
             return None
         identity = {
-            "cache": "lmcache", "model": row.model_name, "kv_rank": row.kv_rank,
+            "cache": "lmcache", "version": self._version, "engines": engines_device(),
+            "model": row.model_name, "kv_rank": row.kv_rank,
             "shapes": row.shapes, "dtypes": row.dtypes,
         }
         return self._tier.shelf(
-            identity, model, [row.page_bytes], deadline, rank=row.rank, group=row.object_group_id
+            identity, model, [row.page_bytes], deadline, rank=row.rank, group=row.object_group_id,
+            unknown=self._unknown(row),
         )
 
-    def _look_up(self, keys: Sequence[Any], layouts: Mapping[int, Any]) -> list[int]:
-        limits = self._tier.limits
+    def _unknown(self, row: Row) -> str | None:
+        """What LMCache does not tell of these objects, and their bytes depend on."""
+        if not self._version:
+            return "LMCache's version"
+        device = engines_device()
+        if device != "cuda":
+            return f"in which order engines on {device} keep a block's tokens, and how long it is"
+        if any(dtype.endswith(BYTES) for dtype in row.dtypes):
+            return "what numbers these bytes are (kv_cache_dtype)"
+        return None
+
+    def _look_up(
+        self, keys: Sequence[Any], layouts: Mapping[int, Any], deadline: Deadline
+    ) -> list[int]:
+        hold_for = self._tier.limits.hold
         found: list[int] = []
         self._forget_expired()
         for row in rows(keys, lambda at: shape_of_layout(layouts.get(keys[at].object_group_id))):
-            shelf = self._shelf(row, limits.lookup_deadline)
+            shelf = self._shelf(row, deadline)
             if shelf is None:
                 continue
             names = shelf.keys([name_of(keys[at]) for at in row.places])
             self._remember(names)
-            for first, count, hold in shelf.find(names, limits.lookup_deadline, limits.hold):
+            for first, count, hold in shelf.find(names, deadline, hold_for):
                 places = row.places[first : first + count]
                 found.extend(places)
                 if hold is not None:
                     self._pin(hold, [keys[at] for at in places])
         return found
 
-    def _store(self, keys: Sequence[Any], objects: Sequence[Any]) -> list[int]:
+    def _store(
+        self, keys: Sequence[Any], objects: Sequence[Any], deadline: Deadline
+    ) -> list[int]:
         stored: list[int] = []
-        deadline = self._tier.limits.store_deadline
-        end = time.monotonic() + deadline
         for row, shelf in self._kept(keys, objects, deadline):
             names = shelf.keys([name_of(keys[at]) for at in row.places])
             device = buffers(row, objects, is_load=False)
             for start, stop in self._chains(names):
                 parent, first = self._before.get(names[start], (None, 0))
                 there = shelf.store(
-                    names[start:stop], device, range(start, stop),
-                    max(0.0, end - time.monotonic()), parent, first,
+                    names[start:stop], device, range(start, stop), deadline, parent, first
                 )
                 stored.extend(row.places[start + at] for at, ok in enumerate(there) if ok)
         return stored
 
-    def _load(self, keys: Sequence[Any], objects: Sequence[Any]) -> list[int]:
+    def _load(
+        self, keys: Sequence[Any], objects: Sequence[Any], deadline: Deadline
+    ) -> list[int]:
         loaded: list[int] = []
-        deadline = self._tier.limits.load_deadline
-        end = time.monotonic() + deadline
         for row, shelf in self._kept(keys, objects, deadline):
             names = shelf.keys([name_of(keys[at]) for at in row.places])
-            left = max(0.0, end - time.monotonic())
             device = buffers(row, objects, is_load=True)
-            got = shelf.load(names, device, range(len(names)), left)
+            got = shelf.load(names, device, range(len(names)), deadline)
             loaded.extend(place for place, ok in zip(row.places, got) if ok)
         return loaded
 
     def _kept(
-        self, keys: Sequence[Any], objects: Sequence[Any], deadline: float
+        self, keys: Sequence[Any], objects: Sequence[Any], deadline: Deadline
     ) -> Iterable[tuple[Row, Shelf]]:
         if len(keys) != len(objects):
             raise ValueError(f"{len(keys)} keys and {len(objects)} objects")
@@ -325,6 +360,15 @@ class UndercroftL2Adapter(L2AdapterInterface):
                 if pins[-1].until > now:
                     return
                 del self._pins[key]
+
+
+def engines_device() -> str:
+    """On what the engines of this node run, as LMCache's server sees it."""
+    device = str(getattr(lmcache, "torch_device_type", "a device it does not name"))
+    torch = sys.modules.get("torch")
+    # Its name for AMD's is the same, and their engines tile a block.
+    is_hip = getattr(getattr(torch, "version", None), "hip", None) is not None
+    return "rocm" if device == "cuda" and is_hip else device
 
 
 Shape = tuple[tuple[tuple[int, ...], ...], tuple[str, ...], int]

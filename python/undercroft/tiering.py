@@ -6,23 +6,25 @@ object is one page here. What its cache tells of it beyond the key is its identi
 space; objects of another identity or size are in another space and are never found by mistake.
 
 Nothing here raises because of the daemon, waits beyond a deadline that was given, or answers
-anything but "not there" when something is wrong.
+anything but "not there" when something is wrong. A deadline counts from when a cache asked for
+something, not from when a thread of ours came to it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import logging
+import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Callable, Mapping, Sequence
 
 import undercroft
-from undercroft.vllm.digests import DigestError, config_digest, files_digest, weight_files
+from undercroft.workers import Deadline
 
 logger = logging.getLogger("undercroft")
 
@@ -31,8 +33,10 @@ MIN_PAGE_BYTES = 512
 MAX_PAGE_BYTES = 64 << 20
 #: Why a page is not to be had although the ones behind it may be.
 ONLY_THIS_PAGE = frozenset({"absent", "damaged", "changed"})
-#: How many single keys are asked for beyond a missing one before the rest counts as missing, too.
-MAX_PROBES = 256
+#: How many single keys are asked for behind missing ones before the rest counts as missing, too.
+MAX_PROBES = 64
+#: So many pages behind a missing one are asked for one by one; further on it goes by jumps.
+NEAR_PAGES = 8
 #: The same thing is told in the log once in this long, seconds.
 TELL_AGAIN_S = 60.0
 #: A space that is new is waited for longer than for an answer about pages, seconds: its staging
@@ -69,52 +73,9 @@ class Limits:
             given[field.name] = found if is_whole else float(found)
         return cls(**given)
 
-
-class Models:
-    """The digests of models of which a cache tells no more than the name.
-
-    `table` names each model's digest: 64 hexadecimal digits, the directory it is loaded from, or
-    `none` for whoever vouches that the name alone tells models apart. A name that is not in it and
-    is itself a directory with a config and weights is taken for that.
-    """
-
-    def __init__(self, table: Mapping[str, str]) -> None:
-        self._given = dict(table)
-        self._known: dict[str, bytes | None] = {}
-        for name, value in table.items():
-            if not isinstance(value, str):
-                raise ValueError(f"models[{name!r}] is {value!r}, allowed a text")
-            if self._of(value) is None:
-                allowed = "64 hexadecimal digits, a model's directory, or none"
-                raise ValueError(f"models[{name!r}] is {value!r}, allowed {allowed}")
-
-    def digest(self, name: str) -> bytes | None:
-        """`None`: nobody says what stands behind the name."""
-        if name not in self._known:
-            if len(self._known) >= 1024:
-                return None
-            self._known[name] = self._of(self._given.get(name, name))
-        return self._known[name]
-
-    @staticmethod
-    def _of(value: str) -> bytes | None:
-        if value == "none":
-            return bytes(32)
-        if len(value) == 64 and all(c in "0123456789abcdefABCDEF" for c in value):
-            return bytes.fromhex(value)
-        try:
-            return model_digest(value) if Path(value).is_dir() else None
-        except (OSError, ValueError, DigestError) as error:
-            logger.warning("undercroft: no digest of the model %s: %s", value, error)
-            return None
-
-
-def model_digest(folder: str) -> bytes:
-    """Of a model's folder: its config and its weights."""
-    config = json.loads(Path(folder, "config.json").read_bytes())
-    whole = hashlib.blake2b(config_digest(config), digest_size=32)
-    whole.update(files_digest(weight_files(folder)))
-    return whole.digest()
+    def lookup(self) -> Deadline:
+        """A lookup's, from now on."""
+        return Deadline(self.lookup_deadline, OPENS_S)
 
 
 class Shelf:
@@ -129,51 +90,44 @@ class Shelf:
         run = self._family.keys(list(names))
         return [run[at : at + 32] for at in range(0, len(run), 32)]
 
-    def leading(self, keys: Sequence[bytes], deadline: float) -> int:
+    def leading(self, keys: Sequence[bytes], deadline: Deadline) -> int:
         """How many pages are there before the first missing one."""
-        return self.space.lookup(b"".join(keys), deadline=deadline).pages if keys else 0
+        return self.space.lookup(b"".join(keys), deadline=deadline.left).pages if keys else 0
 
     def find(
-        self, keys: Sequence[bytes], deadline: float, hold: float | None = None
+        self, keys: Sequence[bytes], deadline: Deadline, hold: float | None = None
     ) -> list[tuple[int, int, "undercroft.Hold | None"]]:
         """Runs of pages that are there: first, count, and the hold on them."""
-        end = time.monotonic() + deadline
         runs: list[tuple[int, int, undercroft.Hold | None]] = []
-        at = probes = 0
-        alone = False
-        while at < len(keys) and probes < MAX_PROBES:
-            left = end - time.monotonic()
-            if left <= 0:
-                break
-            # Behind a missing page there is often nothing more: one key is asked for, not all.
-            asked = keys[at : at + 1] if alone else keys[at:]
-            found = self.space.lookup(b"".join(asked), hold=hold, deadline=left)
+        probes = MAX_PROBES
+
+        def is_there(at: int) -> bool:
+            nonlocal probes
+            probes -= 1
+            if probes < 0 or deadline.is_over:
+                return False
+            return self.space.lookup(keys[at], deadline=deadline.left).pages == 1
+
+        at: int | None = 0
+        while at is not None and at < len(keys) and not deadline.is_over:
+            found = self.space.lookup(b"".join(keys[at:]), hold=hold, deadline=deadline.left)
             if found.pages:
                 runs.append((at, found.pages, found.hold))
-                at += found.pages
-            if found.pages == len(asked):
-                alone = False
-                continue
-            if found.why not in ONLY_THIS_PAGE:
+            at += found.pages
+            if at < len(keys) and found.why not in ONLY_THIS_PAGE:
                 break
-            at += 1
-            probes += 1
-            alone = True
+            at = behind(at, len(keys), is_there)
         return runs
 
     def load(
-        self, keys: Sequence[bytes], device: Any, blocks: Sequence[int], deadline: float
+        self, keys: Sequence[bytes], device: Any, blocks: Sequence[int], deadline: Deadline
     ) -> list[bool]:
         """Which pages lie in their blocks. When it returns, nothing writes to a block any more."""
         got = [False] * len(keys)
-        end = time.monotonic() + deadline
         at = probes = 0
-        while at < len(keys) and probes < MAX_PROBES:
-            left = end - time.monotonic()
-            if left <= 0:
-                break
+        while at < len(keys) and probes < MAX_PROBES and not deadline.is_over:
             run = b"".join(keys[at:])
-            loaded = self.space.load(device, run, list(blocks[at:]), deadline=left)
+            loaded = self.space.load(device, run, list(blocks[at:]), deadline=deadline.left)
             got[at : at + loaded.pages] = [True] * loaded.pages
             at += loaded.pages
             if loaded.why not in ONLY_THIS_PAGE:
@@ -187,42 +141,80 @@ class Shelf:
         keys: Sequence[bytes],
         device: Any,
         blocks: Sequence[int],
-        deadline: float,
+        deadline: Deadline,
         parent: bytes | None = None,
         first: int = 0,
     ) -> list[bool]:
         """Stores a chain whose first page is number `first` and hangs on `parent`, and says which
         of its pages are there now. Pages the daemon takes for no part of that chain, as their
         parent is gone, are stored as pages that stand alone."""
-        end = time.monotonic() + deadline
+        there = [False] * len(keys)
+        if deadline.is_over:
+            return there
         stored = self.space.store(
             device, b"".join(keys), list(blocks), parent=parent, first=first,
-            deadline=deadline, wait_for_credits=True,
+            deadline=deadline.left, wait_for_credits=True,
         )
         if stored.stored + stored.held == len(keys):
             return [True] * len(keys)
-        there = [False] * len(keys)
-        for start, count, _ in self.find(keys, max(0.0, end - time.monotonic())):
+        for start, count, _ in self.find(keys, deadline):
             there[start : start + count] = [True] * count
         if parent is None and len(keys) == 1:
             return there
         if stored.why not in (None, "refused") and not stored.declined.get("parent"):
             return there
         for at, key in enumerate(keys):
-            left = end - time.monotonic()
-            if not there[at] and left > 0:
+            if not there[at] and not deadline.is_over:
                 alone = self.space.store(
-                    device, key, [blocks[at]], deadline=left, wait_for_credits=True
+                    device, key, [blocks[at]], deadline=deadline.left, wait_for_credits=True
                 )
                 there[at] = alone.stored + alone.held == 1
         return there
 
 
-class Tier:
-    """A client and the shelves it has open."""
+def version(package: str) -> str:
+    """Major and minor of what is installed: another one may order the same bytes differently."""
+    try:
+        found = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        found = str(getattr(sys.modules.get(package), "__version__", ""))
+    parts = found.split(".")
+    return ".".join(parts[:2]) if len(parts) > 1 and parts[0].isdigit() else ""
 
-    def __init__(self, name: str, limits: Limits, socket: str | None = None) -> None:
+
+def behind(hole: int, count: int, is_there: Callable[[int], bool]) -> int | None:
+    """The first of the next pages that are there, behind one that is missing. What is missing is a
+    stretch as a rule, and so is what is there: jumps find it, and halves its beginning."""
+    missing, step, last = hole, 1, count - 1
+    while missing < last:
+        there = min(missing + step, last)
+        if is_there(there):
+            break
+        missing = there
+        if there - hole >= NEAR_PAGES:
+            step *= 2
+    else:
+        return None
+    while there - missing > 1:
+        middle = (missing + there) // 2
+        if is_there(middle):
+            there = middle
+        else:
+            missing = middle
+    return there
+
+
+class Tier:
+    """A client and the shelves it has open. `identity` is what people say of the engine's KV
+    beside what its cache does; it is bound to every space."""
+
+    def __init__(
+        self, name: str, limits: Limits, socket: str | None = None, identity: str = ""
+    ) -> None:
+        if not isinstance(identity, str):
+            raise ValueError(f"identity is {identity!r}, allowed a text")
         self.limits = limits
+        self._identity = identity
         self.counts: Counter[str] = Counter()
         self._client = undercroft.Client(socket, name=name)
         self._shelves: dict[tuple[Any, ...], Shelf] = {}
@@ -243,16 +235,23 @@ class Tier:
         identity: Mapping[str, Any],
         model: bytes,
         part_bytes: Sequence[int],
-        deadline: float,
+        deadline: Deadline,
         layers: int = 1,
         rank: tuple[int, int] | None = None,
         group: int = 0,
+        unknown: str | None = None,
     ) -> Shelf | None:
         """The pages of this identity and shape. `identity` is bound to its last field; it is of
-        plain numbers, texts and lists. `None`: there are too many already, or there can be none
-        of this size. One that is new is waited for up to a second, and opens behind one's back if
-        that is not enough."""
-        text = json.dumps(identity, sort_keys=True, separators=(",", ":"))
+        plain numbers, texts and lists. `unknown` is what its cache does not tell and KV depends on:
+        people must. `None`: they did not, there are too many already, or there can be none
+        of this size. One that is new opens behind one's back where there is no time for it."""
+        if unknown is not None and not self._identity:
+            self.tell("identity", "nothing tells %s, and nothing is kept: say it in the setting "
+                      "`identity`", unknown)
+            return None
+        text = json.dumps(
+            {**identity, "said": self._identity}, sort_keys=True, separators=(",", ":")
+        )
         name = (text, model, tuple(part_bytes), layers, rank, group)
         with self._lock:
             shelf = self._shelves.get(name)
@@ -271,7 +270,7 @@ class Tier:
         text: str,
         model: bytes,
         part_bytes: Sequence[int],
-        deadline: float,
+        deadline: Deadline,
         layers: int,
         rank: tuple[int, int] | None,
         group: int,
@@ -289,9 +288,10 @@ class Tier:
         )
         geometry = undercroft.Geometry(layers, list(part_bytes))
         try:
-            space = self._client.open_space(
-                family, geometry, rank=rank, group=group, deadline=max(deadline, OPENS_S)
-            )
+            with deadline.opens() as seconds:
+                space = self._client.open_space(
+                    family, geometry, rank=rank, group=group, deadline=seconds
+                )
         except undercroft.OpenError as error:
             self.tell("open", "a space is refused, its objects are not kept: %s", error)
             self._refused_until = time.monotonic() + ASK_AGAIN_S
@@ -311,71 +311,11 @@ class Tier:
         did so."""
         with self._lock:
             shelves = list(self._shelves.values())
-        done = [shelf.space.purge(self.limits.store_deadline) for shelf in shelves]
+        deadline = Deadline(self.limits.store_deadline)
+        done = [
+            not deadline.is_over and shelf.space.purge(deadline.left) for shelf in shelves
+        ]
         return self.is_connected and all(done)
 
     def close(self, deadline: float = 2.0) -> None:
         self._client.close(deadline)
-
-
-class Workers:
-    """Threads that do what an engine only submits. Each piece of work is done once or, where there
-    is no room for it or no time left, given up once."""
-
-    def __init__(self, name: str, threads: int, max_tasks: int) -> None:
-        self._max_tasks = max_tasks
-        self._waiting: deque[tuple[Callable[[], None], Callable[[], None]]] = deque()
-        self._lock = threading.Condition()
-        self._running = 0
-        self._closed = False
-        self._threads = [
-            threading.Thread(target=self._work, name=f"undercroft-{name}-{at}", daemon=True)
-            for at in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def submit(self, work: Callable[[], None], give_up: Callable[[], None]) -> None:
-        """Has `work` called by one of the threads; `give_up` instead if that cannot be, by this
-        one or another."""
-        with self._lock:
-            taken = not self._closed and len(self._waiting) < self._max_tasks
-            if taken:
-                self._waiting.append((work, give_up))
-                self._lock.notify()
-        if not taken:
-            give_up()
-
-    def wait_idle(self) -> None:
-        """Waits until nothing is waiting or under way. Each piece of work has its deadline."""
-        with self._lock:
-            self._lock.wait_for(lambda: not self._waiting and not self._running)
-
-    def close(self) -> None:
-        """What has not begun is given up; what has is waited for."""
-        with self._lock:
-            self._closed = True
-            left = list(self._waiting)
-            self._waiting.clear()
-            self._lock.notify_all()
-        for _, give_up in left:
-            give_up()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
-
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                self._lock.wait_for(lambda: self._waiting or self._closed)
-                if not self._waiting:
-                    return
-                work, _ = self._waiting.popleft()
-                self._running += 1
-            try:
-                work()
-            except BaseException:  # noqa: BLE001  a thread that ends here serves nobody after
-                logger.exception("undercroft: a task failed that must not")
-            with self._lock:
-                self._running -= 1
-                self._lock.notify_all()

@@ -3,17 +3,20 @@
 
 vLLM keeps chunks in memory of its own and hands over which of them are to be kept below, or wanted
 back. All calls come from its scheduler and return at once; threads of ours do the work, and each
-job ends once, at its deadline at the latest. Whoever has no such tier yet is better off with the
-connector of `undercroft.vllm`, which does without the copy in between.
+job ends once, at its deadline at the latest, counted from when it was submitted. Whoever has no
+such tier yet is better off with the connector of `undercroft.vllm`, which does without the copy in
+between.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import vllm
@@ -28,7 +31,9 @@ from vllm.v1.kv_offload.base import (
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, TransferJob
 
 import undercroft
-from undercroft.tiering import Limits, Models, Shelf, Tier, Workers
+from undercroft.models import Models
+from undercroft.tiering import Limits, Shelf, Tier
+from undercroft.workers import Deadline, Workers
 
 
 @dataclass
@@ -72,20 +77,29 @@ class UndercroftTier(SecondaryTierManager):
         locality = config.pop("locality", None)
         self.locality = None if locality is None else Locality(locality)
         socket, model = config.pop("socket", None), config.pop("model", None)
+        identity = config.pop("identity", "")
         limits = Limits.taken_from(config)
         if config:
-            allowed = ["socket", "model", "locality", *Limits.__dataclass_fields__]
+            allowed = ["socket", "model", "identity", "locality", *Limits.__dataclass_fields__]
             raise ValueError(f"unknown settings {sorted(config)}, allowed {allowed}")
         name = offloading_spec.config.model.name
         self._model = Models({} if model is None else {name: model}).digest(name)
         self._identity = identity_of(offloading_spec)
-        self._chunk_tokens = [
-            tokens * offloading_spec.blocks_per_chunk for tokens in offloading_spec.tokens_per_block
-        ]
+        # By the numbers that keys have: groups that are not offloaded have one, too.
+        groups = offloading_spec.config.groups
+        self._groups = {
+            group.group_id: [group.tokens_per_block, *group.layer_names] for group in groups
+        }
+        self._chunk_tokens = {
+            group.group_id: group.tokens_per_block * offloading_spec.blocks_per_chunk
+            for group in groups
+        }
         self._device = device_of(primary_kv_view)
-        self._tier = Tier("vllm-tier", limits, socket)
+        self._tier = Tier("vllm-tier", limits, socket, identity)
         self._lookups = Workers("tier-lookup", 1, limits.max_tasks)
-        self._copies = Workers("tier-copy", limits.threads, limits.max_tasks)
+        # Stores are long and nobody waits for one; a request waits for a load.
+        self._loads = Workers("tier-load", limits.threads, limits.max_tasks)
+        self._stores = Workers("tier-store", limits.threads, limits.max_tasks)
         self._requests: dict[str, Request] = {}
         self._done: list[JobResult] = []
         self._lock = threading.Lock()
@@ -117,9 +131,11 @@ class UndercroftTier(SecondaryTierManager):
             for request, _ in asked:
                 request.unasked = []
         for request, keys in asked:
+            deadline = self._tier.limits.lookup()
             self._lookups.submit(
-                lambda request=request, keys=keys: self._look_up(request, keys),
-                lambda request=request, keys=keys: self._answer(request, keys, set()),
+                partial(self._look_up, request, keys, deadline),
+                partial(self._answer, request, keys, set()),
+                deadline,
             )
 
     def on_request_finished(self, req_context: Any) -> None:
@@ -130,10 +146,12 @@ class UndercroftTier(SecondaryTierManager):
             self._lookups.submit(lambda: [hold.drop() for hold in holds], lambda: None)
 
     def submit_store(self, job_metadata: TransferJob) -> None:
-        self._submit(job_metadata, self._store)
+        deadline = Deadline(self._tier.limits.store_deadline)
+        self._submit(job_metadata, self._stores, self._store, deadline)
 
     def submit_load(self, job_metadata: TransferJob) -> None:
-        self._submit(job_metadata, self._load)
+        deadline = Deadline(self._tier.limits.load_deadline)
+        self._submit(job_metadata, self._loads, self._load, deadline)
 
     def get_finished_jobs(self) -> Iterable[JobResult]:
         with self._lock:
@@ -141,15 +159,26 @@ class UndercroftTier(SecondaryTierManager):
         return done
 
     def drain_jobs(self) -> None:
-        self._copies.wait_idle()
+        """The scheduler waits here: for what is under way, which ends by its deadline. What has not
+        begun is given up."""
+        self._stores.drain()
+        self._loads.drain()
 
     def shutdown(self) -> None:
-        # First of all the session: with it calls under way end.
-        self._tier.close()
-        self._lookups.close()
-        self._copies.close()
+        try:
+            # First of all the session: with it calls under way end.
+            self._tier.close()
+        finally:
+            for workers in (self._lookups, self._loads, self._stores):
+                workers.close()
 
-    def _submit(self, job: TransferJob, work: Callable[[list[Chunk]], set[bytes]]) -> None:
+    def _submit(
+        self,
+        job: TransferJob,
+        workers: Workers,
+        work: Callable[[list[Chunk], Deadline], set[bytes]],
+        deadline: Deadline,
+    ) -> None:
         keys = [bytes(key) for key in job.keys]
         with self._lock:
             # The scheduler's own thread looks at its request; ours look at chunks.
@@ -161,13 +190,13 @@ class UndercroftTier(SecondaryTierManager):
             began = time.monotonic()
             done: set[bytes] = set()
             try:
-                done = work(self._chunks(job, keys, places, above))
-            except Exception as error:  # noqa: BLE001  vLLM waits for this job
+                done = work(self._chunks(job, keys, places, above), deadline)
+            except BaseException as error:  # noqa: BLE001  vLLM waits for this job
                 self._tier.tell("error", "a job of vLLM's failed: %s: %s",
                                 type(error).__name__, error)
             self._finish(job, done, time.monotonic() - began)
 
-        self._copies.submit(run, lambda: self._finish(job, set(), 0.0))
+        workers.submit(run, lambda: self._finish(job, set(), 0.0), deadline)
 
     def _finish(self, job: TransferJob, done: set[bytes], seconds: float) -> None:
         failed = {bytes(key) for key in job.keys} - done
@@ -197,38 +226,43 @@ class UndercroftTier(SecondaryTierManager):
         chunks: list[tuple[int, Chunk]] = []
         for key, block, placed in zip(keys, job.chunk_ids, places, strict=True):
             group = get_offload_group_idx(key)
-            if placed is None:
+            tokens = self._chunk_tokens.get(group)
+            if placed is None or tokens is None:
                 chunks.append((0, Chunk(key, int(block), group)))
                 continue
-            end, tokens = placed[1], self._chunk_tokens[group]
+            end = placed[1]
             parent = above.get((group, end - tokens))
             index = end // tokens - 1 if parent is not None else 0
             chunks.append((end, Chunk(key, int(block), group, parent, index)))
         chunks.sort(key=lambda chunk: (chunk[1].group, chunk[0]))
         return [chunk for _, chunk in chunks]
 
-    def _shelf(self, group: int, deadline: float) -> Shelf | None:
+    def _shelf(self, group: int, deadline: Deadline) -> Shelf | None:
         if self._model is None:
             return None
-        identity = {**self._identity, "group": self._identity["groups"][group]}
+        if group not in self._groups:
+            self._tier.tell("group", "vLLM has said nothing of group %d, its chunks are not kept",
+                            group)
+            return None
+        identity = {**self._identity, "group": self._groups[group]}
         size = self.block_size_bytes
         return self._tier.shelf(identity, self._model, [size], deadline, group=group)
 
-    def _look_up(self, request: Request, keys: list[bytes]) -> None:
+    def _look_up(self, request: Request, keys: list[bytes], deadline: Deadline) -> None:
         there: set[bytes] = set()
         holds: list[undercroft.Hold] = []
-        limits = self._tier.limits
+        hold_for = self._tier.limits.hold
         try:
             for group, of_group in by_group(keys):
-                shelf = self._shelf(group, limits.lookup_deadline)
+                shelf = self._shelf(group, deadline)
                 if shelf is None:
                     continue
                 names = shelf.keys([get_offload_block_hash(key) for key in of_group])
-                for first, count, hold in shelf.find(names, limits.lookup_deadline, limits.hold):
+                for first, count, hold in shelf.find(names, deadline, hold_for):
                     there.update(of_group[first : first + count])
                     if hold is not None:
                         holds.append(hold)
-        except Exception as error:  # noqa: BLE001  a request waits for this answer
+        except BaseException as error:  # noqa: BLE001  a request waits for this answer
             self._tier.tell("error", "a lookup of vLLM's failed: %s", error)
         self._answer(request, keys, there, holds)
 
@@ -248,25 +282,22 @@ class UndercroftTier(SecondaryTierManager):
             for hold in holds:
                 hold.drop()
 
-    def _load(self, chunks: list[Chunk]) -> set[bytes]:
-        limits = self._tier.limits
-        end = time.monotonic() + limits.load_deadline
+    def _load(self, chunks: list[Chunk], deadline: Deadline) -> set[bytes]:
         loaded: set[bytes] = set()
         for group, of_group in by_group(chunks):
-            left = max(0.0, end - time.monotonic())
-            shelf = self._shelf(group, left)
+            shelf = self._shelf(group, deadline)
             if shelf is None:
                 continue
             names = shelf.keys([get_offload_block_hash(chunk.key) for chunk in of_group])
-            got = shelf.load(names, self._device, [chunk.block for chunk in of_group], left)
+            blocks = [chunk.block for chunk in of_group]
+            got = shelf.load(names, self._device, blocks, deadline)
             loaded.update(chunk.key for chunk, ok in zip(of_group, got) if ok)
         return loaded
 
-    def _store(self, chunks: list[Chunk]) -> set[bytes]:
-        end = time.monotonic() + self._tier.limits.store_deadline
+    def _store(self, chunks: list[Chunk], deadline: Deadline) -> set[bytes]:
         stored: set[bytes] = set()
         for group, of_group in by_group(chunks):
-            shelf = self._shelf(group, max(0.0, end - time.monotonic()))
+            shelf = self._shelf(group, deadline)
             if shelf is None:
                 continue
             for run in chains(of_group):
@@ -274,8 +305,8 @@ class UndercroftTier(SecondaryTierManager):
                 above = run[0].parent
                 parent = None if above is None else shelf.keys([get_offload_block_hash(above)])[0]
                 there = shelf.store(
-                    names, self._device, [chunk.block for chunk in run],
-                    max(0.0, end - time.monotonic()), parent, run[0].index,
+                    names, self._device, [chunk.block for chunk in run], deadline, parent,
+                    run[0].index,
                 )
                 stored.update(chunk.key for chunk, ok in zip(run, there) if ok)
         return stored
@@ -303,6 +334,8 @@ def identity_of(spec: Any) -> dict[str, Any]:
         "worker_bytes": config.worker_kv_bytes_per_block,
         "parallel": [parallel.world_size, parallel.tp_size, parallel.pp_size, parallel.pcp_size,
                      parallel.dcp_size],
+        # Where the engine cuts the layers into stages.
+        "stages": os.environ.get("VLLM_PP_LAYER_PARTITION") if parallel.pp_size > 1 else None,
         "layout": [config.replicated_layout, config.canonical_layout, config.kv_cache_layout],
         "groups": [[group.tokens_per_block, *group.layer_names] for group in config.groups],
     }
