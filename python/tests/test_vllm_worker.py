@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import unittest
+from unittest import mock
 
+import standins
+from undercroft.vllm.guard import ENDS, harmless
 from undercroft.vllm.messages import LoadJob, Reports, Run, Step, StoreJob
 from undercroft.vllm.settings import Settings
 from undercroft.vllm.worker import GroupIo, Worker
-from vllm_fakes import Space, loaded, stored
+from vllm_fakes import Broken, Space, loaded, stored
 
 KEYS = bytes(range(32)) * 4
 
@@ -175,7 +178,7 @@ class Stores(unittest.TestCase):
 
     def test_a_device_that_cannot_be_ordered_frees_the_blocks_of_every_job(self) -> None:
         def broken(_device: object) -> object:
-            raise RuntimeError("no event")
+            raise Broken.kind("no event")
 
         worker, (space,) = bench()
         worker.store(Step(1, [], [store_job(3), store_job(4)]), broken)
@@ -197,6 +200,40 @@ class Stores(unittest.TestCase):
         space.tasks[0].breaks = True
         self.assertEqual(worker.take_reports(), Reports({3: (1, False), 4: (1, True)}))
         self.assertTrue(worker.is_idle)
+
+
+class Panicking(unittest.TestCase):
+    """The native module panics instead of raising: no `Exception`."""
+
+    def setUp(self) -> None:
+        panics = mock.patch.object(Broken, "kind", standins.Panic)
+        panics.start()
+        self.addCleanup(panics.stop)
+
+
+class PanickingLoads(Panicking, Loads):
+    """All of it once more."""
+
+
+class PanickingStores(Panicking, Stores):
+    """All of it once more."""
+
+
+class Guarded(unittest.TestCase):
+    def test_a_hook_answers_a_panic_and_lets_the_process_end(self) -> None:
+        class Engine:
+            raised: BaseException
+
+            @harmless(lambda _: "a miss")
+            def hook(self) -> str:
+                raise self.raised
+
+        engine = Engine()
+        engine.raised = standins.Panic("!")
+        self.assertEqual(engine.hook(), "a miss")
+        for ends in ENDS:
+            engine.raised = ends()
+            self.assertRaises(ends, engine.hook)
 
 
 class Aggregation(unittest.TestCase):

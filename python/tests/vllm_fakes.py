@@ -11,6 +11,12 @@ from typing import Any
 PAGE = 16
 
 
+class Broken:
+    """What is raised by what breaks."""
+
+    kind: type[BaseException] = RuntimeError
+
+
 class Block:
     """One block of the engine's pool."""
 
@@ -118,7 +124,7 @@ class Hold:
     def drop(self) -> None:
         self.dropped = True
         if self.breaks:
-            raise RuntimeError("this hold is broken")
+            raise Broken.kind("this hold is broken")
 
 
 class Daemon:
@@ -188,13 +194,13 @@ class Task:
 
     def result(self, timeout: float | None = None) -> Any:
         if self.breaks:
-            raise RuntimeError("this task is broken")
+            raise Broken.kind("this task is broken")
         return self.value
 
     def wait_layer(self, layer: int, timeout: float | None = None) -> int | None:
         self.waited += 1
         if self.breaks:
-            raise RuntimeError("this task is broken")
+            raise Broken.kind("this task is broken")
         return self.layer
 
 
@@ -209,7 +215,7 @@ class Space:
 
     def _task(self) -> Task:
         if self.fails:
-            raise RuntimeError("this space is broken")
+            raise Broken.kind("this space is broken")
         self.tasks.append(Task())
         return self.tasks[-1]
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from ..workers import ENDS
+
 # A child of the engine's own logger, so that it appears in the engine's format and level.
 logger = logging.getLogger("vllm.undercroft")
 
@@ -61,7 +63,9 @@ def harmless(answer: Callable[..., Any]) -> Callable[[F], F]:
         def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
             try:
                 return hook(self, *args, **kwargs)
-            except Exception as error:  # noqa: BLE001 - nothing may reach the engine
+            except ENDS:
+                raise
+            except BaseException as error:  # noqa: BLE001 - nothing may reach the engine
                 name = hook.__name__
                 complaints.say(
                     f"{name}:{type(error).__name__}",
@@ -73,7 +77,9 @@ def harmless(answer: Callable[..., Any]) -> Callable[[F], F]:
                 logger.debug("undercroft: %s failed", name, exc_info=True)
             try:
                 return answer(self, *args, **kwargs)
-            except Exception as error:  # noqa: BLE001 - not even the answer may raise
+            except ENDS:
+                raise
+            except BaseException as error:  # noqa: BLE001 - not even the answer may raise
                 complaints.say("answer", "undercroft: %s has no answer: %r", hook.__name__, error)
             return None
 

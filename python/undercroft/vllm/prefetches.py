@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from .guard import complaints
+from .guard import ENDS, complaints
 from .requests import Keys, Known
 from .settings import Settings
 
@@ -56,7 +56,9 @@ class Prefetches:
         while (known := self._queue.get()) is not None:
             try:
                 self._ask(known)
-            except Exception as error:  # noqa: BLE001 - a prefetch not made costs time alone
+            except ENDS:
+                raise
+            except BaseException as error:  # noqa: BLE001 - a prefetch not made costs time alone
                 complaints.say("prefetch", "undercroft: pages were not prefetched: %r", error)
 
     def _ask(self, known: Known) -> None:

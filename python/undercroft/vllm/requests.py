@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .guard import complaints
+from .guard import ENDS, complaints
 from .messages import KEY_BYTES
 
 
@@ -89,7 +89,9 @@ class Known:
             return
         try:
             hold.drop()
-        except Exception as error:  # noqa: BLE001 - it ends by itself; whoever drops it goes on
+        except ENDS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - it ends by itself; whoever drops it goes on
             complaints.say("hold", "undercroft: a hold was not given back: %r", error)
 
 

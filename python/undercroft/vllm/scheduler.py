@@ -15,7 +15,7 @@ from typing import Any
 
 from .adapters import Adapters
 from .events import Announced
-from .guard import complaints
+from .guard import ENDS, complaints
 from .items import are_named_by_content
 from .lookups import Lookups
 from .messages import KEY_BYTES, LoadJob, Reports, Run, Step
@@ -195,7 +195,9 @@ class Scheduler:
                     known.layer_step = step.number
         try:
             self._plan(scheduler_output)
-        except Exception as error:  # noqa: BLE001 - loads and pinned blocks must reach the workers
+        except ENDS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - loads and pinned blocks must reach workers
             complaints.say("plan", "undercroft: stores of a step were not planned: %r", error)
         step.stores = self._stores.take()
         return step
@@ -257,7 +259,9 @@ class Scheduler:
         for number, (workers, whole) in reports.stores.items():
             try:
                 done.append(self._stores.report(number, workers, whole))
-            except Exception as error:  # noqa: BLE001 - the other stores are over all the same
+            except ENDS:
+                raise
+            except BaseException as error:  # noqa: BLE001 - the other stores are over all the same
                 complaints.say("report", "undercroft: a store was not settled: %r", error)
         for number, workers in reports.layered.items():
             if number in self._layered:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from dataclasses import dataclass, field
 from typing import Any
 
-from .guard import complaints
+from .guard import ENDS, complaints
 from .messages import KEY_BYTES, LoadJob, Reports, Step, StoreJob
 from .settings import Settings
 
@@ -91,7 +91,9 @@ class Worker:
         for loading in self._enter(step):
             try:
                 self._begin(loading)
-            except Exception as error:  # noqa: BLE001 - it is known by now, and ends as failed
+            except ENDS:
+                raise
+            except BaseException as error:  # noqa: BLE001 - it is known by now, and ends as failed
                 loading.broken = True
                 complaints.say("load", "undercroft: a load could not be begun: %s", error)
 
@@ -132,7 +134,9 @@ class Worker:
                         by_layer=job.by_layer,
                     )
                 )
-            except Exception as error:  # noqa: BLE001 - the other groups' tasks go on all the same
+            except ENDS:
+                raise
+            except BaseException as error:  # noqa: BLE001 - the other groups' go on all the same
                 loading.broken = True
                 complaints.say("load", "undercroft: a load could not be begun: %s", error)
                 break
@@ -147,7 +151,9 @@ class Worker:
                 try:
                     if task.wait_layer(group.layers[layer], timeout) is None:
                         loading.broken = True
-                except Exception as error:  # noqa: BLE001 - the layer is computed all the same
+                except ENDS:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - the layer is computed all the same
                     loading.broken = True
                     complaints.say("layer", "undercroft: a layer was not waited for: %s", error)
 
@@ -158,7 +164,9 @@ class Worker:
             for loading in loads:
                 try:
                     self._outwait(loading)
-                except Exception as error:  # noqa: BLE001 - the other loads end all the same
+                except ENDS:
+                    raise
+                except BaseException as error:  # noqa: BLE001 - the other loads end all the same
                     loading.broken = True
                     complaints.say("layer", "undercroft: a load was not waited for: %s", error)
                 self._settle(loading, told=False)
@@ -189,7 +197,9 @@ class Worker:
             finished.requests.add(job.req_id)
         try:
             bad = self._missing(loading)
-        except Exception as error:  # noqa: BLE001 - it is told all the same, and as failed
+        except ENDS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - it is told all the same, and as failed
             complaints.say("settle", "undercroft: nothing is known of a load: %s", error)
             bad = {block for run in job.runs for block in run.blocks}
         if bad:
@@ -236,7 +246,9 @@ class Worker:
             return
         try:
             devices = self._devices(after)
-        except Exception as error:  # noqa: BLE001 - stores that are not begun are later misses
+        except ENDS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - stores that are not begun are later misses
             complaints.say("store", "undercroft: a step's stores could not be begun: %s", error)
             self.refuse_stores(step)
             return
@@ -245,7 +257,9 @@ class Worker:
             storing = self._storing[job.number] = Storing()
             try:
                 self._begin_store(job, devices, storing)
-            except Exception as error:  # noqa: BLE001 - a store that is not begun is a later miss
+            except ENDS:
+                raise
+            except BaseException as error:  # noqa: BLE001 - a store not begun is a later miss
                 storing.broken = True
                 complaints.say("store", "undercroft: a store could not be begun: %s", error)
 
@@ -280,7 +294,9 @@ class Worker:
                     wait_for_credits=True,
                 )
                 storing.tasks.append((task, len(run.blocks)))
-            except Exception as error:  # noqa: BLE001 - the other groups' tasks go on all the same
+            except ENDS:
+                raise
+            except BaseException as error:  # noqa: BLE001 - the other groups' go on all the same
                 storing.broken = True
                 complaints.say("store", "undercroft: a store could not be begun: %s", error)
 
@@ -297,7 +313,9 @@ class Worker:
     def _all_whole(self, storing: Storing) -> bool:
         try:
             whole = [self._is_whole(task.result(0), pages) for task, pages in storing.tasks]
-        except Exception as error:  # noqa: BLE001 - it is told all the same
+        except ENDS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - it is told all the same
             complaints.say("stored", "undercroft: nothing is known of a store: %s", error)
             return False
         return all(whole) and not storing.broken
