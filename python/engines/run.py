@@ -18,7 +18,19 @@ from harness.processes import end_all  # noqa: E402
 from harness.report import Report  # noqa: E402
 from harness.setting import Setting, again  # noqa: E402
 
-SUITES = ("smoke", "equality", "pressure", "faults", "chat", "ttft", "shared", "overhead", "wheel")
+SUITES = (
+    "smoke",
+    "equality",
+    "pressure",
+    "faults",
+    "chat",
+    "ttft",
+    "shared",
+    "lmcache",
+    "programs",
+    "overhead",
+    "wheel",
+)
 
 
 def give_up(signal_number: int, frame: object) -> None:

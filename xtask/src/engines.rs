@@ -1,6 +1,7 @@
 //! Real engines in front of a real daemon: `cargo xtask engines`.
 
-use crate::command::{check, is_installed};
+use crate::capi;
+use crate::command::{cargo, check, is_installed, target_directory};
 use crate::python::{self, Profile};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -35,6 +36,10 @@ pub(crate) enum Suite {
     Ttft,
     /// Two engines at once, and two ranks
     Shared,
+    /// LMCache with Undercroft as its L2, after LMCache's restart
+    Lmcache,
+    /// llama.cpp through the C ABI and a candle model: the same after they were restored
+    Programs,
     /// What a miss costs inside the connector
     Overhead,
     /// The wheel in an environment of its own, and the recipe
@@ -131,6 +136,11 @@ pub(crate) fn run(root: &Path, wish: &Wish) -> Result<Result<String, Missing>> {
     if wish.has(Suite::Wheel) {
         command.arg("--wheel").arg(python::wheel(root)?);
     }
+    if wish.has(Suite::Programs) {
+        let library = capi::run(root, true, None)?.join("lib/libundercroft.so.1");
+        command.env("UNDERCROFT_LIBRARY", library).env("UNDERCROFT_CANDLE", candle(root)?);
+        command.env("UNDERCROFT_LLAMA_PYTHON", environment.join("llama/bin/python"));
+    }
     command.args(&wish.arguments);
     command.env("UNDERCROFT_LMCACHE_PYTHON", environment.join("lmcache/bin/python"));
     command.env("PYTHONPATH", parent).env("UNDERCROFT_BIN", program);
@@ -138,6 +148,13 @@ pub(crate) fn run(root: &Path, wish: &Wish) -> Result<Result<String, Missing>> {
     check(&mut command)?;
     let names = if wish.all { vec!["all".to_owned()] } else { wish.names() };
     Ok(Ok(if names.is_empty() { "smoke".to_owned() } else { names.join(", ") }))
+}
+
+/// Builds the candle model's program.
+fn candle(root: &Path) -> Result<PathBuf> {
+    let package = root.join("client/examples/candle");
+    check(cargo(&package).args(["build", "--locked"]))?;
+    Ok(target_directory(&package)?.join("debug/undercroft-candle"))
 }
 
 /// The folder of the environment.
@@ -149,8 +166,11 @@ fn environment(root: &Path, wish: &Wish) -> Result<Result<PathBuf, Missing>> {
     let mut command = Command::new(interpreter);
     command.arg("-B").arg(root.join(ENVIRONMENT));
     command.arg("--bound").arg(wish.bounds().0.as_secs().to_string());
-    if wish.has(Suite::Ttft) {
+    if wish.has(Suite::Ttft) || wish.has(Suite::Lmcache) {
         command.arg("--lmcache");
+    }
+    if wish.has(Suite::Programs) {
+        command.arg("--llama");
     }
     println!("$ {INTERPRETER} {ENVIRONMENT}");
     let output = command
