@@ -14,6 +14,11 @@ const LAYERS: u32 = 8;
 const PAGES: u32 = 24;
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What the model computes: each layer of each page has bytes of its own.
+fn computed(page: u32, at: usize) -> u8 {
+    (page * 31 + at as u32 / 2048 * 7 + 1) as u8
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let socket = std::env::args_os().nth(1).map_or_else(find_socket, Into::into);
     let client = Client::connect(ConnectOptions::new(socket))?;
@@ -36,6 +41,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = HostOptions { copy_threads: 1, link_bytes_per_s: Some(20 << 20) };
     let device = HostDevice::new(geometry, PAGES, options)?;
     let blocks: Vec<BlockId> = (0..PAGES).map(BlockId).collect();
+    for (page, block) in (0..).zip(&blocks) {
+        device.write_block(*block, |at, bytes| bytes.fill(computed(page, at)))?;
+    }
     let mut chain = Chain::new(&space.family.digest(), b"");
     let keys: Vec<PageKey> = (0..PAGES).map(|page| chain.push(&[page; 16])).collect();
     let run = StoreRun { parent: None, first: 0, keys: &keys, stamp: Stamp(0) };
@@ -43,6 +51,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let stored = pages.store(run, &device, &blocks, options);
     println!("stored {}, held already {}", stored.stored, stored.held);
 
+    // The engine's memory has other bytes by now.
+    for block in &blocks {
+        device.write_block(*block, |_, bytes| bytes.fill(0))?;
+    }
     let began = Instant::now();
     let from = FetchFrom::Keys(&keys);
     let mut load = pages.fetch_by_layer(&device, from, &blocks, Stamp(0), PATIENCE);
@@ -54,5 +66,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let loaded = load.finish();
     println!("{} pages, {} bytes after {:?}", loaded.pages, loaded.bytes, began.elapsed());
-    if loaded.pages == PAGES { Ok(()) } else { Err(format!("{:?}", loaded.why).into()) }
+    if loaded.pages < PAGES {
+        return Err(format!("{:?}", loaded.why).into());
+    }
+    let mut same = true;
+    for (page, block) in (0..).zip(&blocks) {
+        let is_computed = |at, bytes: &[u8]| bytes.iter().all(|byte| *byte == computed(page, at));
+        device.read_block(*block, |at, bytes| same &= is_computed(at, bytes))?;
+    }
+    println!("what was computed: {}", if same { "same" } else { "lost" });
+    if same { Ok(()) } else { Err("other bytes came back".into()) }
 }

@@ -38,8 +38,14 @@ fn shard(index: u16) -> Result<Space, Box<dyn Error>> {
     Ok(Space { family, rank: Rank::Of { index, count: RANKS }, group: 0, geometry })
 }
 
+/// What a rank's half of the model computes for a page.
+fn computed(rank: u16, page: u32) -> u8 {
+    (u32::from(rank) * 100 + page + 1) as u8
+}
+
 /// A worker, with its blocks and its shard.
 struct Worker {
+    rank: u16,
     client: Client,
     pages: SpaceHandle,
     device: HostDevice,
@@ -52,10 +58,10 @@ impl Worker {
         let pages = client.open_space(&space, PATIENCE)?;
         let device = HostDevice::new(space.geometry, PAGES, HostOptions::default())?;
         let blocks: Vec<BlockId> = (0..PAGES).map(BlockId).collect();
-        for block in &blocks {
-            device.write_block(*block, |_, bytes| bytes.fill(index as u8 + 1))?;
+        for (page, block) in (0..).zip(&blocks) {
+            device.write_block(*block, |_, bytes| bytes.fill(computed(index, page)))?;
         }
-        Ok(Self { client, pages, device, blocks })
+        Ok(Self { rank: index, client, pages, device, blocks })
     }
 
     fn store(&self, keys: &[PageKey]) -> u32 {
@@ -65,12 +71,26 @@ impl Worker {
         stored.stored + stored.held
     }
 
-    /// Takes a hold over and loads its own shard of what it holds.
+    /// Takes a hold over and loads its own shard of what it holds, into blocks that had something
+    /// else. Says how many pages have the bytes that this rank computed.
     fn load(&self, token: Token, stamp: Stamp) -> Result<u32, Box<dyn Error>> {
+        for block in &self.blocks {
+            self.device.write_block(*block, |_, bytes| bytes.fill(0))?;
+        }
         let hold = self.client.take_hold(token, PATIENCE)?;
         let from = FetchFrom::Hold(&hold, 0, hold.pages());
         let blocks = &self.blocks[..hold.pages() as usize];
-        Ok(self.pages.fetch_into(&self.device, from, blocks, stamp, PATIENCE).pages)
+        let loaded = self.pages.fetch_into(&self.device, from, blocks, stamp, PATIENCE);
+        for (page, block) in (0..loaded.pages).zip(blocks) {
+            let wanted = computed(self.rank, page);
+            let mut same = true;
+            self.device
+                .read_block(*block, |_, bytes| same &= bytes.iter().all(|b| *b == wanted))?;
+            if !same {
+                return Err(format!("page {page} has other bytes than were computed").into());
+            }
+        }
+        Ok(loaded.pages)
     }
 }
 

@@ -5,7 +5,9 @@
  *
  * What a call returns: UNDERCROFT_OK, or a positive UNDERCROFT_MISS_*: not all of what was asked for, go on
  * without it, which is part of the job; or a negative UNDERCROFT_ERROR_*: the call was wrong, and nothing was
- * done or written. undercroft_last_error() says either in words. Whatever is wrong with the daemon is a miss.
+ * done or written, but that the handle it was to make is null. (After UNDERCROFT_ERROR_INTERNAL, a bug in here, a
+ * load may have written to its blocks.) undercroft_last_error() says either in words. Whatever is wrong with the
+ * daemon is a miss.
  *
  * Ownership: a handle (undercroft_client, _space, _hold, _device, _task) belongs to the caller who got it, and is
  * freed once, by the function of that name, when no other thread is using it. Handles may be freed in any order:
@@ -19,11 +21,15 @@
  * into or out of the caller's own memory that has begun is waited for beyond it.
  *
  * Structs begin with their own size, which the caller sets; all other fields zero are the defaults. A later version
- * adds fields at the end and functions, changes nothing, and takes what was compiled with an older header.
+ * adds fields at the end and functions, changes nothing, and takes what was compiled with an older header. Those that
+ * never grow have no size: undercroft_geometry, _tensor and _place.
  *
- * Processes: a handle belongs to the process that made it. In a forked child its calls are UNDERCROFT_MISS_FORKED.
+ * Processes: a handle belongs to the process that made it. In a forked child calls that return an outcome return
+ * UNDERCROFT_MISS_FORKED, and wait for nobody. What came to its end before the fork is there, and all may be freed.
  *
- * No panic and no exception leaves this library. It reads the environment once, to find the daemon's socket.
+ * No panic and no exception leaves this library. It installs no signal handlers; its threads block no signals, so that
+ * a handler of the process may run on them. The environment is read where a client connects without a socket:
+ * UNDERCROFT_SOCKET and XDG_RUNTIME_DIR.
  */
 
 
@@ -204,8 +210,8 @@
 #define UNDERCROFT_COPY_KERNEL 3
 
 // A session with the daemon, kept up behind the caller's back. Any number of threads may use it at once. It
-// belongs to the process that made it: in a forked child every call is `UNDERCROFT_MISS_FORKED`, and it must
-// be freed there without having been used, or left alone.
+// belongs to the process that made it: in a forked child every call that returns an outcome returns
+// `UNDERCROFT_MISS_FORKED` at once, but for the state and what reads no client. It may be freed there, or left alone.
 typedef struct undercroft_client undercroft_client;
 
 // Where an engine keeps its blocks, and who copies between them and the daemon's memory. It refers to the
@@ -243,14 +249,15 @@ typedef struct undercroft_connect_options {
     // The user that the daemon's socket must be served by. Without `check_daemon_uid`: root, this process's
     // own user, or the owner of the directory that the socket lies in.
     uint32_t daemon_uid;
-    // Threads that run started loads and stores, made with the first one; 0: 2. At most 64.
+    // Threads that run started loads, made with the first one; 0: 2. At most 64. Stores have one more for
+    // themselves: no load waits behind a store.
     uint32_t threads;
-    // Started loads and stores that may wait for a thread; 0: 1024.
+    // Started loads that may wait for a thread, and as many stores; 0: 1024.
     uint32_t max_tasks;
     // Must be zero.
     uint32_t reserved;
-    // The GPU to copy with, from `undercroft_device_cuda`; null for none. The client goes on using it after
-    // the handle is freed.
+    // The GPU to copy with, from `undercroft_device_cuda`; null for none. Once the device is freed and what uses it
+    // is over, the daemon's memory is no longer registered with it.
     const struct undercroft_device *gpu;
 } undercroft_connect_options;
 
@@ -350,7 +357,8 @@ typedef struct undercroft_found {
     // Estimated time until all found pages are in DRAM, microseconds.
     uint64_t estimate_us;
     // The hold, if one was asked for and anything was found, else null. The caller's: free it with
-    // `undercroft_hold_free`.
+    // `undercroft_hold_free`. It may be null although pages were found, where the tenant holds as much as it may:
+    // load them by their keys then.
     struct undercroft_hold *hold;
 } undercroft_found;
 
@@ -443,7 +451,7 @@ typedef struct undercroft_load_request {
     const uint8_t *token;
     // `pages` numbers: page `i` goes to block `blocks[i]`, and none is named twice. Null: to block `i`.
     const uint32_t *blocks;
-    // How many pages.
+    // How many pages: no more than the device has blocks.
     size_t pages;
     // With `hold`: the first page of it.
     uint32_t hold_first;
@@ -657,8 +665,8 @@ UNDERCROFT_NOEXCEPT;
 // Finds the longest run of leading pages that all these spaces hold: the ranks and groups of one family, opened
 // by this client. `spaces` are `n_spaces` handles, `keys` are `n_keys` keys of one chain from its start.
 //
-// With `hold_us` nothing of what was found is evicted until the hold is freed or that long has passed; 0 for no
-// hold. The answer is there by the deadline, or it is a miss. Returns why not all was found; `found` is filled
+// With `hold_us` nothing of what was found is evicted until the hold is freed or that long has passed, or as long as
+// the daemon lets a hold last (`policy.max_hold_ms`); 0 for no hold. The answer is there by the deadline, or it is a miss. Returns why not all was found; `found` is filled
 // in whatever is returned that is not an error.
 int32_t undercroft_lookup(const struct undercroft_client *client,
                           const struct undercroft_space *const *spaces,
@@ -763,9 +771,10 @@ UNDERCROFT_NOEXCEPT;
 // `UNDERCROFT_PENDING`.
 int32_t undercroft_task_wait(const struct undercroft_task *task, uint64_t deadline_us) UNDERCROFT_NOEXCEPT;
 
-// Waits until layer `layer` and all before it lie in their blocks, of a load that was started with `by_layer`. Of
-// how many leading pages goes to `pages`: of fewer than were asked for if the rest is a miss, and of a later layer
-// possibly of fewer than of an earlier one. `UNDERCROFT_PENDING` if that takes longer than the deadline.
+// Waits until layer `layer` and all before it lie in their blocks, of a load that was started with `by_layer`; of
+// another one, until it is over. Of how many leading pages goes to `pages`: of fewer than were asked for if the rest
+// is a miss, and of a later layer possibly of fewer than of an earlier one. `UNDERCROFT_PENDING` if that takes longer
+// than the deadline.
 int32_t undercroft_task_wait_layer(const struct undercroft_task *task,
                                    uint32_t layer,
                                    uint64_t deadline_us,

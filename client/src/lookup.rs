@@ -15,7 +15,7 @@ use undercroft_wire::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LookupOptions {
     /// If given, nothing of what was found is evicted until it is fetched and the hold dropped,
-    /// or this long has passed.
+    /// or this long has passed, or as long as the daemon lets a hold last.
     pub hold: Option<Duration>,
     /// The answer is there by then, or it is a miss.
     pub deadline: Duration,
@@ -37,7 +37,8 @@ pub struct Found {
     pub dram: u32,
     /// Of these, how many must be read from SSD in at least one space.
     pub ssd: u32,
-    /// The hold, if one was asked for and anything was found.
+    /// The hold, if one was asked for and anything was found. There may be none all the same: a
+    /// domain holds no more than it may. What was found is fetched by its keys then.
     pub hold: Option<Hold>,
     /// The request's place in the daemon's order, for its fetches and stores.
     pub stamp: Stamp,

@@ -1,5 +1,5 @@
 use crate::bell::{from_now, whole_ms};
-use crate::client::{Inner, not_expected};
+use crate::client::{Client, Inner, not_expected};
 use crate::connection::{Connection, Ticket, locked};
 use crate::inbox::Expects;
 use crate::{MissReason, OpenError};
@@ -287,7 +287,21 @@ impl SpaceHandle {
     /// Whether the space is open in the session of the moment.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.ready().is_ok()
+        self.check_open().is_ok()
+    }
+
+    /// As [`SpaceHandle::is_open`], and why not.
+    ///
+    /// # Errors
+    /// What any call would miss for just now.
+    pub fn check_open(&self) -> Result<(), MissReason> {
+        self.ready().map(drop)
+    }
+
+    /// Whether this client, or a clone of it, opened the space.
+    #[must_use]
+    pub fn is_of(&self, client: &Client) -> bool {
+        Arc::ptr_eq(&self.client, client.inner())
     }
 
     /// Lifts pages towards DRAM ahead of need, to stay there for about `ttl`. `keys` is a run of

@@ -249,7 +249,7 @@ impl Shared {
             let keys = seat.engine.keys(id, pages);
             let stored = seat.engine.store(&keys, Stamp(0));
             if stored.stored + stored.held != pages {
-                report.cut_pages += u64::from(stored.unsettled);
+                report.cut_pages += u64::from(stored.unsettled + stored.coming);
                 report.refused_pages += u64::from(stored.declined.total() + stored.failed);
                 continue;
             }

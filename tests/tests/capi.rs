@@ -9,7 +9,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use undercroft_client::wire::{Chain, Dtype, Family, Geometry, PageKey, Rank, Space, Stamp};
 use undercroft_client::{
-    Client, ConnectOptions, FetchFrom, SpaceHandle, StoreOptions, StoreRun, Token,
+    Client, ConnectOptions, FetchFrom, LookupOptions, SpaceHandle, StoreOptions, StoreRun, Token,
 };
 use undercroft_gpu_shim::{BlockId, HostDevice, HostOptions};
 use undercroft_tests::{DaemonOptions, TestDaemon, program, skip};
@@ -128,6 +128,23 @@ fn the_c_example_computes_once() {
     }
 }
 
+/// A tenant that holds as much as it may is given no more holds; what is found can be loaded.
+#[test]
+fn the_c_example_goes_on_without_a_hold() {
+    let test = "the_c_example_goes_on_without_a_hold";
+    let mut holds = Vec::new();
+    let take_all = |daemon: &TestDaemon| {
+        let (space, keys) = kept(daemon);
+        let options = LookupOptions { hold: Some(PATIENCE), deadline: PATIENCE };
+        holds.extend(std::iter::from_fn(|| space.lookup(&keys, options).hold));
+        assert!(!holds.is_empty());
+        Vec::new()
+    };
+    for said in runs_on(test, &C, "examples/engine.c", 1, take_all) {
+        assert!(said.contains("round 2: 20 pages loaded, 0 computed"), "{said}");
+    }
+}
+
 #[test]
 fn the_cxx_example_hands_a_hold_over() {
     let test = "the_cxx_example_hands_a_hold_over";
@@ -222,6 +239,70 @@ fn declared(header: &str) -> BTreeSet<&str> {
         .filter_map(|line| line.split_once('(')?.0.rsplit([' ', '*']).next())
         .filter(|name| name.starts_with("undercroft_"))
         .collect()
+}
+
+/// What programs were compiled with stays where it is, and is what it was.
+#[test]
+fn version_1_stays_as_it_is() {
+    let _said = runs("version_1_stays_as_it_is", &C, "tests/version1.c", 1);
+}
+
+/// What `pkg-config` says of the installed library, as arguments.
+fn described(arguments: &[&str]) -> Result<Vec<String>, String> {
+    let descriptions = library().join("pkgconfig");
+    let mut command = Command::new("pkg-config");
+    command.args(arguments).env("PKG_CONFIG_PATH", &descriptions);
+    let output = command.output().map_err(|error| format!("pkg-config: {error}"))?;
+    let said = said(&output);
+    assert!(output.status.success(), "{}: {said}", descriptions.display());
+    Ok(said.split_whitespace().map(str::to_owned).collect())
+}
+
+/// What the dynamic linker is told of a program or a library.
+fn dynamic(file: &Path) -> Result<String, String> {
+    let output = Command::new("readelf").arg("-dW").arg(file).output();
+    output.map(|output| said(&output)).map_err(|error| format!("readelf: {error}"))
+}
+
+/// Compiles the example as the documentation says it, in a folder that knows nothing.
+fn compile_as_described(home: &Path, package: &str) -> Result<PathBuf, String> {
+    C.missing(home, &[]).map_or(Ok(()), Err)?;
+    let to = home.join("program");
+    let mut command = Command::new(C.compiler);
+    command.current_dir(home).arg("-o").arg(&to);
+    command.arg(sources().canonicalize().expect("it is here").join("examples/engine.c"));
+    command.args(described(&["--cflags", "--libs", package])?);
+    let output = command.output().map_err(|error| error.to_string())?;
+    assert!(output.status.success(), "{package}: {}", said(&output));
+    Ok(to)
+}
+
+#[test]
+fn programs_are_linked_as_the_packages_say() {
+    let home = TempDir::new().expect("a folder of its own");
+    for (package, needs_it) in [("undercroft", true), ("undercroft-static", false)] {
+        let linked = compile_as_described(home.path(), package)
+            .and_then(|program| Ok((dynamic(&program)?, program)));
+        let (told, program) = match linked {
+            Ok(linked) => linked,
+            Err(why) => return skip("programs_are_linked_as_the_packages_say", &why),
+        };
+        assert_eq!(told.contains("libundercroft.so.1"), needs_it, "{package}: {told}");
+        let daemon = serve();
+        let mut command = Command::new(&program);
+        command.arg(daemon.socket()).env_clear().env("LD_LIBRARY_PATH", library());
+        let output = command.output().expect("it runs");
+        assert!(output.status.success(), "{package}: {}", said(&output));
+    }
+}
+
+/// A thread of the library may be ending when its host unloads what had it.
+#[test]
+fn the_library_is_never_unloaded() {
+    match dynamic(&library().join("libundercroft.so.1")) {
+        Ok(told) => assert!(told.contains("NODELETE"), "{told}"),
+        Err(why) => skip("the_library_is_never_unloaded", &why),
+    }
 }
 
 /// A program that is linked with the static library needs no other one of ours.

@@ -50,7 +50,8 @@ fn layers() {
         &first,
         &["stored 24", "layer 0: 24 pages", "layer 7: 24 pages", "24 pages, 786432 bytes"],
     );
-    says(&second, &["held already 24"]);
+    says(&first, &["what was computed: same"]);
+    says(&second, &["held already 24", "what was computed: same"]);
 }
 
 #[test]

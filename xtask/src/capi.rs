@@ -28,6 +28,8 @@ pub(crate) fn run(root: &Path, release: bool, to: Option<PathBuf>) -> Result<Pat
     check(&mut build)?;
     let built = target_directory(root)?.join(profile);
     let to = to.unwrap_or_else(|| built.join("capi"));
+    // What is written into the packages' descriptions holds wherever they are read.
+    let to = std::path::absolute(&to).with_context(|| format!("cannot find {}", to.display()))?;
     let (include, library) = (to.join("include"), to.join("lib"));
     for folder in [&include, &library.join("pkgconfig")] {
         std::fs::create_dir_all(folder)
@@ -37,7 +39,11 @@ pub(crate) fn run(root: &Path, release: bool, to: Option<PathBuf>) -> Result<Pat
     copy(&sources.join("undercroft.h"), &include.join("undercroft.h"))?;
     copy(&built.join("libundercroft.a"), &library.join("libundercroft.a"))?;
     link(&sources, &library)?;
-    write(&library.join("pkgconfig/undercroft.pc"), &package(&to))?;
+    let system = SYSTEM.join(" ");
+    let statically = format!("-l:libundercroft.a {system}");
+    for (name, libraries) in [("undercroft", "-lundercroft"), ("undercroft-static", &statically)] {
+        write(&library.join(format!("pkgconfig/{name}.pc")), &package(&to, name, libraries))?;
+    }
     println!("capi: {}", to.display());
     Ok(to)
 }
@@ -55,6 +61,8 @@ fn link(sources: &Path, library: &Path) -> Result<()> {
     command.args(["-shared", "-nodefaultlibs", "-o"]).arg(&new).arg(script);
     command.arg(format!("-Wl,-soname,{name}"));
     command.args(["-Wl,--no-undefined-version", "-Wl,-z,defs", "-Wl,--gc-sections"]);
+    // A host may unload a plug-in that has it while a thread of it still ends.
+    command.arg("-Wl,-z,nodelete");
     command.args(["-Wl,-z,relro,-z,now", "-Wl,--as-needed", "-Wl,--whole-archive"]);
     command.arg(library.join("libundercroft.a")).arg("-Wl,--no-whole-archive").args(SYSTEM);
     check(&mut command)?;
@@ -67,19 +75,19 @@ fn link(sources: &Path, library: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What `pkg-config` reads.
-fn package(to: &Path) -> String {
+/// What `pkg-config` reads. Of the static library there is a description of its own: beside the shared one a linker
+/// takes that for the same name.
+fn package(to: &Path, name: &str, libraries: &str) -> String {
     let version = env!("CARGO_PKG_VERSION");
     format!(
         "prefix={}\n\
-         Name: undercroft\n\
+         libdir=${{prefix}}/lib\n\
+         Name: {name}\n\
          Description: KV-cache pages kept on this node, for serving engines\n\
          Version: {version}\n\
          Cflags: -I${{prefix}}/include\n\
-         Libs: -L${{prefix}}/lib -lundercroft\n\
-         Libs.private: {}\n",
-        to.display(),
-        SYSTEM.join(" "),
+         Libs: -L${{libdir}} {libraries}\n",
+        to.display().to_string().replace(' ', "\\ "),
     )
 }
 
@@ -91,4 +99,16 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
 
 fn write(to: &Path, text: &str) -> Result<()> {
     std::fs::write(to, text).with_context(|| format!("cannot write {}", to.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_names_its_folder_whatever_is_in_its_name() {
+        let text = package(Path::new("/opt/of mine"), "undercroft", "-lundercroft");
+        assert!(text.starts_with("prefix=/opt/of\\ mine\n"), "{text}");
+        assert!(text.contains("Libs: -L${libdir} -lundercroft\n"), "{text}");
+    }
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use cbindgen::{Builder, Config};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 const CRATE: &str = "client/ffi";
@@ -35,6 +36,10 @@ pub(crate) fn run(root: &Path, check: bool) -> Result<()> {
 
 fn generate(root: &Path) -> Result<String> {
     let directory = root.join(CRATE);
+    let library = directory.join("src/lib.rs");
+    let text = std::fs::read_to_string(&library)
+        .with_context(|| format!("cannot read {}", library.display()))?;
+    see_all(&text)?;
     let configuration = directory.join("cbindgen.toml");
     let configuration = Config::from_file(&configuration)
         .map_err(|error| anyhow::anyhow!("{}: {error}", configuration.display()))?;
@@ -46,4 +51,35 @@ fn generate(root: &Path) -> Result<String> {
     let mut text = Vec::new();
     bindings.write(&mut text);
     String::from_utf8(text).context("the header is not text")
+}
+
+/// What is exported lies in the crate's public modules: one that is not in the header's list would be
+/// left out of it without a word.
+fn see_all(library: &str) -> Result<()> {
+    let public =
+        library.lines().filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'));
+    let public: BTreeSet<&str> = public.collect();
+    let listed: BTreeSet<&str> = MODULES.iter().copied().collect();
+    let differ: Vec<_> = public.symmetric_difference(&listed).collect();
+    if !differ.is_empty() {
+        bail!(
+            "{differ:?}: either public in {CRATE}/src/lib.rs or in the list of the header's modules \
+             in xtask, allowed both"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_that_is_in_no_header_is_told() {
+        let all: String = MODULES.iter().map(|module| format!("pub mod {module};\n")).collect();
+        assert!(see_all(&format!("//! Words.\n{all}\nmod grows;\n")).is_ok());
+        let told = see_all(&format!("{all}pub mod newest;\n")).expect_err("it is not in the list");
+        assert!(told.to_string().contains("newest"), "{told}");
+        assert!(see_all(&all.replace("pub mod task;\n", "mod task;\n")).is_err());
+    }
 }

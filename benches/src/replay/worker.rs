@@ -257,7 +257,7 @@ impl<'a> Worker<'a> {
             self.tally.store.bytes +=
                 u64::from(stored.stored) * u64::from(self.shared.checked.page_bytes);
             self.tally.stored += u64::from(stored.stored);
-            self.tally.held += u64::from(stored.held);
+            self.tally.held += u64::from(stored.held + stored.coming);
             self.tally.declined += u64::from(stored.declined.total());
             self.tally.failed += u64::from(stored.failed);
             self.tally.unsettled += u64::from(stored.unsettled);

@@ -111,11 +111,13 @@ static undercroft_device *attach_cache(void)
 
 /* Loads what a lookup found, and says how many leading pages are in place. */
 static uint32_t load(undercroft_space *space, undercroft_device *device, const undercroft_found *found,
-                     const uint32_t *blocks)
+                     const uint8_t *keys, const uint32_t *blocks)
 {
     undercroft_load_request request = {.size = sizeof request};
     request.device = device;
+    /* There may be no hold although one was asked for: a tenant holds no more than it may. */
     request.hold = found->hold;
+    request.keys = found->hold == NULL ? keys : NULL;
     request.pages = found->pages;
     request.blocks = blocks;
     request.stamp = found->stamp;
@@ -173,7 +175,7 @@ static uint32_t serve(undercroft_client *client, undercroft_space *space, underc
     const undercroft_space *spaces[] = {space};
     must(undercroft_lookup(client, spaces, 1, keys, count, MS(1000), MS(50), &found), "lookup");
     printf("found %" PRIu32 " of %d pages (%s)\n", found.pages, PAGES, undercroft_outcome_name(found.why));
-    uint32_t loaded = found.pages == 0 ? 0 : load(space, device, &found, blocks);
+    uint32_t loaded = found.pages == 0 ? 0 : load(space, device, &found, keys, blocks);
     undercroft_hold_free(found.hold);
 
     for (uint32_t page = loaded; page < PAGES; page++)

@@ -4,15 +4,15 @@
 
 use crate::device::UndercroftDevice;
 use crate::grows::{self, Grows, Out};
-use crate::outcome::{Fault, UNDERCROFT_MISS_DISCONNECTED, UNDERCROFT_OK, answer, miss, quietly};
-use crate::outcome::{UNDERCROFT_PENDING, remember};
-use crate::pool::Pool;
+use crate::outcome::{Fault, UNDERCROFT_OK, UNDERCROFT_PENDING, answer, miss, quietly, remember};
 use crate::strings::{self, Place, time};
 use std::ffi::c_char;
 use std::path::PathBuf;
 use std::sync::Arc;
 use undercroft_client::wire::Mode;
-use undercroft_client::{Client, ClientState, ConnectOptions, Wait, find_socket};
+use undercroft_client::{
+    Client, ClientState, ConnectOptions, MissReason, TaskPool, Wait, find_socket,
+};
 
 /// Connected; calls are answered.
 pub const UNDERCROFT_STATE_CONNECTED: u32 = 1;
@@ -32,11 +32,18 @@ const MOST_THREADS: u32 = 64;
 const MAX_TASKS: u32 = 1024;
 
 /// A session with the daemon, kept up behind the caller's back. Any number of threads may use it at once. It
-/// belongs to the process that made it: in a forked child every call is `UNDERCROFT_MISS_FORKED`, and it must
-/// be freed there without having been used, or left alone.
+/// belongs to the process that made it: in a forked child every call that returns an outcome returns
+/// `UNDERCROFT_MISS_FORKED` at once, but for the state and what reads no client. It may be freed there, or left alone.
 pub struct UndercroftClient {
     pub(crate) client: Client,
-    pub(crate) pool: Arc<Pool>,
+    pub(crate) pool: Arc<TaskPool>,
+}
+
+impl UndercroftClient {
+    /// Whether this is a forked child of the process that it belongs to.
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.client.state() == ClientState::Forked
+    }
 }
 
 /// How to connect. A field that is zero has its default.
@@ -59,14 +66,15 @@ pub struct UndercroftConnectOptions {
     /// The user that the daemon's socket must be served by. Without `check_daemon_uid`: root, this process's
     /// own user, or the owner of the directory that the socket lies in.
     pub daemon_uid: u32,
-    /// Threads that run started loads and stores, made with the first one; 0: 2. At most 64.
+    /// Threads that run started loads, made with the first one; 0: 2. At most 64. Stores have one more for
+    /// themselves: no load waits behind a store.
     pub threads: u32,
-    /// Started loads and stores that may wait for a thread; 0: 1024.
+    /// Started loads that may wait for a thread, and as many stores; 0: 1024.
     pub max_tasks: u32,
     /// Must be zero.
     pub reserved: u32,
-    /// The GPU to copy with, from `undercroft_device_cuda`; null for none. The client goes on using it after
-    /// the handle is freed.
+    /// The GPU to copy with, from `undercroft_device_cuda`; null for none. Once the device is freed and what uses it
+    /// is over, the daemon's memory is no longer registered with it.
     pub gpu: *const UndercroftDevice,
 }
 
@@ -112,6 +120,8 @@ pub unsafe extern "C" fn undercroft_connect(
 ) -> i32 {
     answer("undercroft_connect", || {
         // SAFETY: the caller's, as the header says.
+        unsafe { strings::clear(client) };
+        // SAFETY: as above.
         let place = unsafe { Place::new("client", client) }?;
         // SAFETY: as above.
         let given = unsafe { given(options) }?;
@@ -125,7 +135,7 @@ pub unsafe extern "C" fn undercroft_connect(
             let device = unsafe { strings::handle("options.gpu", given.gpu) }?;
             Client::connect_with_gpu(connect, device.gpu()?)?
         };
-        let pool = Arc::new(Pool::new(threads, tasks));
+        let pool = Arc::new(TaskPool::new(threads, tasks));
         place.put(Box::into_raw(Box::new(UndercroftClient { client, pool })));
         Ok(UNDERCROFT_OK)
     })
@@ -195,7 +205,7 @@ pub unsafe extern "C" fn undercroft_client_free(client: *mut UndercroftClient) {
         if !client.is_null() {
             // SAFETY: the caller's, as the header says: it is ours, and is not used again.
             let client = unsafe { Box::from_raw(client) };
-            client.pool.close();
+            client.pool.give_up();
         }
     });
 }
@@ -211,6 +221,9 @@ pub unsafe extern "C" fn undercroft_client_close(
     answer("undercroft_client_close", || {
         // SAFETY: the caller's, as the header says.
         let client = unsafe { strings::handle("client", client) }?;
+        if client.is_foreign() {
+            return Ok(miss(Some(MissReason::Forked)));
+        }
         let has_ended = client.client.close(time(deadline_us));
         Ok(if has_ended { UNDERCROFT_OK } else { UNDERCROFT_PENDING })
     })
@@ -260,8 +273,11 @@ pub unsafe extern "C" fn undercroft_client_wait(
     answer("undercroft_client_wait", || {
         // SAFETY: the caller's, as the header says.
         let client = unsafe { strings::handle("client", client) }?;
+        if client.is_foreign() {
+            return Ok(miss(Some(MissReason::Forked)));
+        }
         let is_connected = client.client.wait_connected(time(deadline_us));
-        Ok(if is_connected { UNDERCROFT_OK } else { UNDERCROFT_MISS_DISCONNECTED })
+        Ok(miss((!is_connected).then_some(MissReason::Disconnected)))
     })
 }
 

@@ -5,10 +5,13 @@
 use crate::client::UndercroftClient;
 use crate::grows::{self, Grows};
 use crate::keys::UndercroftGeometry;
-use crate::outcome::{Fault, UNDERCROFT_ERROR_DEVICE, UNDERCROFT_OK, answer, quietly, remember};
+use crate::outcome::{
+    Fault, UNDERCROFT_ERROR_DEVICE, UNDERCROFT_OK, answer, miss, quietly, remember,
+};
 use crate::strings::{self, Place};
 use std::ffi::c_void;
 use std::sync::Arc;
+use undercroft_client::MissReason;
 use undercroft_gpu_shim::cuda::{
     self, After, CopyMode, CudaDevice, CudaDeviceAfter, CudaOptions, EngineStream,
 };
@@ -196,6 +199,8 @@ pub unsafe extern "C" fn undercroft_device_host(
 ) -> i32 {
     answer("undercroft_device_host", || {
         // SAFETY: the caller's, as the header says.
+        unsafe { strings::clear(device) };
+        // SAFETY: as above.
         let (layout, place) = unsafe { (kv_layout(layout)?, Place::new("device", device)?) };
         // SAFETY: as above: the tensors are there until the device and its calls are over.
         let host = unsafe { HostDevice::attach(layout, HostOptions::default()) }?;
@@ -217,6 +222,8 @@ pub unsafe extern "C" fn undercroft_device_buffers(
 ) -> i32 {
     answer("undercroft_device_buffers", || {
         // SAFETY: the caller's, as the header says.
+        unsafe { strings::clear(device) };
+        // SAFETY: as above.
         let geometry = unsafe { strings::handle("geometry", geometry) }?.check()?;
         // SAFETY: as above.
         let (buffers, place) =
@@ -243,6 +250,8 @@ pub unsafe extern "C" fn undercroft_device_cuda(
 ) -> i32 {
     answer("undercroft_device_cuda", || {
         // SAFETY: the caller's, as the header says.
+        unsafe { strings::clear(device) };
+        // SAFETY: as above.
         let (layout, place) = unsafe { (kv_layout(layout)?, Place::new("device", device)?) };
         // SAFETY: as above.
         let options = unsafe { cuda_options(options) }?;
@@ -268,7 +277,11 @@ pub unsafe extern "C" fn undercroft_client_attach_gpu(
         // SAFETY: the caller's, as the header says.
         let (client, device) =
             unsafe { (strings::handle("client", client)?, strings::handle("device", device)?) };
-        let attached = client.client.attach_gpu(device.gpu()?);
+        let gpu = device.gpu()?;
+        if client.is_foreign() {
+            return Ok(miss(Some(MissReason::Forked)));
+        }
+        let attached = client.client.attach_gpu(gpu);
         attached.map_err(DeviceError::from)?;
         Ok(UNDERCROFT_OK)
     })

@@ -12,12 +12,19 @@ const ABSURD: usize = 4096;
 /// A struct whose first field is its size.
 ///
 /// # Safety
-/// It is `repr(C)`, its first field is a `usize`, and every pattern of bytes is a value of it.
+/// It is `repr(C)`, its first field is a `usize`, and every pattern of bytes is a value of it. Its
+/// fields lie without gaps and end at a multiple of 8 bytes, in every version: callers leave padding
+/// as it is, and here it would be a field that is set and not known.
 pub(crate) unsafe trait Grows: Copy {
     /// What the header calls it.
     const NAME: &'static str;
-    /// Its size in ABI version 1.
+    /// Its size in ABI version 1, where each of its fields is held to its place by
+    /// `tests/version1.c`.
     const FIRST_BYTES: usize;
+    /// Whether it can be what it says.
+    const IS_SOUND: bool = size_of::<Self>() >= Self::FIRST_BYTES
+        && Self::FIRST_BYTES.is_multiple_of(8)
+        && size_of::<Self>().is_multiple_of(8);
 }
 
 /// A struct of the caller's to be written to.
@@ -80,6 +87,7 @@ impl<T: Grows> Out<T> {
 /// # Safety
 /// `at` is null or points to a readable `usize`.
 unsafe fn size<T: Grows>(at: *const T) -> Result<usize, Fault> {
+    const { assert!(T::IS_SOUND) };
     if at.is_null() {
         return Err(Fault::argument(format!("{} is null", T::NAME)));
     }

@@ -202,9 +202,10 @@ pub unsafe extern "C" fn undercroft_keys_from_tokens(
         let mut chain = Chain::new(&FamilyDigest(digest), salt);
         let pages = tokens.chunks_exact(page_tokens as usize);
         let made: Vec<_> = pages.map(|page| chain.push(page)).collect();
-        count.put(made.len());
         // SAFETY: as above.
-        unsafe { put_keys(&made, keys) }
+        let outcome = unsafe { put_keys(&made, keys) }?;
+        count.put(made.len());
+        Ok(outcome)
     })
 }
 

@@ -20,5 +20,4 @@ pub mod task;
 pub mod transfer;
 
 mod grows;
-mod pool;
 mod strings;

@@ -5,11 +5,12 @@
 use crate::client::UndercroftClient;
 use crate::grows::{Grows, Out};
 use crate::keys::bytes_at;
-use crate::outcome::{UNDERCROFT_OK, answer, code, miss, quietly};
+use crate::outcome::{Fault, UNDERCROFT_OK, answer, code, miss, quietly};
 use crate::space::UndercroftSpace;
 use crate::strings::{self, Place, time};
 use std::ptr;
 use std::sync::Arc;
+use undercroft_client::wire::MAX_SPACES_PER_LOOKUP;
 use undercroft_client::{Hold, LookupOptions, SpaceHandle, Token};
 
 /// Bytes of a token with which a hold is handed to another process.
@@ -40,7 +41,8 @@ pub struct UndercroftFound {
     /// Estimated time until all found pages are in DRAM, microseconds.
     pub estimate_us: u64,
     /// The hold, if one was asked for and anything was found, else null. The caller's: free it with
-    /// `undercroft_hold_free`.
+    /// `undercroft_hold_free`. It may be null although pages were found, where the tenant holds as much as it may:
+    /// load them by their keys then.
     pub hold: *mut UndercroftHold,
 }
 
@@ -53,8 +55,8 @@ unsafe impl Grows for UndercroftFound {
 /// Finds the longest run of leading pages that all these spaces hold: the ranks and groups of one family, opened
 /// by this client. `spaces` are `n_spaces` handles, `keys` are `n_keys` keys of one chain from its start.
 ///
-/// With `hold_us` nothing of what was found is evicted until the hold is freed or that long has passed; 0 for no
-/// hold. The answer is there by the deadline, or it is a miss. Returns why not all was found; `found` is filled
+/// With `hold_us` nothing of what was found is evicted until the hold is freed or that long has passed, or as long as
+/// the daemon lets a hold last (`policy.max_hold_ms`); 0 for no hold. The answer is there by the deadline, or it is a miss. Returns why not all was found; `found` is filled
 /// in whatever is returned that is not an error.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn undercroft_lookup(
@@ -72,6 +74,10 @@ pub unsafe extern "C" fn undercroft_lookup(
         let (client, out) = unsafe { (strings::handle("client", client)?, Out::new(found)?) };
         // SAFETY: as above.
         let keys = unsafe { strings::keys(keys, n_keys) }?;
+        if !(1..=MAX_SPACES_PER_LOOKUP).contains(&n_spaces) {
+            let what = format!("n_spaces is {n_spaces}, allowed 1 to {MAX_SPACES_PER_LOOKUP}");
+            return Err(Fault::Argument(what));
+        }
         // SAFETY: as above.
         let spaces = unsafe { strings::items("spaces", spaces, n_spaces) }?;
         let spaces: Vec<&SpaceHandle> = spaces
@@ -79,6 +85,9 @@ pub unsafe extern "C" fn undercroft_lookup(
             // SAFETY: as above.
             .map(|space| unsafe { strings::handle("a space", *space) }.map(|space| &space.handle))
             .collect::<Result<_, _>>()?;
+        if let Some(at) = spaces.iter().position(|space| !space.is_of(&client.client)) {
+            return Err(Fault::argument(format!("spaces[{at}] was opened by another client")));
+        }
         let hold = (hold_us > 0).then(|| time(hold_us));
         let options = LookupOptions { hold, deadline: time(deadline_us) };
         let all = client.client.lookup_family(&spaces, keys, options);
@@ -151,6 +160,8 @@ pub unsafe extern "C" fn undercroft_hold_take(
 ) -> i32 {
     answer("undercroft_hold_take", || {
         // SAFETY: the caller's, as the header says.
+        unsafe { strings::clear(hold) };
+        // SAFETY: as above.
         let client = unsafe { strings::handle("client", client) }?;
         // SAFETY: as above.
         let (token, place) =

@@ -172,8 +172,9 @@ pub(crate) fn remember(words: &dyn fmt::Display) {
 /// Runs an exported function's body: what is wrong becomes a number and words, and a panic ends
 /// here.
 pub(crate) fn answer(call: &str, body: impl FnOnce() -> Result<i32, Fault>) -> i32 {
+    let before = LAST.try_with(RefCell::take).ok().flatten();
     // What a body leaves half done is behind locks that are not poisoned, or its own.
-    match panic::catch_unwind(AssertUnwindSafe(body)) {
+    let outcome = match panic::catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(fault)) => {
             remember(&format_args!("{call}: {fault}"));
@@ -183,7 +184,15 @@ pub(crate) fn answer(call: &str, body: impl FnOnce() -> Result<i32, Fault>) -> i
             remember(&format_args!("{call}: a bug in this library: it panicked"));
             UNDERCROFT_ERROR_INTERNAL
         }
+    };
+    let is_told = LAST.try_with(|last| last.borrow().is_some()).unwrap_or(true);
+    match outcome {
+        _ if is_told => {}
+        // The words are those of the last call that has some to say.
+        UNDERCROFT_OK => drop(LAST.try_with(|last| last.replace(before))),
+        _ => remember(&format_args!("{call}: {}", name_of(outcome).to_string_lossy())),
     }
+    outcome
 }
 
 /// Runs the body of a function that answers nothing.
@@ -210,8 +219,12 @@ pub extern "C" fn undercroft_version() -> *const c_char {
 /// A short name for what a call returned, as "absent" or "deadline". It stays for ever; never null.
 #[unsafe(no_mangle)]
 pub extern "C" fn undercroft_outcome_name(outcome: i32) -> *const c_char {
+    name_of(outcome).as_ptr()
+}
+
+fn name_of(outcome: i32) -> &'static CStr {
     let known = MISSES.iter().find(|(code, _)| *code == outcome);
-    known.map_or(c"unknown", |(_, name)| *name).as_ptr()
+    known.map_or(c"unknown", |(_, name)| *name)
 }
 
 /// In words, why this thread's last call that did not return `UNDERCROFT_OK` did not: what was found, and

@@ -5,11 +5,10 @@
 use crate::client::UndercroftClient;
 use crate::grows::{self, Grows, Out};
 use crate::keys::{self, UndercroftFamily, UndercroftGeometry};
-use crate::outcome::{Fault, UNDERCROFT_MISS_NOT_OPEN, UNDERCROFT_OK, answer, miss, quietly};
-use crate::pool::Pool;
+use crate::outcome::{Fault, UNDERCROFT_OK, answer, miss, quietly};
 use crate::strings::{self, Place, time};
 use std::sync::Arc;
-use undercroft_client::SpaceHandle;
+use undercroft_client::{MissReason, SpaceHandle, TaskPool};
 use undercroft_wire::{HintKind, Rank, Space};
 
 /// The conversation is in use now.
@@ -29,7 +28,7 @@ pub const UNDERCROFT_HINT_DEMOTE: u32 = 6;
 /// of threads may use it at once.
 pub struct UndercroftSpace {
     pub(crate) handle: SpaceHandle,
-    pub(crate) pool: Arc<Pool>,
+    pub(crate) pool: Arc<TaskPool>,
 }
 
 /// Which space to open.
@@ -89,6 +88,8 @@ pub unsafe extern "C" fn undercroft_space_open(
 ) -> i32 {
     answer("undercroft_space_open", || {
         // SAFETY: the caller's, as the header says.
+        unsafe { strings::clear(space) };
+        // SAFETY: as above.
         let client = unsafe { strings::handle("client", client) }?;
         // SAFETY: as above.
         let (given, place) = unsafe { (grows::read(options)?, Place::new("space", space)?) };
@@ -101,6 +102,9 @@ pub unsafe extern "C" fn undercroft_space_open(
         let geometry = given.geometry.check()?;
         let identity = Space { family, rank, group: given.group, geometry };
         identity.validate().map_err(|error| Fault::argument(error.to_string()))?;
+        if client.is_foreign() {
+            return Ok(miss(Some(MissReason::Forked)));
+        }
         let handle = client.client.open_space(&identity, time(deadline_us))?;
         let pool = Arc::clone(&client.pool);
         place.put(Box::into_raw(Box::new(UndercroftSpace { handle, pool })));
@@ -125,7 +129,7 @@ pub unsafe extern "C" fn undercroft_space_is_open(space: *const UndercroftSpace)
     answer("undercroft_space_is_open", || {
         // SAFETY: the caller's, as the header says.
         let space = unsafe { strings::handle("space", space) }?;
-        Ok(if space.handle.is_open() { UNDERCROFT_OK } else { UNDERCROFT_MISS_NOT_OPEN })
+        Ok(miss(space.handle.check_open().err()))
     })
 }
 

@@ -4,7 +4,7 @@
 
 use crate::outcome::Fault;
 use std::ffi::{CStr, c_char};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::slice;
 use std::time::Duration;
 use undercroft_wire::PageKey;
@@ -89,6 +89,17 @@ impl<T> Place<T> {
     pub(crate) fn put(self, value: T) {
         // SAFETY: whoever made it vouches for it.
         unsafe { self.0.write(value) };
+    }
+}
+
+/// A handle's place has null until there is a handle: whoever frees it in any case, frees that.
+///
+/// # Safety
+/// As [`Place::new`].
+pub(crate) unsafe fn clear<T>(at: *mut *mut T) {
+    if let Some(at) = NonNull::new(at) {
+        // SAFETY: the caller's.
+        unsafe { at.write(ptr::null_mut()) };
     }
 }
 

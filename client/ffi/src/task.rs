@@ -3,177 +3,85 @@
 #![expect(unsafe_code, reason = "exported by name, for C; pointers come from there")]
 
 use crate::grows::Out;
-use crate::outcome::{
-    Fault, UNDERCROFT_MISS_DEVICE, UNDERCROFT_MISS_FORKED, UNDERCROFT_MISS_RELEASED, UNDERCROFT_OK,
-    UNDERCROFT_PENDING, answer, miss, quietly,
-};
+use crate::outcome::{Fault, UNDERCROFT_OK, UNDERCROFT_PENDING, answer, miss, quietly, remember};
 use crate::space::UndercroftSpace;
 use crate::strings::{self, Place, time};
 use crate::transfer::{
     LoadPlan, StorePlan, UndercroftLoadRequest, UndercroftLoaded, UndercroftStoreRequest,
-    UndercroftStored, told,
+    UndercroftStored, outcome_of_load, outcome_of_store, told,
 };
-use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use undercroft_client::{Ended, Lane, Loaded, MissReason, Stored, Task};
 
 /// A started load or store. The blocks are its alone (for a store: must not change) until it is over. Any number of
 /// threads may ask it.
 pub struct UndercroftTask {
-    process: u32,
-    progress: Arc<Progress>,
+    of: Of,
 }
 
-struct Progress {
-    state: Mutex<State>,
-    changed: Condvar,
+/// How a load or a store ended, with the words for it.
+type Told<T> = (T, Option<String>);
+
+enum Of {
+    Load { task: Task<Told<UndercroftLoaded>>, layers: u32 },
+    Store { task: Task<Told<UndercroftStored>>, pages: u32 },
 }
 
-struct State {
-    stage: Stage,
-    /// Of each layer that has come, how many leading pages have it.
-    layers: Vec<u32>,
-}
+impl Of {
+    fn is_foreign(&self) -> bool {
+        match self {
+            Self::Load { task, .. } => task.is_foreign(),
+            Self::Store { task, .. } => task.is_foreign(),
+        }
+    }
 
-enum Stage {
-    Waiting(Kind),
-    UnderWay,
-    Over(End),
-}
+    fn is_over(&self) -> bool {
+        self.wait(Duration::ZERO)
+    }
 
-#[derive(Clone, Copy)]
-enum Kind {
-    Load,
-    Store { pages: u32 },
-}
+    /// Says whether it is over by then.
+    fn wait(&self, most: Duration) -> bool {
+        match self {
+            Self::Load { task, .. } => task.wait(Some(most)).is_some(),
+            Self::Store { task, .. } => task.wait(Some(most)).is_some(),
+        }
+    }
 
-/// How a task ended, with the words for it.
-#[derive(Clone)]
-enum End {
-    Loaded(UndercroftLoaded, Option<String>),
-    Stored(UndercroftStored, Option<String>),
-    /// The thread that ran it panicked.
-    Panicked,
-}
-
-impl End {
-    /// Nothing of it was begun.
-    fn released(kind: Kind) -> Self {
-        let (why, words) = (UNDERCROFT_MISS_RELEASED, Some("it was given up".to_owned()));
-        match kind {
-            Kind::Load => {
-                let loaded = UndercroftLoaded {
-                    size: 0,
-                    pages: 0,
-                    ssd_pages: 0,
-                    bytes: 0,
-                    why,
-                    reserved: 0,
-                };
-                Self::Loaded(loaded, words)
-            }
-            Kind::Store { pages } => {
-                let stored = UndercroftStored {
-                    size: 0,
-                    stored: 0,
-                    held: 0,
-                    coming: 0,
-                    declined_credits: 0,
-                    declined_parent: 0,
-                    declined_full: 0,
-                    declined_admission: 0,
-                    failed: 0,
-                    unsettled: pages,
-                    why,
-                };
-                Self::Stored(stored, words)
-            }
+    fn give_up(&self) {
+        match self {
+            Self::Load { task, .. } => drop(task.give_up()),
+            Self::Store { task, .. } => drop(task.give_up()),
         }
     }
 }
 
-impl Progress {
-    fn new(kind: Kind) -> Arc<Self> {
-        let state = State { stage: Stage::Waiting(kind), layers: Vec::new() };
-        Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Says whether it may begin: nobody has given it up.
-    fn begin(&self) -> bool {
-        let mut state = self.lock();
-        let may = matches!(state.stage, Stage::Waiting(_));
-        if may {
-            state.stage = Stage::UnderWay;
+fn end_of_load(end: &Ended<Told<UndercroftLoaded>>) -> Result<Told<UndercroftLoaded>, Fault> {
+    match end {
+        Ended::Through(told) => Ok(told.clone()),
+        Ended::GivenUp => {
+            let (told, _) = outcome_of_load(Loaded { why: RELEASED, ..Loaded::default() });
+            Ok((told, Some(GIVEN_UP.to_owned())))
         }
-        may
-    }
-
-    fn arrived(&self, pages: u32) {
-        self.lock().layers.push(pages);
-        self.changed.notify_all();
-    }
-
-    fn end(&self, end: End) {
-        self.lock().stage = Stage::Over(end);
-        self.changed.notify_all();
-    }
-
-    /// Gives it up if it has not begun. Says whether it is over now.
-    fn give_up(&self) -> bool {
-        let mut state = self.lock();
-        if let Stage::Waiting(kind) = state.stage {
-            state.stage = Stage::Over(End::released(kind));
-            self.changed.notify_all();
-        }
-        matches!(state.stage, Stage::Over(_))
-    }
-
-    /// Waits until `ready` says something, at most for so long.
-    fn wait<R>(&self, most: Duration, ready: impl Fn(&State) -> Option<R>) -> Option<R> {
-        // A time beyond all clocks is for ever.
-        let until = Instant::now().checked_add(most);
-        let mut state = self.lock();
-        loop {
-            if let Some(result) = ready(&state) {
-                return Some(result);
-            }
-            let Some(until) = until else {
-                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-                continue;
-            };
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            let waited = self.changed.wait_timeout(state, left);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        Ended::Panicked => Err(Fault::Internal("a load panicked")),
     }
 }
 
-/// A thread's side of a task: whatever becomes of the work, the task ends.
-struct Claim(Arc<Progress>);
-
-impl Claim {
-    fn run(self, work: impl FnOnce(&Progress) -> End) {
-        if self.0.begin() {
-            // A panic here is our bug. It must not become a task that nobody ends.
-            let end = panic::catch_unwind(AssertUnwindSafe(|| work(&self.0)));
-            self.0.end(end.unwrap_or(End::Panicked));
+fn end_of_store(
+    end: &Ended<Told<UndercroftStored>>,
+    pages: u32,
+) -> Result<Told<UndercroftStored>, Fault> {
+    match end {
+        Ended::Through(told) => Ok(told.clone()),
+        Ended::GivenUp => {
+            let given_up = Stored { unsettled: pages, why: RELEASED, ..Stored::default() };
+            Ok((outcome_of_store(given_up).0, Some(GIVEN_UP.to_owned())))
         }
+        Ended::Panicked => Err(Fault::Internal("a store panicked")),
     }
 }
 
-impl Drop for Claim {
-    fn drop(&mut self) {
-        // The client ended before a thread came to it.
-        let _over = self.0.give_up();
-    }
-}
+const RELEASED: Option<MissReason> = Some(MissReason::Released);
+const GIVEN_UP: &str = "the task was given up before it began";
 
 /// Starts a load and returns; a thread of the client's does it. The task goes to `task`; free it with
 /// `undercroft_task_free`. Its deadline counts from now on. `UNDERCROFT_MISS_BUSY` if too many wait for a thread:
@@ -186,16 +94,17 @@ pub unsafe extern "C" fn undercroft_load_start(
 ) -> i32 {
     answer("undercroft_load_start", || {
         // SAFETY: the caller's, as the header says.
+        unsafe { strings::clear(task) };
+        // SAFETY: as above.
         let (plan, place) = unsafe { (LoadPlan::new(space, request)?, Place::new("task", task)?) };
         // SAFETY: as above.
         let space = unsafe { strings::handle("space", space) }?;
-        start(space, place, Kind::Load, move |progress| {
-            let (loaded, words) = match plan.by_layer {
-                true => plan.run_by_layer(|pages| progress.arrived(pages)),
-                false => plan.run(),
-            };
-            End::Loaded(loaded, words)
-        })
+        let layers = plan.layers();
+        let started = space.pool.start(Lane::Loads, move |arrived| match plan.by_layer {
+            true => plan.run_by_layer(arrived),
+            false => plan.run(),
+        });
+        Ok(handed_out(place, started.map(|task| Of::Load { task, layers })))
     })
 }
 
@@ -208,39 +117,37 @@ pub unsafe extern "C" fn undercroft_store_start(
 ) -> i32 {
     answer("undercroft_store_start", || {
         // SAFETY: the caller's, as the header says.
+        unsafe { strings::clear(task) };
+        // SAFETY: as above.
         let (plan, place) = unsafe { (StorePlan::new(space, request)?, Place::new("task", task)?) };
         // SAFETY: as above.
         let space = unsafe { strings::handle("space", space) }?;
-        start(space, place, Kind::Store { pages: plan.pages() }, move |_| {
-            let (stored, words) = plan.run();
-            End::Stored(stored, words)
-        })
+        let pages = plan.pages();
+        let started = space.pool.start(Lane::Stores, move |_| plan.run());
+        Ok(handed_out(place, started.map(|task| Of::Store { task, pages })))
     })
 }
 
-fn start(
-    space: &UndercroftSpace,
-    place: Place<*mut UndercroftTask>,
-    kind: Kind,
-    work: impl FnOnce(&Progress) -> End + Send + 'static,
-) -> Result<i32, Fault> {
-    let progress = Progress::new(kind);
-    let claim = Claim(Arc::clone(&progress));
-    if let Err(why) = space.pool.submit(Box::new(move || claim.run(work))) {
-        return Ok(miss(Some(why)));
+fn handed_out(place: Place<*mut UndercroftTask>, started: Result<Of, MissReason>) -> i32 {
+    match started {
+        Ok(of) => {
+            place.put(Box::into_raw(Box::new(UndercroftTask { of })));
+            UNDERCROFT_OK
+        }
+        Err(why) => miss(Some(why)),
     }
-    let task = UndercroftTask { process: std::process::id(), progress };
-    place.put(Box::into_raw(Box::new(task)));
-    Ok(UNDERCROFT_OK)
 }
 
 /// # Safety
 /// As [`strings::handle`].
-unsafe fn progress<'a>(task: *const UndercroftTask) -> Result<Option<&'a Progress>, Fault> {
+unsafe fn task_at<'a>(task: *const UndercroftTask) -> Result<&'a Of, Fault> {
     // SAFETY: the caller's.
-    let task = unsafe { strings::handle("task", task) }?;
-    // In a forked child its lock may be held by a thread that is not there.
-    Ok((task.process == std::process::id()).then_some(&*task.progress))
+    unsafe { strings::handle("task", task) }.map(|task| &task.of)
+}
+
+/// What is told of a task that is not over: in a forked child it never will be.
+fn not_over(task: &Of) -> i32 {
+    if task.is_foreign() { miss(Some(MissReason::Forked)) } else { UNDERCROFT_PENDING }
 }
 
 /// Waits until the task is over, at most until the deadline; 0 looks only. `UNDERCROFT_OK` if it is over, else
@@ -252,18 +159,15 @@ pub unsafe extern "C" fn undercroft_task_wait(
 ) -> i32 {
     answer("undercroft_task_wait", || {
         // SAFETY: the caller's, as the header says.
-        let Some(progress) = unsafe { progress(task) }? else {
-            return Ok(UNDERCROFT_MISS_FORKED);
-        };
-        let is_over = |state: &State| matches!(state.stage, Stage::Over(_)).then_some(());
-        let over = progress.wait(time(deadline_us), is_over);
-        Ok(over.map_or(UNDERCROFT_PENDING, |()| UNDERCROFT_OK))
+        let task = unsafe { task_at(task) }?;
+        Ok(if task.wait(time(deadline_us)) { UNDERCROFT_OK } else { not_over(task) })
     })
 }
 
-/// Waits until layer `layer` and all before it lie in their blocks, of a load that was started with `by_layer`. Of
-/// how many leading pages goes to `pages`: of fewer than were asked for if the rest is a miss, and of a later layer
-/// possibly of fewer than of an earlier one. `UNDERCROFT_PENDING` if that takes longer than the deadline.
+/// Waits until layer `layer` and all before it lie in their blocks, of a load that was started with `by_layer`; of
+/// another one, until it is over. Of how many leading pages goes to `pages`: of fewer than were asked for if the rest
+/// is a miss, and of a later layer possibly of fewer than of an earlier one. `UNDERCROFT_PENDING` if that takes longer
+/// than the deadline.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn undercroft_task_wait_layer(
     task: *const UndercroftTask,
@@ -273,20 +177,29 @@ pub unsafe extern "C" fn undercroft_task_wait_layer(
 ) -> i32 {
     answer("undercroft_task_wait_layer", || {
         // SAFETY: the caller's, as the header says.
-        let (asked, place) = unsafe { (progress(task)?, Place::new("pages", pages)?) };
-        let Some(progress) = asked else {
-            return Ok(UNDERCROFT_MISS_FORKED);
+        let (of, place) = unsafe { (task_at(task)?, Place::new("pages", pages)?) };
+        let Of::Load { task, layers } = of else {
+            return Err(Fault::argument("the task is a store"));
         };
-        let arrived = progress.wait(time(deadline_us), |state| {
-            match (state.layers.get(layer as usize), &state.stage) {
-                (Some(pages), _) => Some((*pages, UNDERCROFT_OK)),
-                // Nothing more will come: what is there has all of its layers.
-                (None, Stage::Over(End::Loaded(loaded, _))) => Some((loaded.pages, loaded.why)),
-                (None, Stage::Over(_)) => Some((0, UNDERCROFT_MISS_DEVICE)),
-                (None, _) => None,
+        if layer >= *layers {
+            return Err(Fault::argument(format!("layer is {layer}, allowed less than {layers}")));
+        }
+        let Some(arrived) = task.wait_layer(layer, Some(time(deadline_us))) else {
+            place.put(0);
+            return Ok(not_over(of));
+        };
+        let (pages, outcome) = match (arrived.pages, arrived.end) {
+            (Some(pages), _) => (pages, UNDERCROFT_OK),
+            // Nothing more will come: what is there has all of its layers.
+            (None, Some(end)) => {
+                let (loaded, words) = end_of_load(end)?;
+                if let Some(words) = words {
+                    remember(&words);
+                }
+                (loaded.pages, loaded.why)
             }
-        });
-        let (pages, outcome) = arrived.unwrap_or((0, UNDERCROFT_PENDING));
+            (None, None) => (0, not_over(of)),
+        };
         place.put(pages);
         Ok(outcome)
     })
@@ -301,16 +214,15 @@ pub unsafe extern "C" fn undercroft_task_loaded(
 ) -> i32 {
     answer("undercroft_task_loaded", || {
         // SAFETY: the caller's, as the header says.
-        let (asked, out) = unsafe { (progress(task)?, Out::new(loaded)?) };
-        match asked.map(end_of) {
-            None => Ok(UNDERCROFT_MISS_FORKED),
-            Some(None) => Ok(UNDERCROFT_PENDING),
-            Some(Some(End::Loaded(loaded, words))) => {
-                Ok(told(out, loaded, loaded.why, words.as_deref()))
-            }
-            Some(Some(End::Stored(..))) => Err(Fault::argument("the task is a store")),
-            Some(Some(End::Panicked)) => Err(Fault::Internal("a load panicked")),
-        }
+        let (of, out) = unsafe { (task_at(task)?, Out::new(loaded)?) };
+        let Of::Load { task, .. } = of else {
+            return Err(Fault::argument("the task is a store"));
+        };
+        let Some(end) = task.end() else {
+            return Ok(not_over(of));
+        };
+        let (loaded, words) = end_of_load(end)?;
+        Ok(told(out, loaded, loaded.why, words.as_deref()))
     })
 }
 
@@ -323,24 +235,16 @@ pub unsafe extern "C" fn undercroft_task_stored(
 ) -> i32 {
     answer("undercroft_task_stored", || {
         // SAFETY: the caller's, as the header says.
-        let (asked, out) = unsafe { (progress(task)?, Out::new(stored)?) };
-        match asked.map(end_of) {
-            None => Ok(UNDERCROFT_MISS_FORKED),
-            Some(None) => Ok(UNDERCROFT_PENDING),
-            Some(Some(End::Stored(stored, words))) => {
-                Ok(told(out, stored, stored.why, words.as_deref()))
-            }
-            Some(Some(End::Loaded(..))) => Err(Fault::argument("the task is a load")),
-            Some(Some(End::Panicked)) => Err(Fault::Internal("a store panicked")),
-        }
+        let (of, out) = unsafe { (task_at(task)?, Out::new(stored)?) };
+        let Of::Store { task, pages } = of else {
+            return Err(Fault::argument("the task is a load"));
+        };
+        let Some(end) = task.end() else {
+            return Ok(not_over(of));
+        };
+        let (stored, words) = end_of_store(end, *pages)?;
+        Ok(told(out, stored, stored.why, words.as_deref()))
     })
-}
-
-fn end_of(progress: &Progress) -> Option<End> {
-    match &progress.lock().stage {
-        Stage::Over(end) => Some(end.clone()),
-        Stage::Waiting(_) | Stage::UnderWay => None,
-    }
 }
 
 /// Gives a task up that has not begun: it ends as `UNDERCROFT_MISS_RELEASED`. `UNDERCROFT_OK` if it is over and
@@ -349,10 +253,9 @@ fn end_of(progress: &Progress) -> Option<End> {
 pub unsafe extern "C" fn undercroft_task_cancel(task: *const UndercroftTask) -> i32 {
     answer("undercroft_task_cancel", || {
         // SAFETY: the caller's, as the header says.
-        let Some(progress) = unsafe { progress(task) }? else {
-            return Ok(UNDERCROFT_MISS_FORKED);
-        };
-        Ok(if progress.give_up() { UNDERCROFT_OK } else { UNDERCROFT_PENDING })
+        let task = unsafe { task_at(task) }?;
+        task.give_up();
+        Ok(if task.is_over() { UNDERCROFT_OK } else { not_over(task) })
     })
 }
 
@@ -366,9 +269,7 @@ pub unsafe extern "C" fn undercroft_task_free(task: *mut UndercroftTask) {
         }
         // SAFETY: the caller's, as the header says: it is ours, and is not used again.
         let task = unsafe { Box::from_raw(task) };
-        if task.process == std::process::id() && !task.progress.give_up() {
-            let is_over = |state: &State| matches!(state.stage, Stage::Over(_)).then_some(());
-            let _over = task.progress.wait(Duration::MAX, is_over);
-        }
+        task.of.give_up();
+        while !task.of.is_foreign() && !task.of.wait(Duration::MAX) {}
     });
 }

@@ -16,7 +16,7 @@ use undercroft_client::{
     FetchFrom, Hold, Loaded, MissReason, SpaceHandle, StoreOptions, StoreRun, Stored, Token,
 };
 use undercroft_gpu_shim::cuda::EngineStream;
-use undercroft_gpu_shim::{BlockId, DeviceError};
+use undercroft_gpu_shim::{BlockId, Device, DeviceError};
 
 /// What to load, and where to. Exactly one of `keys`, `hold` and `token` is set. A field that is zero has its
 /// default. It and its arrays are needed during the call only, for a started load too.
@@ -35,7 +35,7 @@ pub struct UndercroftLoadRequest {
     pub token: *const u8,
     /// `pages` numbers: page `i` goes to block `blocks[i]`, and none is named twice. Null: to block `i`.
     pub blocks: *const u32,
-    /// How many pages.
+    /// How many pages: no more than the device has blocks.
     pub pages: usize,
     /// With `hold`: the first page of it.
     pub hold_first: u32,
@@ -225,14 +225,23 @@ impl LoadPlan {
         let (space, given) = unsafe { (strings::handle("space", space)?, grows::read(request)?) };
         // SAFETY: the caller's.
         let device = unsafe { strings::handle("request.device", given.device) }?;
+        let copier = Copier::of(device);
+        same_pages(&space.handle, copier.device())?;
+        let most = copier.device().blocks();
+        if given.pages > most as usize {
+            return Err(too_few_blocks(given.pages, most));
+        }
         // SAFETY: the caller's.
-        let source = unsafe { source(&given) }?;
+        let blocks = unsafe { blocks(given.blocks, given.pages, most) }?;
+        if let Some(block) = named_twice(&blocks) {
+            return Err(Fault::argument(format!("request.blocks has block {block} twice")));
+        }
         Ok(Self {
             space: space.handle.clone(),
-            copier: Copier::of(device),
-            source,
+            copier,
             // SAFETY: the caller's.
-            blocks: unsafe { blocks(given.blocks, given.pages) }?,
+            source: unsafe { source(&given) }?,
+            blocks,
             stamp: Stamp(given.stamp),
             until: from_now(given.deadline_us),
             by_layer: given.by_layer != 0,
@@ -253,10 +262,7 @@ impl LoadPlan {
     }
 
     /// As [`LoadPlan::run`], and tells of each layer how many leading pages have it.
-    pub(crate) fn run_by_layer(
-        &self,
-        mut arrived: impl FnMut(u32),
-    ) -> (UndercroftLoaded, Option<String>) {
+    pub(crate) fn run_by_layer(&self, arrived: &dyn Fn(u32)) -> (UndercroftLoaded, Option<String>) {
         let Ok(from) = self.from() else {
             return self.run();
         };
@@ -286,7 +292,7 @@ impl LoadPlan {
 }
 
 /// # Safety
-/// As [`LoadPlan::new`].
+/// As [`LoadPlan::new`]. There are no more pages than a device has blocks.
 unsafe fn source(given: &UndercroftLoadRequest) -> Result<Source, Fault> {
     let (is_keys, is_hold) = (!given.keys.is_null(), !given.hold.is_null());
     let is_token = !given.token.is_null();
@@ -295,8 +301,7 @@ unsafe fn source(given: &UndercroftLoadRequest) -> Result<Source, Fault> {
         return Err(Fault::argument("exactly one of request.keys, .hold and .token is to be set"));
     }
     if is_hold {
-        let count = u32::try_from(given.pages);
-        let count = count.map_err(|_| Fault::argument("request.pages is beyond 4294967295"))?;
+        let count = given.pages as u32;
         // SAFETY: the caller's.
         let hold = unsafe { strings::handle("request.hold", given.hold) }?;
         return Ok(Source::Hold(Arc::clone(&hold.hold), given.hold_first, count));
@@ -351,6 +356,12 @@ impl StorePlan {
             // SAFETY: the caller's: it is a stream of the device's context.
             _ => Copier::after(device, unsafe { EngineStream::new(given.after_stream) })?,
         };
+        same_pages(&space.handle, copier.device())?;
+        // SAFETY: the caller's.
+        let blocks = unsafe { blocks(given.blocks, given.pages, copier.device().blocks()) }?;
+        if u32::try_from(given.pages).ok().and_then(|n| given.first.checked_add(n)).is_none() {
+            return Err(Fault::argument("request.first and .pages are beyond 4294967295"));
+        }
         Ok(Self {
             space: space.handle.clone(),
             copier,
@@ -358,8 +369,7 @@ impl StorePlan {
             first: given.first,
             // SAFETY: the caller's.
             keys: unsafe { strings::keys(given.keys, given.pages) }?.to_vec(),
-            // SAFETY: the caller's.
-            blocks: unsafe { blocks(given.blocks, given.pages) }?,
+            blocks,
             stamp: Stamp(given.stamp),
             until: from_now(given.deadline_us),
             wait_for_credits: given.wait_for_credits != 0,
@@ -385,17 +395,42 @@ impl StorePlan {
     }
 }
 
+/// A device of other pages than the space's would take every load for a miss, and nobody would hear of it.
+fn same_pages(space: &SpaceHandle, device: &dyn Device) -> Result<(), Fault> {
+    let (wanted, found) = (space.space().geometry, device.geometry());
+    if found == wanted {
+        return Ok(());
+    }
+    let what = format!("the device's pages are {found:?}, and the space's are {wanted:?}");
+    Err(Fault::Argument(what))
+}
+
+fn too_few_blocks(pages: usize, most: u32) -> Fault {
+    Fault::argument(format!("request.pages is {pages}, and the device has {most} blocks"))
+}
+
 /// # Safety
 /// As [`strings::items`].
-unsafe fn blocks(at: *const u32, pages: usize) -> Result<Vec<BlockId>, Fault> {
+unsafe fn blocks(at: *const u32, pages: usize, most: u32) -> Result<Vec<BlockId>, Fault> {
     if at.is_null() {
-        let count = u32::try_from(pages);
-        let count = count.map_err(|_| Fault::argument("request.pages is beyond 4294967295"))?;
+        let count = u32::try_from(pages).ok().filter(|count| *count <= most);
+        let count = count.ok_or_else(|| too_few_blocks(pages, most))?;
         return Ok((0..count).map(BlockId).collect());
     }
     // SAFETY: the caller's.
-    let blocks = unsafe { strings::items("request.blocks", at, pages) }?;
-    Ok(blocks.iter().map(|block: &u32| BlockId(*block)).collect())
+    let blocks: &[u32] = unsafe { strings::items("request.blocks", at, pages) }?;
+    if let Some(at) = blocks.iter().position(|block| *block >= most) {
+        let found = blocks[at];
+        let what = format!("request.blocks[{at}] is {found}, and the device has {most} blocks");
+        return Err(Fault::Argument(what));
+    }
+    Ok(blocks.iter().map(|block| BlockId(*block)).collect())
+}
+
+fn named_twice(blocks: &[BlockId]) -> Option<u32> {
+    let mut numbers: Vec<u32> = blocks.iter().map(|block| block.0).collect();
+    numbers.sort_unstable();
+    numbers.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
 }
 
 fn from_now(microseconds: u64) -> Instant {
@@ -403,7 +438,7 @@ fn from_now(microseconds: u64) -> Instant {
     Instant::now() + time(microseconds).min(YEAR)
 }
 
-fn outcome_of_load(loaded: Loaded) -> (UndercroftLoaded, Option<String>) {
+pub(crate) fn outcome_of_load(loaded: Loaded) -> (UndercroftLoaded, Option<String>) {
     let words = words(loaded.why, loaded.fault.as_ref());
     let told = UndercroftLoaded {
         size: 0,

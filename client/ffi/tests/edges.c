@@ -5,8 +5,11 @@
  *
  * SOCKET is a running daemon's. Ends with 0 if all is as it should be; says what is not.
  */
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE
 
+#include <signal.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -18,6 +21,19 @@ static uint64_t now_ms(void)
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static pid_t daemon_of(const char *socket_path)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct ucred peer = {.pid = -1};
+    socklen_t length = sizeof peer;
+    int socket_fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    snprintf(address.sun_path, sizeof address.sun_path, "%s", socket_path);
+    if (connect(socket_fd, (struct sockaddr *)&address, sizeof address) == 0)
+        getsockopt(socket_fd, SOL_SOCKET, SO_PEERCRED, &peer, &length);
+    close(socket_fd);
+    return peer.pid;
 }
 
 static void nulls(undercroft_client *client, undercroft_space *space)
@@ -132,7 +148,15 @@ static void wrong_requests(undercroft_space *space, chain *pages)
     load = a_load(pages);
     const uint32_t twice[] = {0, 1, 2, 3, 4, 5, 6, 6}, beyond[] = {0, 1, 2, 3, 4, 5, 6, 800};
     load.blocks = twice;
-    EXPECT(undercroft_load(space, &load, &loaded), UNDERCROFT_MISS_INVALID, NULL);
+    REFUSED(undercroft_load(space, &load, &loaded), "block 6 twice");
+    load.blocks = beyond;
+    REFUSED(undercroft_load(space, &load, &loaded), "request.blocks[7] is 800, and the device has 8 blocks");
+    load = a_load(pages);
+    load.pages = UINT32_MAX;
+    REFUSED(undercroft_load(space, &load, &loaded), "request.pages is 4294967295, and the device has 8 blocks");
+    load.pages = SIZE_MAX;
+    load.blocks = beyond;
+    REFUSED(undercroft_load(space, &load, &loaded), "the device has 8 blocks");
     undercroft_store_request store = a_store(pages);
     store.first = 1;
     REFUSED(undercroft_store(space, &store, &stored), "contradict");
@@ -141,10 +165,118 @@ static void wrong_requests(undercroft_space *space, chain *pages)
     REFUSED(undercroft_store(space, &store, &stored), "no GPU");
     store = a_store(pages);
     store.blocks = beyond;
-    EXPECT(undercroft_store(space, &store, &stored), UNDERCROFT_MISS_DEVICE, "block 800");
+    REFUSED(undercroft_store(space, &store, &stored), "request.blocks[7] is 800, and the device has 8 blocks");
+    store.blocks = NULL;
+    store.pages = SIZE_MAX;
+    REFUSED(undercroft_store(space, &store, &stored), "the device has 8 blocks");
+    /* Nothing is started, and nothing is left to free. */
+    undercroft_task *task = (undercroft_task *)pages;
+    REFUSED(undercroft_store_start(space, &store, &task), "the device has 8 blocks");
+    TRUE_THAT(task == NULL);
 }
 
-static void requests(undercroft_space *space)
+/* Calls that could never load or store anything are wrong, and no misses. */
+static void what_does_not_fit(undercroft_client *client, undercroft_space *space, const char *socket)
+{
+    undercroft_family family = a_family();
+    undercroft_space_options options = a_space(&family);
+    undercroft_connect_options connect = {.size = sizeof connect, .socket = socket, .wait_us = MS(5000)};
+    undercroft_client *other = NULL;
+    undercroft_space *others = NULL, *longer = NULL;
+    EXPECT(undercroft_connect(&connect, &other), UNDERCROFT_OK, NULL);
+    EXPECT(undercroft_space_open(other, &options, MS(5000), &others), UNDERCROFT_OK, NULL);
+    options.geometry.part_bytes[0] = 2 * PAGE;
+    EXPECT(undercroft_space_open(client, &options, MS(5000), &longer), UNDERCROFT_OK, NULL);
+    chain *pages = a_chain(1);
+    undercroft_loaded loaded = {.size = sizeof loaded};
+    undercroft_stored stored = {.size = sizeof stored};
+    undercroft_load_request load = a_load(pages);
+    undercroft_store_request store = a_store(pages);
+    REFUSED(undercroft_load(longer, &load, &loaded), "the device's pages are");
+    REFUSED(undercroft_store(longer, &store, &stored), "the device's pages are");
+    undercroft_found found = {.size = sizeof found};
+    const undercroft_space *spaces[] = {space, others};
+    REFUSED(undercroft_lookup(client, spaces, 0, pages->keys, 1, 0, MS(100), &found), "n_spaces is 0, allowed 1 to 256");
+    REFUSED(undercroft_lookup(client, spaces, 257, pages->keys, 1, 0, MS(100), &found), "n_spaces is 257");
+    REFUSED(undercroft_lookup(client, spaces, 2, pages->keys, 1, 0, MS(100), &found), "spaces[1] was opened by another");
+    REFUSED(undercroft_hint(space, pages->keys, 1, 7, 0, MS(100)), "kind is 7");
+    uint32_t token = 7;
+    uint8_t digest[UNDERCROFT_KEY_BYTES] = {0};
+    size_t count = 77;
+    REFUSED(undercroft_keys_from_tokens(digest, 1, NULL, 0, &token, 1, NULL, 1, &count), "keys is null");
+    TRUE_THAT(count == 77);
+    free_chain(pages);
+    undercroft_space_free(longer);
+    undercroft_space_free(others);
+    undercroft_client_free(other);
+}
+
+/* The last pages of a hold, into places that are told one by one, in the other order. */
+static void parts_of_a_hold(undercroft_client *client, undercroft_space *space, chain *pages)
+{
+    undercroft_found found = {.size = sizeof found};
+    const undercroft_space *spaces[] = {space};
+    EXPECT(undercroft_lookup(client, spaces, 1, pages->keys, PAGES, MS(5000), MS(1000), &found), UNDERCROFT_OK, NULL);
+    TRUE_THAT(found.pages == PAGES && undercroft_hold_pages(found.hold) == PAGES);
+    static uint8_t memory[2 * PAGE];
+    memset(memory, 0, sizeof memory);
+    undercroft_place place = {.tensor = 0, .rows = 1, .block_stride = PAGE};
+    undercroft_tensor tensor = {.base = memory, .bytes = sizeof memory};
+    undercroft_layout layout = {.size = sizeof layout, .blocks = 2, .kind = UNDERCROFT_LAYOUT_PLACES};
+    layout.geometry = (undercroft_geometry){.layers = 1, .parts = 1, .part_bytes = {PAGE}};
+    layout.tensors = &tensor;
+    layout.n_tensors = 1;
+    layout.places = &place;
+    layout.n_places = 1;
+    undercroft_device *device = NULL;
+    EXPECT(undercroft_device_host(&layout, &device), UNDERCROFT_OK, NULL);
+    undercroft_loaded loaded = {.size = sizeof loaded};
+    const uint32_t backwards[] = {1, 0};
+    undercroft_load_request load = {.size = sizeof load, .device = device, .hold = found.hold, .hold_first = PAGES - 2};
+    load.pages = 2;
+    load.blocks = backwards;
+    load.stamp = found.stamp;
+    load.deadline_us = MS(5000);
+    EXPECT(undercroft_load(space, &load, &loaded), UNDERCROFT_OK, NULL);
+    TRUE_THAT(loaded.pages == 2 && memory[0] == PAGES && memory[PAGE] == PAGES - 1);
+    undercroft_hold_free(found.hold);
+    undercroft_device_free(device);
+}
+
+/* A load layer by layer of which the end is missing: each wait says of how many pages a layer is there. */
+static void layers_that_miss(undercroft_space *space, chain *pages)
+{
+    chain *others = a_chain(77);
+    memcpy(pages->keys + 3 * UNDERCROFT_KEY_BYTES, others->keys, UNDERCROFT_KEY_BYTES);
+    undercroft_load_request load = a_load(pages);
+    load.by_layer = 1;
+    undercroft_task *task = NULL;
+    EXPECT(undercroft_load_start(space, &load, &task), UNDERCROFT_OK, NULL);
+    uint32_t there = 77;
+    EXPECT(undercroft_task_wait_layer(task, 0, MS(5000), &there), UNDERCROFT_OK, NULL);
+    TRUE_THAT(there == 3);
+    REFUSED(undercroft_task_wait_layer(task, 1, 0, &there), "layer is 1, allowed less than 1");
+    undercroft_loaded loaded = {.size = sizeof loaded};
+    EXPECT(undercroft_task_wait(task, MS(5000)), UNDERCROFT_OK, NULL);
+    EXPECT(undercroft_task_loaded(task, &loaded), UNDERCROFT_MISS_ABSENT, "no tier");
+    TRUE_THAT(loaded.pages == 3);
+    undercroft_task_free(task);
+    /* Not by layer: one wait for all of it. */
+    load.by_layer = 0;
+    EXPECT(undercroft_load_start(space, &load, &task), UNDERCROFT_OK, NULL);
+    EXPECT(undercroft_task_wait_layer(task, 0, MS(5000), &there), UNDERCROFT_MISS_ABSENT, "no tier");
+    TRUE_THAT(there == 3);
+    undercroft_task_free(task);
+    undercroft_store_request store = a_store(others);
+    store.pages = 1;
+    EXPECT(undercroft_store_start(space, &store, &task), UNDERCROFT_OK, NULL);
+    REFUSED(undercroft_task_wait_layer(task, 0, MS(5000), &there), "the task is a store");
+    EXPECT(undercroft_task_wait(task, MS(5000)), UNDERCROFT_OK, NULL);
+    undercroft_task_free(task);
+    free_chain(others);
+}
+
+static void requests(undercroft_client *client, undercroft_space *space)
 {
     chain *pages = a_chain(1);
     wrong_requests(space, pages);
@@ -168,6 +300,13 @@ static void requests(undercroft_space *space)
     TRUE_THAT(loaded.pages == PAGES && loaded.bytes == PAGES * PAGE);
     for (int i = 0; i < PAGES; i++)
         TRUE_THAT(pages->memory[i][0] == PAGES - i && pages->memory[i][PAGE - 1] == PAGES - i);
+    /* What is kept, by other ways: hints, prefetches, a part of a hold, a layout of places. */
+    EXPECT(undercroft_hint(space, pages->keys, PAGES, UNDERCROFT_HINT_PIN, MS(1000), MS(1000)), UNDERCROFT_OK, NULL);
+    undercroft_prefetched lifted = {.size = sizeof lifted};
+    EXPECT(undercroft_prefetch(space, pages->keys, PAGES, MS(100), MS(1000), &lifted), UNDERCROFT_OK, NULL);
+    TRUE_THAT(lifted.resident == PAGES && lifted.started == 0);
+    parts_of_a_hold(client, space, pages);
+    layers_that_miss(space, pages);
     free_chain(pages);
 }
 
@@ -255,8 +394,71 @@ static void ends_with_tasks(const char *socket)
     free_chain(pages);
 }
 
+/* While the daemon stands still: what is under way, what waits, and what is refused. */
+static void tasks_that_wait(const char *socket)
+{
+    undercroft_connect_options options = {.size = sizeof options, .socket = socket, .wait_us = MS(5000)};
+    options.threads = 1;
+    options.max_tasks = 2;
+    undercroft_client *client = NULL;
+    undercroft_space *space = NULL;
+    undercroft_family family = a_family();
+    undercroft_space_options opened = a_space(&family);
+    EXPECT(undercroft_connect(&options, &client), UNDERCROFT_OK, NULL);
+    EXPECT(undercroft_space_open(client, &opened, MS(5000), &space), UNDERCROFT_OK, NULL);
+    chain *pages = a_chain(3), *stored = a_chain(4);
+    undercroft_load_request load = a_load(pages);
+    undercroft_store_request store = a_store(stored);
+    load.deadline_us = MS(1500);
+    store.deadline_us = MS(60000);
+    pid_t daemon = daemon_of(socket);
+    TRUE_THAT(daemon > 0 && kill(daemon, SIGSTOP) == 0);
+    undercroft_task *slow = NULL, *tasks[3] = {NULL}, *refused = NULL;
+    EXPECT(undercroft_store_start(space, &store, &slow), UNDERCROFT_OK, NULL);
+    /* One more than may wait is taken as soon as the first is under way, and then no more. */
+    uint64_t until = now_ms() + 10000;
+    for (int started = 0; started < 3 && now_ms() < until;)
+        started += undercroft_load_start(space, &load, &tasks[started]) == UNDERCROFT_OK;
+    EXPECT(undercroft_load_start(space, &load, &refused), UNDERCROFT_MISS_BUSY, "too many");
+    TRUE_THAT(refused == NULL);
+    undercroft_loaded loaded = {.size = sizeof loaded};
+    EXPECT(undercroft_task_wait(tasks[0], 0), UNDERCROFT_PENDING, "undercroft_task_wait: pending");
+    EXPECT(undercroft_task_loaded(tasks[0], &loaded), UNDERCROFT_PENDING, "undercroft_task_loaded: pending");
+    EXPECT(undercroft_task_cancel(tasks[0]), UNDERCROFT_PENDING, "pending");
+    EXPECT(undercroft_task_cancel(tasks[1]), UNDERCROFT_OK, NULL);
+    EXPECT(undercroft_task_wait(tasks[1], 0), UNDERCROFT_OK, NULL);
+    EXPECT(undercroft_task_loaded(tasks[1], &loaded), UNDERCROFT_MISS_RELEASED, "given up before it began");
+    TRUE_THAT(loaded.pages == 0 && loaded.why == UNDERCROFT_MISS_RELEASED);
+    /* No load waits behind a store. */
+    EXPECT(undercroft_task_wait(tasks[0], MS(20000)), UNDERCROFT_OK, NULL);
+    EXPECT(undercroft_task_loaded(tasks[0], &loaded), UNDERCROFT_MISS_DEADLINE, "deadline");
+    EXPECT(undercroft_task_wait(slow, 0), UNDERCROFT_PENDING, NULL);
+    TRUE_THAT(kill(daemon, SIGCONT) == 0);
+    EXPECT(undercroft_task_wait(slow, MS(20000)), UNDERCROFT_OK, NULL);
+    undercroft_stored kept = {.size = sizeof kept};
+    EXPECT(undercroft_task_stored(slow, &kept), UNDERCROFT_OK, NULL);
+    TRUE_THAT(kept.stored == PAGES);
+    for (int i = 0; i < 3; i++)
+        undercroft_task_free(tasks[i]);
+    undercroft_task_free(slow);
+    undercroft_space_free(space);
+    undercroft_client_free(client);
+    free_chain(pages);
+    free_chain(stored);
+}
+
 static void a_child_misses(undercroft_client *client, undercroft_space *space)
 {
+    /* What is there before the fork: the threads of tasks, a task that is over, a hold. */
+    chain *kept = a_chain(1);
+    undercroft_load_request before = a_load(kept);
+    undercroft_task *done = NULL;
+    EXPECT(undercroft_load_start(space, &before, &done), UNDERCROFT_OK, NULL);
+    EXPECT(undercroft_task_wait(done, MS(10000)), UNDERCROFT_OK, NULL);
+    undercroft_found found = {.size = sizeof found};
+    const undercroft_space *spaces[] = {space};
+    EXPECT(undercroft_lookup(client, spaces, 1, kept->keys, PAGES, MS(9000), MS(1000), &found), UNDERCROFT_OK, NULL);
+    TRUE_THAT(found.hold != NULL);
     pid_t child = fork();
     if (child == 0) {
         chain *pages = a_chain(1);
@@ -269,8 +471,27 @@ static void a_child_misses(undercroft_client *client, undercroft_space *space)
         EXPECT(undercroft_load_start(space, &load, &task), UNDERCROFT_MISS_FORKED, "forked");
         EXPECT(undercroft_client_state(client, &state), UNDERCROFT_OK, NULL);
         TRUE_THAT(state.state == UNDERCROFT_STATE_FORKED);
+        undercroft_family family = a_family();
+        undercroft_space_options opened = a_space(&family);
+        undercroft_space *none = space;
+        uint8_t token[UNDERCROFT_TOKEN_BYTES];
+        EXPECT(undercroft_space_open(client, &opened, MS(100), &none), UNDERCROFT_MISS_FORKED, "forked");
+        EXPECT(undercroft_space_is_open(space), UNDERCROFT_MISS_FORKED, "forked");
+        EXPECT(undercroft_client_wait(client, MS(100)), UNDERCROFT_MISS_FORKED, "forked");
+        EXPECT(undercroft_client_close(client, MS(100)), UNDERCROFT_MISS_FORKED, "forked");
+        EXPECT(undercroft_hold_give(found.hold, MS(100), token), UNDERCROFT_MISS_FORKED, "forked");
+        EXPECT(undercroft_blob_store(space, kept->keys, "", 1, MS(100), NULL), UNDERCROFT_MISS_FORKED,
+               "forked");
+        TRUE_THAT(none == NULL);
+        /* What was over is over here too. */
+        EXPECT(undercroft_task_wait(done, 0), UNDERCROFT_OK, NULL);
+        EXPECT(undercroft_task_loaded(done, &loaded), UNDERCROFT_OK, NULL);
+        TRUE_THAT(loaded.pages == PAGES);
+        undercroft_task_free(done);
+        undercroft_hold_free(found.hold);
         undercroft_space_free(space);
         undercroft_client_free(client);
+        free_chain(kept);
         free_chain(pages);
         _exit(failures == 0 ? 0 : 1);
     }
@@ -278,6 +499,9 @@ static void a_child_misses(undercroft_client *client, undercroft_space *space)
     TRUE_THAT(waitpid(child, &status, 0) == child);
     TRUE_THAT(WIFEXITED(status) && WEXITSTATUS(status) == 0);
     EXPECT(undercroft_ping(client, MS(2000), NULL), UNDERCROFT_OK, NULL);
+    undercroft_task_free(done);
+    undercroft_hold_free(found.hold);
+    free_chain(kept);
 }
 
 /* An engine without a daemon goes on, at once and without an error. */
@@ -303,7 +527,8 @@ static void without_a_daemon(void)
     EXPECT(undercroft_load(space, &load, &loaded), UNDERCROFT_MISS_DISCONNECTED, NULL);
     EXPECT(undercroft_store(space, &store, &stored), UNDERCROFT_MISS_DISCONNECTED, NULL);
     TRUE_THAT(found.pages == 0 && found.hold == NULL && loaded.pages == 0 && stored.unsettled == PAGES);
-    EXPECT(undercroft_client_wait(client, MS(20)), UNDERCROFT_MISS_DISCONNECTED, NULL);
+    EXPECT(undercroft_client_wait(client, MS(20)), UNDERCROFT_MISS_DISCONNECTED, "no daemon");
+    EXPECT(undercroft_space_is_open(space), UNDERCROFT_MISS_DISCONNECTED, "no daemon");
     TRUE_THAT(now_ms() - began < 5000);
     options.wait_us = MS(10);
     undercroft_client *none = NULL;
@@ -340,9 +565,11 @@ int main(int argc, char **argv)
     nulls(client, space);
     wrong_numbers(client);
     devices();
-    requests(space);
+    requests(client, space);
+    what_does_not_fit(client, space, argv[1]);
     blobs(space);
     ends_with_tasks(argv[1]);
+    tasks_that_wait(argv[1]);
     a_child_misses(client, space);
     without_a_daemon();
 
