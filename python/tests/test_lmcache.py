@@ -422,27 +422,5 @@ class Wrong(Case):
                 UndercroftL2Adapter(settings)
 
 
-class Real(unittest.TestCase):
-    @unittest.skipUnless(IS_REAL, "LMCache is not installed: its stand-in was used")
-    def test_lmcache_itself_makes_the_adapter_from_its_configuration(self) -> None:
-        from lmcache.v1.distributed.l2_adapters import create_l2_adapter
-        from lmcache.v1.distributed.l2_adapters.config import get_l2_adapter_config_class
-
-        with Daemon() as daemon:
-            config = get_l2_adapter_config_class("plugin").from_dict({
-                "module_path": "undercroft.lmcache",
-                "class_name": "UndercroftL2Adapter",
-                "adapter_params": {"socket": str(daemon.socket)},
-            })
-            adapter = create_l2_adapter(config)
-            try:
-                self.assertIsInstance(adapter, UndercroftL2Adapter)
-                fds = {adapter.get_store_event_fd(), adapter.get_lookup_and_lock_event_fd(),
-                       adapter.get_load_event_fd()}
-                self.assertEqual(len(fds), 3)
-            finally:
-                adapter.close()
-
-
 if __name__ == "__main__":
     unittest.main()

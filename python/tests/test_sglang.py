@@ -405,49 +405,5 @@ class Shapes(unittest.TestCase):
         self.assertIsNone(repeats(list(range(1, 10))))
 
 
-class Real(Case):
-    @unittest.skipUnless(IS_REAL, "SGLang is not installed: its stand-in was used")
-    def test_sglang_itself_makes_the_backend_and_its_pools_hold_what_is_loaded(self) -> None:
-        import torch
-        from sglang.srt.mem_cache.pool_host.mha import MHATokenToKVPoolHost
-        from sglang.srt.mem_cache.storage.backend_factory import StorageBackendFactory
-
-        def pool(layout: str) -> Any:
-            made = MHATokenToKVPoolHost.__new__(MHATokenToKVPoolHost)
-            made.layout, made.page_size, made.size = layout, 4, 32
-            made.layer_num, made.head_num, made.head_dim = 2, 2, 32
-            made.dtype, made.start_layer, made.end_layer = torch.bfloat16, 0, 2
-            made.device, made.pin_memory = "cpu", False
-            sides = {
-                "layer_first": (2, 2, 32, 2, 32), "page_first": (2, 32, 2, 2, 32),
-                "page_first_direct": (2, 8, 2, 4, 2, 32), "page_head": (2, 8, 2, 4, 2, 32),
-            }
-            made.kv_buffer = torch.zeros(sides[layout], dtype=torch.bfloat16)
-            return made
-
-        given = {"socket": str(self.daemon.socket), "model": "none"}
-        for layout in ("layer_first", "page_first", "page_first_direct", "page_head"):
-            extra = {
-                "backend_name": "undercroft", "module_path": "undercroft.sglang",
-                "class_name": "UndercroftHiCache", "interface_v1": 1, "undercroft": given,
-            }
-            config = sg.HiCacheStorageConfig(
-                0, 1, 0, 1, 0, 1, False, False, layout == "page_first", "real", extra_config=extra
-            )
-            full, empty = pool(layout), pool(layout)
-            full.kv_buffer.copy_(torch.rand(full.kv_buffer.shape))
-            backend = StorageBackendFactory.create_backend("dynamic", config, full)
-            self.addCleanup(backend.close)
-            self.assertIsInstance(backend, UndercroftHiCache)
-            backend.register_mem_pool_host(full)
-            self.assertTrue(backend._tier.client.wait_connected(PATIENCE))
-            indices = torch.arange(32)
-            self.assertEqual(backend.batch_set_v1(keys(range(8)), indices), [True] * 8)
-            backend.register_mem_pool_host(empty)
-            self.assertEqual(backend.batch_exists(keys(range(9))), 8)
-            self.assertEqual(backend.batch_get_v1(keys(range(8)), indices), [True] * 8)
-            self.assertTrue(torch.equal(full.kv_buffer, empty.kv_buffer), layout)
-
-
 if __name__ == "__main__":
     unittest.main()
