@@ -95,15 +95,6 @@ class DigestTest(unittest.TestCase):
         self.assertEqual(self.judged(["offered k1 d1"]), [False, False])
 
 
-class ChanceTest(unittest.TestCase):
-    def test_differences_on_one_side_alone_are_chance_only_while_they_are_few(self) -> None:
-        self.assertEqual(pressure.chance(0, 0, 120), 1.0)
-        self.assertAlmostEqual(pressure.chance(1, 0, 120), 0.5)
-        self.assertGreater(pressure.chance(3, 0, 120), 0.05)
-        self.assertLess(pressure.chance(6, 0, 120), 0.05)
-        self.assertGreater(pressure.chance(6, 5, 120), 0.05)
-
-
 class EnvironmentTest(unittest.TestCase):
     def test_locks_have_a_digest_for_everything(self) -> None:
         for lock in (environment.LOCK, environment.INSTALLER, environment.LMCACHE):
