@@ -4,13 +4,15 @@ use crate::asan::Sanitized;
 use crate::command::{cargo, check, is_installed, target_directory};
 use crate::steps::{self, Ended, Outcome, Step};
 use crate::{asan, engines, fuzz, header, ptx, python, suite, tidy};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::path::Path;
 use std::process::Command;
 
 const UNIT: &str = "undercroft.service";
+/// A workspace of its own, so that nobody else pays for candle.
+const CANDLE: &str = "client/examples/candle";
 /// The most exposure `systemd-analyze security` may report, in tenths.
 const EXPOSURE_TENTHS: u32 = 20;
 
@@ -24,6 +26,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         Step::new("fmt", || fmt(root)),
         Step::new("tidy", || passed(tidy::run(root))),
         Step::new("clippy", || clippy(root)),
+        Step::new("candle", || candle(root)),
         Step::new("test", || {
             let tally = suite::run(root, &[])?;
             let text = tally.to_string();
@@ -79,13 +82,30 @@ fn passed(result: Result<()>) -> Ended {
 /// All three workspaces: `--all` knows its own only.
 fn fmt(root: &Path) -> Ended {
     check(cargo(root).args(["fmt", "--all", "--check"]))?;
-    check(cargo(&root.join("client/examples/candle")).args(["fmt", "--check"]))?;
+    check(cargo(&root.join(CANDLE)).args(["fmt", "--check"]))?;
     passed(check(cargo(&root.join("fuzz")).args(["fmt", "--check"])))
 }
 
 fn clippy(root: &Path) -> Ended {
     let arguments = ["clippy", "--locked", "--workspace", "--all-targets", "--", "-D", "warnings"];
     passed(check(cargo(root).args(arguments)))
+}
+
+/// The example that has dependencies of its own: it implements `Device`, which may change under it.
+fn candle(root: &Path) -> Ended {
+    let example = root.join(CANDLE);
+    let fetched = cargo(&example).args(["fetch", "--locked"]).output();
+    let fetched = fetched.context("cannot start `cargo fetch`")?;
+    let said = String::from_utf8_lossy(&fetched.stderr);
+    if !fetched.status.success() && said.contains("--locked") {
+        bail!("{CANDLE}/Cargo.lock is not what its dependencies want: {}", said.trim());
+    }
+    if !fetched.status.success() {
+        return Ok(Outcome::Skipped("what it depends on cannot be had".to_owned()));
+    }
+    let mut command = cargo(&example);
+    command.args(["check", "--locked", "--target-dir"]).arg(target_directory(root)?);
+    passed(check(&mut command))
 }
 
 fn doc(root: &Path) -> Ended {
