@@ -51,6 +51,17 @@ fn a_head_whose_pages_are_gone_is_in_nobodys_way() {
     assert!(load(&space, key(1)) == Ok(long(2)));
 }
 
+#[test]
+fn bytes_that_are_not_what_was_stored_are_damaged() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 8);
+    let _daemon = world.daemon(&shelf);
+    let (_client, space) = world.open();
+    assert_eq!(space.store_blob(key(1), &long(3), WAITING).why, None);
+    assert!(shelf.lock().unwrap().spoil(&[3, 3]));
+    assert_eq!(load(&space, key(1)).err(), Some(MissReason::Damaged));
+}
+
 /// Somebody else has been assigned slots for these pages, and does not come to an end.
 #[test]
 fn what_others_have_promised_is_not_held() {

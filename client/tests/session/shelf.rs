@@ -128,16 +128,27 @@ impl Shelf {
         frame.copy_from_slice(&vec![byte; PAGE_BYTES as usize]);
     }
 
+    fn begins(&self, place: PagePlace, beginning: &[u8]) -> bool {
+        let mut begins = false;
+        self.frame(place).read(|bytes| begins = bytes.starts_with(beginning));
+        begins
+    }
+
     /// Forgets the pages that do not begin so.
     pub(crate) fn keep(&mut self, beginning: &[u8]) {
-        let is_kept = |place: &PagePlace| {
-            let frame = self.frame(*place);
-            let mut is_kept = false;
-            frame.read(|bytes| is_kept = bytes.starts_with(beginning));
-            is_kept
-        };
-        let kept = self.pages.iter().filter(|(_, place)| is_kept(place));
+        let kept = self.pages.iter().filter(|(_, place)| self.begins(**place, beginning));
         self.pages = kept.map(|(key, place)| (*key, *place)).collect();
+    }
+
+    /// Puts one byte into another one's place, in the first page that begins so, and says whether
+    /// there is one.
+    pub(crate) fn spoil(&mut self, beginning: &[u8]) -> bool {
+        let place = self.pages.values().find(|place| self.begins(**place, beginning));
+        let last = place.map(|place| self.frame(*place).sub(PAGE_BYTES as usize - 1, 1).unwrap());
+        last.is_some_and(|byte| {
+            byte.copy_from_slice(&[!beginning[0]]);
+            true
+        })
     }
 
     fn new_frame(&mut self, part: PartId, key: PageKey) -> PagePlace {
