@@ -151,6 +151,8 @@ class UndercroftL2Adapter(L2AdapterInterface):
                 pins = self._pins.get(key)
                 if not pins:
                     continue
+                # The oldest, whoever unlocks: it is the first to expire, and those who have the
+                # key locked still keep the newer ones.
                 pin = pins.pop(0)
                 pin.objects -= 1
                 if not pin.objects:
