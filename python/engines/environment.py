@@ -171,6 +171,7 @@ class Maker:
             if not name.startswith(("PYTHON", "VIRTUAL_ENV"))
         }
         env["PYTHONDONTWRITEBYTECODE"] = "1"
+        env["CMAKE_BUILD_PARALLEL_LEVEL"] = str(os.cpu_count() or 1)
         left = max(1.0, self.until - start)
         try:
             done = subprocess.run(
