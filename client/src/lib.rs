@@ -49,7 +49,7 @@ pub use fetch::{Fetch, FetchFrom, FetchReport, ReadyRun};
 pub use find::find_socket;
 pub use layer_load::LayerLoad;
 pub use load::Loaded;
-pub use lookup::{Found, Hold, LookupOptions};
+pub use lookup::{Found, Hold, LookupOptions, PendingLookup};
 pub use miss::MissReason;
 pub use options::{ConnectOptions, MAX_SOCKET_PATH_BYTES, Wait};
 pub use space::{Prefetched, SpaceHandle};

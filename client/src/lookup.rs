@@ -1,11 +1,11 @@
 use crate::MissReason;
 use crate::bell::{from_now, whole_ms};
 use crate::client::{Client, Inner, not_expected};
-use crate::connection::Connection;
+use crate::connection::{Connection, Ticket};
 use crate::inbox::Expects;
 use crate::space::SpaceHandle;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use undercroft_wire::{
     DropHold, HoldId, KeyRun, Lookup, LookupReply, MAX_KEYS, MAX_SPACES_PER_LOOKUP, PageKey, Reply,
     Request, Stamp,
@@ -81,6 +81,17 @@ impl Drop for Hold {
     }
 }
 
+/// A lookup that was sent, and whose answer is awaited elsewhere. Dropping it gives the answer up,
+/// and what it holds with it.
+#[derive(Debug)]
+#[must_use]
+pub struct PendingLookup {
+    client: Arc<Inner>,
+    ticket: Ticket,
+    wanted: usize,
+    asked: usize,
+}
+
 impl SpaceHandle {
     /// The longest run of leading pages this space holds. `keys` is one chain from its start.
     pub fn lookup(&self, keys: &[PageKey], options: LookupOptions) -> Found {
@@ -99,6 +110,21 @@ impl Client {
     ) -> Found {
         look_up(self.inner(), spaces, keys, options)
     }
+
+    /// Sends what [`lookup_family`](Self::lookup_family) asks and returns. The answer is taken by
+    /// [`PendingLookup::wait`], once; `options.deadline` is for the sending. A hold lasts from when
+    /// the daemon answers.
+    ///
+    /// # Errors
+    /// Why it was not sent.
+    pub fn start_lookup(
+        &self,
+        spaces: &[&SpaceHandle],
+        keys: &[PageKey],
+        options: LookupOptions,
+    ) -> Result<PendingLookup, MissReason> {
+        begin(self.inner(), spaces, keys, options.hold, from_now(options.deadline))
+    }
 }
 
 fn look_up(
@@ -107,20 +133,24 @@ fn look_up(
     keys: &[PageKey],
     options: LookupOptions,
 ) -> Found {
-    let foreign = spaces.iter().any(|space| !Arc::ptr_eq(&space.client, client));
-    if spaces.is_empty() || spaces.len() > MAX_SPACES_PER_LOOKUP || foreign {
-        return Found::miss(MissReason::Invalid);
+    let until = from_now(options.deadline);
+    match begin(client, spaces, keys, options.hold, until) {
+        Ok(pending) => pending.until(until).unwrap_or_else(Found::miss),
+        Err(why) => Found::miss(why),
     }
-    ask(client, spaces, keys, options).unwrap_or_else(Found::miss)
 }
 
-fn ask(
+fn begin(
     client: &Arc<Inner>,
     spaces: &[&SpaceHandle],
     keys: &[PageKey],
-    options: LookupOptions,
-) -> Result<Found, MissReason> {
-    let until = from_now(options.deadline);
+    hold: Option<Duration>,
+    until: Instant,
+) -> Result<PendingLookup, MissReason> {
+    let foreign = spaces.iter().any(|space| !Arc::ptr_eq(&space.client, client));
+    if spaces.is_empty() || spaces.len() > MAX_SPACES_PER_LOOKUP || foreign {
+        return Err(MissReason::Invalid);
+    }
     let (connection, first) = spaces[0].ready()?;
     let mut ids = vec![first.id];
     for space in &spaces[1..] {
@@ -135,13 +165,31 @@ fn ask(
     let request = Request::Lookup(Lookup {
         spaces: ids,
         keys: KeyRun::from(asked),
-        hold_ms: options.hold.map_or(0, whole_ms),
+        hold_ms: hold.map_or(0, whole_ms),
     });
-    let reply = match connection.call(&request, Expects::Reply, until)? {
-        Reply::Lookup(reply) => reply,
-        other => return Err(not_expected(&connection, &other, "a lookup's answer")),
-    };
-    found(client, connection, keys.len(), asked.len(), &reply)
+    let ticket = connection.post(&request, Expects::Reply, until)?;
+    let (wanted, asked) = (keys.len(), asked.len());
+    Ok(PendingLookup { client: Arc::clone(client), ticket, wanted, asked })
+}
+
+impl PendingLookup {
+    /// Waits for the answer, at most for so long.
+    pub fn wait(&self, deadline: Duration) -> Found {
+        self.until(from_now(deadline)).unwrap_or_else(Found::miss)
+    }
+
+    fn until(&self, until: Instant) -> Result<Found, MissReason> {
+        let connection = self.ticket.connection();
+        if connection.is_foreign() {
+            return Err(MissReason::Forked);
+        }
+        match self.ticket.reply(until)? {
+            Reply::Lookup(reply) => {
+                found(&self.client, Arc::clone(connection), self.wanted, self.asked, &reply)
+            }
+            other => Err(not_expected(connection, &other, "a lookup's answer")),
+        }
+    }
 }
 
 fn found(

@@ -3,6 +3,7 @@ use crate::device::Device;
 use crate::error::{ConnectError, OpenError, value};
 use crate::identity::{Family, Geometry};
 use crate::keys::Keys;
+use crate::lookup::LookupTask;
 use crate::outcome::{Found, Hold};
 use crate::space::{Space, lookup_options};
 use pyo3::prelude::*;
@@ -159,6 +160,21 @@ impl Client {
         let handles: Vec<&SpaceHandle> = spaces.iter().map(|space| &space.get().handle).collect();
         let found = python.detach(|| self.client.lookup_family(&handles, &keys.0, options));
         Found::new(python, found)
+    }
+
+    #[pyo3(signature = (spaces, keys, *, hold = None, deadline = 0.05))]
+    fn start_lookup(
+        &self,
+        python: Python<'_>,
+        spaces: Vec<Py<Space>>,
+        keys: Keys,
+        hold: Option<f64>,
+        deadline: f64,
+    ) -> PyResult<LookupTask> {
+        let options = lookup_options(hold, deadline)?;
+        let handles: Vec<&SpaceHandle> = spaces.iter().map(|space| &space.get().handle).collect();
+        let pending = python.detach(|| self.client.start_lookup(&handles, &keys.0, options));
+        Ok(LookupTask::new(pending))
     }
 
     #[pyo3(signature = (token, deadline = 1.0))]

@@ -15,6 +15,7 @@ mod error;
 mod identity;
 mod keys;
 mod layout;
+mod lookup;
 mod memory;
 mod module;
 mod outcome;

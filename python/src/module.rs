@@ -1,4 +1,4 @@
-use crate::{client, device, error, identity, layout, outcome, space, task};
+use crate::{client, device, error, identity, layout, lookup, outcome, space, task};
 use pyo3::prelude::*;
 
 #[pymodule]
@@ -12,6 +12,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<identity::Family>()?;
     module.add_class::<identity::Geometry>()?;
     module.add_class::<layout::Layout>()?;
+    module.add_class::<lookup::LookupTask>()?;
     module.add_class::<outcome::Found>()?;
     module.add_class::<outcome::Hold>()?;
     module.add_class::<outcome::Loaded>()?;

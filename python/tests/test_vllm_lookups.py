@@ -6,6 +6,7 @@ import unittest
 from typing import Any
 
 from test_vllm_scheduler import Bench
+from undercroft.vllm.lookups import MOST_BEGUN
 from vllm_fakes import PAGE, Daemon, Family, Output, Request
 
 
@@ -54,6 +55,64 @@ class OfAStep(unittest.TestCase):
         self.assertEqual(bench.half.claim(request, 0), PAGE * 2)
         self.assertEqual(daemon.asked, [2])
         self.assertFalse(daemon.holds[0].dropped)
+
+    def test_an_answer_asked_for_when_a_request_came_is_taken_at_its_turn(self) -> None:
+        bench, daemon = self.bench(0.0)
+        request = Request("a", range(PAGE * 6 + 1))
+        daemon.keep(request, 4)
+        bench.half.arrived(request)
+        self.assertEqual((daemon.begun, daemon.asked), (1, []))
+        self.assertEqual(bench.half.claim(request, 0), PAGE * 4)
+        self.assertEqual(daemon.asked, [6], "not asked for again")
+        self.assertEqual(bench.half._lookups._begun, 0)
+
+    def test_an_answer_that_is_old_or_of_other_tokens_is_not_taken(self) -> None:
+        for case in ("old", "other tokens"):
+            with self.subTest(case):
+                bench, daemon = self.bench(0.0)
+                request = Request("a", range(PAGE * 3 + 1))
+                bench.half.arrived(request)
+                if case == "old":
+                    daemon.now += 1.5
+                else:
+                    request.all_token_ids = list(range(7, PAGE * 3 + 8))
+                    request.block_hashes.clear()
+                    request.grow([])
+                daemon.keep(request, 3)
+                direct: list[float] = []
+                real = daemon.lookup
+
+                def lookup(*told: Any, **more: Any) -> Any:
+                    direct.append(more["deadline"])
+                    return real(*told, **more)
+
+                daemon.lookup = lambda *told, **more: lookup(*told, **more)  # type: ignore[method-assign]
+                known = bench.half.known(request)
+                begun = known.begun
+                known.begun = type("Begun", (), {"result": self.fail})()
+                self.assertIsNotNone(begun)
+                self.assertEqual(bench.half.claim(request, 0), PAGE * 3)
+                self.assertEqual(len(direct), 1)
+
+    def test_what_was_asked_for_is_given_up_with_its_request_and_when_all_is_forgotten(
+        self,
+    ) -> None:
+        bench, daemon = self.bench(0.0)
+        requests = [Request(str(at), range(at * 1000, at * 1000 + PAGE * 3)) for at in range(3)]
+        for request in requests:
+            bench.half.arrived(request)
+        self.assertEqual(bench.half._lookups._begun, 3)
+        bench.half.finished(requests[0], ([1, 2],))
+        self.assertEqual(bench.half._lookups._begun, 2)
+        bench.half.forget()
+        self.assertEqual(bench.half._lookups._begun, 0)
+        self.assertIsNone(bench.half.known(requests[1]).begun)
+
+    def test_not_more_than_so_many_are_on_their_way(self) -> None:
+        bench, daemon = self.bench(0.0)
+        for at in range(MOST_BEGUN + 5):
+            bench.half.arrived(Request(str(at), range(at * 1000, at * 1000 + PAGE * 3)))
+        self.assertEqual((daemon.begun, bench.half._lookups._begun), (MOST_BEGUN, MOST_BEGUN))
 
 
 if __name__ == "__main__":

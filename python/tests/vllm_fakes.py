@@ -135,6 +135,7 @@ class Daemon:
         self.states_asked = 0
         self.held: list[set[bytes]] = [set() for _ in range(spaces)]
         self.asked: list[int] = []
+        self.begun = 0
         self.holds: list[Hold] = []
         self.why: str | None = None
         self.estimate = 0.0
@@ -164,6 +165,12 @@ class Daemon:
         why = None if pages == len(run) else "absent"
         return SimpleNamespace(
             pages=pages, dram=pages, ssd=0, stamp=7, estimate=self.estimate, hold=given, why=why
+        )
+
+    def start_lookup(self, spaces: list[int], keys: bytes, *, hold: float, deadline: float) -> Any:
+        self.begun += 1
+        return SimpleNamespace(
+            result=lambda deadline: self.lookup(spaces, keys, hold=hold, deadline=deadline)
         )
 
     def keep(self, request: Request, pages: int, spaces: Sequence[int] | None = None) -> None:

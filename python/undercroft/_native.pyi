@@ -96,6 +96,16 @@ class Client:
         deadline: float = 0.05,
     ) -> Found:
         """The longest run of leading pages that all these spaces of one family hold."""
+    def start_lookup(
+        self,
+        spaces: Sequence[Space],
+        keys: Keys,
+        *,
+        hold: float | None = None,
+        deadline: float = 0.05,
+    ) -> LookupTask:
+        """Sends a lookup and returns; `deadline` is for the sending. A hold lasts from when the
+        daemon answers."""
     def take_hold(self, token: bytes, deadline: float = 1.0) -> Hold | None:
         """Takes over a hold that another session gave."""
     def attach_gpu(self, device: CudaDevice) -> None: ...
@@ -419,6 +429,14 @@ class Prefetched:
     def started(self) -> int: ...
     @property
     def why(self) -> Why | None: ...
+
+@final
+class LookupTask:
+    """A lookup that was sent. Without a reference left its answer is given up, and its hold."""
+
+    def result(self, deadline: float = 0.05) -> Found:
+        """The answer. "deadline" if it is not there by then: it may be asked for again. Given out
+        once, after that "released"."""
 
 @final
 class LoadTask:

@@ -106,6 +106,31 @@ fn without_waiting_pages_beyond_the_credits_are_declined() {
 }
 
 #[test]
+fn lookups_that_were_sent_are_answered_in_any_order_and_once() {
+    let world = World::new();
+    let shelf = Shelf::new(1, Mode::ZeroCopy, 8);
+    (0..4).for_each(|at| shelf.lock().unwrap().put(key(at), 9));
+    let _daemon = world.daemon(&shelf);
+    let (client, space) = world.open();
+    let held = LookupOptions { hold: Some(LONG), deadline: SHORT };
+    let all = keys(6);
+    let lookups: Vec<_> =
+        (1..=6).map(|count| client.start_lookup(&[&space], &all[..count], held).unwrap()).collect();
+    for (at, lookup) in lookups.iter().enumerate().rev() {
+        let (found, count) = (lookup.wait(LONG), at as u32 + 1);
+        assert_eq!((found.pages, found.why.is_none()), (count.min(4), count <= 4));
+        assert_eq!(found.hold.map(|hold| hold.pages()), Some(count.min(4)));
+    }
+    assert_eq!(lookups[0].wait(Duration::ZERO).why, Some(MissReason::Deadline), "given out once");
+    soon("all holds are dropped", || shelf.lock().unwrap().dropped.len() == 6);
+    // One that nobody waits for any more gives its hold back, too, when the answer comes.
+    drop(client.start_lookup(&[&space], &all, held).unwrap());
+    let _anything = space.lookup(&all, PLAIN);
+    soon("its hold is dropped", || shelf.lock().unwrap().dropped.len() == 7);
+    assert_eq!(client.start_lookup(&[], &all, held).unwrap_err(), MissReason::Invalid);
+}
+
+#[test]
 fn a_hold_is_fetched_from_and_given_back() {
     let world = World::new();
     let shelf = Shelf::new(1, Mode::ZeroCopy, 2);

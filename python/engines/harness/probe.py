@@ -109,6 +109,10 @@ class Client:
     def open_space(self, *arguments: Any, **more: Any) -> Space:
         return Space(self.real.open_space(*arguments, **more))
 
+    def start_lookup(self, spaces: list[Space], keys: bytes, **more: Any) -> Any:
+        begun = self.real.start_lookup([space.real for space in spaces], keys, **more)
+        return SimpleNamespace(result=lambda left: watch.lookup(lambda: begun.result(left)))
+
     def lookup(self, spaces: list[Space], keys: bytes, **more: Any) -> Any:
         return watch.lookup(
             lambda: self.real.lookup([space.real for space in spaces], keys, **more)

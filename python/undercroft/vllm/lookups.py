@@ -13,6 +13,8 @@ from .settings import Settings
 
 # A request that could not be scheduled is asked for again at every step; the answer is not.
 ASK_AGAIN_S = 1.0
+# So many requests that nobody has been asked for yet may have a lookup on its way.
+MOST_BEGUN = 64
 # With less than this left of a step's time for lookups none is asked: it would be no answer.
 LEAST_S = 0.0005
 
@@ -32,6 +34,7 @@ class Lookups:
         self._count = count
         self._clock = clock
         self._left = 0.0
+        self._begun = 0
         self.new_step()
         self.announced: Announced | None = None
 
@@ -39,12 +42,38 @@ class Lookups:
         """One step's lookups have one deadline together, however many requests there are."""
         self._left = self._settings.lookup_deadline_ms / 1000
 
+    def begin(self, client: Any, spaces: list[Any], known: Known) -> None:
+        """Asks for a request that has just come: by its turn the answer is there."""
+        if self._begun >= MOST_BEGUN:
+            return
+        pages = self._most(known)
+        if pages * self._keys.page_tokens < max(self._settings.min_tokens, 1):
+            return
+        asked = min(pages, self._settings.first_slice_pages)
+        keys = self._keys.first(known, asked)
+        hold = self._settings.hold_ms / 1000
+        known.begun = client.start_lookup(spaces, keys, hold=hold, deadline=0.0)
+        known.begun_keys, known.begun_at = keys, self._clock()
+        self._begun += 1
+
+    def ended(self, known: Known) -> Any:
+        """Its answer is taken or of no use any more."""
+        begun, known.begun = known.begun, None
+        if begun is not None:
+            self._begun -= 1
+        return begun
+
+    def _most(self, known: Known) -> int:
+        """Pages that may be worth loading. The last token is always computed: its logits are what
+        the request is about."""
+        most = (known.request.num_tokens - 1) // self._keys.page_tokens
+        return min(most, self._keys.pages(known))
+
     def claim(self, client: Any, spaces: list[Any], known: Known, computed_tokens: int) -> int:
         """How many tokens beyond `computed_tokens` are worth loading."""
         page_tokens = self._keys.page_tokens
         known.local = computed_tokens // page_tokens
-        # The last token is always computed: its logits are what the request is about.
-        limit = min((known.request.num_tokens - 1) // page_tokens, self._keys.pages(known))
+        limit = self._most(known)
         gain = (limit - known.local) * page_tokens
         if computed_tokens % page_tokens or gain < max(self._settings.min_tokens, 1):
             return 0
@@ -70,7 +99,12 @@ class Lookups:
         known.seen_at = now
         slice_pages = self._settings.first_slice_pages
         asked = min(limit, slice_pages)
-        found = self._ask(client, spaces, known, asked)
+        begun = self.ended(known)
+        is_fresh = begun is not None and now - known.begun_at < fresh
+        if is_fresh and known.begun_keys == self._keys.first(known, asked):
+            found = self._take(known, begun.result)
+        else:
+            found = self._ask(client, spaces, known, asked)
         if found is not None and found.pages == asked < limit and self._left >= LEAST_S:
             known.drop_hold()
             found = self._ask(client, spaces, known, limit)
@@ -89,10 +123,15 @@ class Lookups:
         keys = self._keys.first(known, pages)
         if len(keys) < pages * KEY_BYTES:
             return None
-        began = self._clock()
-        found = client.lookup(
-            spaces, keys, hold=self._settings.hold_ms / 1000, deadline=self._left
+        hold = self._settings.hold_ms / 1000
+        return self._take(
+            known, lambda left: client.lookup(spaces, keys, hold=hold, deadline=left)
         )
+
+    def _take(self, known: Known, answer: Callable[[float], Any]) -> Any:
+        """An answer, within what is left of the step's time."""
+        began = self._clock()
+        found = answer(self._left)
         took = self._clock() - began
         self._left -= took
         count = self._count

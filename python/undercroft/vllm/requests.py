@@ -14,6 +14,9 @@ class Known:
     """One request. The engine's own object is kept, not copied: its hashes grow with it."""
 
     __slots__ = (
+        "begun",
+        "begun_at",
+        "begun_keys",
         "blocks",
         "computed",
         "cursor",
@@ -66,6 +69,9 @@ class Known:
         self.failed = False
         self.blocks: frozenset[int] = frozenset()
         """The blocks being loaded."""
+        self.begun: Any = None
+        """A lookup on its way, of which keys, and since when."""
+        self.begun_keys, self.begun_at = b"", 0.0
         self.hold: Any = None
         self.seen: int | None = None
         """Leading pages the last lookup found; None if it was not answered."""

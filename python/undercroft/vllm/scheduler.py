@@ -81,6 +81,8 @@ class Scheduler:
         """What is remembered of a request."""
         known = self._known.get(request.request_id)
         if known is None or known.request is not request:
+            if known is not None:
+                self._lookups.ended(known)
             known = Known(request)
             self._name(known)
             self._known[request.request_id] = known
@@ -100,7 +102,12 @@ class Scheduler:
         """The engine has put a request into its queue."""
         waits = bool(self._known)
         known = self.known(request)
-        if waits and known.usable and self._prefetches is not None and self._is_ready():
+        spaces = self.spaces()
+        if spaces is None or not known.usable:
+            return
+        if self._settings.load != "off":
+            self._lookups.begin(self._client, spaces, known)
+        if waits and self._prefetches is not None:
             self._prefetches.add(known)
 
     def finished(self, request: Any, tables: Sequence[Sequence[int]]) -> None:
@@ -108,11 +115,12 @@ class Scheduler:
         known = self._known.pop(request.request_id, None)
         if known is None:
             return
+        self._lookups.ended(known)
         if known.loading:
             # Its blocks stay until the workers are done writing to them.
             return
         known.drop_hold()
-        if self._settings.store and self._is_ready():
+        if self._settings.store and self._has_more(known) and self._is_ready():
             tokens = min(known.computed, request.num_computed_tokens)
             self._stores.plan(known, tables, tokens)
 
@@ -303,6 +311,7 @@ class Scheduler:
         for known in self._known.values():
             known.keys.clear()
             known.drop_hold()
+            self._lookups.ended(known)
             known.seen, known.cursor = None, 0
         # Those planned are to fail where they are begun; those begun are to fail when over.
         self._loads = [dataclasses.replace(job, keys=b"") for job in self._loads]

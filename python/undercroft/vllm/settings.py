@@ -36,7 +36,7 @@ class Settings:
     """The part of the engine's blocks that stores under way may keep from reuse."""
     prefetch: bool = True
     """Whether pages of requests that queue behind others are lifted to DRAM ahead of need."""
-    first_slice_pages: int = 128
+    first_slice_pages: int = 16
     """Pages asked about first; more only if all of these were found. Bounds a miss's cost."""
     drain_ms: float = 3000.0
     """How long the shutdown of a worker waits for stores under way."""
