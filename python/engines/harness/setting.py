@@ -50,7 +50,12 @@ class Setting:
     ) -> Engine:
         """An engine with the connector in front of `daemon`."""
         # A busy machine's late answer is a miss, and rightly; here it would hide what is asked.
-        patient = {"lookup_deadline_ms": 1000.0, "hold_ms": 60000.0, "load_deadline_ms": 30000.0}
+        patient = {
+            "lookup_deadline_ms": 1000.0,
+            "hold_ms": 60000.0,
+            "load_deadline_ms": 30000.0,
+            "store_deadline_ms": 30000.0,
+        }
         chosen = transfer(
             daemon.socket, connector=connector, module=module, **(patient | (extra or {}))
         )
