@@ -104,6 +104,10 @@ class OfAStep(unittest.TestCase):
         self.assertEqual(bench.half._lookups._begun, 3)
         bench.half.finished(requests[0], ([1, 2],))
         self.assertEqual(bench.half._lookups._begun, 2)
+        # All of it is the engine's own.
+        self.assertEqual(bench.half.claim(requests[1], PAGE * 2), 0)
+        bench.half.unused(requests[1])
+        self.assertEqual(bench.half._lookups._begun, 1)
         bench.half.forget()
         self.assertEqual(bench.half._lookups._begun, 0)
         self.assertIsNone(bench.half.known(requests[1]).begun)

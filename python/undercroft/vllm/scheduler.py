@@ -158,6 +158,8 @@ class Scheduler:
     def unused(self, request: Any) -> None:
         """The engine has blocks for a request, and loads nothing of what we claimed."""
         known = self.known(request)
+        # Where the engine's own hit is enough, nobody has taken the answer.
+        self._lookups.ended(known)
         if not known.loading:
             known.drop_hold()
 
