@@ -7,9 +7,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use undercroft_wire::Epoch;
 
+mod firsts;
+
+use firsts::Firsts;
+
 /// `UCBOARD` and a zero byte.
 const MAGIC: u64 = u64::from_le_bytes(*b"UCBOARD\0");
-const VERSION: u64 = 1;
+const VERSION: u64 = 2;
+/// The version before: without the table of first pages.
+const VERSION_BEFORE: u64 = 1;
 /// Words of the head that never change, the last of them their CRC.
 const FORM_WORDS: usize = 5;
 /// The word that counts beats.
@@ -36,7 +42,8 @@ pub enum DaemonState {
 
 /// What the daemon tells the clients of one domain without being asked: that it lives, and for
 /// each 4 KiB of the domain's arena a generation that grows whenever its bytes stop meaning what
-/// they meant. Clients read it and cannot write it.
+/// they meant. And which pages chains may begin with, so that nobody need ask for others. Clients
+/// read it and cannot write it.
 ///
 /// A reader that took a generation before it copied a page's bytes, and finds the same one
 /// afterwards, copied the bytes of that page.
@@ -44,7 +51,7 @@ pub enum DaemonState {
 pub struct Board {
     file: SharedFile,
     mapping: Mapping,
-    epoch: Epoch,
+    form: Form,
     /// Places that parts have, by where they start: how long they are. Both bytes of the board.
     taken: BTreeMap<u64, u64>,
 }
@@ -53,7 +60,19 @@ pub struct Board {
 #[derive(Debug)]
 pub struct BoardView {
     mapping: Mapping,
+    form: Form,
+}
+
+/// What a board's head says of it, once for all.
+#[derive(Debug, Clone, Copy)]
+struct Form {
     epoch: Epoch,
+    /// Where the generations end, bytes.
+    places_end: u64,
+    /// The table of first pages, behind the generations.
+    firsts: Option<Firsts>,
+    /// The length of the file.
+    bytes: u64,
 }
 
 impl Board {
@@ -74,10 +93,10 @@ impl Board {
         epoch: Epoch,
         arena_bytes: u64,
     ) -> Result<Self, ArenaError> {
-        let bytes = board_bytes(arena_bytes)?;
-        let board = Self::map(backing.create(bytes, false, true)?, bytes, epoch)?;
+        let form = Form::of(VERSION, epoch, arena_bytes)?;
+        let board = Self::map(backing.create(form.bytes, false, true)?, form)?;
         let words = board.mapping.words();
-        for (word, value) in words.iter().zip(form(epoch, arena_bytes)) {
+        for (word, value) in words.iter().zip(form_words(VERSION, epoch, arena_bytes)) {
             word.store(value, Ordering::Relaxed);
         }
         board.serve();
@@ -85,26 +104,27 @@ impl Board {
     }
 
     /// Takes over a board that an earlier daemon left: what its [`Board::fd`] and
-    /// [`Board::read_only_fd`] were. Every generation is as it was, and its parts' places are free
-    /// until they are taken with [`Board::take`].
+    /// [`Board::read_only_fd`] were. Every generation is as it was, its parts' places are free
+    /// until they are taken with [`Board::take`], and nothing is known of first pages.
     ///
     /// # Errors
     /// Not a board, or one of another version, size or without protection.
     pub fn adopt(fd: OwnedFd, read_only: Option<OwnedFd>) -> Result<Self, ArenaError> {
-        let (epoch, bytes) = read_form(&fd)?;
-        let (file, _) = SharedFile::adopt(fd, read_only, bytes)?;
-        let board = Self::map(file, bytes, epoch)?;
+        let form = read_form(&fd)?;
+        let (file, _) = SharedFile::adopt(fd, read_only, form.bytes)?;
+        let board = Self::map(file, form)?;
+        board.forget_firsts();
         board.serve();
         Ok(board)
     }
 
-    fn map(file: SharedFile, bytes: u64, epoch: Epoch) -> Result<Self, ArenaError> {
-        let mapping = Mapping::shared(file.fd(), usable_bytes("board", bytes)?, true)
-            .map_err(ArenaError::system("map a board", bytes))?;
+    fn map(file: SharedFile, form: Form) -> Result<Self, ArenaError> {
+        let mapping = Mapping::shared(file.fd(), usable_bytes("board", form.bytes)?, true)
+            .map_err(ArenaError::system("map a board", form.bytes))?;
         let _dumped = mapping.keep_out_of_dumps();
         // One generation of a large frame is not worth a huge page.
         let _no_huge_pages = mapping.forbid_huge();
-        Ok(Self { file, mapping, epoch, taken: BTreeMap::new() })
+        Ok(Self { file, mapping, form, taken: BTreeMap::new() })
     }
 
     fn serve(&self) {
@@ -140,7 +160,7 @@ impl Board {
     /// The arena's epoch.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
-        self.epoch
+        self.form.epoch
     }
 
     /// A place for the generations of a part of `part_bytes` bytes: where it starts on the board,
@@ -154,7 +174,7 @@ impl Board {
             }
             start = taken + taken_len;
         }
-        (start + len <= self.mapping.len() as u64).then(|| {
+        (start + len <= self.form.places_end).then(|| {
             self.taken.insert(start, len);
             start
         })
@@ -164,7 +184,7 @@ impl Board {
     #[must_use]
     pub fn take(&mut self, board_offset: u64, part_bytes: u64) -> bool {
         let end = place_bytes(part_bytes).and_then(|len| board_offset.checked_add(len));
-        let inside = end.is_some_and(|end| end <= self.mapping.len() as u64);
+        let inside = end.is_some_and(|end| end <= self.form.places_end);
         let aligned = board_offset >= HEAD_BYTES && board_offset.is_multiple_of(GENERATION_BYTES);
         let (Some(end), true, true) = (end, inside, aligned) else { return false };
         let before = self.taken.range(..end).next_back();
@@ -220,19 +240,19 @@ impl BoardView {
     /// # Errors
     /// Not a board, one of another version or size, or one that could shrink under the mapping.
     pub fn map(fd: impl AsFd) -> Result<Self, ArenaError> {
-        let (epoch, bytes) = read_form(&fd)?;
-        check_received(&fd, bytes)?;
-        let mapping = Mapping::shared(fd.as_fd(), usable_bytes("board", bytes)?, false)
-            .map_err(ArenaError::system("map a board", bytes))?;
+        let form = read_form(&fd)?;
+        check_received(&fd, form.bytes)?;
+        let mapping = Mapping::shared(fd.as_fd(), usable_bytes("board", form.bytes)?, false)
+            .map_err(ArenaError::system("map a board", form.bytes))?;
         // The engine's core dumps are not ours to fail over.
         let _dumped = mapping.keep_out_of_dumps();
-        Ok(Self { mapping, epoch })
+        Ok(Self { mapping, form })
     }
 
     /// The arena's epoch.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
-        self.epoch
+        self.form.epoch
     }
 
     /// How often the daemon said that it lives.
@@ -255,7 +275,8 @@ impl BoardView {
     #[must_use]
     pub fn generation(&self, board_offset: u64, offset: u64) -> Option<u32> {
         let at = generation_at(board_offset, offset)?;
-        let generation = self.mapping.half_words().get(at)?;
+        let places = self.form.places_end / GENERATION_BYTES;
+        let generation = self.mapping.half_words().get(at).filter(|_| (at as u64) < places)?;
         // What was copied was copied before the generation is looked at.
         fence(Ordering::Acquire);
         let found = load_half(generation);
@@ -276,15 +297,22 @@ fn load_half(word: &AtomicU32) -> u32 {
     value
 }
 
-/// Bytes of a board for this much arena.
-fn board_bytes(arena_bytes: u64) -> Result<u64, ArenaError> {
-    let generations = Some(arena_bytes).filter(|bytes| *bytes <= MAX_ARENA_BYTES);
-    let len = generations.and_then(place_bytes).ok_or(ArenaError::Size {
-        what: "arena of a board",
-        found: arena_bytes,
-        allowed: "1 byte to 64 TiB",
-    })?;
-    Ok((HEAD_BYTES + len).next_multiple_of(4096))
+impl Form {
+    /// That of a board for this much arena.
+    fn of(version: u64, epoch: Epoch, arena_bytes: u64) -> Result<Self, ArenaError> {
+        let generations = Some(arena_bytes).filter(|bytes| *bytes <= MAX_ARENA_BYTES);
+        let len = generations.and_then(place_bytes).ok_or(ArenaError::Size {
+            what: "arena of a board",
+            found: arena_bytes,
+            allowed: "1 byte to 64 TiB",
+        })?;
+        let places_end = (HEAD_BYTES + len).next_multiple_of(4096);
+        if version == VERSION_BEFORE {
+            return Ok(Self { epoch, places_end, firsts: None, bytes: places_end });
+        }
+        let firsts = Some(Firsts::at(usable_bytes("board", places_end)?));
+        Ok(Self { epoch, places_end, firsts, bytes: places_end + firsts::BYTES })
+    }
 }
 
 /// Bytes of the generations of a part: places begin and end at cache lines. `None`: no bytes, or
@@ -302,8 +330,8 @@ fn generation_at(board_offset: u64, offset: u64) -> Option<usize> {
     usize::try_from(at).ok()
 }
 
-fn form(epoch: Epoch, arena_bytes: u64) -> [u64; FORM_WORDS] {
-    let mut words = [MAGIC, VERSION, epoch.0, arena_bytes, 0];
+fn form_words(version: u64, epoch: Epoch, arena_bytes: u64) -> [u64; FORM_WORDS] {
+    let mut words = [MAGIC, version, epoch.0, arena_bytes, 0];
     words[FORM_WORDS - 1] = form_check(&words);
     words
 }
@@ -313,17 +341,18 @@ fn form_check(words: &[u64; FORM_WORDS]) -> u64 {
     checksum_bytes(bytes[..FORM_WORDS - 1].as_flattened())
 }
 
-/// Reads the head of a file that may be anything: whose board it is, and its size, bytes.
-fn read_form(fd: impl AsFd) -> Result<(Epoch, u64), ArenaError> {
+/// Reads the head of a file that may be anything.
+fn read_form(fd: impl AsFd) -> Result<Form, ArenaError> {
     let mut bytes = [[0; 8]; FORM_WORDS];
     let read = rustix::io::pread(fd, bytes.as_flattened_mut(), 0)
         .map_err(ArenaError::system("read a board", HEAD_BYTES))?;
     let words = bytes.map(u64::from_le_bytes);
     let whole = read == size_of_val(&bytes) && words[FORM_WORDS - 1] == form_check(&words);
-    if !whole || words[..2] != [MAGIC, VERSION] {
+    let [magic, version, epoch, arena_bytes, _] = words;
+    if !whole || magic != MAGIC || ![VERSION, VERSION_BEFORE].contains(&version) {
         return Err(ArenaError::NotBoard);
     }
-    Ok((Epoch(words[2]), board_bytes(words[3])?))
+    Form::of(version, Epoch(epoch), arena_bytes)
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::{self, NonNull};
 use std::slice;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 
 /// Size of a huge page on every machine this runs on (x86-64, and arm64 with 4 KiB base pages).
 pub(crate) const HUGE_BYTES: usize = 2 << 20;
@@ -141,6 +141,12 @@ impl Mapping {
     pub(crate) fn half_words(&self) -> &[AtomicU32] {
         // SAFETY: as in `words`. No word is reached as a whole and in halves.
         unsafe { slice::from_raw_parts(self.base.as_ptr().cast(), self.len / size_of::<u32>()) }
+    }
+
+    /// All of it as bytes; as [`Mapping::words`].
+    pub(crate) fn bytes(&self) -> &[AtomicU8] {
+        // SAFETY: as in `words`. No byte is reached as itself and as part of a word.
+        unsafe { slice::from_raw_parts(self.base.as_ptr().cast(), self.len) }
     }
 
     /// Leaves the whole mapping out of core dumps.

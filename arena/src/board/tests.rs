@@ -174,3 +174,192 @@ fn an_unchanged_generation_means_an_unmixed_copy() {
         assert!(copies > 0, "nothing was copied whole");
     });
 }
+
+mod first_pages {
+    use super::*;
+    use proptest::prelude::*;
+    use undercroft_wire::PageKey;
+
+    fn key(number: u64) -> PageKey {
+        let digest = checksum_bytes(&number.to_le_bytes());
+        let mixed = (digest ^ digest >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&(mixed ^ mixed >> 29).to_le_bytes());
+        PageKey(key)
+    }
+
+    /// One whose two places are these.
+    fn key_at(places: [u32; 2]) -> PageKey {
+        let mut key = [9; 32];
+        key[..4].copy_from_slice(&places[0].to_le_bytes());
+        key[4..8].copy_from_slice(&places[1].to_le_bytes());
+        PageKey(key)
+    }
+
+    fn known() -> (Board, BoardView) {
+        let board = board();
+        board.first_pages_are_known();
+        let view = view(&board);
+        (board, view)
+    }
+
+    #[test]
+    fn nothing_is_absent_before_all_is_known() {
+        let board = board();
+        let view = view(&board);
+        assert!(view.may_start(&key(1)));
+        board.first_pages_are_known();
+        assert!(view.has_firsts() && !view.may_start(&key(1)));
+        board.first_came(&key(1));
+        assert!(view.may_start(&key(1)) && !view.may_start(&key(2)));
+        board.first_pages_are_known();
+        board.forget_firsts();
+        board.forget_firsts();
+        assert!(view.may_start(&key(2)), "it begins anew");
+        board.first_pages_are_known();
+        assert!(!view.may_start(&key(1)) && !view.may_start(&key(2)));
+    }
+
+    #[test]
+    fn who_adopts_it_knows_nothing_of_first_pages() {
+        let (first, view) = known();
+        (0..100).for_each(|number| first.first_came(&key(number)));
+        assert!(!view.may_start(&key(100)));
+        let second = again(first);
+        assert!((0..200).all(|number| view.may_start(&key(number))));
+        second.first_came(&key(7));
+        second.first_pages_are_known();
+        let left: Vec<u64> = (0..200).filter(|number| view.may_start(&key(*number))).collect();
+        assert_eq!(left, [7]);
+    }
+
+    #[test]
+    fn a_counter_that_is_full_stays_so() {
+        let (board, view) = known();
+        let (many, other) = (key_at([5, 6]), key_at([5, 7]));
+        (0..300).for_each(|_| board.first_came(&many));
+        board.first_came(&other);
+        (0..300).for_each(|_| board.first_went(&many));
+        assert!(view.may_start(&many), "nobody knows any more how many there are");
+        assert!(view.may_start(&other));
+        board.first_went(&other);
+        assert!(!view.may_start(&other), "its other counter is as good as ever");
+        // What never came takes nothing of others with it.
+        board.first_went(&key_at([8, 9]));
+        board.first_came(&key_at([8, 9]));
+        assert!(view.may_start(&key_at([8, 9])));
+        let twice = key_at([11, 11]);
+        board.first_came(&twice);
+        assert!(view.may_start(&twice));
+        board.first_went(&twice);
+        assert!(!view.may_start(&twice));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// Keys of few places, so that most share theirs with others.
+        #[test]
+        fn what_came_and_has_not_gone_is_never_absent(
+            steps in prop::collection::vec((0..40_u32, any::<bool>()), 1..400),
+        ) {
+            let (board, view) = known();
+            let key = |number: u32| key_at([number % 7, number % 11]);
+            let mut there = [0_u32; 40];
+            for (number, comes) in steps {
+                let count = &mut there[number as usize];
+                if comes {
+                    board.first_came(&key(number));
+                    *count += 1;
+                } else if *count > 0 {
+                    board.first_went(&key(number));
+                    *count -= 1;
+                }
+                for number in 0..40 {
+                    let may = view.may_start(&key(number));
+                    prop_assert!(may || there[number as usize] == 0, "{}", number);
+                }
+            }
+            // Counted are the places, so that when all have gone nothing is left.
+            for number in 0..40 {
+                (0..there[number as usize]).for_each(|_| board.first_went(&key(number)));
+            }
+            prop_assert!((0..40).all(|number| !view.may_start(&key(number))));
+        }
+    }
+
+    #[test]
+    fn few_of_those_that_are_not_there_seem_to_be() {
+        let (board, view) = known();
+        (0..100_000).for_each(|number| board.first_came(&key(number)));
+        assert!((0..100_000).all(|number| view.may_start(&key(number))));
+        let seem = (100_000..200_000).filter(|number| view.may_start(&key(*number))).count();
+        assert!((100..400).contains(&seem), "{seem} of 100000; 217 were to be expected");
+    }
+
+    #[test]
+    fn a_board_of_the_version_before_says_nothing_of_first_pages() {
+        let form = Form::of(VERSION_BEFORE, Epoch(9), 4 * PART).unwrap();
+        let file = Backing::memfd().create(form.bytes, false, true).unwrap();
+        let words = form_words(VERSION_BEFORE, Epoch(9), 4 * PART);
+        let head = words.map(u64::to_le_bytes);
+        rustix::io::pwrite(file.fd(), head.as_flattened(), 0).unwrap();
+        assert_eq!(form.bytes, 4096 + 4096, "a head, and generations rounded up to a page");
+        let mut board = Board::adopt(rustix::io::dup(file.fd()).unwrap(), None).unwrap();
+        let view = BoardView::map(board.read_only_fd().unwrap()).unwrap();
+        board.first_came(&key(1));
+        board.first_went(&key(1));
+        board.first_pages_are_known();
+        assert!(!view.has_firsts() && view.may_start(&key(1)) && view.may_start(&key(2)));
+        let place = board.place(PART).unwrap();
+        board.raise(place, 0);
+        assert_eq!(view.generation(place, 0), Some(1));
+    }
+
+    #[test]
+    fn places_of_parts_and_the_table_are_apart() {
+        let (mut board, view) = known();
+        let end = board.form.places_end;
+        assert_eq!(board.bytes(), end + firsts::BYTES);
+        assert!(!board.take(end, 1) && board.take(end - 64, 1));
+        board.first_came(&key_at([0, 1]));
+        assert_eq!(view.generation(end - 4, 0), Some(0));
+        assert_eq!(view.generation(end, 0), None);
+        assert_eq!(view.generation(end - 4, 4096), None);
+    }
+
+    /// Each key comes before its number is told and goes after that was taken back, so whoever
+    /// knows of the number finds the key, also while the table is made anew.
+    #[test]
+    fn what_a_reader_was_told_of_is_never_absent() {
+        let (board, view) = known();
+        let told = AtomicU64::new(0);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 1..50_000 {
+                    board.first_came(&key(number));
+                    told.store(number, Ordering::Release);
+                    if number % 1000 == 0 {
+                        board.forget_firsts();
+                        board.first_came(&key(number));
+                        board.first_pages_are_known();
+                    } else if number > 1 {
+                        board.first_went(&key(number - 1));
+                    }
+                }
+                stop.store(true, Ordering::Release);
+            });
+            let mut absent = 0_u64;
+            while !stop.load(Ordering::Acquire) {
+                let number = told.load(Ordering::Acquire);
+                let may = number == 0 || view.may_start(&key(number));
+                // It may have gone since, but only for a newer one.
+                fence(Ordering::Acquire);
+                assert!(may || told.load(Ordering::Acquire) > number, "{number}");
+                absent += u64::from(!view.may_start(&key(1 << 40)));
+            }
+            assert!(absent > 0, "it never said that anything is absent");
+        });
+    }
+}
