@@ -225,6 +225,12 @@ impl Client {
         }
     }
 
+    /// Whether it is connected and its daemon not known to hang, without asking it.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.inner.linked().is_ok_and(|connection| !connection.is_hung())
+    }
+
     /// What went wrong so far.
     #[must_use]
     pub fn counters(&self) -> ClientCounters {
@@ -295,7 +301,7 @@ pub(crate) fn not_expected(connection: &Connection, reply: &Reply, wanted: &str)
 mod tests {
     use super::*;
     use crate::{PartView, parts, shared};
-    use undercroft_wire::Token;
+    use undercroft_wire::{PageKey, Token};
 
     struct Nobody;
 
@@ -320,6 +326,7 @@ mod tests {
         assert_eq!(client.take_hold(Token([1; 16]), soon).err(), Some(MissReason::Forked));
         assert_eq!(client.counters(), ClientCounters::default());
         assert!(!client.wait_connected(soon));
+        assert!(!client.is_connected() && !client.may_hold(&PageKey([1; 32])));
         assert!(!client.close(soon));
         client.watch_parts(Arc::new(Nobody));
         drop(client);

@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 use undercroft_wire::{
-    Commit, DecodeError, DropHold, Epoch, LeaseId, PartId, Release, Reply, Request, RequestId,
-    Welcome, encode_request,
+    Commit, DecodeError, DropHold, Epoch, LeaseId, PageKey, PartId, Release, Reply, Request,
+    RequestId, Welcome, encode_request,
 };
 
 mod ticket;
@@ -140,6 +140,11 @@ impl Connection {
         // The sign may lie in the socket, where nobody reads while every call misses.
         let _nothing = self.drain();
         self.pulse.is_hung()
+    }
+
+    /// Whether a chain that begins with this page may be found, as far as the board tells.
+    pub(crate) fn may_hold(&self, first: &PageKey) -> bool {
+        self.pulse.board().is_none_or(|board| board.may_start(first))
     }
 
     /// What the daemon greeted with; `None` before that.

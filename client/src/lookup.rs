@@ -111,6 +111,14 @@ impl Client {
         look_up(self.inner(), spaces, keys, options)
     }
 
+    /// Whether a chain that begins with this page may be found now. `false`: a lookup would find
+    /// nothing, and needs not be sent: not connected, the daemon hangs, or its board says that
+    /// nothing begins so. `true` says nothing: look up. It asks nobody and never waits.
+    #[must_use]
+    pub fn may_hold(&self, first: &PageKey) -> bool {
+        self.inner().connection().is_ok_and(|connection| connection.may_hold(first))
+    }
+
     /// Sends what [`lookup_family`](Self::lookup_family) asks and returns. The answer is taken by
     /// [`PendingLookup::wait`], once; `options.deadline` is for the sending. A hold lasts from when
     /// the daemon answers.

@@ -11,7 +11,7 @@ use pyo3::types::PyDict;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
-use undercroft_client::wire::{self, Mode, Rank, Token};
+use undercroft_client::wire::{self, Mode, PageKey, Rank, Token};
 use undercroft_client::{self as client, ClientState, ConnectOptions, SpaceHandle, TaskPool, Wait};
 use undercroft_gpu_shim::cuda::CudaDevice;
 
@@ -72,6 +72,12 @@ impl Client {
             ClientState::Forked => "forked",
             _ => "connecting",
         }
+    }
+
+    #[getter]
+    fn is_connected(&self) -> bool {
+        // What it takes is less than to let go of the interpreter.
+        self.client.is_connected()
     }
 
     #[getter]
@@ -144,6 +150,11 @@ impl Client {
         let handle = python.detach(|| self.client.open_space(&space, deadline));
         let handle = handle.map_err(|error| OpenError::new_err(error.to_string()))?;
         Ok(Space { client: self.client.clone(), handle, pool: Arc::clone(&self.pool) })
+    }
+
+    fn may_hold(&self, first: &[u8]) -> PyResult<bool> {
+        let first = PageKey(bytes("first", first)?);
+        Ok(self.client.may_hold(&first))
     }
 
     #[pyo3(signature = (spaces, keys, *, hold = None, deadline = 0.05))]

@@ -67,6 +67,22 @@ class Pages(WithDaemon):
         self.assertEqual(self.space.load(device, asked, [0, 1]).pages, 2)
         self.assertEqual(again, images[:2])
 
+    def test_a_first_page_that_was_stored_may_be_found(self) -> None:
+        self.assertTrue(self.client.is_connected)
+        keys, _ = self.stored(2)
+        self.assertTrue(self.client.may_hold(keys[:32]))
+        for wrong in (b"", keys[:31], keys):
+            with self.assertRaisesRegex(ValueError, f"first has {len(wrong)} bytes, allowed 32"):
+                self.client.may_hold(wrong)
+        for wrong in (None, 7, "a"):
+            with self.assertRaises(TypeError):
+                self.client.may_hold(wrong)  # type: ignore[arg-type]
+        self.daemon.kill()
+        until = time.monotonic() + 10.0
+        while self.client.is_connected and time.monotonic() < until:
+            time.sleep(0.01)
+        self.assertFalse(self.client.may_hold(keys[:32]))
+
     def test_what_nobody_stored_is_absent(self) -> None:
         keys, _ = self.stored(2)
         longer = self.keys(4)
@@ -221,10 +237,12 @@ class Absence(WithDaemon):
         self.assertLess(time.monotonic() - before, 2.0)
         self.assertEqual(self.space.lookup(keys, deadline=5.0).why, "hung")
         self.assertEqual(self.client.state, "hung")
+        self.assertFalse(self.client.is_connected or self.client.may_hold(keys[:32]))
 
     def test_a_client_waits_for_nobody_unless_told_to(self) -> None:
         with undercroft.Client(self.daemon.directory / "nobody.sock") as client:
             self.assertEqual(client.state, "connecting")
+            self.assertFalse(client.is_connected or client.may_hold(bytes(32)))
             space = client.open_space(self.family, GEOMETRY, deadline=0.0)
             self.assertEqual(space.lookup(self.keys(1)).why, "disconnected")
         with self.assertRaisesRegex(undercroft.ConnectError, "nobody.sock"):
@@ -264,6 +282,7 @@ class Processes(WithDaemon):
 
         def forked() -> list[object]:
             seen: list[object] = [self.client.state, self.space.lookup(keys).why]
+            seen.append(self.client.is_connected or self.client.may_hold(keys[:32]))
             seen.append(self.space.start_load(device, keys, [0, 1]).result().why)
             seen.append(waiting.result().why if waiting.done else None)
             os.kill(self.daemon.pid, signal.SIGCONT)
@@ -279,7 +298,7 @@ class Processes(WithDaemon):
         child = context.Process(target=_child, args=(forked, there))
         child.start()
         self.assertTrue(here.poll(20.0), "the child says nothing")
-        self.assertEqual(here.recv(), ["forked", "forked", "forked", "forked", 2, True])
+        self.assertEqual(here.recv(), ["forked", "forked", False, "forked", "forked", 2, True])
         child.join(20.0)
         self.assertEqual(child.exitcode, 0)
         self.assertEqual(waiting.result(20.0).pages, 2, "the parent's goes on")

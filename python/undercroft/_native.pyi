@@ -62,6 +62,9 @@ class Client:
     @property
     def state(self) -> Literal["connected", "hung", "connecting", "forked"]: ...
     @property
+    def is_connected(self) -> bool:
+        """Whether `state` is "connected", at less cost: for what asks at every step."""
+    @property
     def failure(self) -> str | None:
         """What ended the last connection or attempt, while connecting."""
     @property
@@ -86,6 +89,13 @@ class Client:
         `rank`: (index, count); None where the page is the same on every rank. A client made without
         `wait` gives out the space even if no daemon answers; what is asked of it misses until then.
         `OpenError` where it is refused.
+        """
+    def may_hold(self, first: bytes) -> bool:
+        """Whether a chain that begins with the page of this key (32 bytes) may be found now.
+
+        False: a lookup would find nothing, and needs not be made: not connected, the daemon hangs,
+        or it has published that nothing begins so. True says nothing: look up. It asks nobody,
+        never waits and does not release the GIL.
         """
     def lookup(
         self,

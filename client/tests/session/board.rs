@@ -4,7 +4,7 @@ use crate::shelf::{Shared, Shelf};
 use crate::world::*;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use undercroft_client::{Client, ClientState, FetchFrom, LookupOptions, MissReason, Wait};
 use undercroft_gpu_shim::{Device, DeviceError, HostDevice, LoadJob, StoreJob, Transfer};
@@ -20,7 +20,7 @@ struct Meddled {
     shelf: Shared,
     /// Once the copies of this many pages were started.
     after: usize,
-    started: std::sync::atomic::AtomicUsize,
+    started: AtomicUsize,
 }
 
 impl Device for Meddled {
@@ -244,4 +244,61 @@ fn death_wakes_whoever_waits() {
         println!("{what} after death: p50 {median:?}, worst of {} {worst:?}", took.len());
         assert!(worst < LONG - Duration::from_secs(1), "{worst:?}: a deadline was waited for");
     }
+}
+
+/// A shelf whose board knows of all first pages, and how often its daemon was asked anything.
+fn counted(world: &World, shelf: &Shared) -> (crate::fake_daemon::FakeDaemon, Arc<AtomicUsize>) {
+    shelf.lock().unwrap().board.as_ref().unwrap().first_pages_are_known();
+    let asked = Arc::new(AtomicUsize::new(0));
+    let asks = Arc::clone(&asked);
+    let daemon = world.daemon_with(shelf, move |_, _, _| {
+        asks.fetch_add(1, Ordering::SeqCst);
+        false
+    });
+    (daemon, asked)
+}
+
+#[test]
+fn what_the_board_says_begins_nothing_needs_no_question() {
+    let world = World::new();
+    let shelf = Shelf::with_board(1, Mode::ZeroCopy, 4);
+    let (_daemon, asked) = counted(&world, &shelf);
+    let (client, space) = world.open();
+    let before = asked.load(Ordering::SeqCst);
+    assert!(client.is_connected() && (0..100).all(|number| !client.may_hold(&key(number))));
+    shelf.lock().unwrap().board.as_ref().unwrap().first_came(&key(7));
+    assert!(client.may_hold(&key(7)) && !client.may_hold(&key(8)));
+    assert_eq!(asked.load(Ordering::SeqCst), before, "somebody was asked");
+    assert_eq!(space.lookup(&[key(7)], PLAIN).why, Some(MissReason::Absent), "it says maybe");
+    shelf.lock().unwrap().board.as_ref().unwrap().first_went(&key(7));
+    assert!(!client.may_hold(&key(7)));
+    shelf.lock().unwrap().board.as_ref().unwrap().forget_firsts();
+    assert!(client.may_hold(&key(7)), "the next daemon counts anew");
+}
+
+#[test]
+fn without_a_board_or_a_table_whoever_is_connected_is_to_be_asked() {
+    for shelf in [Shelf::new(1, Mode::ZeroCopy, 4), Shelf::with_board(1, Mode::ZeroCopy, 4)] {
+        let world = World::new();
+        let daemon = world.daemon(&shelf);
+        let client = world.client();
+        assert!(client.is_connected() && client.may_hold(&key(1)));
+        drop(daemon);
+        soon("it is seen", || !client.is_connected());
+        assert!(!client.may_hold(&key(1)));
+    }
+}
+
+#[test]
+fn nothing_is_to_be_had_of_a_daemon_that_hangs() {
+    let world = World::new();
+    let shelf = Shelf::with_board(1, Mode::ZeroCopy, 4);
+    let (_daemon, stopped) = stoppable(&world, &shelf);
+    let (client, space) = world.open();
+    stopped.store(true, Ordering::SeqCst);
+    assert_eq!(in_time(SHORT, || space.lookup(&keys(2), BRIEF)).why, LATE);
+    assert!(!client.may_hold(&key(0)) && !client.is_connected());
+    stopped.store(false, Ordering::SeqCst);
+    shelf.lock().unwrap().beat();
+    assert!(client.may_hold(&key(0)) && client.is_connected());
 }
