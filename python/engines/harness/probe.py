@@ -321,35 +321,31 @@ class FaultyConnector(Probe):
 
 # Times.
 
-HOOKS = {
-    "scheduler": (
-        "on_new_request",
-        "get_num_new_matched_tokens",
-        "update_state_after_alloc",
-        "build_connector_meta",
-        "update_connector_output",
-        "request_finished_all_groups",
-        "get_external_cache_hit_sources",
-        "has_pending_push_work",
-        "has_pending_block_frees",
-        "take_events",
-        "get_kv_connector_stats",
-    ),
-    "worker": (
-        "handle_preemptions",
-        "bind_connector_metadata",
-        "start_load_kv",
-        "wait_for_layer_load",
-        "save_kv_layer",
-        "wait_for_save",
-        "get_transfer_results",
-        "get_block_ids_with_load_errors",
-        "finish_forward",
-        "build_connector_worker_meta",
-        "get_kv_connector_kv_cache_events",
-        "clear_connector_metadata",
-    ),
-}
+HOOKS = (
+    "on_new_request",
+    "get_num_new_matched_tokens",
+    "update_state_after_alloc",
+    "build_connector_meta",
+    "update_connector_output",
+    "request_finished_all_groups",
+    "get_external_cache_hit_sources",
+    "has_pending_push_work",
+    "has_pending_block_frees",
+    "take_events",
+    "get_kv_connector_stats",
+    "handle_preemptions",
+    "bind_connector_metadata",
+    "start_load_kv",
+    "wait_for_layer_load",
+    "save_kv_layer",
+    "wait_for_save",
+    "get_transfer_results",
+    "get_block_ids_with_load_errors",
+    "finish_forward",
+    "build_connector_worker_meta",
+    "get_kv_connector_kv_cache_events",
+    "clear_connector_metadata",
+)
 taken: dict[str, list[float]] = {}
 
 
@@ -357,7 +353,7 @@ class TimedConnector(UndercroftConnector):
     """Adds up the time inside of every hook."""
 
 
-def _timed(role: str, name: str) -> Callable[..., Any]:
+def _timed(name: str) -> Callable[..., Any]:
     real = getattr(UndercroftConnector, name)
 
     def hook(self: Any, *arguments: Any, **more: Any) -> Any:
@@ -365,16 +361,16 @@ def _timed(role: str, name: str) -> Callable[..., Any]:
         try:
             return real(self, *arguments, **more)
         finally:
-            # A hook of both halves is the scheduler's where the scheduler calls it.
-            taken.setdefault(f"{role}.{name}", []).append(time.perf_counter() - start)
+            spent = time.perf_counter() - start
+            # Each half is a connector of its own, and both are asked for what they counted.
+            taken.setdefault(f"{self.role.name.lower()}.{name}", []).append(spent)
 
     return hook
 
 
-for _role, _names in HOOKS.items():
-    for _name in _names:
-        if hasattr(UndercroftConnector, _name):
-            setattr(TimedConnector, _name, _timed(_role, _name))
+for _name in HOOKS:
+    if hasattr(UndercroftConnector, _name):
+        setattr(TimedConnector, _name, _timed(_name))
 
 
 def times() -> dict[str, list[float]]:
