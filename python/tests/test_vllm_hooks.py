@@ -20,7 +20,8 @@ if MISSING is None:
     from undercroft.vllm import UndercroftConnector, start
     from undercroft.vllm.messages import Handshake
 
-KEYS = bytes(range(32)) * 2
+HASHES = [bytes(range(32))] * 2
+KEYS = b"".join(HASHES)
 
 
 def load_job(req: str, *blocks: int, by_layer: bool = False) -> LoadJob:
@@ -28,7 +29,7 @@ def load_job(req: str, *blocks: int, by_layer: bool = False) -> LoadJob:
 
 
 def store_job(number: int) -> StoreJob:
-    return StoreJob(number, "a", None, 0, KEYS, (Run(0, (1, 2)),), 7)
+    return StoreJob(number, "a", 0, HASHES, b"", (Run(0, (1, 2)),), 7)
 
 
 @unittest.skipIf(MISSING is not None, f"needs vllm and torch: {MISSING}")
@@ -40,7 +41,7 @@ class Hooks(unittest.TestCase):
         )
         self.space = Space()
         ios = [GroupIo(self.space, "device", {"layer.0": 0})]
-        self.connector._worker = Worker(Settings(), ios, True)
+        self.connector._worker = Worker(Settings(), ios, True, b"".join)
 
     def test_stores_begin_though_the_step_is_saved_after_its_results_or_never(self) -> None:
         one = self.connector

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import unittest
+from types import SimpleNamespace
 from typing import Any
 
 from test_vllm_scheduler import Bench
 from undercroft.vllm.lookups import MOST_BEGUN
+from undercroft.vllm.requests import named
 from vllm_fakes import PAGE, Daemon, Family, Output, Request
 
 
@@ -111,6 +113,56 @@ class OfAStep(unittest.TestCase):
         bench.half.forget()
         self.assertEqual(bench.half._lookups._begun, 0)
         self.assertIsNone(bench.half.known(requests[1]).begun)
+
+    def test_what_the_board_has_no_beginning_of_is_not_asked_for(self) -> None:
+        bench, daemon = self.bench(0.0)
+        daemon.has_board = True
+        here, gone = (Request(str(at), range(at * 1000, at * 1000 + PAGE * 3)) for at in range(2))
+        daemon.keep(here, 2)
+        for request in (here, gone):
+            bench.half.arrived(request)
+        self.assertEqual(daemon.begun, 1)
+        self.assertEqual(bench.half.claim(gone, 0), 0)
+        self.assertEqual(daemon.asked, [])
+        self.assertEqual(bench.half.claim(here, 0), PAGE * 2)
+        self.assertEqual(bench.half.count["absent"], 1)
+        # Stored meanwhile, or gone: what the board says counts when the engine asks.
+        daemon.keep(gone, 2)
+        self.assertEqual(bench.half.claim(gone, 0), PAGE * 2)
+        daemon.held[0].clear()
+        self.assertEqual(bench.half.claim(here, 0), 0)
+        self.assertEqual(bench.half.count["absent"], 2)
+        self.assertTrue(daemon.holds[0].dropped)
+        daemon.state = "hung"
+        self.assertEqual(bench.half.claim(gone, 0), 0)
+        self.assertEqual(bench.half.count["absent"], 2, "nobody knows")
+
+    def test_the_board_is_asked_by_the_name_that_stores_and_loads_have(self) -> None:
+        bench, daemon = self.bench(0.0)
+        adapter = bench.half._adapters
+        adapter.salt = lambda path: b"of an adapter"  # type: ignore[method-assign]
+        asked: list[bytes] = []
+        daemon.may_hold = lambda first: bool(asked.append(first)) or True  # type: ignore[method-assign]
+        looked: list[bytes] = []
+        real = daemon.lookup
+
+        def lookup(spaces: list[int], keys: bytes, **more: Any) -> Any:
+            looked.append(keys[:32])
+            return real(spaces, keys, **more)
+
+        daemon.lookup = lookup  # type: ignore[method-assign]
+        for forgotten in (False, True):
+            for lora in (None, SimpleNamespace(lora_path="somewhere", load_inplace=False)):
+                with self.subTest(forgotten=forgotten, lora=lora):
+                    request = Request(f"{forgotten} {lora}", range(PAGE * 2 + 1), lora)
+                    bench.half.claim(request, 0)
+                    (job,) = bench.run(request, [1, 2, 3], 0, PAGE * 2 + 1).stores
+                    stored = named(Family().keys, job.salt, job.hashes)
+                    self.assertEqual((asked[-1], looked[-1]), (stored[:32], stored[:32]))
+                    bench.half._stores.report(job.number, 1, True)
+            self.assertTrue(bench.pool.reset_prefix_cache())
+            bench.half.forget()
+        self.assertEqual(len(set(asked)), 4)
 
     def test_not_more_than_so_many_are_on_their_way(self) -> None:
         bench, daemon = self.bench(0.0)

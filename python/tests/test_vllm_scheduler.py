@@ -249,7 +249,7 @@ class Settling(unittest.TestCase):
         bench.half.claim(request, 0)
         jobs = bench.run(request, [1, 2, 3], 0, PAGE + 1).stores
         jobs += bench.run(request, [1, 2, 3], PAGE + 1, PAGE).stores
-        del bench.half._stores._held[1]
+        bench.half._stores._pinned[jobs[0].number].blocks.append(None)
         told = Reports({job.number: (1, True) for job in jobs})
         bench.half.heard(Heard(kv_connector_worker_meta=told))
         self.assertEqual(bench.pool.held, [1])
@@ -318,12 +318,13 @@ class Stores(unittest.TestCase):
         bench.half.claim(request, 0)
         step = bench.run(request, [1, 2, 3, 4], 0, PAGE * 3 + 5)
         (job,) = step.stores
-        self.assertEqual((job.parent, job.first, job.runs[0].blocks), (None, 0, (1, 2, 3)))
+        self.assertEqual((job.first, job.runs[0].blocks), (0, (1, 2, 3)))
+        self.assertEqual((job.hashes, job.pages), (request.block_hashes, 3))
         self.assertEqual(bench.run(request, [1, 2, 3, 4], PAGE * 3 + 5, 1).stores, [])
         request.grow(range(11))
         (next_job,) = bench.run(request, [1, 2, 3, 4, 5], PAGE * 3 + 15, 1).stores
         self.assertEqual((next_job.first, next_job.runs[0].blocks), (3, (4,)))
-        self.assertEqual(next_job.parent, job.keys[-32:])
+        self.assertEqual((next_job.hashes, next_job.pages), (request.block_hashes[2:4], 1))
 
     def test_tokens_the_engine_only_guessed_are_not_stored(self) -> None:
         bench = Bench()
@@ -449,7 +450,7 @@ class Stores(unittest.TestCase):
         del request.all_token_ids[PAGE * 2 :], request.block_hashes[2:]
         request.grow(range(7000, 7000 + PAGE + 1))
         (job,) = bench.run(request, [1, 2, 3, 4], PAGE * 2, PAGE + 1).stores
-        self.assertEqual(job.keys[-32:], Family().keys([request.block_hashes[2]]))
+        self.assertEqual(job.hashes, request.block_hashes[1:3])
 
     def test_forgetting_makes_every_key_another_one(self) -> None:
         bench = Bench()

@@ -12,21 +12,22 @@ from undercroft.vllm.settings import Settings
 from undercroft.vllm.worker import GroupIo, Worker
 from vllm_fakes import Broken, Space, loaded, stored
 
-KEYS = bytes(range(32)) * 4
+HASHES = [bytes(range(at, at + 32)) for at in range(4)]
+KEYS = b"".join(HASHES)
 
 
 def bench(groups: int = 1, storing: bool = True) -> tuple[Worker, list[Space]]:
     spaces = [Space() for _ in range(groups)]
     ios = [GroupIo(space, f"device{at}", {"layer.0": 0}) for at, space in enumerate(spaces)]
-    return Worker(Settings(), ios, storing), spaces
+    return Worker(Settings(), ios, storing, b"".join), spaces
 
 
 def load_job(*runs: Run, req: str = "a", by_layer: bool = False) -> LoadJob:
     return LoadJob(req, KEYS, runs or (Run(0, (5, 6, 7, 8)),), 7, by_layer)
 
 
-def store_job(number: int, *runs: Run, parent: bytes | None = None, first: int = 0) -> StoreJob:
-    return StoreJob(number, "a", parent, first, KEYS, runs or (Run(0, (1, 2, 3, 4)),), 7)
+def store_job(number: int, *runs: Run) -> StoreJob:
+    return StoreJob(number, "a", 0, HASHES, b"", runs or (Run(0, (1, 2, 3, 4)),), 7)
 
 
 class Loads(unittest.TestCase):
@@ -152,6 +153,14 @@ class Stores(unittest.TestCase):
         spaces[1].tasks[0].value = stored(1, held=2)
         self.assertEqual(worker.take_reports(), Reports({3: (1, True)}))
         self.assertTrue(worker.is_idle)
+
+    def test_a_store_in_the_middle_names_the_page_before_it(self) -> None:
+        worker, spaces = bench(groups=2)
+        runs = (Run(0, (2, 3, 4)), Run(1, (13, 14)))
+        worker.store(Step(1, [], [StoreJob(3, "a", 5, HASHES, b"", runs, 7)]))
+        stores = [space.stores[0] for space in spaces]
+        told = [(keys, more["parent"], more["first"]) for _, keys, _, more in stores]
+        self.assertEqual(told, [(KEYS[32:], HASHES[0], 5), (KEYS[64:], HASHES[1], 6)])
 
     def test_pages_the_daemon_did_not_take_are_not_told_as_its_own(self) -> None:
         worker, (space,) = bench()

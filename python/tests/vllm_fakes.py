@@ -133,6 +133,8 @@ class Daemon:
     def __init__(self, spaces: int = 1) -> None:
         self.state = "connected"
         self.states_asked = 0
+        self.has_board = False
+        """Whether it tells what begins a page it holds."""
         self.held: list[set[bytes]] = [set() for _ in range(spaces)]
         self.asked: list[int] = []
         self.begun = 0
@@ -141,13 +143,14 @@ class Daemon:
         self.estimate = 0.0
 
     @property
-    def state(self) -> str:
+    def is_connected(self) -> bool:
         self.states_asked += 1
-        return self._state
+        return self.state == "connected"
 
-    @state.setter
-    def state(self, state: str) -> None:
-        self._state = state
+    def may_hold(self, first: bytes) -> bool:
+        assert len(first) == 32, first
+        told = not self.has_board or any(first in held for held in self.held)
+        return self.state == "connected" and told
 
     def lookup(self, spaces: list[int], keys: bytes, *, hold: float, deadline: float) -> Any:
         run = [keys[at : at + 32] for at in range(0, len(keys), 32)]

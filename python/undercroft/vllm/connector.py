@@ -64,6 +64,8 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
         self._at_exit: Callable[[], None] | None = None
         self._after: Any = None
         self._bad_blocks: set[int] = set()
+        self._spent = 0.0
+        """Seconds in the scheduler's hooks since that was last told."""
         off = self._why_off(vllm_config, kv_cache_config)
         if off is not None:
             self._handshake = Handshake(off=off)
@@ -269,7 +271,7 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
         if self._scheduler is not None:
             began = time.perf_counter()
             self._scheduler.arrived(request)
-            self._took(began)
+            self._spent += time.perf_counter() - began
 
     @harmless(lambda self, request, num_computed_tokens: (0, False))
     def get_num_new_matched_tokens(
@@ -280,7 +282,7 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
             return 0, False
         began = time.perf_counter()
         tokens = self._scheduler.claim(request, num_computed_tokens)
-        self._took(began)
+        self._spent += time.perf_counter() - began
         return tokens, tokens > 0 and self._settings.load != "layers"
 
     def _fail_load(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
@@ -299,7 +301,7 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
             self._scheduler.allocated(request, blocks.get_block_ids(), num_external_tokens)
         else:
             self._scheduler.unused(request)
-        self._took(began)
+        self._spent += time.perf_counter() - began
 
     @harmless(lambda self, scheduler_output: Step())
     def build_connector_meta(self, scheduler_output: Any) -> Step:
@@ -308,7 +310,7 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
             return Step()
         began = time.perf_counter()
         step = self._scheduler.step(scheduler_output)
-        self._took(began)
+        self._spent += time.perf_counter() - began
         return step
 
     @harmless(nothing)
@@ -317,7 +319,7 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
         if self._scheduler is not None:
             began = time.perf_counter()
             self._scheduler.heard(connector_output)
-            self._took(began)
+            self._spent += time.perf_counter() - began
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, None]:
         """The same, of one group."""
@@ -331,7 +333,7 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
         if self._scheduler is not None:
             began = time.perf_counter()
             self._scheduler.finished(request, block_ids)
-            self._took(began)
+            self._spent += time.perf_counter() - began
         return False, None
 
     @harmless(lambda self: False)
@@ -369,19 +371,16 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
 
     # Both.
 
-    def _took(self, began: float) -> None:
-        assert self._scheduler is not None
-        count = self._scheduler.count
-        count["hook_seconds"] = count.get("hook_seconds", 0) + time.perf_counter() - began
-
     @harmless(nothing)
     def get_kv_connector_stats(self) -> UndercroftStats | None:
         """What was counted since the last call."""
         half = self._worker or self._scheduler
-        if half is None or not half.count:
+        if half is None or not (half.count or self._spent):
             return None
-        counted = dict(half.count)
+        counted = half.count.copy()
         half.count.clear()
+        if self._spent:
+            counted["hook_seconds"], self._spent = self._spent, 0.0
         return UndercroftStats(data=counted)
 
     @classmethod

@@ -42,8 +42,21 @@ class Lookups:
         """One step's lookups have one deadline together, however many requests there are."""
         self._left = self._settings.lookup_deadline_ms / 1000
 
-    def begin(self, client: Any, spaces: list[Any], known: Known) -> None:
-        """Asks for a request that has just come: by its turn the answer is there."""
+    def _is_absent(self, client: Any, known: Known) -> bool:
+        """Whether nothing of a request can be found now, as far as that can be told without asking
+        the daemon: it is not there, or its board has no such beginning."""
+        start = self._keys.start(known)
+        return start is None or not client.may_hold(start)
+
+    def begin(self, client: Any, spaces: list[Any], known: Known) -> bool:
+        """Asks for a request that has just come: by its turn the answer is there. Whether anything
+        may be found."""
+        if self._is_absent(client, known):
+            return False
+        self._begin(client, spaces, known)
+        return True
+
+    def _begin(self, client: Any, spaces: list[Any], known: Known) -> None:
         if self._begun >= MOST_BEGUN:
             return
         pages = self._most(known)
@@ -71,8 +84,10 @@ class Lookups:
 
     def claim(self, client: Any, spaces: list[Any], known: Known, computed_tokens: int) -> int:
         """How many tokens beyond `computed_tokens` are worth loading."""
+        if self._is_absent(client, known):
+            self._absent(client, known)
+            return 0
         page_tokens = self._keys.page_tokens
-        known.local = computed_tokens // page_tokens
         limit = self._most(known)
         gain = (limit - known.local) * page_tokens
         if computed_tokens % page_tokens or gain < max(self._settings.min_tokens, 1):
@@ -85,6 +100,15 @@ class Lookups:
             return 0
         self._count["claimed_tokens"] = self._count.get("claimed_tokens", 0) + tokens
         return tokens
+
+    def _absent(self, client: Any, known: Known) -> None:
+        known.seen_at = float("-inf")
+        if known.hold is not None:
+            known.drop_hold()
+        if client.is_connected:
+            self._count["absent"] = self._count.get("absent", 0) + 1
+            if self.announced is not None:
+                self.announced.missed(known, 0, self._most(known))
 
     def _look(self, client: Any, spaces: list[Any], known: Known, limit: int) -> None:
         now = self._clock()

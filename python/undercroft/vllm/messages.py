@@ -22,7 +22,7 @@ except ImportError:  # without the engine: the bookkeeping alone, in tests
 KEY_BYTES = 32
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Run:
     """The blocks of one group that a run of pages lies in, without the pages before `skip`: a
     sliding window has let go of their blocks."""
@@ -47,17 +47,26 @@ class LoadJob:
         return len(self.keys) // KEY_BYTES
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StoreJob:
-    """Pages to store: keys in chain order, the page before them, and where they lie."""
+    """Pages to store: what names them in chain order, the page before them, and where they lie.
+
+    Workers make the keys: the scheduler's time is every request's.
+    """
 
     number: int
     req_id: str
-    parent: bytes | None
     first: int
-    keys: bytes
+    hashes: list[bytes]
+    """The engine's, one a page; before them that of the page before, if there is one."""
+    salt: bytes
     runs: tuple[Run, ...]
     stamp: int
+
+    @property
+    def pages(self) -> int:
+        """How many pages there are, for groups that hold all of them."""
+        return len(self.hashes) - (self.first > 0)
 
 
 @dataclass

@@ -11,74 +11,56 @@ from .messages import KEY_BYTES
 
 
 class Known:
-    """One request. The engine's own object is kept, not copied: its hashes grow with it."""
+    """One request. The engine's own object is kept, not copied: its hashes grow with it.
 
-    __slots__ = (
-        "begun",
-        "begun_at",
-        "begun_keys",
-        "blocks",
-        "computed",
-        "cursor",
-        "epoch",
-        "failed",
-        "hold",
-        "keys",
-        "last",
-        "layer_step",
-        "loading",
-        "local",
-        "preemptions",
-        "request",
-        "rewind",
-        "salt",
-        "seen",
-        "seen_at",
-        "sources",
-        "stamp",
-        "usable",
-    )
+    Most requests change little of this, and every one's beginning is the scheduler's time.
+    """
+
+    salt = b""
+    """Bound into every key, where the engine's hash does not say everything."""
+    usable = True
+    """Whether pages of this request can be named at all."""
+    start = b""
+    """The key of its first page, once it was needed, and the engine's hash that it is of."""
+    start_of = b""
+    last = b""
+    """The engine's hash of the last page whose key is known."""
+    cursor = 0
+    """Pages before this one are known to be with the daemon, or were offered."""
+    computed = 0
+    """Tokens whose KV steps that were scheduled have computed, or loads brought."""
+    rewind = False
+    """Its computed tokens went back: the cursor must follow."""
+    preemptions = 0
+    """How often it had been preempted when we last looked."""
+    local = 0
+    """The engine's own hit when it last asked, pages. The engine's request still says 0 when
+    it allocates blocks, so what it told us then is what counts."""
+    epoch = -1
+    """The number of preemptions at which a load was last begun: one load for each, so that a
+    load that failed is never tried again."""
+    loading = False
+    layer_step = 0
+    """The step its load is part of; 0 for one between steps."""
+    failed = False
+    blocks: frozenset[int] = frozenset()
+    """The blocks being loaded."""
+    begun: Any = None
+    """A lookup on its way, of which keys, and since when."""
+    begun_keys = b""
+    begun_at = 0.0
+    hold: Any = None
+    seen: int | None = None
+    """Leading pages the last lookup found; None if it was not answered."""
+    seen_at = float("-inf")
+    stamp = 0
+    sources = (0, 0)
+    """Of these, pages in DRAM and on SSD."""
 
     def __init__(self, request: Any) -> None:
         self.request = request
-        self.salt = b""
-        """Bound into every key, where the engine's hash does not say everything."""
-        self.usable = True
-        """Whether pages of this request can be named at all."""
         self.keys = bytearray()
         """Keys of its leading pages, as far as they were needed."""
-        self.last = b""
-        """The engine's hash of the last of them."""
-        self.cursor = 0
-        """Pages before this one are known to be with the daemon, or were offered."""
-        self.computed = 0
-        """Tokens whose KV steps that were scheduled have computed, or loads brought."""
-        self.rewind = False
-        """Its computed tokens went back: the cursor must follow."""
-        self.preemptions = 0
-        """How often it had been preempted when we last looked."""
-        self.local = 0
-        """The engine's own hit when it last asked, pages. The engine's request still says 0 when
-        it allocates blocks, so what it told us then is what counts."""
-        self.epoch = -1
-        """The number of preemptions at which a load was last begun: one load for each, so that a
-        load that failed is never tried again."""
-        self.loading = False
-        self.layer_step = 0
-        """The step its load is part of; 0 for one between steps."""
-        self.failed = False
-        self.blocks: frozenset[int] = frozenset()
-        """The blocks being loaded."""
-        self.begun: Any = None
-        """A lookup on its way, of which keys, and since when."""
-        self.begun_keys, self.begun_at = b"", 0.0
-        self.hold: Any = None
-        self.seen: int | None = None
-        """Leading pages the last lookup found; None if it was not answered."""
-        self.seen_at = float("-inf")
-        self.stamp = 0
-        self.sources = (0, 0)
-        """Of these, pages in DRAM and on SSD."""
 
     def notice_preemption(self) -> None:
         """The engine takes a request's blocks at once, and tells its connector later if at all."""
@@ -120,6 +102,30 @@ class Keys:
         """From here on every key is another one: nothing stored before is found again."""
         self._salt = salt
 
+    def salt(self, known: Known) -> bytes:
+        """What is bound into every key of a request beside the engine's hash."""
+        return self._salt + known.salt
+
+    def hashes(self, known: Known, first: int, end: int) -> list[bytes]:
+        """What the keys of these pages are made of."""
+        hashes = known.request.block_hashes
+        if self._each == 1:
+            return hashes[first:end]
+        # The hash at a page's end covers all of the prefix before it.
+        return hashes[(first + 1) * self._each - 1 : end * self._each : self._each]
+
+    def start(self, known: Known) -> bytes | None:
+        """The key of its first page; None if it has none."""
+        hashes = known.request.block_hashes
+        if len(hashes) < self._each:
+            return None
+        first = hashes[self._each - 1]
+        if known.start_of != first:
+            assert self._name is not None, "keys are asked for before there is a family"
+            known.start = named(self._name, self._salt + known.salt, (first,))
+            known.start_of = first
+        return known.start
+
     def pages(self, known: Known) -> int:
         """How many full pages of the request have a hash by now."""
         return len(known.request.block_hashes) // self._each
@@ -147,10 +153,13 @@ class Keys:
 
     def _named(self, known: Known, first: int, end: int) -> bytes:
         assert self._name is not None, "keys are asked for before there is a family"
-        hashes = known.request.block_hashes
-        # The hash at a page's end covers all of the prefix before it.
-        ends = [hashes[(page + 1) * self._each - 1] for page in range(first, end)]
-        salt = self._salt + known.salt
-        if salt:
-            ends = [hashlib.sha256(salt + end).digest() for end in ends]
-        return self._name(ends)
+        return named(self._name, self.salt(known), self.hashes(known, first, end))
+
+
+def named(
+    name: Callable[[Sequence[bytes]], bytes], salt: bytes, hashes: Sequence[bytes]
+) -> bytes:
+    """The keys of pages by the engine's hashes of them, made by a family's `keys`."""
+    if salt:
+        hashes = [hashlib.sha256(salt + one).digest() for one in hashes]
+    return name(hashes)

@@ -56,6 +56,7 @@ class Scheduler:
     def announce(self, announced: Announced) -> None:
         """From here on stores and losses are told as events."""
         self.announced = self._lookups.announced = announced
+        self._stores.are_told = True
 
     def bind_pool(self, pool: Any) -> None:
         """The engine's blocks."""
@@ -71,7 +72,7 @@ class Scheduler:
 
     def spaces(self) -> list[Any] | None:
         """All spaces, where the daemon is there to be asked."""
-        if self._spaces is None or self._client.state != "connected":
+        if self._spaces is None or not self._client.is_connected:
             return None
         return self._spaces
 
@@ -83,9 +84,9 @@ class Scheduler:
         if known is None or known.request is not request:
             if known is not None:
                 self._lookups.ended(known)
-            known = Known(request)
-            self._name(known)
-            self._known[request.request_id] = known
+            known = self._known[request.request_id] = Known(request)
+            if request.mm_features or request.lora_request is not None:
+                self._name(known)
         return known
 
     def _name(self, known: Known) -> None:
@@ -102,12 +103,10 @@ class Scheduler:
         """The engine has put a request into its queue."""
         waits = bool(self._known)
         known = self.known(request)
-        spaces = self.spaces()
-        if spaces is None or not known.usable:
+        if self._spaces is None or not known.usable or self._settings.load == "off":
             return
-        if self._settings.load != "off":
-            self._lookups.begin(self._client, spaces, known)
-        if waits and self._prefetches is not None:
+        may_hit = self._lookups.begin(self._client, self._spaces, known)
+        if may_hit and waits and self._prefetches is not None:
             self._prefetches.add(known)
 
     def finished(self, request: Any, tables: Sequence[Sequence[int]]) -> None:
@@ -115,12 +114,14 @@ class Scheduler:
         known = self._known.pop(request.request_id, None)
         if known is None:
             return
-        self._lookups.ended(known)
+        if known.begun is not None:
+            self._lookups.ended(known)
         if known.loading:
             # Its blocks stay until the workers are done writing to them.
             return
-        known.drop_hold()
-        if self._settings.store and self._has_more(known) and self._is_ready():
+        if known.hold is not None:
+            known.drop_hold()
+        if self._has_more(known) and self._settings.store and self._is_ready():
             tokens = min(known.computed, request.num_computed_tokens)
             self._stores.plan(known, tables, tokens)
 
@@ -129,16 +130,16 @@ class Scheduler:
     def claim(self, request: Any, computed_tokens: int) -> int:
         """How many tokens beyond the engine's own hit are worth loading."""
         known = self.known(request)
-        known.notice_preemption()
+        if request.num_preemptions != known.preemptions:
+            known.notice_preemption()
         known.local = computed_tokens // self._keys.page_tokens
-        spaces = self.spaces()
-        if spaces is None or self._settings.load == "off" or not known.usable:
+        if self._spaces is None or self._settings.load == "off" or not known.usable:
             return 0
         if getattr(request, "skip_reading_prefix_cache", False):
             return 0
         if known.epoch == request.num_preemptions:
             return 0
-        return self._lookups.claim(self._client, spaces, known, computed_tokens)
+        return self._lookups.claim(self._client, self._spaces, known, computed_tokens)
 
     def allocated(self, request: Any, tables: Sequence[Sequence[int]], tokens: int) -> None:
         """The engine has blocks for what we claimed, or for `tokens` of it."""
@@ -159,8 +160,9 @@ class Scheduler:
         """The engine has blocks for a request, and loads nothing of what we claimed."""
         known = self.known(request)
         # Where the engine's own hit is enough, nobody has taken the answer.
-        self._lookups.ended(known)
-        if not known.loading:
+        if known.begun is not None:
+            self._lookups.ended(known)
+        if known.hold is not None and not known.loading:
             known.drop_hold()
 
     def must_fail(self, request: Any, tables: Sequence[Sequence[int]]) -> None:
@@ -219,16 +221,16 @@ class Scheduler:
             if known is None:
                 continue
             request = known.request
-            known.notice_preemption()
-            if known.rewind or request.num_computed_tokens < known.computed:
-                pages = request.num_computed_tokens // self._keys.page_tokens
-                known.cursor = min(known.cursor, pages)
+            if request.num_preemptions != known.preemptions:
+                known.notice_preemption()
+            computed = request.num_computed_tokens
+            if known.rewind or computed < known.computed:
+                known.cursor = min(known.cursor, computed // self._keys.page_tokens)
                 known.rewind = False
-            known.computed = request.num_computed_tokens + scheduled
+            known.computed = computed + scheduled
             if not self._has_more(known):
                 continue
             if may_store is None:
-                # Once a step: it asks the client, which has threads of its own to wait for.
                 may_store = self._may_store()
             if may_store:
                 tables = block_table(self._shim, scheduler_output, req_id)
@@ -236,8 +238,9 @@ class Scheduler:
                     self._stores.plan(known, tables, known.computed)
 
     def _has_more(self, known: Known) -> bool:
-        pages = min(known.computed // self._keys.page_tokens, self._keys.pages(known))
-        return pages > known.cursor
+        if known.computed // self._keys.page_tokens <= known.cursor:
+            return False
+        return self._keys.pages(known) > known.cursor
 
     def _is_ready(self) -> bool:
         return self.spaces() is not None
@@ -268,7 +271,9 @@ class Scheduler:
         done = []
         for number, (workers, whole) in reports.stores.items():
             try:
-                done.append(self._stores.report(number, workers, whole))
+                pinned = self._stores.report(number, workers, whole)
+                if pinned is not None and pinned.whole and pinned.of is not None:
+                    done.append(pinned.of)
             except ENDS:
                 raise
             except BaseException as error:  # noqa: BLE001 - the other stores are over all the same
@@ -280,10 +285,9 @@ class Scheduler:
                     del self._layered[number]
                     self._layers_over(number)
         # Last: nothing that ends hangs on what is told of it.
-        for pinned in done:
-            if pinned is not None and pinned.whole and self.announced is not None:
-                pages = len(pinned.job.keys) // KEY_BYTES
-                self.announced.stored(pinned.known, pinned.job.first, pages)
+        for known, job in done:
+            if self.announced is not None:
+                self.announced.stored(known, job.first, job.pages)
 
     def _layers_over(self, step: int) -> None:
         for req_id in [r for r, known in self._loading.items() if known.layer_step == step]:
@@ -312,6 +316,7 @@ class Scheduler:
         self._stores.forget()
         for known in self._known.values():
             known.keys.clear()
+            known.start_of = b""
             known.drop_hold()
             self._lookups.ended(known)
             known.seen, known.cursor = None, 0

@@ -193,12 +193,13 @@ def worker(
     client = _connected(settings, devices, is_cuda=after is not None)
     try:
         spaces = _open(client, handshake, _opening(client))
+        keys = undercroft.Family(**family).keys
     except CannotStart:
         client.close()
         raise
     logger.info("undercroft: rank %s: pages of %s bytes", rank, [s.page_bytes for s in spaces])
     ios = [GroupIo(s, d, m.index) for s, d, m in zip(spaces, devices, memories)]
-    return Started(Worker(settings, ios, is_storing), client, handshake, after)
+    return Started(Worker(settings, ios, is_storing, keys), client, handshake, after)
 
 
 def _connected(settings: Settings, devices: list[Any], is_cuda: bool) -> undercroft.Client:

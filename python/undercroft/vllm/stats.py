@@ -12,6 +12,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 # Name, and what it counts. All are counters, so reports of ranks and steps add up.
 COUNTERS: dict[str, str] = {
     "lookups": "Lookups asked of the Undercroft daemon by the scheduler.",
+    "absent": "Requests the daemon's board had no beginning of: nothing was asked.",
     "lookup_seconds": "Time the scheduler spent in lookups.",
     "lookup_missed": "Lookups that got no answer: no daemon, or not in time.",
     "lookup_skipped": "Requests not asked about: the step's lookups had taken their time.",

@@ -15,25 +15,28 @@ its time, and no longer, they are set aside.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from .guard import complaints
-from .messages import KEY_BYTES, Run, StoreJob
+from .messages import Run, StoreJob
 from .requests import Keys, Known
 
 # The longest the engine is asked to wait for blocks when no store gives any back: then it preempts.
 PATIENCE_S = 0.1
 
 
-@dataclass
+@dataclass(slots=True)
 class Pinned:
     """A store under way."""
 
-    job: StoreJob
-    known: Known
-    blocks: list[int]
+    blocks: list[Any]
+    """The pool's own, each once."""
+    of: tuple[Known, StoreJob] | None
+    """Whose pages they are, where that is to be told of them. Else nothing is kept of a request
+    that may have ended: whoever lets go of it last takes it apart, token by token."""
     reports: int = 0
     whole: bool = True
     """The daemon has every page, under keys that are still asked for."""
@@ -60,11 +63,14 @@ class Stores:
         self._budget = 0
         self._null = 0
         self._pinned: dict[int, Pinned] = {}
-        self._held: dict[int, int] = {}
+        self.pinned_blocks = 0
+        """How many blocks are kept from reuse; those in two stores count twice."""
         self._next = 0
         self._waiting: list[StoreJob] = []
         self._was_reset = False
         self._is_stale = False
+        self.are_told = False
+        """Whether what was stored is told as events."""
 
     def bind(self, pool: Any) -> None:
         """The pool whose blocks these are."""
@@ -76,9 +82,9 @@ class Stores:
 
     def _reset(self, reset: Callable[[], bool]) -> bool:
         """The engine's own reset, as if nothing were in a store."""
-        blocks = [self._pool.blocks[b] for one in self._pinned.values() for b in one.blocks]
+        blocks = [block for one in self._pinned.values() for block in one.blocks]
         if blocks:
-            self._pool.free_blocks(list(reversed(blocks)))
+            self._pool.free_blocks(blocks[::-1])
         try:
             # On the scheduler's thread: nobody takes a block until they are held again.
             self._was_reset = bool(reset())
@@ -110,18 +116,14 @@ class Stores:
     def will_free(self) -> bool:
         """Whether a running request that finds no block does better to wait than to be preempted:
         some block is taken by stores alone. Nobody is kept waiting on a daemon that is stuck."""
-        blocks = self._pool.blocks if self._pool is not None else ()
-        if not any(blocks[block].ref_cnt == ours for block, ours in self._held.items()):
+        held = [block for one in self._pinned.values() for block in one.blocks]
+        ours = Counter(block.block_id for block in held)
+        if not any(block.ref_cnt == ours[block.block_id] for block in held):
             return False
         now = self._clock()
         if self._waits_since is None:
             self._waits_since = now
         return now - self._waits_since < PATIENCE_S
-
-    @property
-    def pinned_blocks(self) -> int:
-        """How many blocks are kept from reuse."""
-        return len(self._held)
 
     def plan(self, known: Known, tables: Sequence[Sequence[int]], tokens: int) -> None:
         """Plans to store the pages of a request whose KV is computed up to `tokens`: those that
@@ -131,27 +133,36 @@ class Stores:
             return
         first = known.cursor
         end = min(tokens // self._keys.page_tokens, self._keys.pages(known))
-        end = min(end, *(len(table) for table in tables))
-        first = max(first, self._first_whole(tables, first, end))
+        has_gaps = False
+        for table in tables:
+            end = min(end, len(table))
+            has_gaps = has_gaps or self._null in table[first:end]
+        if has_gaps:
+            first = max(first, self._first_whole(tables, first, end))
         if end <= first:
             return
-        end = self._within_budget(tables, first, end)
-        if end <= first:
+        # Worst case: none of them is pinned yet, and each group has its own.
+        room = (self._budget - self.pinned_blocks) // len(tables)
+        if room <= 0:
             self._count["deferred_stores"] = self._count.get("deferred_stores", 0) + 1
             return
-        keys = self._keys.first(known, end)
-        runs = tuple(self._run(table, first, end) for table in tables)
-        parent = keys[(first - 1) * KEY_BYTES : first * KEY_BYTES] if first else None
-        job = StoreJob(
-            number=self._next,
-            req_id=known.request.request_id,
-            parent=parent,
-            first=first,
-            keys=keys[first * KEY_BYTES :],
-            runs=runs,
-            stamp=known.stamp,
+        end = min(end, first + room)
+        if has_gaps:
+            runs = tuple([self._run(table, first, end) for table in tables])
+        else:
+            runs = tuple([Run(0, tuple(table[first:end])) for table in tables])
+        self._pin(
+            StoreJob(
+                self._next,
+                known.request.request_id,
+                first,
+                self._keys.hashes(known, max(first - 1, 0), end),
+                self._keys.salt(known),
+                runs,
+                known.stamp,
+            ),
+            known,
         )
-        self._pin(job, known)
         known.cursor = end
 
     def take(self) -> list[StoreJob]:
@@ -171,7 +182,9 @@ class Stores:
             return None
         self._waits_since = None
         del self._pinned[number]
-        self._unpin(pinned.blocks)
+        self.pinned_blocks -= len(pinned.blocks)
+        # Later pages first: where the engine must evict, a prefix outlives what hangs below it.
+        self._pool.free_blocks(pinned.blocks[::-1])
         return pinned
 
     def _first_whole(self, tables: Sequence[Sequence[int]], first: int, end: int) -> int:
@@ -190,26 +203,13 @@ class Stores:
         skip = max((i + 1 for i, block in enumerate(blocks) if block == self._null), default=0)
         return Run(skip, tuple(blocks[skip:]))
 
-    def _within_budget(self, tables: Sequence[Sequence[int]], first: int, end: int) -> int:
-        room = self._budget - len(self._held)
-        # Worst case: none of them is pinned yet, and each group has its own.
-        return min(end, first + max(room, 0) // max(len(tables), 1))
-
     def _pin(self, job: StoreJob, known: Known) -> None:
-        blocks = list(dict.fromkeys(block for run in job.runs for block in run.blocks))
-        self._pool.touch([self._pool.blocks[block] for block in blocks])
-        for block in blocks:
-            self._held[block] = self._held.get(block, 0) + 1
-        self._pinned[job.number] = Pinned(job, known, blocks)
+        numbers = job.runs[0].blocks
+        if len(job.runs) > 1:
+            numbers = tuple(dict.fromkeys(block for run in job.runs for block in run.blocks))
+        blocks = list(map(self._pool.blocks.__getitem__, numbers))
+        self._pool.touch(blocks)
+        self.pinned_blocks += len(blocks)
+        self._pinned[job.number] = Pinned(blocks, (known, job) if self.are_told else None)
         self._waiting.append(job)
         self._next += 1
-
-    def _unpin(self, blocks: list[int]) -> None:
-        for block in blocks:
-            left = self._held[block] - 1
-            if left:
-                self._held[block] = left
-            else:
-                del self._held[block]
-        # Later pages first: where the engine must evict, a prefix outlives what hangs below it.
-        self._pool.free_blocks([self._pool.blocks[block] for block in reversed(blocks)])

@@ -14,6 +14,7 @@ from typing import Any
 
 from .guard import ENDS, complaints
 from .messages import KEY_BYTES, LoadJob, Reports, Step, StoreJob
+from .requests import named
 from .settings import Settings
 
 # Beyond a task's own deadline, for a batch that a device has begun: after it, a line in the log.
@@ -68,12 +69,14 @@ class Worker:
         settings: Settings,
         groups: Sequence[GroupIo],
         is_storing: bool,
+        name: Callable[[Sequence[bytes]], bytes],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.count: MutableMapping[str, float] = {}
         self._settings = settings
         self._groups = list(groups)
         self._is_storing = is_storing
+        self._name = name
         self._clock = clock
         self._loading: dict[str, Loading] = {}
         self._layered: dict[int, list[Loading]] = {}
@@ -276,18 +279,18 @@ class Worker:
 
     def _begin_store(self, job: StoreJob, devices: Sequence[Any], storing: Storing) -> None:
         self._add("stores", 1)
+        all_keys = named(self._name, job.salt, job.hashes)
         for group, device, run in zip(self._groups, devices, job.runs):
             if not run.blocks:
                 continue
             try:
-                parent = job.parent
-                if run.skip:
-                    parent = job.keys[(run.skip - 1) * KEY_BYTES : run.skip * KEY_BYTES]
+                # Before the run comes the page before it, where there is one.
+                begins = (run.skip + (job.first > 0)) * KEY_BYTES
                 task = group.space.start_store(
                     device,
-                    job.keys[run.skip * KEY_BYTES :],
+                    all_keys[begins:],
                     list(run.blocks),
-                    parent=parent,
+                    parent=all_keys[begins - KEY_BYTES : begins] or None,
                     first=job.first + run.skip,
                     stamp=job.stamp,
                     deadline=self._settings.store_deadline_ms / 1000,
