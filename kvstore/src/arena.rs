@@ -9,7 +9,7 @@ use std::sync::Arc;
 use undercroft_arena::{
     ArenaError, Board, FileId, HugePages, PageKind, Part, PartFacts, PartOptions, PartRow, Span,
 };
-use undercroft_core::FramePlace;
+use undercroft_core::{FirstPage, FramePlace};
 use undercroft_wire::{ArenaStatus, DomainId, Epoch, PartId};
 
 /// The most threads that fault a part in.
@@ -284,6 +284,21 @@ impl Arena {
         let Some(part) = self.parts.get(&part) else { return 0 };
         let board = self.boards.get(&part.domain).map(|shared| &shared.board);
         board.map_or(0, |board| board.generation(part.board_offset, offset))
+    }
+
+    /// A first page came to be known or is forgotten.
+    pub(crate) fn note_first(&self, first: &FirstPage) {
+        let Some(shared) = self.boards.get(&first.domain) else { return };
+        if first.came {
+            shared.board.first_came(&first.key);
+        } else {
+            shared.board.first_went(&first.key);
+        }
+    }
+
+    /// Tells clients that all first pages were noted that there may be.
+    pub(crate) fn first_pages_are_known(&self) {
+        self.boards.values().for_each(|shared| shared.board.first_pages_are_known());
     }
 
     /// Tells a domain's clients that the daemon lives.

@@ -90,6 +90,7 @@ pub(crate) fn core_config(
         fetch_window: config.fetch_window,
         step_pages: STEP_PAGES,
         notes: true,
+        firsts: true,
         first_stamp: first_stamp.0,
         unix_s: purge_book::unix_s(),
         purge,

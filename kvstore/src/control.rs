@@ -22,7 +22,7 @@ use crate::mourner::Mourner;
 use crate::part_maker::PartMaker;
 use crate::quarantine::Quarantine;
 use crate::recovery::Found;
-use crate::restoring::remember;
+use crate::restoring::{publish_firsts, remember};
 use crate::session::{FrameError, Session, Turn, TurnEnd, each_frame};
 use crate::staging_maker::StagingMaker;
 use crate::standing;
@@ -217,6 +217,7 @@ impl Control {
         let mut actions = std::mem::take(&mut self.actions);
         self.core.step(now, event, &mut actions);
         self.remember();
+        publish_firsts(&mut self.core, &self.arena);
         for action in actions.drain(..) {
             self.perform(action);
         }

@@ -24,25 +24,27 @@ pub(crate) struct Restoration {
 pub(crate) fn restore(core: &mut Core, arena: &Arena, state: &mut State) -> Restoration {
     for (part, of) in arena.iter() {
         let added = Event::PartAdded { part, domain: of.domain, bytes: of.usable_bytes };
-        feed(core, added);
+        feed(core, arena, added);
     }
     let sessions: Vec<SessionRow> = state.sessions().collect();
     let spaces: Vec<_> = state.spaces().map(space).collect();
     let slabs: Vec<_> = state.slabs().map(slab).collect();
     let holders: Vec<_> = sessions.iter().map(session).collect();
     let (spaces, slabs, holders) = (&spaces, &slabs, &holders);
-    feed(core, Event::Restored(Restored { spaces, slabs, ..Restored::default() }));
-    let quarantined_bytes = restore_frames(core, state);
+    feed(core, arena, Event::Restored(Restored { spaces, slabs, ..Restored::default() }));
+    let quarantined_bytes = restore_frames(core, arena, state);
     // What a frame holds since is nobody's lease.
     let same = |row: &LeaseRow| arena.generation(row.part, row.offset) == row.generation;
     let leases: Vec<_> = state.leased_pages().filter(same).map(lease).collect();
     let rest = Restored { sessions: holders, leases: &leases, last: true, ..Restored::default() };
-    feed(core, Event::Restored(rest));
+    feed(core, arena, Event::Restored(rest));
     remember(core, arena, state, |_| ());
+    // Pages that are yet to be found on SSDs are noted as they are: no lookup finds them before.
+    arena.first_pages_are_known();
     Restoration { sessions, quarantined_bytes }
 }
 
-fn restore_frames(core: &mut Core, state: &State) -> u64 {
+fn restore_frames(core: &mut Core, arena: &Arena, state: &State) -> u64 {
     let (mut pages, mut quarantined) = (Vec::with_capacity(PIECE_FRAMES), Vec::new());
     let mut quarantined_bytes = 0;
     for frame in state.frames() {
@@ -57,19 +59,20 @@ fn restore_frames(core: &mut Core, state: &State) -> u64 {
         if pages.len() + quarantined.len() >= PIECE_FRAMES {
             let (pages_piece, frames) = (&pages[..], &quarantined[..]);
             let piece = Restored { pages: pages_piece, quarantined: frames, ..Restored::default() };
-            feed(core, Event::Restored(piece));
+            feed(core, arena, Event::Restored(piece));
             pages.clear();
             quarantined.clear();
         }
     }
     let piece = Restored { pages: &pages, quarantined: &quarantined, ..Restored::default() };
-    feed(core, Event::Restored(piece));
+    feed(core, arena, Event::Restored(piece));
     quarantined_bytes
 }
 
-fn feed(core: &mut Core, event: Event<'_>) {
+fn feed(core: &mut Core, arena: &Arena, event: Event<'_>) {
     let mut actions = Vec::new();
     core.step(Micros(0), event, &mut actions);
+    publish_firsts(core, arena);
     debug_assert!(actions.is_empty(), "nobody waits for anything yet: {actions:?}");
 }
 
@@ -89,6 +92,11 @@ pub(crate) fn remember(
             tracing::warn!(%unkept, "something will be forgotten over a restart");
         }
     }
+}
+
+/// Tells clients which first pages came and went, before anybody is told of those that came.
+pub(crate) fn publish_firsts(core: &mut Core, arena: &Arena) {
+    core.drain_firsts().for_each(|first| arena.note_first(&first));
 }
 
 fn take_note(note: &Note, arena: &Arena, state: &mut State) -> Result<(), Unkept> {

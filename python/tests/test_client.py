@@ -69,8 +69,10 @@ class Pages(WithDaemon):
 
     def test_a_first_page_that_was_stored_may_be_found(self) -> None:
         self.assertTrue(self.client.is_connected)
+        self.assertFalse(self.client.may_hold(self.keys(2)[:32]))
         keys, _ = self.stored(2)
         self.assertTrue(self.client.may_hold(keys[:32]))
+        self.assertFalse(self.client.may_hold(self.keys(1, seed=5)))
         for wrong in (b"", keys[:31], keys):
             with self.assertRaisesRegex(ValueError, f"first has {len(wrong)} bytes, allowed 32"):
                 self.client.may_hold(wrong)

@@ -53,8 +53,10 @@ fn what_one_tenant_has_stored_no_other_finds_in_dram() {
     // The same model, the same tokens.
     let theirs = tenant(&daemon, b.0, b.1, &["load", "0", "8"]);
     assert_eq!((&theirs["found"], &theirs["loaded"]), (&0.into(), &0.into()));
+    assert_eq!(theirs["maybe"], 0, "nor does its board tell of it");
     let own = tenant(&daemon, a.0, a.1, &["load", "0", "8"]);
     assert_eq!((&own["found"], &own["loaded"]), (&64.into(), &64.into()));
+    assert_eq!(own["maybe"], 8);
     // What the other stores under the very same keys is its own: each byte of it differs.
     assert_eq!(tenant(&daemon, b.0, b.1, &["store", "0", "8"])["stored"], 64);
     for (gid, domain) in [a, b] {

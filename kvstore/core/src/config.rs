@@ -161,6 +161,8 @@ pub struct Config {
     /// Whether to collect what must be remembered over a restart
     /// ([`crate::Core::drain_notes`]).
     pub notes: bool,
+    /// Whether to collect which first pages come and go ([`crate::Core::drain_firsts`]).
+    pub firsts: bool,
     /// Stamps given out are newer than this: than all of earlier daemons whose pages are restored.
     pub first_stamp: u64,
     /// Seconds since 1970 at the time 0.
@@ -203,6 +205,7 @@ impl Default for Config {
             fetch_window: 32,
             step_pages: 1024,
             notes: false,
+            firsts: false,
             first_stamp: 0,
             unix_s: 0,
             purge: PurgeId(0),

@@ -19,6 +19,7 @@ mod domains;
 mod drains;
 mod event;
 mod fetches;
+mod firsts;
 mod frames;
 mod gaps;
 mod gathering;
@@ -69,6 +70,7 @@ pub use config::{Config, ConfigError, DeviceConfig, DomainConfig, DomainLimits, 
 pub use event::{
     AppendOutcome, CopyOutcome, Event, Health, ProcessId, ReadOutcome, RecoveredRecord,
 };
+pub use firsts::FirstPage;
 pub use machine::Core;
 pub use micros::Micros;
 pub use notes::Note;

@@ -3,6 +3,7 @@ use crate::devices::Devices;
 use crate::domains::Domains;
 use crate::drains::Drains;
 use crate::fetches::{Fetch, FetchId, Reader};
+use crate::firsts::Firsts;
 use crate::frames::Frames;
 use crate::gathering::Gathering;
 use crate::holds::Hold;
@@ -80,6 +81,7 @@ pub struct Core {
     pub(crate) tokens: Tokens,
     pub(crate) drains: Drains,
     pub(crate) notes: Notes,
+    pub(crate) firsts: Firsts,
     /// Frames of an earlier daemon that something may still be written to.
     pub(crate) quarantine: BTreeSet<(ClassId, FrameId)>,
     /// Frames whose pages could not be taken over; while restoring also those that nobody reads.
@@ -133,6 +135,7 @@ impl Core {
             tokens: Tokens::new(config.seed),
             drains: Drains::default(),
             notes: Notes::new(config.notes),
+            firsts: Firsts::new(config.firsts),
             quarantine: BTreeSet::new(),
             withheld: BTreeMap::new(),
             restored_frames: Vec::new(),
@@ -147,6 +150,7 @@ impl Core {
     pub fn step(&mut self, now: Micros, event: Event<'_>, actions: &mut Vec<Action>) {
         self.now = self.now.max(now);
         self.notes.trim();
+        self.firsts.trim();
         self.waves.left = self.config.step_pages;
         self.letting.left = self.config.step_pages;
         self.searching.left = self.config.step_pages.saturating_mul(PROBES_PER_PAGE);

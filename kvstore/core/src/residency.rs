@@ -195,6 +195,7 @@ impl Core {
         let (space, id) = (page.space, self.index.insert(page)?);
         domain.pages += 1;
         self.spaces.get_mut(space).pages += 1;
+        self.note_first(&page, true);
         Some(id)
     }
 
@@ -206,6 +207,7 @@ impl Core {
                 break;
             }
             let page = self.index.remove(id);
+            self.note_first(&page, false);
             let domain = self.domain_of_space(page.space);
             self.domains.get_mut(domain).pages -= 1;
             self.spaces.get_mut(page.space).pages -= 1;

@@ -63,13 +63,14 @@ fn main() -> Result<()> {
             json!({ "stored": stored })
         }
         Task::Load { from, to } => {
-            let (mut found, mut loaded) = (0, 0);
+            let (mut maybe, mut found, mut loaded) = (0, 0, 0);
             for chain in from..to {
                 let keys = engine.keys(chain, arguments.pages);
+                maybe += u32::from(client.may_hold(&keys[0]));
                 found += engine.lookup(&keys).pages;
                 loaded += engine.load(&keys).pages;
             }
-            json!({ "found": found, "loaded": loaded })
+            json!({ "maybe": maybe, "found": found, "loaded": loaded })
         }
         Task::Flood { from, to } => flood(&mut engine, arguments.pages, from..to)?,
         Task::Keep { chain } => return keep(&engine, &engine.keys(chain, arguments.pages)),

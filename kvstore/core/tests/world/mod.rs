@@ -14,7 +14,9 @@ use log::Log;
 use memory::{Memory, Part, overlaps, place};
 use state::State;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use undercroft_core::{Action, Config, Core, Event, FramePlace, Micros, Note, ProcessId};
+use undercroft_core::{
+    Action, Config, Core, Event, FirstPage, FramePlace, Micros, Note, ProcessId,
+};
 use undercroft_wire::{
     Commit, DomainId, Extent, Fetch, FetchEnd, FetchOutcome, FetchSource, JobId, LeaseId, Lookup,
     LookupReply, Mode, Offer, OfferId, OfferReply, PageIdentity, PageKey, PagePlace, PartId,
@@ -141,6 +143,8 @@ pub(crate) struct World {
     pub(crate) config: Config,
     /// What is remembered of this daemon.
     pub(crate) state: State,
+    /// First pages that came and did not go, and in how many spaces.
+    pub(crate) firsts: BTreeMap<(DomainId, PageKey), u32>,
     /// Frames that an earlier daemon's reads may still be written to.
     pub(crate) haunted: Vec<FramePlace>,
     /// The daemon dies in its next step, after so many notes of it.
@@ -157,11 +161,12 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(config: Config) -> Self {
-        let config = Config { notes: true, ..config };
+        let config = Config { notes: true, firsts: true, ..config };
         Self {
             core: Core::new(config.clone()).unwrap(),
             config,
             state: State::default(),
+            firsts: BTreeMap::new(),
             haunted: Vec::new(),
             dies_after: None,
             dead: false,
@@ -231,12 +236,31 @@ impl World {
             self.state.note(note);
         }
         self.most_notes = self.most_notes.max(notes);
+        self.count_firsts();
         if self.audits {
             self.core.audit();
             self.state.check(&self.core);
         }
         for action in actions {
             self.take(action);
+        }
+    }
+
+    /// Takes in which first pages came and went: it comes to all that are known.
+    fn count_firsts(&mut self) {
+        for FirstPage { domain, key, came } in self.core.drain_firsts() {
+            let count = self.firsts.entry((domain, key)).or_default();
+            *count = if came { *count + 1 } else { count.checked_sub(1).expect("it came before") };
+            if *count == 0 {
+                self.firsts.remove(&(domain, key));
+            }
+        }
+        if self.audits {
+            let mut known = BTreeMap::new();
+            for FirstPage { domain, key, .. } in self.core.first_pages() {
+                *known.entry((domain, key)).or_default() += 1;
+            }
+            assert_eq!(self.firsts, known, "first pages are told of as they come and go");
         }
     }
 
