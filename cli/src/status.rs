@@ -291,8 +291,8 @@ fn render_traffic(report: &StatusReport, out: &mut Lines) {
     out.line(
         "hits",
         format!(
-            "{} of {} pages looked up ({ratio:.2} %) in {} lookups",
-            hits.prefix_pages, hits.keys, hits.lookups
+            "{} of {} pages looked up ({ratio:.2} %) in {} lookups, {} answered by the board",
+            hits.prefix_pages, hits.keys, hits.lookups, hits.board_lookups
         ),
     );
     out.line(

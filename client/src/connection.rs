@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 use undercroft_wire::{
-    Commit, DecodeError, DropHold, Epoch, LeaseId, PageKey, PartId, Release, Reply, Request,
-    RequestId, Welcome, encode_request,
+    Commit, DecodeError, DropHold, Epoch, LeaseId, Missed, PageKey, PartId, Release, Reply,
+    Request, RequestId, Welcome, encode_request,
 };
 
 mod ticket;
@@ -85,6 +85,8 @@ pub(crate) struct Connection {
     next_lease: AtomicU64,
     arena: Arc<Arena>,
     pulse: Arc<Pulse>,
+    /// Lookups that the board answered and the daemon has not heard of.
+    missed: AtomicU64,
     /// Wakes the keeper: something waits for the socket, or the connection ended.
     bell: Arc<Bell>,
 }
@@ -118,6 +120,7 @@ impl Connection {
             next_lease: AtomicU64::new(1),
             arena,
             pulse,
+            missed: AtomicU64::new(0),
             bell,
         }
     }
@@ -144,7 +147,41 @@ impl Connection {
 
     /// Whether a chain that begins with this page may be found, as far as the board tells.
     pub(crate) fn may_hold(&self, first: &PageKey) -> bool {
-        self.pulse.board().is_none_or(|board| board.may_start(first))
+        let may = self.pulse.board().is_none_or(|board| board.may_start(first));
+        if !may {
+            self.missed.fetch_add(1, Ordering::Relaxed);
+        }
+        may
+    }
+
+    /// Whether the board answers lookups.
+    pub(crate) fn has_firsts(&self) -> bool {
+        self.pulse.board().is_some_and(|board| board.has_firsts())
+    }
+
+    /// Tells of the lookups that the board answered, if there were any that the daemon has not heard
+    /// of. Says whether there were.
+    pub(crate) fn tell_missed(&self) -> bool {
+        if self.missed.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let sent = self.outbox.send_unasked(self.socket.as_fd(), |out| self.put_missed(out));
+        let _lost_with_the_connection = self.after_send(sent);
+        true
+    }
+
+    /// A frame, and before it what else there is to say.
+    fn put(&self, out: &mut Vec<u8>, request: RequestId, message: &Request<'_>) {
+        self.put_missed(out);
+        encode_request(out, request, message);
+    }
+
+    fn put_missed(&self, out: &mut Vec<u8>) {
+        if self.missed.load(Ordering::Relaxed) > 0 {
+            let missed = self.missed.swap(0, Ordering::Relaxed);
+            let lookups = u32::try_from(missed).unwrap_or(u32::MAX);
+            encode_request(out, RequestId(0), &Request::Missed(Missed { lookups }));
+        }
     }
 
     /// What the daemon greeted with; `None` before that.
@@ -173,7 +210,7 @@ impl Connection {
         let request = locked(&self.inbox).expect(expects)?;
         let ticket = Ticket::new(self, request, felt);
         let sent = self.outbox.send(self.socket.as_fd(), until, |out| {
-            encode_request(out, request, message);
+            self.put(out, request, message);
         });
         match self.after_send(sent) {
             Ok(()) => Ok(ticket),
@@ -201,7 +238,7 @@ impl Connection {
     /// Sends what needs no answer and must not get lost while the connection lives.
     pub(crate) fn tell(&self, message: &Request<'_>) -> Result<(), MissReason> {
         let sent = self.outbox.send_unasked(self.socket.as_fd(), |out| {
-            encode_request(out, RequestId(0), message);
+            self.put(out, RequestId(0), message);
         });
         self.after_send(sent)
     }
@@ -213,7 +250,7 @@ impl Connection {
         // Where too many answers are waited for it is told all the same, and told again later.
         let request = ends.then(|| locked(&self.inbox).expect(expects).ok()).flatten();
         let sent = self.outbox.send_unasked(self.socket.as_fd(), |out| {
-            encode_request(out, request.unwrap_or(RequestId(0)), &Request::Release(release));
+            self.put(out, request.unwrap_or(RequestId(0)), &Request::Release(release));
         });
         let told = self.after_send(sent);
         if let Some(request) = request.filter(|_| told.is_err()) {

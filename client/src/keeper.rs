@@ -27,6 +27,10 @@ const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LONGEST_LOOK: Duration = Duration::from_secs(1);
 /// How often the daemon hears how far a GPU's memory is registered.
 const TELL_AGAIN: Duration = Duration::from_millis(200);
+/// The pause before the daemon hears of lookups that its board answered where nothing else is said,
+/// and the longest one: each is twice the last, unless there were such.
+const FIRST_TALLY: Duration = Duration::from_secs(1);
+const LONGEST_TALLY: Duration = Duration::from_secs(64);
 /// How often spaces that are not open are asked for again.
 const RETRY_SPACES: Duration = Duration::from_secs(1);
 
@@ -66,6 +70,7 @@ impl Keeper {
         let began = Instant::now();
         let mut retry_at = None;
         let mut look = FIRST_LOOK;
+        let mut tally = FIRST_TALLY;
         let mut requests = 0;
         while !connection.is_closed() && !self.shared.is_stopped() {
             let unopened = self.shared.unopened_spaces(connection.generation);
@@ -86,7 +91,12 @@ impl Keeper {
             let tell_at = self.shared.gpu.tell(connection).then(|| from_now(TELL_AGAIN));
             let in_use = connection.is_in_use(&mut requests);
             let quiet_at = in_use.then(|| from_now(QUIET));
-            let next = [retry_at, look_at, tell_at, quiet_at].into_iter().flatten().min();
+            let tally_at = (!in_use && connection.has_firsts()).then(|| {
+                let more = connection.tell_missed();
+                tally = if more { FIRST_TALLY } else { (tally * 2).min(LONGEST_TALLY) };
+                from_now(tally)
+            });
+            let next = [retry_at, look_at, tell_at, quiet_at, tally_at].into_iter().flatten().min();
             connection.watch(next.unwrap_or_else(|| from_now(Duration::MAX)), !in_use);
         }
         self.shared.lost(connection);

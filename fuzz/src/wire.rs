@@ -17,7 +17,7 @@ pub fn wire_request(input: &[u8]) {
         Ok(())
     };
     stream(input, decode);
-    one_body(input, 1, 18, decode);
+    one_body(input, 1, 19, decode);
 }
 
 /// A stream of replies, and the same bytes as the body of one reply.
@@ -110,7 +110,7 @@ fn check_reply(request: RequestId, message: &Reply) {
 }
 
 pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
-    seeds(1, 1..=18)
+    seeds(1, 1..=19)
 }
 
 pub(crate) fn reply_seeds() -> Vec<Vec<u8>> {

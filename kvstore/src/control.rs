@@ -441,6 +441,7 @@ impl Control {
                 | Request::Ping
                 | Request::TakeOver
                 | Request::Gpu(_)
+                | Request::Missed(_)
                 | Request::PartLetGo(_)
         );
         waits && !self.fitting.is_open() && self.greeted(id)

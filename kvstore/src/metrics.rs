@@ -40,6 +40,7 @@ impl Collector for Snapshot {
         out.gauge("dram_pages", "Resident pages in DRAM", report.dram.pages as f64)?;
         out.counter("dram_evicted_pages", "Pages evicted from DRAM", report.dram.evicted_pages)?;
         out.counter("lookups", "Lookups answered", report.hits.lookups)?;
+        out.counter("board_lookups", "Of these, by the board", report.hits.board_lookups)?;
         out.counter("lookup_keys", "Keys asked for", report.hits.keys)?;
         out.counter("lookup_prefix_pages", "Leading pages found", report.hits.prefix_pages)?;
         out.counter("hit_dram_pages", "Pages delivered from DRAM", report.hits.dram_pages)?;

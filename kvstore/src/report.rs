@@ -39,6 +39,7 @@ pub(crate) fn report(control: &Control) -> StatusReport {
         ssd: ssd(control, stats),
         hits: HitStatus {
             lookups: stats.lookups,
+            board_lookups: stats.board_lookups,
             keys: stats.lookup_keys,
             prefix_pages: stats.prefix_pages,
             dram_pages: stats.delivered_dram_pages,

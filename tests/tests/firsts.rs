@@ -79,6 +79,25 @@ fn what_was_stored_is_seen_at_once_by_every_client() {
 }
 
 #[test]
+fn lookups_that_the_board_answered_are_counted_with_the_next_store() {
+    let daemon = daemon(CHAINS, 0, false);
+    let (client, other) = (connect(&daemon), connect(&daemon));
+    let mut engine = engine(&client);
+    let hits = || other.status(PATIENCE).expect("it answers").hits;
+    let before = hits();
+    assert_eq!(maybe(&client, &engine, NOBODYS), 0);
+    store(&mut engine, 0);
+    let now = hits();
+    let missed = NOBODYS.len() as u64;
+    assert_eq!(now.board_lookups - before.board_lookups, missed);
+    assert_eq!((now.lookups - before.lookups, now.keys - before.keys), (missed, missed));
+    let keys = engine.keys(0, PAGES);
+    assert_eq!(engine.lookup(&keys).pages, PAGES);
+    let then = hits();
+    assert_eq!((then.lookups, then.board_lookups), (now.lookups + 1, now.board_lookups));
+}
+
+#[test]
 fn what_was_evicted_or_purged_is_absent_again() {
     let daemon = daemon(CHAINS / 3, 0, false);
     let client = connect(&daemon);

@@ -1,6 +1,6 @@
 use crate::message::{
     BoardAdded, Commit, CommitReply, DropHold, Fetch, FetchEnd, FetchReady, Give, Given, Heirloom,
-    Hello, Hint, Lookup, LookupReply, Offer, OfferReply, OpenSpace, PartAdded, PartLetGo,
+    Hello, Hint, Lookup, LookupReply, Missed, Offer, OfferReply, OpenSpace, PartAdded, PartLetGo,
     PartRetired, Prefetch, PrefetchReply, Purge, Purged, Refused, Release, Reply, Request,
     SpaceOpened, Take, TakenHold, Welcome,
 };
@@ -135,6 +135,7 @@ pub fn encode_request(out: &mut Vec<u8>, request: RequestId, message: &Request<'
         Request::Purge(body) => put(out, 16, request, body),
         Request::TakeOver => put(out, 17, request, &()),
         Request::Gpu(body) => put(out, 18, request, body),
+        Request::Missed(body) => put(out, 19, request, body),
     }
 }
 
@@ -165,6 +166,7 @@ pub fn decode_request<'a>(
         16 => Request::Purge(check_purge(take::<Purge>(header, body)?)?),
         17 => take::<()>(header, body).map(|()| Request::TakeOver)?,
         18 => Request::Gpu(check_gpu(take::<GpuReport>(header, body)?)?),
+        19 => Request::Missed(take::<Missed>(header, body)?),
         found => return Err(DecodeError::Kind { found }),
     };
     Ok((header.request, message))

@@ -207,6 +207,14 @@ pub struct PartLetGo {
     pub part: PartId,
 }
 
+/// Lookups that the client did not send: the board said that nothing begins with their first pages.
+/// Each counts as a lookup of one key that found nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missed {
+    /// How many, since the client last said so.
+    pub lookups: u32,
+}
+
 /// Forgets pages for good, in every tier: those that have all of what is named, and something is.
 /// A session may purge its own domain; the daemon's own user and root may purge every domain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -245,6 +253,8 @@ pub enum Request<'a> {
     TakeOver,
     /// What the session copies pages with, for `status`. Said again when it changes.
     Gpu(GpuReport),
+    /// Comes in front of what the client has to say anyway, or after a while without.
+    Missed(Missed),
 }
 
 /// Answer to a hello. The domain's board follows as [`BoardAdded`], then the arena's parts as

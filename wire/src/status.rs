@@ -313,8 +313,11 @@ pub struct SsdDeviceStatus {
 /// Lookups and what they found.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct HitStatus {
-    /// Lookups answered.
+    /// Lookups answered, those included that the board answered.
     pub lookups: u64,
+    /// Lookups that clients did not send, as the board told them that nothing begins so. Each counts
+    /// one key.
+    pub board_lookups: u64,
     /// Keys asked for.
     pub keys: u64,
     /// Leading pages found.

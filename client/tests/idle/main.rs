@@ -19,7 +19,7 @@ use undercroft_wire::Mode;
 #[test]
 fn an_idle_client_sleeps_in_the_kernel() {
     let world = world::World::new();
-    let shelf = shelf::Shelf::new(1, Mode::ZeroCopy, 4);
+    let shelf = shelf::Shelf::with_board(1, Mode::ZeroCopy, 4);
     let _daemon = world.daemon(&shelf);
     let (client, space) = world.open();
     assert_eq!(space.lookup(&world::keys(1), world::PLAIN).pages, 0);

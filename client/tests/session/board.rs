@@ -277,6 +277,40 @@ fn what_the_board_says_begins_nothing_needs_no_question() {
 }
 
 #[test]
+fn what_needed_no_question_is_told_with_the_next_one() {
+    let world = World::new();
+    let shelf = Shelf::with_board(1, Mode::ZeroCopy, 4);
+    let (_daemon, asked) = counted(&world, &shelf);
+    let (client, space) = world.open();
+    let told = || shelf.lock().unwrap().missed.clone();
+    let before = asked.load(Ordering::SeqCst);
+    assert!((0..5).all(|number| !client.may_hold(&key(number))));
+    assert_eq!((asked.load(Ordering::SeqCst), told()), (before, vec![]));
+    assert!(client.ping(LONG).is_ok());
+    assert_eq!((asked.load(Ordering::SeqCst), told()), (before + 2, vec![5]), "in front of it");
+    assert!(client.ping(LONG).is_ok());
+    assert_eq!(told(), [5], "once");
+    assert!(!client.may_hold(&key(1)));
+    assert_eq!(space.hint(&keys(1), undercroft_wire::HintKind::Active, LONG), Ok(()));
+    assert_eq!(told(), [5, 1]);
+    // Nobody asks anything any more: the keeper tells of it.
+    assert!((0..3).all(|number| !client.may_hold(&key(number))));
+    soon("it is told", || told() == [5, 1, 3]);
+    let threads = 4;
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                (0..100).for_each(|_| {
+                    assert!(!client.may_hold(&key(1)));
+                    assert!(client.ping(LONG).is_ok());
+                })
+            });
+        }
+    });
+    assert_eq!(told().iter().skip(3).sum::<u32>(), threads * 100, "none twice, none lost");
+}
+
+#[test]
 fn without_a_board_or_a_table_whoever_is_connected_is_to_be_asked() {
     for shelf in [Shelf::new(1, Mode::ZeroCopy, 4), Shelf::with_board(1, Mode::ZeroCopy, 4)] {
         let world = World::new();

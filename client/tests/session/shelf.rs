@@ -59,6 +59,7 @@ pub(crate) struct Shelf {
     pub(crate) commits: Vec<usize>,
     pub(crate) dropped: Vec<HoldId>,
     pub(crate) let_go: Vec<PartId>,
+    pub(crate) missed: Vec<u32>,
 }
 
 pub(crate) type Shared = Arc<Mutex<Shelf>>;
@@ -91,6 +92,7 @@ impl Shelf {
             commits: Vec::new(),
             dropped: Vec::new(),
             let_go: Vec::new(),
+            missed: Vec::new(),
         }))
     }
 
@@ -214,6 +216,7 @@ impl Shelf {
             Request::Hint(_) | Request::Ping => Reply::Done,
             Request::PartLetGo(gone) => return self.let_go.push(gone.part),
             Request::Gpu(_) => return,
+            Request::Missed(missed) => return self.missed.push(missed.lookups),
             Request::Purge(_) | Request::TakeOver => {
                 panic!("not asked of a shelf: {request:?}")
             }

@@ -6,8 +6,8 @@ use crate::page::{Dram, Page, PageId};
 use crate::{Action, Core};
 use std::collections::{BTreeSet, VecDeque};
 use undercroft_wire::{
-    HoldId, Lookup, LookupReply, PageKey, RefusedReason, Reply, RequestId, SessionId, SpaceId,
-    Stamp,
+    HoldId, Lookup, LookupReply, Missed, PageKey, RefusedReason, Reply, RequestId, SessionId,
+    SpaceId, Stamp,
 };
 
 /// What a lookup found so far.
@@ -72,8 +72,8 @@ impl Core {
             return self.refuse(session, request, RefusedReason::Invalid, detail, actions);
         }
         let keys = body.keys.as_slice();
-        self.stats.lookups += 1;
-        self.stats.lookup_keys += keys.len() as u64;
+        self.stats.lookups = self.stats.lookups.saturating_add(1);
+        self.stats.lookup_keys = self.stats.lookup_keys.saturating_add(keys.len() as u64);
         let mut search = Search {
             session,
             request,
@@ -91,6 +91,24 @@ impl Core {
         } else {
             search.keys = keys.to_vec();
             self.searching.queue.push_back(search);
+        }
+    }
+
+    /// Lookups that the board has answered.
+    pub(crate) fn missed(
+        &mut self,
+        session: SessionId,
+        request: RequestId,
+        body: &Missed,
+        actions: &mut Vec<Action>,
+    ) {
+        let stats = &mut self.stats;
+        // Its owner chose the number: it is taken for what it is, and breaks nothing.
+        for count in [&mut stats.lookups, &mut stats.board_lookups, &mut stats.lookup_keys] {
+            *count = count.saturating_add(u64::from(body.lookups));
+        }
+        if request.0 != 0 {
+            actions.push(Action::Reply { session, request, reply: Reply::Done });
         }
     }
 

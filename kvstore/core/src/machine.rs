@@ -220,6 +220,7 @@ impl Core {
             Request::Hint(body) => self.hint(session, request, body, actions),
             Request::Give(body) => self.give(session, request, body, actions),
             Request::Take(body) => self.take(session, request, body, actions),
+            Request::Missed(body) => self.missed(session, request, body, actions),
             Request::Hello(_)
             | Request::OpenSpace(_)
             | Request::Status

@@ -4,8 +4,11 @@ use undercroft_wire::{DeviceId, DomainId, SpaceDigest, SpaceId};
 /// What happened since start. Counters only grow; what is a gauge says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stats {
-    /// Lookups answered.
+    /// Lookups answered, those included that the board answered.
     pub lookups: u64,
+    /// Lookups of one key each that clients did not send, as the board told them that nothing begins
+    /// so.
+    pub board_lookups: u64,
     /// Keys asked for in lookups.
     pub lookup_keys: u64,
     /// Leading pages found by lookups.

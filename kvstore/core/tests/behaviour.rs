@@ -6,11 +6,25 @@ mod world;
 
 use undercroft_core::{Action, Config, Limits, Micros};
 use undercroft_wire::{
-    CommitOutcome, Extent, Fetch, FetchOutcome, FetchSource, LeaseId, Mode, OfferOutcome,
-    RefusedReason, Reply, Request, SessionId, Stamp,
+    CommitOutcome, Extent, Fetch, FetchOutcome, FetchSource, LeaseId, Missed, Mode, OfferOutcome,
+    RefusedReason, Reply, Request, RequestId, SessionId, Stamp,
 };
 use world::devices::{FIRST, config, size};
 use world::{World, chain, opened};
+
+#[test]
+fn lookups_that_the_board_answered_count_as_lookups_of_one_key() {
+    let (mut world, space) = opened(World::dram(4), 2);
+    let keys = chain(1, 3);
+    assert_eq!(world.lookup(1, space, &keys).pages, 0);
+    let missed = |lookups| Request::Missed(Missed { lookups });
+    assert_eq!(world.ask_as(1, RequestId(0), &missed(5)), None, "nobody waits for an answer");
+    assert_eq!(world.ask(1, &missed(u32::MAX)), Some(Reply::Done));
+    let board = 5 + u64::from(u32::MAX);
+    let stats = *world.core.stats();
+    let counted = (stats.lookups, stats.board_lookups, stats.lookup_keys, stats.prefix_pages);
+    assert_eq!(counted, (1 + board, board, 3 + board, 0));
+}
 
 #[test]
 fn a_run_larger_than_dram_streams_through_it() {

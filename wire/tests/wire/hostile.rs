@@ -62,7 +62,7 @@ fn bytes_after_a_body_are_refused() {
 
 #[test]
 fn a_kind_nobody_knows_is_refused_on_both_sides() {
-    let known = |kind: u16| (1..=18).contains(&kind);
+    let known = |kind: u16| (1..=19).contains(&kind);
     let answers = |kind: u16| (101..=118).contains(&kind);
     for kind in 0..=u16::MAX {
         let header = Header { version: PROTOCOL_MAX, kind, length: 0, request: REQUEST };
@@ -125,7 +125,7 @@ fn a_list_that_promises_too_much_is_refused() {
 
 #[test]
 fn a_promise_anywhere_in_a_body_allocates_nothing() {
-    for kind in (1..=18).chain(101..=118) {
+    for kind in (1..=19).chain(101..=118) {
         for fill in [0x00, 0x01, 0x7f] {
             for before in 0..120 {
                 let mut body = vec![fill; before];

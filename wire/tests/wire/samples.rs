@@ -86,6 +86,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request<'static>)> {
         ),
         ("take-hold", Request::Take(Take { token: token(), lease: LeaseId(0), space: None })),
         ("gpu", Request::Gpu(gpu())),
+        ("missed", Request::Missed(Missed { lookups: 300 })),
         ("part-let-go", Request::PartLetGo(PartLetGo { part: PartId(1) })),
         ("purge", Request::Purge(purge(None, None))),
         ("purge-space", Request::Purge(purge(Some(SpaceDigest(key(3).0)), None))),
@@ -267,6 +268,7 @@ fn status() -> StatusReport {
         ssd: Some(ssd),
         hits: HitStatus {
             lookups: 201,
+            board_lookups: 207,
             keys: 202,
             prefix_pages: 203,
             dram_pages: 204,

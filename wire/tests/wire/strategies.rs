@@ -188,6 +188,7 @@ fn between_sessions() -> impl Strategy<Value = Request<'static>> {
         take.prop_map(Request::Take),
         any::<u32>().prop_map(|part| Request::PartLetGo(PartLetGo { part: PartId(part) })),
         gpu().prop_map(Request::Gpu),
+        any::<u32>().prop_map(|lookups| Request::Missed(Missed { lookups })),
         purge.prop_map(Request::Purge),
     ]
 }
@@ -398,13 +399,14 @@ fn domain() -> impl Strategy<Value = DomainStatus> {
 
 fn status() -> impl Strategy<Value = StatusReport> {
     let numbers = (any::<[u32; 3]>(), any::<[u64; 6]>(), -1e12_f64..1e12);
-    let hits = any::<[u64; 6]>().prop_map(|counts| HitStatus {
+    let hits = any::<[u64; 7]>().prop_map(|counts| HitStatus {
         lookups: counts[0],
         keys: counts[1],
         prefix_pages: counts[2],
         dram_pages: counts[3],
         ssd_pages: counts[4],
         incomplete_fetches: counts[5],
+        board_lookups: counts[6],
     });
     let stores = any::<[u64; 5]>().prop_map(|[offered, stored, held, declined, failed]| {
         StoreStatus { offered, stored, held, declined, failed }
