@@ -246,6 +246,9 @@ impl BoardView {
             .map_err(ArenaError::system("map a board", form.bytes))?;
         // The engine's core dumps are not ours to fail over.
         let _dumped = mapping.keep_out_of_dumps();
+        if let Some(firsts) = form.firsts {
+            firsts.prepare(&mapping);
+        }
         Ok(Self { mapping, form })
     }
 

@@ -34,6 +34,12 @@ impl Firsts {
         self.start..self.start + COUNTERS
     }
 
+    /// Maps all of it. Keys name places at random: looking at one would be a page fault nearly
+    /// every time, on an engine's scheduler.
+    pub(super) fn prepare(self, mapping: &Mapping) {
+        let _slower_where_refused = mapping.populate(&self.range(), false);
+    }
+
     fn counters(self, mapping: &Mapping) -> &[AtomicU8] {
         &mapping.bytes()[self.range()]
     }
