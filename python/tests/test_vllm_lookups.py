@@ -133,9 +133,42 @@ class OfAStep(unittest.TestCase):
         self.assertEqual(bench.half.claim(here, 0), 0)
         self.assertEqual(bench.half.count["absent"], 2)
         self.assertTrue(daemon.holds[0].dropped)
+        for _ in range(9):
+            self.assertEqual(bench.half.claim(here, 0), 0)
+        self.assertEqual(bench.half.count["absent"], 2, "the same request, and the same answer")
         daemon.state = "hung"
-        self.assertEqual(bench.half.claim(gone, 0), 0)
+        other = Request("other", range(PAGE * 7, PAGE * 10))
+        self.assertEqual(bench.half.claim(other, 0), 0)
+        self.assertEqual(bench.half.claim(Request("short", range(3)), 0), 0)
         self.assertEqual(bench.half.count["absent"], 2, "nobody knows")
+
+    def test_what_is_gone_at_its_turn_is_offered_from_its_beginning(self) -> None:
+        for why in ("gone", "no daemon"):
+            with self.subTest(why):
+                bench, daemon = self.bench(0.0)
+                daemon.has_board = True
+                request = Request("a", range(PAGE * 6 + 1))
+                daemon.keep(request, 4)
+                bench.half.arrived(request)
+                self.assertEqual(bench.half.claim(request, 0), PAGE * 4)
+                daemon.now += 2.0
+                daemon.held[0].clear()
+                daemon.state = "hung" if why == "no daemon" else "connected"
+                self.assertEqual(bench.half.claim(request, 0), 0)
+                daemon.state = "connected"
+                (job,) = bench.run(request, [1, 2, 3, 4, 5, 6, 7], 0, PAGE * 6 + 1).stores
+                self.assertEqual((job.first, job.pages), (0, 6))
+
+    def test_a_lookup_under_way_is_given_up_where_the_board_says_it_is_gone(self) -> None:
+        bench, daemon = self.bench(0.0)
+        daemon.has_board = True
+        request = Request("a", range(PAGE * 3 + 1))
+        daemon.keep(request, 2)
+        bench.half.arrived(request)
+        self.assertEqual(bench.half._lookups._begun, 1)
+        daemon.held[0].clear()
+        self.assertEqual(bench.half.claim(request, 0), 0)
+        self.assertEqual((bench.half._lookups._begun, daemon.asked), (0, []))
 
     def test_the_board_is_asked_by_the_name_that_stores_and_loads_have(self) -> None:
         bench, daemon = self.bench(0.0)

@@ -6,13 +6,14 @@ import queue
 import unittest
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from undercroft.vllm import versions
 from undercroft.vllm.events import Announced, Maker
 from undercroft.vllm.messages import Reports
 from undercroft.vllm.scheduler import Scheduler
 from undercroft.vllm.settings import Settings, checked
-from vllm_fakes import PAGE, Daemon, Family, Heard, Output, Pool, Request, table
+from vllm_fakes import PAGE, Broken, Daemon, Family, Heard, Output, Pool, Request, table
 
 SHIM = versions.TABLE[0, 32]
 
@@ -124,6 +125,46 @@ class Claims(unittest.TestCase):
         bench.daemon.keep(request, 2)
         self.assertEqual(bench.half.claim(request, 0), 0)
         self.assertEqual(bench.half.claim(request, PAGE * 3), 0)
+
+    def test_a_request_that_could_not_be_named_is_not_cached(self) -> None:
+        lora = SimpleNamespace(lora_name="x", lora_path="x", lora_int_id=1)
+        item = SimpleNamespace(identifier="0" * 64)
+        for name, broken in (
+            ("adapter", "undercroft.vllm.adapters.Adapters.salt"),
+            ("picture", "undercroft.vllm.scheduler.are_named_by_content"),
+        ):
+            with self.subTest(name):
+                bench = Bench()
+                request = Request("a", range(PAGE * 3 + 1), lora if name == "adapter" else None)
+                request.mm_features = [item] if name == "picture" else []
+                plain = Request("b", range(PAGE * 3 + 1))
+                bench.daemon.keep(plain, 3)
+                for hook in (bench.half.arrived, lambda one: bench.half.claim(one, 0)):
+                    with mock.patch(broken, side_effect=Broken.kind("no thread")):
+                        try:
+                            self.assertIn(hook(request), (None, 0))
+                        except Broken.kind:
+                            pass
+                step = bench.run(request, [1, 2, 3, 4], 0, PAGE * 3 + 1)
+                bench.half.finished(request, ([1, 2, 3, 4],))
+                self.assertEqual((step.stores, bench.half.step(Output({}, {})).stores), ([], []))
+
+    def test_a_picture_that_joins_a_conversation_is_looked_at(self) -> None:
+        bench = Bench()
+        request = Request("a", range(PAGE + 1))
+        bench.half.claim(request, 0)
+        (job,) = bench.run(request, [1, 2], 0, PAGE + 1).stores
+        self.assertEqual(job.pages, 1)
+        request.mm_features.append(SimpleNamespace(identifier="0" * 64))
+        request.grow(range(PAGE))
+        (job,) = bench.run(request, [1, 2, 3], PAGE + 1, PAGE).stores
+        self.assertEqual((job.first, job.pages), (1, 1))
+        request.mm_features.append(SimpleNamespace(identifier="img-0"))
+        request.grow(range(PAGE))
+        self.assertEqual(bench.run(request, [1, 2, 3, 4], PAGE * 2 + 1, PAGE).stores, [])
+        request.num_computed_tokens = PAGE * 3 + 1
+        bench.half.finished(request, ([1, 2, 3, 4],))
+        self.assertEqual(bench.half.step(Output({}, {})).stores, [])
 
     def test_an_adapter_that_cannot_be_read_is_not_cached(self) -> None:
         bench = Bench()
@@ -332,6 +373,31 @@ class Stores(unittest.TestCase):
         bench.half.claim(request, 0)
         (job,) = bench.run(request, [1, 2, 3], 0, PAGE * 2 + 3).stores
         self.assertEqual(job.runs[0].blocks, (1,))
+
+    def test_blocks_in_several_stores_count_once(self) -> None:
+        bench = Bench(blocks=64, max_pinned_share=0.5)
+        requests = [Request(str(at), [*range(PAGE * 8), *range(at * 1000, at * 1000 + PAGE + 1)])
+                    for at in range(1, 9)]
+        jobs = []
+        for at, request in enumerate(requests):
+            bench.half.claim(request, PAGE * 8)
+            blocks = [*range(1, 9), 20 + at, 40 + at]
+            jobs += bench.run(request, blocks, PAGE * 8, PAGE + 1).stores
+        self.assertEqual([job.pages for job in jobs], [9] * 8)
+        self.assertEqual(bench.half._stores.pinned_blocks, 16)
+        self.assertEqual(bench.pool.blocks[1].ref_cnt, 8)
+        self.assertTrue(bench.half.will_free, "the engine has let go of all of them")
+        bench.pool.touch([bench.pool.blocks[block] for block in range(1, 9)])
+        for job in jobs[::2]:
+            bench.half._stores.report(job.number, 1, True)
+        self.assertEqual(bench.half._stores.pinned_blocks, 12)
+        self.assertTrue(bench.half.will_free, "not of those of one store alone")
+        bench.pool.touch([bench.pool.blocks[20 + at] for at in range(1, 8, 2)])
+        self.assertFalse(bench.half.will_free)
+        for job in jobs[1::2]:
+            bench.half._stores.report(job.number, 1, True)
+        self.assertEqual(bench.half._stores.pinned_blocks, 0)
+        self.assertEqual((bench.pool.blocks[1].ref_cnt, bench.half._stores._again), (1, {}))
 
     def test_blocks_are_held_until_every_worker_is_done(self) -> None:
         bench = Bench(workers=2)

@@ -55,7 +55,11 @@ class Adapters:
             return
         self._reading.add(path)
         name, arguments = "undercroft-adapter", (path, signature)
-        threading.Thread(target=self._digest, name=name, args=arguments, daemon=True).start()
+        try:
+            threading.Thread(target=self._digest, name=name, args=arguments, daemon=True).start()
+        except BaseException:
+            self._reading.discard(path)
+            raise
 
     def _digest(self, path: str, signature: digests.Signature) -> None:
         try:

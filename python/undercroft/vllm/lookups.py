@@ -42,16 +42,11 @@ class Lookups:
         """One step's lookups have one deadline together, however many requests there are."""
         self._left = self._settings.lookup_deadline_ms / 1000
 
-    def _is_absent(self, client: Any, known: Known) -> bool:
-        """Whether nothing of a request can be found now, as far as that can be told without asking
-        the daemon: it is not there, or its board has no such beginning."""
-        start = self._keys.start(known)
-        return start is None or not client.may_hold(start)
-
     def begin(self, client: Any, spaces: list[Any], known: Known) -> bool:
         """Asks for a request that has just come: by its turn the answer is there. Whether anything
         may be found."""
-        if self._is_absent(client, known):
+        start = self._keys.start(known)
+        if start is None or not client.may_hold(start):
             return False
         self._begin(client, spaces, known)
         return True
@@ -84,9 +79,13 @@ class Lookups:
 
     def claim(self, client: Any, spaces: list[Any], known: Known, computed_tokens: int) -> int:
         """How many tokens beyond `computed_tokens` are worth loading."""
-        if self._is_absent(client, known):
+        start = self._keys.start(known)
+        if start is None:
+            return 0
+        if not client.may_hold(start):
             self._absent(client, known)
             return 0
+        known.is_absent = False
         page_tokens = self._keys.page_tokens
         limit = self._most(known)
         gain = (limit - known.local) * page_tokens
@@ -102,13 +101,19 @@ class Lookups:
         return tokens
 
     def _absent(self, client: Any, known: Known) -> None:
-        known.seen_at = float("-inf")
+        """Nothing of it can be found, as could be told without asking: the daemon is not there, or
+        its board has no such beginning."""
+        known.seen_at, known.cursor = float("-inf"), 0
+        if known.begun is not None:
+            self.ended(known)
         if known.hold is not None:
             known.drop_hold()
-        if client.is_connected:
-            self._count["absent"] = self._count.get("absent", 0) + 1
-            if self.announced is not None:
-                self.announced.missed(known, 0, self._most(known))
+        if known.is_absent or not client.is_connected:
+            return
+        known.is_absent = True
+        self._count["absent"] = self._count.get("absent", 0) + 1
+        if self.announced is not None:
+            self.announced.missed(known, 0, self._most(known))
 
     def _look(self, client: Any, spaces: list[Any], known: Known, limit: int) -> None:
         now = self._clock()

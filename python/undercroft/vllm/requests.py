@@ -20,6 +20,8 @@ class Known:
     """Bound into every key, where the engine's hash does not say everything."""
     usable = True
     """Whether pages of this request can be named at all."""
+    items = 0
+    """How many pictures and the like it has that were looked at for that."""
     start = b""
     """The key of its first page, once it was needed, and the engine's hash that it is of."""
     start_of = b""
@@ -50,6 +52,8 @@ class Known:
     begun_keys = b""
     begun_at = 0.0
     hold: Any = None
+    is_absent = False
+    """The daemon had nothing of it when the engine last asked, and did not need to be asked."""
     seen: int | None = None
     """Leading pages the last lookup found; None if it was not answered."""
     seen_at = float("-inf")

@@ -84,20 +84,26 @@ class Scheduler:
         if known is None or known.request is not request:
             if known is not None:
                 self._lookups.ended(known)
-            known = self._known[request.request_id] = Known(request)
-            if request.mm_features or request.lora_request is not None:
-                self._name(known)
+            known = Known(request)
+            if request.lora_request is not None:
+                self._name_adapter(known, request.lora_request)
+            self._known[request.request_id] = known
+        if len(request.mm_features) != known.items:
+            self._name_items(known)
         return known
 
-    def _name(self, known: Known) -> None:
-        known.usable = are_named_by_content(known.request)
-        lora = getattr(known.request, "lora_request", None)
-        if lora is not None:
-            # One that is loaded over another of its name may come while requests run.
-            is_steady = not getattr(lora, "load_inplace", False)
-            salt = self._adapters.salt(lora.lora_path) if is_steady else None
-            known.usable = known.usable and salt is not None
-            known.salt = salt or b""
+    def _name_adapter(self, known: Known, lora: Any) -> None:
+        # One that is loaded over another of its name may come while requests run.
+        is_steady = not getattr(lora, "load_inplace", False)
+        salt = self._adapters.salt(lora.lora_path) if is_steady else None
+        known.usable = salt is not None
+        known.salt = salt or b""
+
+    def _name_items(self, known: Known) -> None:
+        """Conversations that are streamed in get more of them."""
+        was_usable, known.usable = known.usable, False
+        known.items = len(known.request.mm_features)
+        known.usable = was_usable and are_named_by_content(known.request)
 
     def arrived(self, request: Any) -> None:
         """The engine has put a request into its queue."""
@@ -114,6 +120,8 @@ class Scheduler:
         known = self._known.pop(request.request_id, None)
         if known is None:
             return
+        if len(request.mm_features) != known.items:
+            self._name_items(known)
         if known.begun is not None:
             self._lookups.ended(known)
         if known.loading:
@@ -221,6 +229,8 @@ class Scheduler:
             if known is None:
                 continue
             request = known.request
+            if len(request.mm_features) != known.items:
+                self._name_items(known)
             if request.num_preemptions != known.preemptions:
                 known.notice_preemption()
             computed = request.num_computed_tokens

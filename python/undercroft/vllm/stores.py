@@ -15,7 +15,6 @@ its time, and no longer, they are set aside.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +33,8 @@ class Pinned:
 
     blocks: list[Any]
     """The pool's own, each once."""
+    numbers: Sequence[int]
+    """Theirs."""
     of: tuple[Known, StoreJob] | None
     """Whose pages they are, where that is to be told of them. Else nothing is kept of a request
     that may have ended: whoever lets go of it last takes it apart, token by token."""
@@ -63,8 +64,9 @@ class Stores:
         self._budget = 0
         self._null = 0
         self._pinned: dict[int, Pinned] = {}
-        self.pinned_blocks = 0
-        """How many blocks are kept from reuse; those in two stores count twice."""
+        self._held: set[int] = set()
+        self._again: dict[int, int] = {}
+        """Of blocks in several stores: in how many beside the first."""
         self._next = 0
         self._waiting: list[StoreJob] = []
         self._was_reset = False
@@ -116,14 +118,19 @@ class Stores:
     def will_free(self) -> bool:
         """Whether a running request that finds no block does better to wait than to be preempted:
         some block is taken by stores alone. Nobody is kept waiting on a daemon that is stuck."""
-        held = [block for one in self._pinned.values() for block in one.blocks]
-        ours = Counter(block.block_id for block in held)
-        if not any(block.ref_cnt == ours[block.block_id] for block in held):
+        again = self._again.get
+        held = (block for one in self._pinned.values() for block in one.blocks)
+        if not any(block.ref_cnt == 1 + again(block.block_id, 0) for block in held):
             return False
         now = self._clock()
         if self._waits_since is None:
             self._waits_since = now
         return now - self._waits_since < PATIENCE_S
+
+    @property
+    def pinned_blocks(self) -> int:
+        """How many blocks are kept from reuse."""
+        return len(self._held)
 
     def plan(self, known: Known, tables: Sequence[Sequence[int]], tokens: int) -> None:
         """Plans to store the pages of a request whose KV is computed up to `tokens`: those that
@@ -142,7 +149,7 @@ class Stores:
         if end <= first:
             return
         # Worst case: none of them is pinned yet, and each group has its own.
-        room = (self._budget - self.pinned_blocks) // len(tables)
+        room = (self._budget - len(self._held)) // len(tables)
         if room <= 0:
             self._count["deferred_stores"] = self._count.get("deferred_stores", 0) + 1
             return
@@ -182,7 +189,7 @@ class Stores:
             return None
         self._waits_since = None
         del self._pinned[number]
-        self.pinned_blocks -= len(pinned.blocks)
+        self._let_go(pinned.numbers)
         # Later pages first: where the engine must evict, a prefix outlives what hangs below it.
         self._pool.free_blocks(pinned.blocks[::-1])
         return pinned
@@ -209,7 +216,24 @@ class Stores:
             numbers = tuple(dict.fromkeys(block for run in job.runs for block in run.blocks))
         blocks = list(map(self._pool.blocks.__getitem__, numbers))
         self._pool.touch(blocks)
-        self.pinned_blocks += len(blocks)
-        self._pinned[job.number] = Pinned(blocks, (known, job) if self.are_told else None)
+        if not self._held.isdisjoint(numbers):
+            for number in self._held.intersection(numbers):
+                self._again[number] = self._again.get(number, 0) + 1
+        self._held.update(numbers)
+        of = (known, job) if self.are_told else None
+        self._pinned[job.number] = Pinned(blocks, numbers, of)
         self._waiting.append(job)
         self._next += 1
+
+    def _let_go(self, numbers: Sequence[int]) -> None:
+        if not self._again:
+            self._held.difference_update(numbers)
+            return
+        for number in numbers:
+            left = self._again.get(number, 0)
+            if left > 1:
+                self._again[number] = left - 1
+            elif left:
+                del self._again[number]
+            else:
+                self._held.discard(number)
