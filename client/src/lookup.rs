@@ -113,7 +113,9 @@ impl Client {
 
     /// Whether a chain that begins with this page may be found now. `false`: a lookup would find
     /// nothing, and needs not be sent: not connected, the daemon hangs, or its board says that
-    /// nothing begins so. `true` says nothing: look up. It asks nobody and never waits.
+    /// nothing begins so. `true` says nothing: look up. It asks nobody and never waits. Only what was
+    /// stored without a parent begins a chain: of a page in the middle of one it may say `false`
+    /// although it is there.
     #[must_use]
     pub fn may_hold(&self, first: &PageKey) -> bool {
         self.inner().connection().is_ok_and(|connection| connection.may_hold(first))

@@ -95,7 +95,8 @@ class Client:
 
         False: a lookup would find nothing, and needs not be made: not connected, the daemon hangs,
         or it has published that nothing begins so. True says nothing: look up. It asks nobody,
-        never waits and does not release the GIL.
+        never waits and does not release the GIL. Only what was stored without a parent begins a
+        chain: of a page in the middle of one it may say False although it is there.
         """
     def lookup(
         self,
