@@ -70,7 +70,7 @@ impl Keeper {
         let began = Instant::now();
         let mut retry_at = None;
         let mut look = FIRST_LOOK;
-        let mut tally = FIRST_TALLY;
+        let (mut tally, mut tally_at) = (FIRST_TALLY, None);
         let mut requests = 0;
         while !connection.is_closed() && !self.shared.is_stopped() {
             let unopened = self.shared.unopened_spaces(connection.generation);
@@ -91,11 +91,13 @@ impl Keeper {
             let tell_at = self.shared.gpu.tell(connection).then(|| from_now(TELL_AGAIN));
             let in_use = connection.is_in_use(&mut requests);
             let quiet_at = in_use.then(|| from_now(QUIET));
-            let tally_at = (!in_use && connection.has_firsts()).then(|| {
+            if in_use || !connection.has_firsts() {
+                tally_at = None;
+            } else if *tally_at.get_or_insert_with(|| from_now(tally)) <= Instant::now() {
                 let more = connection.tell_missed();
                 tally = if more { FIRST_TALLY } else { (tally * 2).min(LONGEST_TALLY) };
-                from_now(tally)
-            });
+                tally_at = Some(from_now(tally));
+            }
             let next = [retry_at, look_at, tell_at, quiet_at, tally_at].into_iter().flatten().min();
             connection.watch(next.unwrap_or_else(|| from_now(Duration::MAX)), !in_use);
         }
