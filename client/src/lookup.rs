@@ -118,7 +118,9 @@ impl Client {
     /// although it is there.
     #[must_use]
     pub fn may_hold(&self, first: &PageKey) -> bool {
-        self.inner().connection().is_ok_and(|connection| connection.may_hold(first))
+        // No call, so none that a daemon that hangs has cost.
+        let linked = self.inner().linked();
+        linked.is_ok_and(|connection| !connection.is_hung() && connection.may_hold(first))
     }
 
     /// Sends what [`lookup_family`](Self::lookup_family) asks and returns. The answer is taken by

@@ -166,6 +166,7 @@ impl TaskPool {
             waiting.extend(std::mem::take(&mut lane.tasks));
             threads.append(&mut lane.made);
         }
+        self.shared.through.notify_all();
         // Not under the lock: with them go devices and handles of spaces.
         drop(waiting);
         for thread in threads {

@@ -7,16 +7,21 @@ use undercroft_client::{self as client, MissReason, PendingLookup};
 /// A lookup that was sent.
 #[pyclass(frozen, module = "undercroft")]
 pub(crate) struct LookupTask {
+    /// The process that sent it. In another, a thread that is not there may have the lock.
+    process: u32,
     /// Until its answer was given out.
     pending: Mutex<Result<PendingLookup, MissReason>>,
 }
 
 impl LookupTask {
     pub(crate) fn new(pending: Result<PendingLookup, MissReason>) -> Self {
-        Self { pending: Mutex::new(pending) }
+        Self { process: std::process::id(), pending: Mutex::new(pending) }
     }
 
     fn answer(&self, deadline: std::time::Duration) -> client::Found {
+        if self.process != std::process::id() {
+            return client::Found { why: Some(MissReason::Forked), ..client::Found::default() };
+        }
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         let why = match &*pending {
             Ok(lookup) => {

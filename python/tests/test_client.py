@@ -281,12 +281,19 @@ class Processes(WithDaemon):
         device = undercroft.Buffers(GEOMETRY, [bytearray(PAGE_BYTES) for _ in range(2)])
         self.daemon.signal(signal.SIGSTOP)
         waiting = self.space.start_load(device, keys, [0, 1], deadline=30.0)
+        asked = self.client.start_lookup([self.space], keys)
+        # Forked while another thread waits for its answer, and has what it waits with.
+        answers: list[object] = []
+        thread = threading.Thread(target=lambda: answers.append(asked.result(20.0).pages))
+        thread.start()
+        time.sleep(0.2)
 
         def forked() -> list[object]:
             seen: list[object] = [self.client.state, self.space.lookup(keys).why]
             seen.append(self.client.is_connected or self.client.may_hold(keys[:32]))
             seen.append(self.space.start_load(device, keys, [0, 1]).result().why)
             seen.append(waiting.result().why if waiting.done else None)
+            seen.append(asked.result(20.0).why)
             os.kill(self.daemon.pid, signal.SIGCONT)
             with undercroft.Client(self.daemon.socket, wait=5.0) as own:
                 space = own.open_space(self.family, GEOMETRY)
@@ -300,10 +307,13 @@ class Processes(WithDaemon):
         child = context.Process(target=_child, args=(forked, there))
         child.start()
         self.assertTrue(here.poll(20.0), "the child says nothing")
-        self.assertEqual(here.recv(), ["forked", "forked", False, "forked", "forked", 2, True])
+        forks = ["forked", "forked", False, "forked", "forked", "forked", 2, True]
+        self.assertEqual(here.recv(), forks)
         child.join(20.0)
         self.assertEqual(child.exitcode, 0)
         self.assertEqual(waiting.result(20.0).pages, 2, "the parent's goes on")
+        thread.join()
+        self.assertEqual(answers, [2])
 
     def test_an_interpreter_ends_with_tasks_under_way(self) -> None:
         script = (

@@ -31,11 +31,14 @@ fn an_idle_client_sleeps_in_the_kernel() {
     // After a second without a call it listens to the daemon, and sleeps from then on.
     let longer_than_any_tick = Duration::from_millis(1200);
     world::soon("it sleeps", || quiet(longer_than_any_tick));
-    // Calls are their callers' own affair: the first one wakes it, the others do not.
-    let before = keeper_wakes();
-    (0..100).for_each(|_| assert!(client.ping(world::LONG).is_ok()));
-    let woken = keeper_wakes().unwrap() - before.unwrap();
-    assert!(woken < 20, "woken {woken} times by 100 calls");
+    // Calls are their callers' own affair: one of the first wakes it, and the others do not. Where
+    // callers are faster than it on a busy machine, it is woken in the kernel, finds the answer
+    // gone and sleeps on.
+    world::soon("calls do not wake it", || {
+        let before = keeper_wakes();
+        (0..100).for_each(|_| assert!(client.ping(world::LONG).is_ok()));
+        keeper_wakes().unwrap() - before.unwrap() < 20
+    });
     world::soon("it sleeps again", || quiet(longer_than_any_tick));
 }
 

@@ -333,6 +333,7 @@ fn nothing_is_to_be_had_of_a_daemon_that_hangs() {
     stopped.store(true, Ordering::SeqCst);
     assert_eq!(in_time(SHORT, || space.lookup(&keys(2), BRIEF)).why, LATE);
     assert!(!client.may_hold(&key(0)) && !client.is_connected());
+    assert_eq!(client.counters().hung_calls, 0, "nothing was called");
     stopped.store(false, Ordering::SeqCst);
     shelf.lock().unwrap().beat();
     assert!(client.may_hold(&key(0)) && client.is_connected());
