@@ -146,8 +146,14 @@ impl Connection {
     }
 
     /// Whether a chain that begins with this page may be found, as far as the board tells.
+    pub(crate) fn may_start(&self, first: &PageKey) -> bool {
+        self.pulse.board().is_none_or(|board| board.may_start(first))
+    }
+
+    /// As [`may_start`](Self::may_start), as a lookup: where the board answers it, the daemon hears
+    /// of it.
     pub(crate) fn may_hold(&self, first: &PageKey) -> bool {
-        let may = self.pulse.board().is_none_or(|board| board.may_start(first));
+        let may = self.may_start(first);
         if !may {
             self.missed.fetch_add(1, Ordering::Relaxed);
         }

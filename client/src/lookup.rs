@@ -118,9 +118,20 @@ impl Client {
     /// although it is there.
     #[must_use]
     pub fn may_hold(&self, first: &PageKey) -> bool {
-        // No call, so none that a daemon that hangs has cost.
-        let linked = self.inner().linked();
-        linked.is_ok_and(|connection| !connection.is_hung() && connection.may_hold(first))
+        self.well_linked().is_some_and(|connection| connection.may_hold(first))
+    }
+
+    /// As [`may_hold`](Self::may_hold), of what will be asked again: the daemon does not count it as
+    /// a lookup. `None`: not connected, or the daemon hangs.
+    #[must_use]
+    pub fn peek(&self, first: &PageKey) -> Option<bool> {
+        self.well_linked().map(|connection| connection.may_start(first))
+    }
+
+    /// The connection, if its daemon turns. This is no call, so none that a daemon that hangs has
+    /// cost.
+    fn well_linked(&self) -> Option<Arc<Connection>> {
+        self.inner().linked().ok().filter(|connection| !connection.is_hung())
     }
 
     /// Sends what [`lookup_family`](Self::lookup_family) asks and returns. The answer is taken by

@@ -157,6 +157,16 @@ impl Client {
         Ok(self.client.may_hold(&first))
     }
 
+    #[pyo3(signature = (family, engine_hash, *, peek = false))]
+    fn may_begin(&self, family: &Family, engine_hash: &[u8], peek: bool) -> Option<bool> {
+        let first = PageKey::from_engine_hash(&family.digest, engine_hash);
+        match self.client.peek(&first) {
+            // Looked at as a lookup: it is counted.
+            Some(false) if !peek => Some(self.client.may_hold(&first)),
+            seen => seen,
+        }
+    }
+
     #[pyo3(signature = (spaces, keys, *, hold = None, deadline = 0.05))]
     #[expect(clippy::needless_pass_by_value, reason = "what Python hands over")]
     fn lookup(

@@ -21,7 +21,7 @@ const DTYPES: [(&str, Dtype); 6] = [
 #[derive(PartialEq, Eq)]
 pub(crate) struct Family {
     pub(crate) family: wire::Family,
-    digest: FamilyDigest,
+    pub(crate) digest: FamilyDigest,
 }
 
 impl Hash for Family {

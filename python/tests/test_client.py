@@ -84,6 +84,24 @@ class Pages(WithDaemon):
         while self.client.is_connected and time.monotonic() < until:
             time.sleep(0.01)
         self.assertFalse(self.client.may_hold(keys[:32]))
+        self.assertIsNone(self.client.may_begin(self.family, b"0"))
+
+    def test_a_beginning_is_known_by_the_engines_hash(self) -> None:
+        hashes = [bytes([number]) * 32 for number in range(2)]
+        device = undercroft.Buffers(GEOMETRY, [bytearray(PAGE_BYTES)])
+        self.assertIs(self.client.may_begin(self.family, hashes[0]), False)
+        self.assertEqual(self.space.store(device, self.family.keys(hashes[:1]), [0]).stored, 1)
+        self.assertIs(self.client.may_begin(self.family, hashes[0]), True)
+        before = self.counted("board_lookups")
+        for _ in range(3):
+            self.assertIs(self.client.may_begin(self.family, hashes[1], peek=True), False)
+        self.assertIs(self.client.may_begin(self.family, hashes[1]), False)
+        self.assertEqual(self.counted("board_lookups") - before, 1, "the others were mere peeks")
+
+    def counted(self, name: str) -> int:
+        status = self.client.status()
+        assert status is not None
+        return int(status["hits"][name])
 
     def test_what_nobody_stored_is_absent(self) -> None:
         keys, _ = self.stored(2)

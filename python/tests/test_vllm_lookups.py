@@ -34,6 +34,9 @@ class OfAStep(unittest.TestCase):
         daemon.takes = takes
         bench.half.bind_daemon(daemon, [0], Family())
         bench.half._lookups._clock = lambda: daemon.now
+        # One that is next is not asked for before its turn.
+        bench.half.arrived(Request("the first", range(9000, 9000 + PAGE * 3)))
+        self.assertEqual(daemon.begun, 0)
         return bench, daemon
 
     def test_lookups_of_one_step_take_one_deadline_together(self) -> None:
@@ -136,6 +139,7 @@ class OfAStep(unittest.TestCase):
         for _ in range(9):
             self.assertEqual(bench.half.claim(here, 0), 0)
         self.assertEqual(bench.half.count["absent"], 2, "the same request, and the same answer")
+        self.assertEqual(daemon.spared, 2, "and as many lookups")
         daemon.state = "hung"
         other = Request("other", range(PAGE * 7, PAGE * 10))
         self.assertEqual(bench.half.claim(other, 0), 0)
@@ -175,7 +179,12 @@ class OfAStep(unittest.TestCase):
         adapter = bench.half._adapters
         adapter.salt = lambda path: b"of an adapter"  # type: ignore[method-assign]
         asked: list[bytes] = []
-        daemon.may_hold = lambda first: bool(asked.append(first)) or True  # type: ignore[method-assign]
+
+        def may_begin(family: Family, value: bytes, *, peek: bool) -> bool:
+            asked.append(family.keys([value]))
+            return True
+
+        daemon.may_begin = may_begin  # type: ignore[method-assign]
         looked: list[bytes] = []
         real = daemon.lookup
 

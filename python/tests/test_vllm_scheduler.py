@@ -374,6 +374,16 @@ class Stores(unittest.TestCase):
         (job,) = bench.run(request, [1, 2, 3], 0, PAGE * 2 + 3).stores
         self.assertEqual(job.runs[0].blocks, (1,))
 
+    def test_the_blocks_of_new_requests_are_those_told_to_workers(self) -> None:
+        bench = Bench()
+        requests = [Request(str(at), range(at * 1000, at * 1000 + PAGE + 1)) for at in range(2)]
+        for request in requests:
+            bench.half.claim(request, 0)
+        new = SimpleNamespace(req_id="0", block_ids=([5, 6],))
+        output = Output({"0": PAGE + 1, "1": PAGE + 1}, {"1": ([7, 8],)}, [new])
+        jobs = bench.half.step(output).stores
+        self.assertEqual([job.runs[0].blocks for job in jobs], [(5,), (7,)])
+
     def test_blocks_in_several_stores_count_once(self) -> None:
         bench = Bench(blocks=64, max_pinned_share=0.5)
         requests = [Request(str(at), [*range(PAGE * 8), *range(at * 1000, at * 1000 + PAGE + 1)])

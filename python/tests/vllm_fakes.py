@@ -91,6 +91,7 @@ class Output:
 
     num_scheduled_tokens: dict[str, int]
     tables: dict[str, tuple[list[int], ...]]
+    scheduled_new_reqs: Sequence[Any] = ()
 
     @property
     def kv_connector_block_state(self) -> Any:
@@ -133,6 +134,7 @@ class Daemon:
     def __init__(self, spaces: int = 1) -> None:
         self.state = "connected"
         self.states_asked = 0
+        self.spared = 0
         self.has_board = False
         """Whether it tells what begins a page it holds."""
         self.held: list[set[bytes]] = [set() for _ in range(spaces)]
@@ -147,10 +149,13 @@ class Daemon:
         self.states_asked += 1
         return self.state == "connected"
 
-    def may_hold(self, first: bytes) -> bool:
-        assert len(first) == 32, first
+    def may_begin(self, family: Family, value: bytes, *, peek: bool = False) -> bool | None:
+        if self.state != "connected":
+            return None
+        first = family.keys([value])
         told = not self.has_board or any(first in held for held in self.held)
-        return self.state == "connected" and told
+        self.spared += not told and not peek
+        return told
 
     def lookup(self, spaces: list[int], keys: bytes, *, hold: float, deadline: float) -> Any:
         run = [keys[at : at + 32] for at in range(0, len(keys), 32)]

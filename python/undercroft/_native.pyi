@@ -96,7 +96,16 @@ class Client:
         False: a lookup would find nothing, and needs not be made: not connected, the daemon hangs,
         or it has published that nothing begins so. True says nothing: look up. It asks nobody,
         never waits and does not release the GIL. Only what was stored without a parent begins a
-        chain: of a page in the middle of one it may say False although it is there.
+        chain: of a page in the middle of one it may say False although it is there. The daemon
+        counts a False as a lookup that found nothing.
+        """
+    def may_begin(
+        self, family: Family, engine_hash: bytes, *, peek: bool = False
+    ) -> bool | None:
+        """As `may_hold`, of the page that `family.keys([engine_hash])` names.
+
+        None: not connected, or the daemon hangs. With `peek` the daemon counts nothing: it is asked
+        for again.
         """
     def lookup(
         self,

@@ -285,6 +285,7 @@ fn what_needed_no_question_is_told_with_the_next_one() {
     let (client, space) = world.open();
     let told = || shelf.lock().unwrap().missed.iter().sum::<u32>();
     let before = asked.load(Ordering::SeqCst);
+    assert!((0..5).all(|number| client.peek(&key(number)) == Some(false)));
     assert!((0..5).all(|number| !client.may_hold(&key(number))));
     assert_eq!(asked.load(Ordering::SeqCst), before);
     assert!(client.ping(LONG).is_ok());
@@ -333,6 +334,7 @@ fn nothing_is_to_be_had_of_a_daemon_that_hangs() {
     stopped.store(true, Ordering::SeqCst);
     assert_eq!(in_time(SHORT, || space.lookup(&keys(2), BRIEF)).why, LATE);
     assert!(!client.may_hold(&key(0)) && !client.is_connected());
+    assert_eq!(client.peek(&key(0)), None);
     assert_eq!(client.counters().hung_calls, 0, "nothing was called");
     stopped.store(false, Ordering::SeqCst);
     shelf.lock().unwrap().beat();

@@ -40,13 +40,13 @@ class Lookups:
 
     def new_step(self) -> None:
         """One step's lookups have one deadline together, however many requests there are."""
+        self.has_asked = False
         self._left = self._settings.lookup_deadline_ms / 1000
 
     def begin(self, client: Any, spaces: list[Any], known: Known) -> bool:
         """Asks for a request that has just come: by its turn the answer is there. Whether anything
         may be found."""
-        start = self._keys.start(known)
-        if start is None or not client.may_hold(start):
+        if not self._keys.may_begin(client, known, peek=True):
             return False
         self._begin(client, spaces, known)
         return True
@@ -79,11 +79,9 @@ class Lookups:
 
     def claim(self, client: Any, spaces: list[Any], known: Known, computed_tokens: int) -> int:
         """How many tokens beyond `computed_tokens` are worth loading."""
-        start = self._keys.start(known)
-        if start is None:
-            return 0
-        if not client.may_hold(start):
-            self._absent(client, known)
+        may_begin = self._keys.may_begin(client, known, known.is_absent)
+        if not may_begin:
+            self._absent(known, may_begin is not None)
             return 0
         known.is_absent = False
         page_tokens = self._keys.page_tokens
@@ -100,15 +98,15 @@ class Lookups:
         self._count["claimed_tokens"] = self._count.get("claimed_tokens", 0) + tokens
         return tokens
 
-    def _absent(self, client: Any, known: Known) -> None:
-        """Nothing of it can be found, as could be told without asking: the daemon is not there, or
-        its board has no such beginning."""
+    def _absent(self, known: Known, is_told: bool) -> None:
+        """Nothing of it can be found: there is no page, nobody is there, or the daemon's board has
+        told that it has no such beginning."""
         known.seen_at, known.cursor = float("-inf"), 0
         if known.begun is not None:
             self.ended(known)
         if known.hold is not None:
             known.drop_hold()
-        if known.is_absent or not client.is_connected:
+        if known.is_absent or not is_told:
             return
         known.is_absent = True
         self._count["absent"] = self._count.get("absent", 0) + 1
@@ -159,6 +157,7 @@ class Lookups:
 
     def _take(self, known: Known, answer: Callable[[float], Any]) -> Any:
         """An answer, within what is left of the step's time."""
+        self.has_asked = True
         began = self._clock()
         found = answer(self._left)
         took = self._clock() - began

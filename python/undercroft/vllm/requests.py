@@ -22,9 +22,6 @@ class Known:
     """Whether pages of this request can be named at all."""
     items = 0
     """How many pictures and the like it has that were looked at for that."""
-    start = b""
-    """The key of its first page, once it was needed, and the engine's hash that it is of."""
-    start_of = b""
     last = b""
     """The engine's hash of the last page whose key is known."""
     cursor = 0
@@ -61,10 +58,11 @@ class Known:
     sources = (0, 0)
     """Of these, pages in DRAM and on SSD."""
 
+    keys = b""
+    """Keys of its leading pages, as far as they were needed."""
+
     def __init__(self, request: Any) -> None:
         self.request = request
-        self.keys = bytearray()
-        """Keys of its leading pages, as far as they were needed."""
 
     def notice_preemption(self) -> None:
         """The engine takes a request's blocks at once, and tells its connector later if at all."""
@@ -95,12 +93,13 @@ class Keys:
             raise ValueError(f"page_tokens {page_tokens} is no multiple of {hash_tokens}")
         self.page_tokens = page_tokens
         self._each = page_tokens // hash_tokens
+        self._family: Any = None
         self._name: Callable[[Sequence[bytes]], bytes] | None = None
         self._salt = b""
 
-    def bind(self, name: Callable[[Sequence[bytes]], bytes]) -> None:
-        """From here on keys are made by the family's `keys`."""
-        self._name = name
+    def bind(self, family: Any) -> None:
+        """From here on keys are made by this family."""
+        self._family, self._name = family, family.keys
 
     def forget(self, salt: bytes) -> None:
         """From here on every key is another one: nothing stored before is found again."""
@@ -118,17 +117,17 @@ class Keys:
         # The hash at a page's end covers all of the prefix before it.
         return hashes[(first + 1) * self._each - 1 : end * self._each : self._each]
 
-    def start(self, known: Known) -> bytes | None:
-        """The key of its first page; None if it has none."""
+    def may_begin(self, client: Any, known: Known, peek: bool) -> bool | None:
+        """Whether the daemon may have its first page; None if it has none, or nobody is there to
+        tell. Asks nobody."""
         hashes = known.request.block_hashes
         if len(hashes) < self._each:
             return None
         first = hashes[self._each - 1]
-        if known.start_of != first:
-            assert self._name is not None, "keys are asked for before there is a family"
-            known.start = named(self._name, self._salt + known.salt, (first,))
-            known.start_of = first
-        return known.start
+        salt = self._salt + known.salt
+        if salt:
+            first = _salted(salt, first)
+        return client.may_begin(self._family, first, peek=peek)
 
     def pages(self, known: Known) -> int:
         """How many full pages of the request have a hash by now."""
@@ -138,13 +137,13 @@ class Keys:
         """The keys of its first pages, as many as have a hash."""
         have = len(known.keys) // KEY_BYTES
         if have and not self._still_holds(known, have):
-            known.keys.clear()
+            known.keys = b""
             have = known.cursor = 0
         want = min(pages, self.pages(known))
         if want > have:
             known.keys += self._named(known, have, want)
             known.last = known.request.block_hashes[want * self._each - 1]
-        return bytes(known.keys[: want * KEY_BYTES])
+        return known.keys[: want * KEY_BYTES]
 
     def _still_holds(self, known: Known, have: int) -> bool:
         """A conversation that is streamed in may take tokens back, and with them hashes."""
@@ -165,5 +164,9 @@ def named(
 ) -> bytes:
     """The keys of pages by the engine's hashes of them, made by a family's `keys`."""
     if salt:
-        hashes = [hashlib.sha256(salt + one).digest() for one in hashes]
+        hashes = [_salted(salt, one) for one in hashes]
     return name(hashes)
+
+
+def _salted(salt: bytes, value: bytes) -> bytes:
+    return hashlib.sha256(salt + value).digest()

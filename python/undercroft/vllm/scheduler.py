@@ -45,6 +45,8 @@ class Scheduler:
         self._loading: dict[str, Known] = {}
         self._loads: list[LoadJob] = []
         self._forgets = False
+        self._has_come = False
+        """Whether a request has come since the last step."""
         self._steps = 0
         self._layered: dict[int, int] = {}
         self._client: Any = None
@@ -65,7 +67,7 @@ class Scheduler:
 
     def bind_daemon(self, client: Any, spaces: list[Any], family: Any) -> None:
         """The daemon's client, the spaces of all ranks and groups, and what names their pages."""
-        self._keys.bind(family.keys)
+        self._keys.bind(family)
         self._client, self._spaces = client, spaces
         if self._settings.prefetch and self._settings.load != "off":
             self._prefetches = Prefetches(self._settings, self._keys, spaces)
@@ -107,12 +109,15 @@ class Scheduler:
 
     def arrived(self, request: Any) -> None:
         """The engine has put a request into its queue."""
-        waits = bool(self._known)
+        if not (self._known or self._has_come):
+            # It does not wait: its turn is next.
+            self._has_come = True
+            return
         known = self.known(request)
         if self._spaces is None or not known.usable or self._settings.load == "off":
             return
         may_hit = self._lookups.begin(self._client, self._spaces, known)
-        if may_hit and waits and self._prefetches is not None:
+        if may_hit and self._prefetches is not None:
             self._prefetches.add(known)
 
     def finished(self, request: Any, tables: Sequence[Sequence[int]]) -> None:
@@ -129,8 +134,9 @@ class Scheduler:
             return
         if known.hold is not None:
             known.drop_hold()
-        if self._has_more(known) and self._settings.store and self._is_ready():
-            tokens = min(known.computed, request.num_computed_tokens)
+        tokens = min(known.computed, request.num_computed_tokens)
+        has_more = tokens // self._keys.page_tokens > known.cursor
+        if has_more and self._settings.store and self.spaces() is not None:
             self._stores.plan(known, tables, tokens)
 
     # Loads.
@@ -166,7 +172,9 @@ class Scheduler:
 
     def unused(self, request: Any) -> None:
         """The engine has blocks for a request, and loads nothing of what we claimed."""
-        known = self.known(request)
+        known = self._known.get(request.request_id)
+        if known is None:
+            return
         # Where the engine's own hit is enough, nobody has taken the answer.
         if known.begun is not None:
             self._lookups.ended(known)
@@ -205,7 +213,9 @@ class Scheduler:
     def step(self, scheduler_output: Any) -> Step:
         """What the workers are to do in this step."""
         self._steps += 1
-        self._lookups.new_step()
+        self._has_come = False
+        if self._lookups.has_asked:
+            self._lookups.new_step()
         step = Step(self._steps, self._loads, forgets=self._forgets)
         self._loads, self._forgets = [], False
         for job in step.loads:
@@ -224,6 +234,7 @@ class Scheduler:
 
     def _plan(self, scheduler_output: Any) -> None:
         may_store: bool | None = None
+        fresh: dict[str, Any] = {}
         for req_id, scheduled in scheduler_output.num_scheduled_tokens.items():
             known = self._known.get(req_id)
             if known is None:
@@ -238,27 +249,25 @@ class Scheduler:
                 known.cursor = min(known.cursor, computed // self._keys.page_tokens)
                 known.rewind = False
             known.computed = computed + scheduled
-            if not self._has_more(known):
+            if known.computed // self._keys.page_tokens <= known.cursor:
                 continue
             if may_store is None:
                 may_store = self._may_store()
+                if may_store:
+                    # What the engine has made for its workers anyway.
+                    for new in scheduler_output.scheduled_new_reqs:
+                        fresh[new.req_id] = new.block_ids
             if may_store:
-                tables = block_table(self._shim, scheduler_output, req_id)
+                tables = fresh.get(req_id)
+                if tables is None:
+                    tables = block_table(self._shim, scheduler_output, req_id)
                 if tables is not None:
                     self._stores.plan(known, tables, known.computed)
-
-    def _has_more(self, known: Known) -> bool:
-        if known.computed // self._keys.page_tokens <= known.cursor:
-            return False
-        return self._keys.pages(known) > known.cursor
-
-    def _is_ready(self) -> bool:
-        return self.spaces() is not None
 
     def _may_store(self) -> bool:
         # A load inside of a step may fail in it, and what was computed upon it is wrong: until
         # every rank has said that the step was right, nothing computed is offered.
-        return self._settings.store and not self._layered and self._is_ready()
+        return self._settings.store and not self._layered and self.spaces() is not None
 
     def heard(self, output: Any) -> None:
         """What the workers say after a step."""
@@ -325,8 +334,7 @@ class Scheduler:
         self._keys.forget(os.urandom(32))
         self._stores.forget()
         for known in self._known.values():
-            known.keys.clear()
-            known.start_of = b""
+            known.keys = b""
             known.drop_hold()
             self._lookups.ended(known)
             known.seen, known.cursor = None, 0

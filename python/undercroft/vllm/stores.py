@@ -189,7 +189,10 @@ class Stores:
             return None
         self._waits_since = None
         del self._pinned[number]
-        self._let_go(pinned.numbers)
+        if self._again:
+            self._let_go(pinned.numbers)
+        else:
+            self._held.difference_update(pinned.numbers)
         # Later pages first: where the engine must evict, a prefix outlives what hangs below it.
         self._pool.free_blocks(pinned.blocks[::-1])
         return pinned
@@ -226,9 +229,6 @@ class Stores:
         self._next += 1
 
     def _let_go(self, numbers: Sequence[int]) -> None:
-        if not self._again:
-            self._held.difference_update(numbers)
-            return
         for number in numbers:
             left = self._again.get(number, 0)
             if left > 1:
