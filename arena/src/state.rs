@@ -182,7 +182,12 @@ impl State {
         let known = &mut self.space_rows;
         let (table, odd) =
             Table::adopt(self.layout.spaces, &self.words, |row, space: &SpaceRow| {
-                known.insert(space.space, row).is_none()
+                // Of two rows of one number the first stays, and is the one that is known.
+                let is_first = !known.contains_key(&space.space);
+                if is_first {
+                    known.insert(space.space, row);
+                }
+                is_first
             });
         self.spaces = table;
         self.odd += odd;

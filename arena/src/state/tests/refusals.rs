@@ -275,6 +275,21 @@ proptest! {
 }
 
 #[test]
+fn of_two_rows_of_one_space_the_first_is_the_one_that_is_known() {
+    let mut words = words(&full());
+    let number = words[TINY.layout().unwrap().spaces.at + 1];
+    forge(&mut words, &[(1, 1, [0, number, 4096, 0, 0, 0, 0, 0])]);
+    let mut state = State::adopt(file_of(&words)).unwrap();
+    let spaces = state.spaces().count();
+    assert_eq!(spaces, 1, "the other one was dropped");
+    let space = state.spaces().next().unwrap();
+    state.space_gone(space.space);
+    assert_eq!(state.space(&space), Ok(()));
+    let state = again(state);
+    assert_eq!((state.odd(), state.spaces().count()), (0, 1));
+}
+
+#[test]
 fn two_daemons_never_have_one_state_file() {
     let mut first = State::create(Epoch(7), &TINY).unwrap();
     let copy = || rustix::io::dup(first.fd()).unwrap();
