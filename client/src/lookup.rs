@@ -112,17 +112,17 @@ impl Client {
     }
 
     /// Whether a chain that begins with this page may be found now. `false`: a lookup would find
-    /// nothing, and needs not be sent: not connected, the daemon hangs, or its board says that
-    /// nothing begins so. `true` says nothing: look up. It asks nobody and never waits. Only what was
-    /// stored without a parent begins a chain: of a page in the middle of one it may say `false`
-    /// although it is there.
+    /// nothing, and needs not be sent: the daemon's board says that nothing begins so. `None`: not
+    /// connected, or the daemon hangs; it would find nothing either. `true` says nothing: look up.
+    /// It asks nobody and never waits. Only what was stored without a parent begins a chain: of a
+    /// page in the middle of one it may say `false` although it is there.
     #[must_use]
-    pub fn may_hold(&self, first: &PageKey) -> bool {
-        self.well_linked().is_some_and(|connection| connection.may_hold(first))
+    pub fn may_hold(&self, first: &PageKey) -> Option<bool> {
+        self.well_linked().map(|connection| connection.may_hold(first))
     }
 
     /// As [`may_hold`](Self::may_hold), of what will be asked again: the daemon does not count it as
-    /// a lookup. `None`: not connected, or the daemon hangs.
+    /// a lookup.
     #[must_use]
     pub fn peek(&self, first: &PageKey) -> Option<bool> {
         self.well_linked().map(|connection| connection.may_start(first))

@@ -154,17 +154,13 @@ impl Client {
 
     fn may_hold(&self, first: &[u8]) -> PyResult<bool> {
         let first = PageKey(bytes("first", first)?);
-        Ok(self.client.may_hold(&first))
+        Ok(self.client.may_hold(&first).unwrap_or(false))
     }
 
     #[pyo3(signature = (family, engine_hash, *, peek = false))]
     fn may_begin(&self, family: &Family, engine_hash: &[u8], peek: bool) -> Option<bool> {
         let first = PageKey::from_engine_hash(&family.digest, engine_hash);
-        match self.client.peek(&first) {
-            // Looked at as a lookup: it is counted.
-            Some(false) if !peek => Some(self.client.may_hold(&first)),
-            seen => seen,
-        }
+        if peek { self.client.peek(&first) } else { self.client.may_hold(&first) }
     }
 
     #[pyo3(signature = (spaces, keys, *, hold = None, deadline = 0.05))]

@@ -66,7 +66,7 @@ fn main() -> Result<()> {
             let (mut maybe, mut found, mut loaded) = (0, 0, 0);
             for chain in from..to {
                 let keys = engine.keys(chain, arguments.pages);
-                maybe += u32::from(client.may_hold(&keys[0]));
+                maybe += u32::from(client.may_hold(&keys[0]) == Some(true));
                 found += engine.lookup(&keys).pages;
                 loaded += engine.load(&keys).pages;
             }
