@@ -20,11 +20,14 @@ class Slow(Daemon):
         self.now = 100.0
         self.takes = 0.0
         self.deadlines: list[float] = []
+        self.state_after: str | None = None
+        """What it is found to be by a lookup."""
 
     def lookup(self, spaces: list[int], keys: bytes, *, hold: float, deadline: float) -> Any:
         self.deadlines.append(round(deadline, 6))
         self.now += min(self.takes, deadline)
         self.why = "deadline" if self.takes >= deadline else None
+        self.state = self.state_after or self.state
         return super().lookup(spaces, keys, hold=hold, deadline=deadline)
 
 
@@ -145,6 +148,20 @@ class OfAStep(unittest.TestCase):
         self.assertEqual(bench.half.claim(other, 0), 0)
         self.assertEqual(bench.half.claim(Request("short", range(3)), 0), 0)
         self.assertEqual(bench.half.count["absent"], 2, "nobody knows")
+
+    def test_nothing_is_offered_to_a_daemon_that_was_found_to_hang_in_the_same_step(self) -> None:
+        for hangs in (False, True):
+            with self.subTest(hangs):
+                bench, daemon = self.bench(1.0)
+                daemon.has_board = True
+                gone, here = (Request(str(at), range(at, at + PAGE * 3)) for at in (0, 999))
+                daemon.keep(here, 1)
+                self.assertEqual(bench.half.claim(gone, 0), 0)
+                if hangs:
+                    daemon.state_after = "hung"
+                self.assertEqual(bench.half.claim(here, 0), 0)
+                stores = bench.run(gone, [1, 2, 3], 0, PAGE * 3).stores
+                self.assertEqual(len(stores), 0 if hangs else 1)
 
     def test_what_is_gone_at_its_turn_is_offered_from_its_beginning(self) -> None:
         for why in ("gone", "no daemon"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import random
 import unittest
 from types import SimpleNamespace
 from typing import Any
@@ -407,7 +408,36 @@ class Stores(unittest.TestCase):
         for job in jobs[1::2]:
             bench.half._stores.report(job.number, 1, True)
         self.assertEqual(bench.half._stores.pinned_blocks, 0)
-        self.assertEqual((bench.pool.blocks[1].ref_cnt, bench.half._stores._again), (1, {}))
+        self.assertEqual((bench.pool.blocks[1].ref_cnt, bench.half._stores._most), (1, 0))
+
+    def test_at_random_the_budget_holds_and_is_used(self) -> None:
+        for seed in range(60):
+            rng = random.Random(seed)
+            bench = Bench(blocks=80, max_pinned_share=0.25)
+            stores, jobs = bench.half._stores, []
+            for name in range(80):
+                shared, own = rng.randrange(9), rng.randrange(1, 4)
+                request = Request(f"{seed}-{name}", range(name, name + PAGE * (shared + own)))
+                blocks = [*range(1, shared + 1), *rng.sample(range(20, 80), own)]
+                bench.half.known(request)
+                before = stores.pinned_blocks
+                planned = bench.run(request, blocks, 0, PAGE * len(blocks)).stores
+                pages = sum(job.pages for job in planned)
+                room = 20 - before
+                self.assertGreaterEqual(pages, min(room, len(blocks)))
+                jobs += [job.number for job in planned]
+                self.assertLessEqual(stores.pinned_blocks, 20)
+                self.assertLessEqual(stores.pinned_blocks, stores._most - stores._twice)
+                rng.shuffle(jobs)
+                while jobs and rng.random() < 0.4:
+                    stores.report(jobs.pop(), 1, True)
+                self.assertLessEqual(stores.pinned_blocks, stores._most - stores._twice)
+                held = [block for block in bench.pool.blocks if block.ref_cnt]
+                self.assertEqual(stores.pinned_blocks, len(held))
+                self.assertEqual(stores._has_own(), bool(held), "nobody else has any")
+            for job in jobs:
+                stores.report(job, 1, True)
+            self.assertEqual((bench.pool.held, stores._most, stores._twice), ([], 0, 0))
 
     def test_blocks_are_held_until_every_worker_is_done(self) -> None:
         bench = Bench(workers=2)

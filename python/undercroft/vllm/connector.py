@@ -19,7 +19,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 import undercroft
 
 from . import outer, start, versions
-from .guard import harmless, logger, nothing
+from .guard import failed, harmless, logger, nothing
 from .messages import Handshake, Reports, Step
 from .obstacles import obstacle
 from .settings import Settings, checked
@@ -265,31 +265,39 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
         if self._scheduler is not None:
             self._scheduler.bind_pool(gpu_block_pool)
 
-    @harmless(nothing)
+    # These are called for every request or step and begin with cold caches, where a wrapper around
+    # them would cost as much as what they do: they guard themselves.
+
     def on_new_request(self, request: Any) -> None:
         """What it needs from an SSD can be read while it waits behind others."""
-        if self._scheduler is not None:
-            began = time.perf_counter()
+        if self._scheduler is None:
+            return
+        began = time.perf_counter()
+        try:
             self._scheduler.arrived(request)
-            self._spent += time.perf_counter() - began
+        except BaseException as error:  # noqa: BLE001 - nothing may reach the engine
+            failed("on_new_request", error)
+        self._spent += time.perf_counter() - began
 
-    @harmless(lambda self, request, num_computed_tokens: (0, False))
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int | None, bool]:
         """What of the prompt is with the daemon, beyond what the engine has itself."""
         if self._scheduler is None:
             return 0, False
-        began = time.perf_counter()
-        tokens = self._scheduler.claim(request, num_computed_tokens)
+        began, tokens = time.perf_counter(), 0
+        try:
+            tokens = self._scheduler.claim(request, num_computed_tokens)
+        except BaseException as error:  # noqa: BLE001 - nothing may reach the engine
+            failed("get_num_new_matched_tokens", error)
         self._spent += time.perf_counter() - began
         return tokens, tokens > 0 and self._settings.load != "layers"
 
+    @harmless(nothing)
     def _fail_load(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         if self._scheduler is not None and num_external_tokens > 0:
             self._scheduler.must_fail(request, blocks.get_block_ids())
 
-    @harmless(_fail_load)
     def update_state_after_alloc(
         self, request: Any, blocks: Any, num_external_tokens: int
     ) -> None:
@@ -297,43 +305,55 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
         if self._scheduler is None:
             return
         began = time.perf_counter()
-        if num_external_tokens > 0:
-            self._scheduler.allocated(request, blocks.get_block_ids(), num_external_tokens)
-        else:
-            self._scheduler.unused(request)
+        try:
+            if num_external_tokens > 0:
+                self._scheduler.allocated(request, blocks.get_block_ids(), num_external_tokens)
+            else:
+                self._scheduler.unused(request)
+        except BaseException as error:  # noqa: BLE001 - nothing may reach the engine
+            failed("update_state_after_alloc", error)
+            self._fail_load(request, blocks, num_external_tokens)
         self._spent += time.perf_counter() - began
 
-    @harmless(lambda self, scheduler_output: Step())
     def build_connector_meta(self, scheduler_output: Any) -> Step:
         """What the workers are to do in this step."""
         if self._scheduler is None:
             return Step()
-        began = time.perf_counter()
-        step = self._scheduler.step(scheduler_output)
+        began, step = time.perf_counter(), None
+        try:
+            step = self._scheduler.step(scheduler_output)
+        except BaseException as error:  # noqa: BLE001 - nothing may reach the engine
+            failed("build_connector_meta", error)
         self._spent += time.perf_counter() - began
-        return step
+        return step or Step()
 
-    @harmless(nothing)
     def update_connector_output(self, connector_output: Any) -> None:
         """What the workers have done."""
-        if self._scheduler is not None:
-            began = time.perf_counter()
+        if self._scheduler is None:
+            return
+        began = time.perf_counter()
+        try:
             self._scheduler.heard(connector_output)
-            self._spent += time.perf_counter() - began
+        except BaseException as error:  # noqa: BLE001 - nothing may reach the engine
+            failed("update_connector_output", error)
+        self._spent += time.perf_counter() - began
 
     def request_finished(self, request: Any, block_ids: list[int]) -> tuple[bool, None]:
         """The same, of one group."""
         return self.request_finished_all_groups(request, (block_ids,))
 
-    @harmless(lambda self, request, block_ids: (False, None))
     def request_finished_all_groups(
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, None]:
         """Its blocks may be freed at once: those in a store are held by the store."""
-        if self._scheduler is not None:
-            began = time.perf_counter()
+        if self._scheduler is None:
+            return False, None
+        began = time.perf_counter()
+        try:
             self._scheduler.finished(request, block_ids)
-            self._spent += time.perf_counter() - began
+        except BaseException as error:  # noqa: BLE001 - nothing may reach the engine
+            failed("request_finished_all_groups", error)
+        self._spent += time.perf_counter() - began
         return False, None
 
     @harmless(lambda self: False)
@@ -355,7 +375,6 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
             return {}
         return start.hit_sources(*self._scheduler.sources(request, num_external_tokens))
 
-    @harmless(lambda self: ())
     def take_events(self) -> Iterable[Any]:
         """Blocks that came to the daemon or were found gone."""
         if self._scheduler is None or self._scheduler.announced is None:
@@ -371,13 +390,12 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
 
     # Both.
 
-    @harmless(nothing)
     def get_kv_connector_stats(self) -> UndercroftStats | None:
         """What was counted since the last call."""
-        half = self._worker or self._scheduler
+        half = self._scheduler if self._worker is None else self._worker
         if half is None or not (half.count or self._spent):
             return None
-        counted = half.count.copy()
+        counted = dict(half.count)
         half.count.clear()
         if self._spent:
             counted["hook_seconds"], self._spent = self._spent, 0.0

@@ -51,6 +51,17 @@ class Complaints:
 complaints = Complaints()
 
 
+def failed(name: str, error: BaseException) -> None:
+    """A hook has raised: what it answers is a miss. Called where the error is handled; what ends
+    the process goes on."""
+    if isinstance(error, ENDS):
+        raise
+    kind = type(error).__name__
+    message = "undercroft: %s failed and answers with a miss: %s: %s"
+    complaints.say(f"{name}:{kind}", message, name, kind, error)
+    logger.debug("undercroft: %s failed", name, exc_info=True)
+
+
 def harmless(answer: Callable[..., Any]) -> Callable[[F], F]:
     """A hook that answers `answer(self, *args, **kwargs)` where it would have raised.
 
@@ -63,18 +74,8 @@ def harmless(answer: Callable[..., Any]) -> Callable[[F], F]:
         def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
             try:
                 return hook(self, *args, **kwargs)
-            except ENDS:
-                raise
             except BaseException as error:  # noqa: BLE001 - nothing may reach the engine
-                name = hook.__name__
-                complaints.say(
-                    f"{name}:{type(error).__name__}",
-                    "undercroft: %s failed and answers with a miss: %s: %s",
-                    name,
-                    type(error).__name__,
-                    error,
-                )
-                logger.debug("undercroft: %s failed", name, exc_info=True)
+                failed(hook.__name__, error)
             try:
                 return answer(self, *args, **kwargs)
             except ENDS:

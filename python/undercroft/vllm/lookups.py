@@ -79,11 +79,6 @@ class Lookups:
 
     def claim(self, client: Any, spaces: list[Any], known: Known, computed_tokens: int) -> int:
         """How many tokens beyond `computed_tokens` are worth loading."""
-        may_begin = self._keys.may_begin(client, known, known.is_absent)
-        if not may_begin:
-            self._absent(known, may_begin is not None)
-            return 0
-        known.is_absent = False
         page_tokens = self._keys.page_tokens
         limit = self._most(known)
         gain = (limit - known.local) * page_tokens
@@ -98,7 +93,7 @@ class Lookups:
         self._count["claimed_tokens"] = self._count.get("claimed_tokens", 0) + tokens
         return tokens
 
-    def _absent(self, known: Known, is_told: bool) -> None:
+    def absent(self, known: Known, is_told: bool) -> None:
         """Nothing of it can be found: there is no page, nobody is there, or the daemon's board has
         told that it has no such beginning."""
         known.seen_at, known.cursor = float("-inf"), 0

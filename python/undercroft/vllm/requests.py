@@ -105,17 +105,14 @@ class Keys:
         """From here on every key is another one: nothing stored before is found again."""
         self._salt = salt
 
-    def salt(self, known: Known) -> bytes:
-        """What is bound into every key of a request beside the engine's hash."""
-        return self._salt + known.salt
-
-    def hashes(self, known: Known, first: int, end: int) -> list[bytes]:
-        """What the keys of these pages are made of."""
-        hashes = known.request.block_hashes
+    def hashes(self, known: Known, first: int, end: int) -> tuple[list[bytes], bytes]:
+        """What the keys of these pages are made of, as many as have a hash: the engine's hashes,
+        and what is bound into every key beside them."""
+        hashes, salt = known.request.block_hashes, self._salt + known.salt
         if self._each == 1:
-            return hashes[first:end]
+            return hashes[first:end], salt
         # The hash at a page's end covers all of the prefix before it.
-        return hashes[(first + 1) * self._each - 1 : end * self._each : self._each]
+        return hashes[(first + 1) * self._each - 1 : end * self._each : self._each], salt
 
     def may_begin(self, client: Any, known: Known, peek: bool) -> bool | None:
         """Whether the daemon may have its first page; None if it has none, or nobody is there to
@@ -156,7 +153,8 @@ class Keys:
 
     def _named(self, known: Known, first: int, end: int) -> bytes:
         assert self._name is not None, "keys are asked for before there is a family"
-        return named(self._name, self.salt(known), self.hashes(known, first, end))
+        hashes, salt = self.hashes(known, first, end)
+        return named(self._name, salt, hashes)
 
 
 def named(

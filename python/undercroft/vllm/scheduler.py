@@ -47,6 +47,8 @@ class Scheduler:
         self._forgets = False
         self._has_come = False
         """Whether a request has come since the last step."""
+        self._was_connected = False
+        """Whether the daemon has been there since the last step."""
         self._steps = 0
         self._layered: dict[int, int] = {}
         self._client: Any = None
@@ -134,9 +136,10 @@ class Scheduler:
             return
         if known.hold is not None:
             known.drop_hold()
-        tokens = min(known.computed, request.num_computed_tokens)
-        has_more = tokens // self._keys.page_tokens > known.cursor
-        if has_more and self._settings.store and self.spaces() is not None:
+        if known.computed // self._keys.page_tokens <= known.cursor or not self._settings.store:
+            return
+        if self.spaces() is not None:
+            tokens = min(known.computed, request.num_computed_tokens)
             self._stores.plan(known, tables, tokens)
 
     # Loads.
@@ -153,7 +156,16 @@ class Scheduler:
             return 0
         if known.epoch == request.num_preemptions:
             return 0
-        return self._lookups.claim(self._client, self._spaces, known, computed_tokens)
+        may_begin = self._keys.may_begin(self._client, known, known.is_absent)
+        if may_begin:
+            known.is_absent = False
+            # The lookup may find that it hangs.
+            self._was_connected = False
+            return self._lookups.claim(self._client, self._spaces, known, computed_tokens)
+        if may_begin is not None:
+            self._was_connected = True
+        self._lookups.absent(known, may_begin is not None)
+        return 0
 
     def allocated(self, request: Any, tables: Sequence[Sequence[int]], tokens: int) -> None:
         """The engine has blocks for what we claimed, or for `tokens` of it."""
@@ -229,6 +241,7 @@ class Scheduler:
             raise
         except BaseException as error:  # noqa: BLE001 - loads and pinned blocks must reach workers
             complaints.say("plan", "undercroft: stores of a step were not planned: %r", error)
+        self._was_connected = False
         step.stores = self._stores.take()
         return step
 
@@ -267,7 +280,9 @@ class Scheduler:
     def _may_store(self) -> bool:
         # A load inside of a step may fail in it, and what was computed upon it is wrong: until
         # every rank has said that the step was right, nothing computed is offered.
-        return self._settings.store and not self._layered and self.spaces() is not None
+        if self._layered or not self._settings.store:
+            return False
+        return self._was_connected or self.spaces() is not None
 
     def heard(self, output: Any) -> None:
         """What the workers say after a step."""

@@ -15,6 +15,7 @@ its time, and no longer, they are set aside.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,8 +34,6 @@ class Pinned:
 
     blocks: list[Any]
     """The pool's own, each once."""
-    numbers: Sequence[int]
-    """Theirs."""
     of: tuple[Known, StoreJob] | None
     """Whose pages they are, where that is to be told of them. Else nothing is kept of a request
     that may have ended: whoever lets go of it last takes it apart, token by token."""
@@ -64,9 +63,12 @@ class Stores:
         self._budget = 0
         self._null = 0
         self._pinned: dict[int, Pinned] = {}
-        self._held: set[int] = set()
-        self._again: dict[int, int] = {}
-        """Of blocks in several stores: in how many beside the first."""
+        self._most = 0
+        """How many blocks are kept from reuse, if none is in two stores."""
+        self._twice = 0
+        """How many fewer they are, at least."""
+        self._is_counted = self._may_count = True
+        """Whether that is exact, and whether it was not yet counted in this step."""
         self._next = 0
         self._waiting: list[StoreJob] = []
         self._was_reset = False
@@ -118,19 +120,27 @@ class Stores:
     def will_free(self) -> bool:
         """Whether a running request that finds no block does better to wait than to be preempted:
         some block is taken by stores alone. Nobody is kept waiting on a daemon that is stuck."""
-        again = self._again.get
-        held = (block for one in self._pinned.values() for block in one.blocks)
-        if not any(block.ref_cnt == 1 + again(block.block_id, 0) for block in held):
+        if not self._has_own():
             return False
         now = self._clock()
         if self._waits_since is None:
             self._waits_since = now
         return now - self._waits_since < PATIENCE_S
 
+    def _has_own(self) -> bool:
+        """Whether stores alone keep some block."""
+        held = [block for one in self._pinned.values() for block in one.blocks]
+        if any(block.ref_cnt == 1 for block in held):
+            return True
+        if self._is_counted and not self._twice:
+            return False
+        ours = Counter(block.block_id for block in held)
+        return any(block.ref_cnt == ours[block.block_id] for block in held)
+
     @property
     def pinned_blocks(self) -> int:
         """How many blocks are kept from reuse."""
-        return len(self._held)
+        return len({block.block_id for one in self._pinned.values() for block in one.blocks})
 
     def plan(self, known: Known, tables: Sequence[Sequence[int]], tokens: int) -> None:
         """Plans to store the pages of a request whose KV is computed up to `tokens`: those that
@@ -139,7 +149,9 @@ class Stores:
         if self._pool is None or not known.usable or self._is_stale:
             return
         first = known.cursor
-        end = min(tokens // self._keys.page_tokens, self._keys.pages(known))
+        base = first - (first > 0)
+        hashes, salt = self._keys.hashes(known, base, tokens // self._keys.page_tokens)
+        end = base + len(hashes)
         has_gaps = False
         for table in tables:
             end = min(end, len(table))
@@ -149,7 +161,13 @@ class Stores:
         if end <= first:
             return
         # Worst case: none of them is pinned yet, and each group has its own.
-        room = (self._budget - len(self._held)) // len(tables)
+        room = (self._budget - self._most) // len(tables)
+        if room < end - first:
+            # Only now it is worth the time to count those in two stores once, and once a step.
+            if self._may_count and not self._is_counted:
+                self._twice = self._most - self.pinned_blocks
+                self._is_counted, self._may_count = True, False
+            room = (self._budget - self._most + self._twice) // len(tables)
         if room <= 0:
             self._count["deferred_stores"] = self._count.get("deferred_stores", 0) + 1
             return
@@ -158,23 +176,23 @@ class Stores:
             runs = tuple([self._run(table, first, end) for table in tables])
         else:
             runs = tuple([Run(0, tuple(table[first:end])) for table in tables])
-        self._pin(
-            StoreJob(
-                self._next,
-                known.request.request_id,
-                first,
-                self._keys.hashes(known, max(first - 1, 0), end),
-                self._keys.salt(known),
-                runs,
-                known.stamp,
-            ),
-            known,
-        )
+        hashes = hashes[first - (first > 0) - base : end - base]
+        number, self._next = self._next, self._next + 1
+        job = StoreJob(number, known.request.request_id, first, hashes, salt, runs, known.stamp)
+        held = runs[0].blocks
+        if len(runs) > 1:
+            held = tuple(dict.fromkeys(block for run in runs for block in run.blocks))
+        blocks = list(map(self._pool.blocks.__getitem__, held))
+        self._pool.touch(blocks)
+        self._most += len(blocks)
+        self._is_counted = False
+        self._pinned[number] = Pinned(blocks, (known, job) if self.are_told else None)
+        self._waiting.append(job)
         known.cursor = end
 
     def take(self) -> list[StoreJob]:
         """The stores planned since the last call, for the workers."""
-        self._was_reset = False
+        self._was_reset, self._may_count = False, True
         jobs, self._waiting = self._waiting, []
         return jobs
 
@@ -189,10 +207,10 @@ class Stores:
             return None
         self._waits_since = None
         del self._pinned[number]
-        if self._again:
-            self._let_go(pinned.numbers)
-        else:
-            self._held.difference_update(pinned.numbers)
+        self._most -= len(pinned.blocks)
+        if self._twice:
+            self._twice = max(self._twice - len(pinned.blocks), 0)
+            self._is_counted = False
         # Later pages first: where the engine must evict, a prefix outlives what hangs below it.
         self._pool.free_blocks(pinned.blocks[::-1])
         return pinned
@@ -212,28 +230,3 @@ class Stores:
         blocks = list(table[first:end])
         skip = max((i + 1 for i, block in enumerate(blocks) if block == self._null), default=0)
         return Run(skip, tuple(blocks[skip:]))
-
-    def _pin(self, job: StoreJob, known: Known) -> None:
-        numbers = job.runs[0].blocks
-        if len(job.runs) > 1:
-            numbers = tuple(dict.fromkeys(block for run in job.runs for block in run.blocks))
-        blocks = list(map(self._pool.blocks.__getitem__, numbers))
-        self._pool.touch(blocks)
-        if not self._held.isdisjoint(numbers):
-            for number in self._held.intersection(numbers):
-                self._again[number] = self._again.get(number, 0) + 1
-        self._held.update(numbers)
-        of = (known, job) if self.are_told else None
-        self._pinned[job.number] = Pinned(blocks, numbers, of)
-        self._waiting.append(job)
-        self._next += 1
-
-    def _let_go(self, numbers: Sequence[int]) -> None:
-        for number in numbers:
-            left = self._again.get(number, 0)
-            if left > 1:
-                self._again[number] = left - 1
-            elif left:
-                del self._again[number]
-            else:
-                self._held.discard(number)
