@@ -36,8 +36,9 @@ pub use longctx::{
     TierBreakEven, UTILISATION, longctx,
 };
 pub use replay::{
-    FleetMember, FleetOptions, FleetReport, HitPages, LookupTimes, Policy, PolicyError,
-    ReplayOptions, ReplayReport, replay, replay_by_fleet,
+    FleetMember, FleetOptions, FleetReport, HitPages, LookupTimes, ReplayOptions, ReplayReport,
+    replay, replay_by_fleet,
 };
 pub use size::{ByteSize, SizeError, TierSize};
 pub use trace::{MAX_REQUEST_PAGES, RawRequest, Trace, TraceReader, TraceRequest, TraceStats};
+pub use undercroft_core::Policy;

@@ -13,7 +13,7 @@ mod worker;
 pub use driver::replay;
 pub use fleet::{FleetOptions, replay_by_fleet};
 pub use fleet_report::{FleetMember, FleetReport};
-pub use options::{Policy, PolicyError, ReplayOptions};
+pub use options::ReplayOptions;
 pub(crate) use output::{Output, json_text};
 pub use report::{HitPages, LookupTimes, ReplayReport};
 pub(crate) use space::geometry;

@@ -8,7 +8,7 @@ use undercroft_arena::{
     FileId, PageRow, PartRow, SessionRow, SlabRow, SpaceRow, State, StateLimits, checksum_bytes,
 };
 use undercroft_wire::{
-    DomainId, Epoch, LeaseId, PageKey, PartId, SessionId, SpaceDigest, SpaceId, Stamp,
+    DomainId, Epoch, LeaseId, PageKey, PartId, SessionId, SpaceDigest, SpaceId,
 };
 
 /// So tiny that each table takes one page, and so do the frame rows of each part.
@@ -141,7 +141,7 @@ fn page() -> PageRow {
         parent: Some(PageKey([5; 32])),
         depth: 6,
         crc: 7,
-        stamp: Stamp(8),
+        heat: 8,
         generation: 9,
         writer: 10,
         born: 11,

@@ -3,7 +3,7 @@
 use crate::config::{Config, DomainConfig, MAX_PAGES, MAX_SPACES, SsdConfig};
 use crate::purge_book;
 use crate::succession::leased_pages_per_domain;
-use undercroft_core::{DeviceConfig, DomainLimits, Limits, Policy};
+use undercroft_core::{DeviceConfig, DomainLimits, Limits};
 use undercroft_wire::{PurgeId, Stamp};
 
 /// Parts of all arenas together.
@@ -94,7 +94,7 @@ pub(crate) fn core_config(
         first_stamp: first_stamp.0,
         unix_s: purge_book::unix_s(),
         purge,
-        policy: Policy::Lru,
+        policy: config.policy,
         limits,
         seed,
     }

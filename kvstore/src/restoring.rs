@@ -133,18 +133,18 @@ fn take_note(note: &Note, arena: &Arena, state: &mut State) -> Result<(), Unkept
             parent,
             depth,
             crc,
-            stamp,
+            heat,
             writer,
             born,
             purged,
         } => {
             let generation = arena.generation(part, offset);
             let page =
-                PageRow { space, key, parent, depth, crc, stamp, generation, writer, born, purged };
+                PageRow { space, key, parent, depth, crc, heat, generation, writer, born, purged };
             state.filled(part, offset, &page)
         }
         Note::Purged { part, offset } => state.purged(part, offset),
-        Note::Touched { part, offset, stamp } => state.touched(part, offset, stamp),
+        Note::Touched { part, offset, heat } => state.touched(part, offset, heat),
         Note::Gone { part, offset } => state.gone(part, offset),
         Note::Leased { session, lease, index, part, offset } => {
             state.leased(session, lease, index, part, offset)
@@ -181,6 +181,6 @@ fn lease(row: LeaseRow) -> RestoredLease {
 }
 
 fn page_of(part: undercroft_wire::PartId, offset: u64, row: &PageRow) -> RestoredPage {
-    let PageRow { space, key, parent, depth, crc, stamp, writer, born, purged, .. } = *row;
-    RestoredPage { part, offset, space, key, parent, depth, crc, stamp, writer, born, purged }
+    let PageRow { space, key, parent, depth, crc, heat, writer, born, purged, .. } = *row;
+    RestoredPage { part, offset, space, key, parent, depth, crc, heat, writer, born, purged }
 }

@@ -81,8 +81,8 @@ id!(
     Epoch(u64)
 );
 id!(
-    /// Position of a request in the daemon's order of requests; all stores and touches of one
-    /// request carry the same stamp. Zero means "now".
+    /// When a request came, by the clock of its domain: all stores and touches of one request carry
+    /// the same stamp. Zero means "now".
     Stamp(u64)
 );
 /// What makes a hold or a lease another session's: drawn at random, good for one use inside one

@@ -7,13 +7,13 @@ use super::places::{FramePlace, PartPlace, SlabPlace};
 use super::rows::{FrameRow, PageRow, TableId, bytes_of, check, halves, pair, words_of};
 use super::words::{EMPTY, Words};
 use std::ops::Range;
-use undercroft_wire::{PageKey, PartId, SpaceId, Stamp};
+use undercroft_wire::{PageKey, PartId, SpaceId};
 
 /// Lower half of the state word; the upper half is the cut of the slab.
 const FILLING: u32 = 1;
 const FILLED: u32 = 2;
 /// The word that changes whenever a page is used: beside the state, and not under the checksum.
-const STAMP: usize = 1;
+const HEAT: usize = 1;
 const GENERATION: usize = 12;
 const HAS_PARENT: u32 = 1;
 const PURGED: u32 = 2;
@@ -23,7 +23,7 @@ type Words16 = [u64; FRAME_WORDS];
 fn encode(page: &PageRow, place: FramePlace) -> Words16 {
     let mut words = [0; FRAME_WORDS];
     words[0] = pair(FILLED, place.cut);
-    words[STAMP] = page.stamp.0;
+    words[HEAT] = page.heat;
     words[2..6].copy_from_slice(&words_of::<4>(&page.key.0));
     if let Some(parent) = page.parent {
         words[6..10].copy_from_slice(&words_of::<4>(&parent.0));
@@ -51,7 +51,7 @@ fn decode(words: &Words16, at: usize) -> Option<PageRow> {
         parent: (flags & HAS_PARENT != 0).then(|| key(&words[6..10])),
         depth,
         crc: words[11],
-        stamp: Stamp(words[STAMP]),
+        heat: words[HEAT],
         generation,
         writer,
         born,
@@ -59,12 +59,12 @@ fn decode(words: &Words16, at: usize) -> Option<PageRow> {
     })
 }
 
-/// Covers all of the page but its stamp, and in place of stamp and state where the row is and of
+/// Covers all of the page but its heat, and in place of heat and state where the row is and of
 /// which cut.
 fn frame_check(words: &Words16, at: usize) -> u64 {
     let mut covered = *words;
     covered[0] = pair(TableId::Frames as u32, halves(words[0]).1);
-    covered[STAMP] = at as u64;
+    covered[HEAT] = at as u64;
     covered[FRAME_WORDS - 1] = 0;
     check(covered)
 }
@@ -130,9 +130,9 @@ impl State {
     ///
     /// # Errors
     /// No slab has such a frame.
-    pub fn touched(&mut self, part: PartId, offset: u64, stamp: Stamp) -> Result<(), Unkept> {
+    pub fn touched(&mut self, part: PartId, offset: u64, heat: u64) -> Result<(), Unkept> {
         let place = self.frame(part, offset)?;
-        self.words.store(place.at + STAMP, stamp.0);
+        self.words.store(place.at + HEAT, heat);
         Ok(())
     }
 

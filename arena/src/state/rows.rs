@@ -3,7 +3,7 @@
 use super::words::EMPTY;
 use crate::FileId;
 use crate::sum::checksum_bytes;
-use undercroft_wire::{DomainId, LeaseId, PageKey, PartId, SessionId, SpaceDigest, SpaceId, Stamp};
+use undercroft_wire::{DomainId, LeaseId, PageKey, PartId, SessionId, SpaceDigest, SpaceId};
 
 /// A part of the arena, as the state file remembers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,8 +91,8 @@ pub struct PageRow {
     pub depth: u32,
     /// CRC-64/NVME of its bytes.
     pub crc: u64,
-    /// Stamp of the last request that used it.
-    pub stamp: Stamp,
+    /// How dear it is to whoever chooses what leaves.
+    pub heat: u64,
     /// The frame's generation.
     pub generation: u32,
     /// The user whose process stored it.

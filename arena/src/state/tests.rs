@@ -88,7 +88,7 @@ fn page(number: u64) -> PageRow {
         parent: (!number.is_multiple_of(3)).then(|| key(number + 1)),
         depth: number as u32 ^ 1,
         crc: !number,
-        stamp: Stamp(number),
+        heat: number,
         generation: number as u32 ^ 2,
         writer: number as u32 ^ 3,
         born: number as u32 ^ 4,
@@ -109,7 +109,7 @@ enum Op {
     Filling { part: u32, unit: u64 },
     Filled { part: u32, unit: u64, page: u64 },
     Gone { part: u32, unit: u64 },
-    Touched { part: u32, unit: u64, stamp: u64 },
+    Touched { part: u32, unit: u64, heat: u64 },
     Session { session: u64 },
     SessionGone { session: u64 },
     Leased { session: u64, lease: u64, index: u32, part: u32, unit: u64 },
@@ -159,8 +159,8 @@ fn apply(state: &mut State, op: Op) -> Result<(), Unkept> {
             state.filled(PartId(part), unit * 4096, &page(number))?;
         }
         Op::Gone { part, unit } => state.gone(PartId(part), unit * 4096)?,
-        Op::Touched { part, unit, stamp } => {
-            state.touched(PartId(part), unit * 4096, Stamp(stamp))?;
+        Op::Touched { part, unit, heat } => {
+            state.touched(PartId(part), unit * 4096, heat)?;
         }
         Op::Session { session } => state.session(&session_row(session))?,
         Op::SessionGone { session } => state.session_gone(SessionId(session)),
@@ -192,7 +192,7 @@ fn ops() -> impl Strategy<Value = Op> {
             .prop_map(|((part, unit), page)| Op::Filled { part, unit, page }),
         3 => place.clone().prop_map(|(part, unit)| Op::Gone { part, unit }),
         3 => (place.clone(), any::<u64>())
-            .prop_map(|((part, unit), stamp)| Op::Touched { part, unit, stamp }),
+            .prop_map(|((part, unit), heat)| Op::Touched { part, unit, heat }),
         3 => (1..4u64).prop_map(|session| Op::Session { session }),
         1 => (1..4u64).prop_map(|session| Op::SessionGone { session }),
         9 => (1..4u64, 0..2u64, 0..4u32, place).prop_map(

@@ -1,8 +1,7 @@
 use crate::limits::available_memory;
 use crate::{BenchError, ByteSize, GeneratorOptions, TierSize, Trace, generate, replay_defaults};
 use std::path::PathBuf;
-use std::str::FromStr;
-use thiserror::Error;
+use undercroft_core::Policy;
 use undercroft_wire::{MAX_PAGE_BYTES, MIN_PAGE_BYTES, frame_bytes};
 
 /// The smallest tiers the daemon runs with, bytes.
@@ -171,40 +170,4 @@ pub(super) struct Checked {
     /// Nobody else stores or loads meanwhile.
     pub(super) alone: bool,
     pub(super) in_step: bool,
-}
-
-/// An eviction policy of the daemon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Policy {
-    /// Least recently used first, tail of a prefix first.
-    #[default]
-    Lru,
-}
-
-/// The name is no policy's.
-#[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("{found:?} is not a policy: allowed is lru")]
-pub struct PolicyError {
-    found: String,
-}
-
-impl Policy {
-    /// As the daemon's configuration calls it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Lru => "lru",
-        }
-    }
-}
-
-impl FromStr for Policy {
-    type Err = PolicyError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "lru" => Ok(Self::Lru),
-            other => Err(PolicyError { found: other.to_owned() }),
-        }
-    }
 }

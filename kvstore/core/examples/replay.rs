@@ -2,16 +2,16 @@
 //! the prefix hits: what the policy would do with this traffic.
 //!
 //! ```sh
-//! zstd -dc --long=27 trace.jsonl.zst | cargo run --release -p undercroft-core --example replay -- 5 15 5
+//! zstd -dc --long=27 trace.jsonl.zst | cargo run --release -p undercroft-core --example replay -- lru 5 15 5
 //! ```
 //!
-//! The arguments are the sizes of DRAM and of each SSD in percent of the trace's distinct blocks.
+//! The arguments are the policy, and the sizes of DRAM and of each SSD in percent of the trace's distinct blocks.
 //! Each line of the trace names its blocks in `hash_ids`.
 
 use std::collections::{HashSet, VecDeque};
 use std::io::{BufRead, Error, ErrorKind};
 use undercroft_core::{
-    Action, AppendOutcome, Config, CopyOutcome, Core, DeviceConfig, Event, Limits, Micros,
+    Action, AppendOutcome, Config, CopyOutcome, Core, DeviceConfig, Event, Limits, Micros, Policy,
     ProcessId, ReadOutcome,
 };
 use undercroft_wire::{
@@ -26,16 +26,19 @@ const SEGMENTS: u32 = 66;
 const SESSION: SessionId = SessionId(1);
 
 fn main() -> Result<(), Error> {
-    let mut sizes = std::env::args().skip(1).map(|size| size.parse::<u64>());
-    let usage =
-        || Error::new(ErrorKind::InvalidInput, "usage: replay DRAM-PERCENT [SSD-PERCENT]...");
+    let mut arguments = std::env::args().skip(1);
+    let usage = || {
+        Error::new(ErrorKind::InvalidInput, "usage: replay POLICY DRAM-PERCENT [SSD-PERCENT]...")
+    };
+    let policy = arguments.next().and_then(|name| name.parse().ok()).ok_or_else(usage)?;
+    let mut sizes = arguments.map(|size| size.parse::<u64>());
     let dram = sizes.next().and_then(Result::ok).ok_or_else(usage)?;
     let ssds: Vec<u64> = sizes.collect::<Result<_, _>>().map_err(|_| usage())?;
     let requests = read_trace(std::io::stdin().lock())?;
     let distinct: HashSet<u64> = requests.iter().flatten().copied().collect();
     let of = |percent: u64| distinct.len() as u64 * percent / 100;
     let ssds: Vec<u64> = ssds.into_iter().map(of).filter(|ssd| *ssd > 0).collect();
-    let mut replay = Replay::new(of(dram), &ssds);
+    let mut replay = Replay::new(policy, of(dram), &ssds);
     let started = std::time::Instant::now();
     for ids in &requests {
         replay.request(ids);
@@ -104,7 +107,7 @@ impl Log {
 }
 
 impl Replay {
-    fn new(dram: u64, ssds: &[u64]) -> Self {
+    fn new(policy: Policy, dram: u64, ssds: &[u64]) -> Self {
         let device = |pages: &u64| DeviceConfig {
             capacity_bytes: pages * FRAME,
             low_water_segments: 1,
@@ -113,6 +116,7 @@ impl Replay {
         };
         let config = Config {
             devices: ssds.iter().map(device).collect(),
+            policy,
             limits: Limits { max_pages: 1 << 24, ..Limits::default() },
             ..Config::default()
         };
@@ -146,7 +150,7 @@ impl Replay {
 
     fn step(&mut self, event: Event<'_>) {
         let mut actions = Vec::new();
-        self.core.step(Micros(self.number * 1000), event, &mut actions);
+        self.core.step(self.now(), event, &mut actions);
         for action in actions {
             match action {
                 Action::Reply { reply, .. } => self.reply = Some(reply),
@@ -157,9 +161,19 @@ impl Replay {
 
     fn ask(&mut self, body: &Request<'_>) {
         self.step(Event::Request { session: SESSION, request: RequestId(1), body });
-        while let Some(job) = self.jobs.pop_front() {
-            self.end(job);
+        loop {
+            if let Some(job) = self.jobs.pop_front() {
+                self.end(job);
+            } else if self.core.next_timer().is_some_and(|due| due <= self.now()) {
+                self.step(Event::Tick);
+            } else {
+                return;
+            }
         }
+    }
+
+    fn now(&self) -> Micros {
+        Micros(self.number * 1000)
     }
 
     fn end(&mut self, job: Action) {

@@ -50,19 +50,23 @@ impl Core {
             *in_space.entry(page.space.0).or_default() += 1;
             assert_eq!(self.index.find(page.space, &page.key), Some(id), "a page is found");
             assert!(!page.is_idle(), "a page that nothing needs is forgotten");
-            if let Some(parent) = page.parent {
-                *children.entry(parent).or_default() += 1;
-                let parent = &self.index[parent];
+            if let Some(above) = page.parent {
+                *children.entry(above).or_default() += 1;
+                let parent = &self.index[above];
                 assert_eq!(parent.space, page.space, "a chain stays in its space");
                 assert_eq!(parent.depth + 1, page.depth, "a child lies one page deeper");
-                let in_order = parent.stamp >= page.stamp || page.is(Mark::Rising);
-                assert!(in_order, "no page is newer than its parent for long");
+                let leaves_last = || self.index.order_key(id) < self.index.order_key(above);
+                let in_order = parent.heat.covers(page.heat) && leaves_last();
+                assert!(
+                    in_order || page.is(Mark::Rising),
+                    "no page is dearer than its parent for long"
+                );
             } else {
                 let known = page.depth == 0 || !page.is_present();
                 assert!(known, "a page in a tier knows the one before it");
             }
             assert!(
-                page.stamp <= self.domains.get(self.domain_of_space(page.space)).last_stamp,
+                page.heat.stamp() <= self.domains.get(self.domain_of_space(page.space)).last_stamp,
                 "no page is newer than the newest request"
             );
         }

@@ -155,7 +155,7 @@ impl Core {
     ) -> bool {
         let page = filling.page;
         let claimed = if self.is_parent_alive(page) {
-            let key = self.index[page].order_key(page);
+            let key = self.index.order_key(page);
             self.claim_frame(class, Purpose::Store(key), actions)
         } else {
             self.frames.class_mut(class).waiting.pop_front();

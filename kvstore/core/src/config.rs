@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::str::FromStr;
 use thiserror::Error;
 use undercroft_wire::{DomainId, FRAME_ALIGN, MAX_KEYS, PurgeId};
 
@@ -13,6 +14,37 @@ pub enum Policy {
     /// page never leaves before its children.
     #[default]
     Lru,
+    /// As if a page had been used earlier the deeper it lies in its prefix, and later if it was
+    /// used again since it was stored. Where more conversations are active than DRAM has room for,
+    /// some of them stay whole, and least recently used keeps none of them.
+    Depth,
+}
+
+/// The name is no policy's.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{found:?} is not a policy: allowed is {}", Policy::NAMES.join(" or "))]
+pub struct UnknownPolicy {
+    found: String,
+}
+
+impl Policy {
+    /// What they are called, in configurations and on command lines.
+    pub const NAMES: [&str; 2] = ["lru", "depth"];
+
+    /// What it is called.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+}
+
+impl FromStr for Policy {
+    type Err = UnknownPolicy;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = [Self::Lru, Self::Depth].into_iter().find(|policy| policy.name() == text);
+        found.ok_or_else(|| UnknownPolicy { found: text.to_owned() })
+    }
 }
 
 /// One SSD as the core sees it. Until the last [`crate::Event::Recovered`] of it has come, nothing

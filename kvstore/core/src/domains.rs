@@ -1,3 +1,4 @@
+use crate::heat::LAST_STAMP;
 use crate::quotas::OnSsds;
 use crate::spaces::ClassId;
 use crate::stats::{DomainReport, TierFill};
@@ -30,6 +31,8 @@ pub(crate) struct Domain {
     pub(crate) had: Had,
     /// The newest stamp that its requests were given.
     pub(crate) last_stamp: u64,
+    /// Bytes of its arena when the newest of them was given out.
+    pub(crate) arena_bytes: u64,
     /// Holds that it ever had.
     pub(crate) last_hold: u64,
     /// Pages known.
@@ -82,7 +85,8 @@ impl Domains {
         let domain = |config: &DomainConfig| Domain {
             config: *config,
             had: Had::default(),
-            last_stamp: first_stamp,
+            last_stamp: first_stamp.min(LAST_STAMP),
+            arena_bytes: 0,
             last_hold: 0,
             pages: 0,
             sessions: 0,
@@ -192,6 +196,12 @@ impl Core {
         })
     }
 
+    /// How many pages of a class would fill its domain's DRAM.
+    pub(crate) fn capacity_of(&self, class: ClassId) -> u64 {
+        let domain = self.domains.get(self.frames.class(class).domain);
+        domain.arena_bytes / self.frame_bytes(class)
+    }
+
     fn domain_dram(&self, at: DomainAt) -> TierFill {
         let mut fill =
             TierFill { capacity_bytes: self.frames.bytes_of(at), used_bytes: 0, pages: 0 };
@@ -219,6 +229,7 @@ impl Core {
         if let Some(domain) = self.domains.find(domain)
             && self.frames.add_part(part, domain, bytes)
         {
+            self.domains.get_mut(domain).arena_bytes = self.frames.bytes_of(domain);
             self.wake_domain(domain);
         }
     }

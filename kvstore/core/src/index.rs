@@ -1,4 +1,7 @@
+use crate::Policy;
+use crate::heat::Heat;
 use crate::in_dram::InDrams;
+use crate::order::OrderKey;
 use crate::page::{Page, PageId};
 use std::{iter, ops};
 use undercroft_wire::{PageKey, SpaceId};
@@ -22,6 +25,7 @@ pub(crate) struct PageIndex {
     pub(crate) in_dram: InDrams,
     limit: usize,
     seed: u64,
+    policy: Policy,
 }
 
 /// Where the next page of a chain may stand.
@@ -45,7 +49,7 @@ impl Default for Guide {
 impl PageIndex {
     /// Room for `limit` pages is reserved at once: moving them would stall the control thread.
     /// What is not used stays untouched memory.
-    pub(crate) fn new(limit: u32, seed: u64) -> Self {
+    pub(crate) fn new(limit: u32, seed: u64, policy: Policy) -> Self {
         let limit = limit as usize;
         Self {
             buckets: Vec::with_capacity(limit),
@@ -54,6 +58,7 @@ impl PageIndex {
             in_dram: InDrams::new(limit),
             limit,
             seed,
+            policy,
         }
     }
 
@@ -118,6 +123,17 @@ impl PageIndex {
         let mixed = (u64::from(id.number()) ^ self.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mixed = (mixed ^ mixed >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93 ^ self.seed << 1);
         mixed ^ mixed >> 32
+    }
+
+    /// Where a page stands in the eviction order.
+    pub(crate) fn order_key(&self, id: PageId) -> OrderKey {
+        let page = &self[id];
+        page.heat.order_key(self.policy, page.depth, id)
+    }
+
+    /// Where a page would stand that is not known: below all that are known and no colder.
+    pub(crate) fn order_key_of(&self, heat: Heat, depth: u32) -> OrderKey {
+        heat.order_key(self.policy, depth, PageId::LAST)
     }
 
     /// As [`PageIndex::find`], for the key that follows `guide`'s last one in a chain. Pages stored

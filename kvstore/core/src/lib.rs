@@ -24,6 +24,7 @@ mod frames;
 mod gaps;
 mod gathering;
 mod health;
+mod heat;
 mod hints;
 mod holds;
 mod in_dram;
@@ -66,7 +67,9 @@ mod waves;
 mod worth;
 
 pub use action::{Action, FramePlace};
-pub use config::{Config, ConfigError, DeviceConfig, DomainConfig, DomainLimits, Limits, Policy};
+pub use config::{
+    Config, ConfigError, DeviceConfig, DomainConfig, DomainLimits, Limits, Policy, UnknownPolicy,
+};
 pub use event::{
     AppendOutcome, CopyOutcome, Event, Health, ProcessId, ReadOutcome, RecoveredRecord,
 };

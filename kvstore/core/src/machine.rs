@@ -1,11 +1,12 @@
 use crate::commits::{CommitId, PendingCommit};
 use crate::devices::Devices;
-use crate::domains::Domains;
+use crate::domains::{DomainAt, Domains};
 use crate::drains::Drains;
 use crate::fetches::{Fetch, FetchId, Reader};
 use crate::firsts::Firsts;
 use crate::frames::Frames;
 use crate::gathering::Gathering;
+use crate::heat::LAST_STAMP;
 use crate::holds::Hold;
 use crate::index::PageIndex;
 use crate::jobs::Job;
@@ -107,7 +108,7 @@ impl Core {
             last_fetch: 0,
             last_job: 0,
             last_segment: 0,
-            index: PageIndex::new(config.limits.max_pages, config.seed),
+            index: PageIndex::new(config.limits.max_pages, config.seed, config.policy),
             domains: Domains::new(&config.domains, config.first_stamp),
             frames: Frames::new(config.domains.len(), config.slab_bytes, config.limits.max_parts),
             spaces: Spaces::default(),
@@ -295,10 +296,19 @@ impl Core {
         let Some(at) = self.domain_of(session) else {
             return 0;
         };
+        self.tick(at);
+        let arena_bytes = self.frames.bytes_of(at);
         let domain = self.domains.get_mut(at);
-        domain.last_stamp += 1;
-        self.newest_stamp = self.newest_stamp.max(domain.last_stamp);
+        domain.arena_bytes = arena_bytes;
         domain.last_stamp
+    }
+
+    /// The clock of a domain counts requests and the pages they use: what lies between two stamps
+    /// says how much of DRAM could have been used meanwhile.
+    pub(crate) fn tick(&mut self, at: DomainAt) {
+        let domain = self.domains.get_mut(at);
+        domain.last_stamp = (domain.last_stamp + 1).min(LAST_STAMP);
+        self.newest_stamp = self.newest_stamp.max(domain.last_stamp);
     }
 
     /// What a client's stamp means: nothing is newer than the newest stamp given out to its domain.

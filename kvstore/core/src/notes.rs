@@ -4,7 +4,7 @@ use crate::jobs::Job;
 use crate::page::{Dram, Mark, Page, PageId};
 use crate::spaces::ClassId;
 use undercroft_wire::{
-    DomainId, FrameId, LeaseId, Mode, PageKey, PartId, SessionId, SpaceDigest, SpaceId, Stamp,
+    DomainId, FrameId, LeaseId, Mode, PageKey, PartId, SessionId, SpaceDigest, SpaceId,
 };
 
 /// What must be remembered outside the daemon, so that a restart finds DRAM as it was. Notes of a
@@ -69,8 +69,8 @@ pub enum Note {
         depth: u32,
         /// CRC-64/NVME of its payload.
         crc: u64,
-        /// The newest request that used it or a descendant of it.
-        stamp: Stamp,
+        /// How dear it is: [`crate::RestoredPage::heat`].
+        heat: u64,
         /// The user whose process stored it.
         writer: u32,
         /// When it was stored, seconds since 1970.
@@ -85,14 +85,14 @@ pub enum Note {
         /// Where the frame begins, bytes.
         offset: u64,
     },
-    /// The page in the frame was used.
+    /// The page in the frame was used, or is to be the first to go.
     Touched {
         /// The part.
         part: PartId,
         /// Where the frame begins, bytes.
         offset: u64,
-        /// By which request.
-        stamp: Stamp,
+        /// How dear it is from now on.
+        heat: u64,
     },
     /// The frame is free.
     Gone {
@@ -221,7 +221,7 @@ impl Core {
             parent: page.parent.map(|parent| self.index[parent].key),
             depth: page.depth,
             crc: self.index.crc_of(page),
-            stamp: Stamp(page.stamp),
+            heat: page.heat.to_bits(),
             writer: self.writer_of(page),
             born: page.born,
             purged: page.is(Mark::Purged),
@@ -284,8 +284,8 @@ impl Core {
         let page = &self.index[id];
         if let (Dram::Resident, Some(frame)) = (page.dram, self.index.frame_of(page)) {
             let place = self.frames.place(self.spaces.get(page.space).class, frame);
-            let (part, offset, stamp) = (place.part, place.offset, Stamp(page.stamp));
-            self.notes.list.push(Note::Touched { part, offset, stamp });
+            let (part, offset, heat) = (place.part, place.offset, page.heat.to_bits());
+            self.notes.list.push(Note::Touched { part, offset, heat });
         }
     }
 

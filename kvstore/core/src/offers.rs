@@ -1,5 +1,5 @@
 use crate::commits::NOT_OPEN;
-use crate::order::OrderKey;
+use crate::heat::Heat;
 use crate::page::{Dram, Mark, Page, PageId};
 use crate::sessions::Slot;
 use crate::timers::Timer;
@@ -98,7 +98,7 @@ impl Core {
             return self.refuse(session, request, RefusedReason::Invalid, detail, actions);
         }
         if let Some(page) = above {
-            self.touch(page, stamp);
+            self.warm(page, Heat::new(stamp));
         }
         let orphaned = body.parent.is_some() && above.is_none();
         let tip = Tip {
@@ -223,7 +223,7 @@ impl Core {
     ) -> Result<(PageId, SlotId), OfferOutcome> {
         let class = self.spaces.get(tip.space).class;
         // Standing as the last entry there could be: a tie is settled at the commit.
-        let stands = OrderKey::new(tip.stamp, tip.depth, PageId::LAST);
+        let stands = self.index.order_key_of(Heat::new(tip.stamp), tip.depth);
         if !self.may_fit(class, stands) {
             // Pages of another size may be worth less than these.
             self.frames.class_mut(class).starved = true;

@@ -2,14 +2,14 @@ use crate::index::PageIndex;
 use crate::page::{Links, PageId};
 use std::cmp::Ordering;
 
-/// A page's place in the eviction order, least first: older stamp, then deeper, then (never
-/// needed by one chain, but the order must be total) the number of the entry.
+/// A page's place in the eviction order, least first: by rank ([`crate::heat`]), then deeper, then
+/// (never needed by one chain, but the order must be total) the number of the entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct OrderKey(u128);
 
 impl OrderKey {
-    pub(crate) fn new(stamp: u64, depth: u32, page: PageId) -> Self {
-        Self(u128::from(stamp) << 64 | u128::from(!depth) << 32 | u128::from(page.number()))
+    pub(crate) fn new(rank: u64, depth: u32, page: PageId) -> Self {
+        Self(u128::from(rank) << 64 | u128::from(!depth) << 32 | u128::from(page.number()))
     }
 
     pub(crate) fn page(self) -> PageId {
@@ -37,7 +37,7 @@ pub(crate) struct Order {
 }
 
 fn key_of(pages: &PageIndex, id: PageId) -> OrderKey {
-    pages[id].order_key(id)
+    pages.order_key(id)
 }
 
 impl Order {
@@ -270,6 +270,8 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
     use super::*;
+    use crate::Policy;
+    use crate::heat::Heat;
     use crate::page::Page;
     use std::collections::BTreeSet;
     use undercroft_wire::{PageKey, SpaceId};
@@ -278,13 +280,13 @@ mod tests {
         let mut key = [0; 32];
         key[..8].copy_from_slice(&(pages.len() as u64).to_le_bytes());
         let mut page = Page::new(SpaceId(0), PageKey(key), 0);
-        page.stamp = stamp;
+        page.heat = Heat::new(stamp);
         pages.insert(page).unwrap()
     }
 
     #[test]
-    fn deeper_pages_of_one_stamp_are_colder() {
-        let key = |stamp, depth, id| OrderKey::new(stamp, depth, PageId::at(id));
+    fn deeper_pages_of_one_rank_are_colder() {
+        let key = |rank, depth, id| OrderKey::new(rank, depth, PageId::at(id));
         assert!(key(1, 0, 0) < key(2, 9, 0));
         assert!(key(2, 9, 0) < key(2, 8, 0));
         assert!(key(2, 9, 0) < key(2, 9, 1));
@@ -295,7 +297,7 @@ mod tests {
     fn pages_put_in_at_once_stand_as_if_one_by_one() {
         for count in [0, 1, 2, 3, 100] {
             let (mut one, mut all) = (Order::default(), Order::default());
-            let mut pages = PageIndex::new(200, 7);
+            let mut pages = PageIndex::new(200, 7, Policy::Lru);
             let ids: Vec<PageId> =
                 (0..count).map(|at| with_page(&mut pages, at * 37 % 101)).collect();
             let keys = ids.iter().map(|id| key_of(&pages, *id)).collect();
@@ -314,7 +316,7 @@ mod tests {
 
     #[test]
     fn the_cursor_passes_every_key_once_and_returns_for_late_ones() {
-        let (mut order, mut pages) = (Order::default(), PageIndex::new(100, 7));
+        let (mut order, mut pages) = (Order::default(), PageIndex::new(100, 7, Policy::Lru));
         let ids = [10, 20, 30, 40].map(|stamp| with_page(&mut pages, stamp));
         let keys = ids.map(|id| key_of(&pages, id));
         for id in ids {
@@ -334,7 +336,7 @@ mod tests {
 
     #[test]
     fn it_does_as_a_sorted_set_does() {
-        let (mut order, mut pages) = (Order::default(), PageIndex::new(1000, 7));
+        let (mut order, mut pages) = (Order::default(), PageIndex::new(1000, 7, Policy::Lru));
         let mut model = BTreeSet::new();
         let stamps = (0_u64..700).map(|at| at * at % 313);
         let ids: Vec<PageId> = stamps.map(|stamp| with_page(&mut pages, stamp)).collect();
@@ -362,7 +364,7 @@ mod tests {
 
     #[test]
     fn pages_that_come_in_order_do_not_make_it_deep() {
-        let (mut order, mut pages) = (Order::default(), PageIndex::new(10_000, 7));
+        let (mut order, mut pages) = (Order::default(), PageIndex::new(10_000, 7, Policy::Lru));
         for stamp in 0..10_000 {
             let id = with_page(&mut pages, stamp);
             order.insert(&mut pages, id);

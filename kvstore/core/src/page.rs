@@ -1,4 +1,4 @@
-use crate::order::OrderKey;
+use crate::heat::Heat;
 use std::num::NonZeroU32;
 use undercroft_wire::{DeviceId, Extent, PageKey, SpaceId};
 
@@ -131,8 +131,7 @@ pub(crate) struct Page {
     /// nothing but its key is known.
     pub(crate) parent: Option<PageId>,
     pub(crate) depth: u32,
-    /// The newest request that used the page or a descendant of it.
-    pub(crate) stamp: u64,
+    pub(crate) heat: Heat,
     /// The first of the entries whose parent this is, and this page's neighbours among its
     /// parent's.
     pub(crate) first_child: Option<PageId>,
@@ -167,7 +166,7 @@ impl Page {
             born: 0,
             parent: None,
             depth,
-            stamp: 0,
+            heat: Heat::default(),
             first_child: None,
             next_sibling: None,
             prev_sibling: None,
@@ -248,10 +247,5 @@ impl Page {
             && self.relocating == 0
             && !self.is(Mark::Pending)
             && !self.is(Mark::Rising)
-    }
-
-    /// Where it stands in the eviction order.
-    pub(crate) fn order_key(&self, id: PageId) -> OrderKey {
-        OrderKey::new(self.stamp, self.depth, id)
     }
 }

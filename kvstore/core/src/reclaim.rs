@@ -210,7 +210,7 @@ impl Core {
         self.leave_ssd(id);
         let page = &self.index[id];
         if page.is(Mark::Ordered) {
-            let (class, key) = (self.class_of(id), page.order_key(id));
+            let (class, key) = (self.class_of(id), self.index.order_key(id));
             self.frames.class_mut(class).order.revisit(key);
             self.wake(class);
         }

@@ -1,14 +1,15 @@
 use crate::Core;
+use crate::heat::Heat;
 use crate::page::{Dram, Mark, OnSsd, Page, PageId};
 use crate::spaces::ClassId;
 use undercroft_wire::FrameId;
 
 /// What happens to one page, whoever asks: touching, pinning, leaving a tier, being forgotten.
 impl Core {
-    pub(crate) fn restamp(&mut self, id: PageId, stamp: u64) {
+    pub(crate) fn set_heat(&mut self, id: PageId, heat: Heat) {
         self.unorder(id);
         let page = &mut self.index[id];
-        page.stamp = stamp;
+        page.heat = heat;
         page.set(Mark::AppendRefused, false);
         self.settle(id);
         self.note_touched(id);
@@ -218,7 +219,7 @@ impl Core {
         }
     }
 
-    /// Hangs a page on the one before it. Nothing may be newer than its parent.
+    /// Hangs a page on the one before it. Nothing may be dearer than its parent.
     pub(crate) fn link(&mut self, child: PageId, parent: PageId) {
         assert_eq!(
             self.index[parent].depth + 1,
@@ -227,10 +228,8 @@ impl Core {
         );
         self.index[child].parent = Some(parent);
         self.join_siblings(child, parent);
-        let stamp = self.index[child].stamp;
-        if self.index[parent].stamp < stamp {
-            self.touch(parent, stamp);
-        }
+        let heat = self.index[child].heat;
+        self.warm(parent, heat);
     }
 
     /// Whether the page before this one is in a tier or on its way, or there is none.

@@ -1,4 +1,5 @@
 use crate::fetches::{Fetch, FetchId, Reader};
+use crate::heat::Heat;
 use crate::notes::Note;
 use crate::order::OrderKey;
 use crate::page::{Dram, Mark, PageId};
@@ -12,8 +13,7 @@ use crate::spaces::{ClassId, Space};
 use crate::{Core, Micros};
 use std::collections::BTreeSet;
 use undercroft_wire::{
-    FrameId, MAX_PAGE_BYTES, MIN_PAGE_BYTES, Mode, PageIdentity, RequestId, SessionId, Stamp,
-    frame_bytes,
+    FrameId, MAX_PAGE_BYTES, MIN_PAGE_BYTES, Mode, PageIdentity, RequestId, SessionId, frame_bytes,
 };
 
 /// A frame with a page that could not be taken over.
@@ -171,25 +171,28 @@ impl Core {
 
     fn enter_dram(&mut self, id: PageId, frame: FrameId, row: &RestoredPage) {
         let last = self.domains.get(self.domain_of_space(self.index[id].space)).last_stamp;
+        // What DRAM had room for may have been more.
+        let credit = self.capacity_of(self.class_of(id)) / 2;
         let page = &mut self.index[id];
         // A descendant that came first has raised it already.
-        let stamp = row.stamp.0.min(last).max(page.stamp);
-        page.stamp = stamp;
+        let told = Heat::from_bits(row.heat);
+        let heat = told.at_most(last, credit).joined(page.heat);
+        page.heat = heat;
         page.set(Mark::Touched, true);
         let parent = page.parent;
         self.index.set_frame(id, frame, Dram::Resident);
         self.index.set_crc(id, row.crc);
         let class = self.class_of(id);
-        if stamp != row.stamp.0 {
-            let (part, offset, stamp) = (row.part, row.offset, Stamp(stamp));
-            self.notes.add(|| Note::Touched { part, offset, stamp });
+        if heat != told {
+            let (part, offset, heat) = (row.part, row.offset, heat.to_bits());
+            self.notes.add(|| Note::Touched { part, offset, heat });
         }
         self.frames.class_mut(class).resident += 1;
         self.index[id].set(Mark::Purged, row.purged);
         self.note_presence(id);
         self.settle(id);
         if let Some(parent) = parent {
-            self.touch(parent, stamp);
+            self.warm(parent, heat);
         }
         self.restored_frames.push((frame, id));
     }
@@ -330,8 +333,8 @@ impl Core {
         let mut orders: Vec<Vec<OrderKey>> = Vec::new();
         orders.resize_with(self.frames.classes().count(), Vec::new);
         let evictable = self.index.iter().filter(|(id, _)| self.is_evictable(*id));
-        for (id, page) in evictable {
-            orders[self.class_of(id).0 as usize].push(page.order_key(id));
+        for (id, _) in evictable {
+            orders[self.class_of(id).0 as usize].push(self.index.order_key(id));
         }
         for (class, keys) in orders.into_iter().enumerate() {
             let leaving: Vec<PageId> = keys.iter().map(|key| key.page()).collect();

@@ -1,5 +1,5 @@
 use crate::ProcessId;
-use undercroft_wire::{DomainId, LeaseId, PageKey, PartId, SessionId, SpaceDigest, SpaceId, Stamp};
+use undercroft_wire::{DomainId, LeaseId, PageKey, PartId, SessionId, SpaceDigest, SpaceId};
 
 /// A piece of what an earlier daemon left: what the notes of all its steps come to.
 ///
@@ -68,9 +68,10 @@ pub struct RestoredPage {
     pub depth: u32,
     /// CRC-64/NVME of its payload.
     pub crc: u64,
-    /// The newest request that used it. None counts as newer than
-    /// [`crate::Config::first_stamp`].
-    pub stamp: Stamp,
+    /// How dear it was, as [`crate::Note::Filled`] or [`crate::Note::Touched`] said: the newest
+    /// request that used it, and what it was granted for being used again. No request counts as
+    /// newer than [`crate::Config::first_stamp`].
+    pub heat: u64,
     /// The user whose process stored it.
     pub writer: u32,
     /// When it was stored, seconds since 1970; 0: nobody knows.

@@ -1,6 +1,7 @@
-use crate::Core;
 use crate::domains::DomainAt;
+use crate::heat::Heat;
 use crate::page::{Mark, PageId};
+use crate::{Core, Policy};
 use std::collections::VecDeque;
 use undercroft_wire::{PageKey, SpaceId};
 
@@ -8,11 +9,11 @@ use undercroft_wire::{PageKey, SpaceId};
 /// its step does.
 const MAX_COOLING: usize = 64;
 
-/// Changes of stamps that are passed on along chains, from pages to those before them.
+/// Changes of heat that are passed on along chains, from pages to those before them.
 ///
 /// A chain may be as long as the index, and one small request touches all of it. So a step passes
 /// on as much as [`crate::Config::step_pages`], and what is left goes on a few pages a step,
-/// domain by domain in turn. Until it has arrived a page may be newer than the one before it;
+/// domain by domain in turn. Until it has arrived a page may be dearer than the one before it;
 /// [`Core::next_timer`] is due as long.
 #[derive(Debug)]
 pub(crate) struct Waves {
@@ -27,7 +28,7 @@ pub(crate) struct Waves {
 
 #[derive(Debug, Default)]
 struct DomainWaves {
-    /// Pages that may be newer than their parent. They stay known until they are looked at. The
+    /// Pages that may be dearer than their parent. They stay known until they are looked at. The
     /// last comes first: a later wave runs into an earlier one and ends it.
     rising: Vec<PageId>,
     /// Pages that are to be cooled if their only child is.
@@ -80,7 +81,7 @@ impl Waves {
         }
     }
 
-    /// Checks the count; returns the pages that may be newer than their parents.
+    /// Checks the count; returns the pages that may be dearer than their parents.
     pub(crate) fn audit(&self) -> impl Iterator<Item = PageId> + '_ {
         let waiting = self.domains.iter().map(|domain| domain.rising.len() + domain.cooling.len());
         assert_eq!(waiting.sum::<usize>(), self.waiting, "waves are counted");
@@ -89,7 +90,7 @@ impl Waves {
 }
 
 impl Core {
-    /// Whether changes of stamps wait to be passed on.
+    /// Whether changes of heat wait to be passed on.
     pub(crate) fn has_waves(&self) -> bool {
         self.waves.waiting > 0
     }
@@ -101,32 +102,47 @@ impl Core {
         may
     }
 
-    /// Marks a page as used by the request `stamp`. Ancestors are used with it, so a page is
-    /// never newer than the one before it: raising stops where that holds already.
+    /// Marks a page as used by the request `stamp`. One that was stored or used by another is
+    /// granted half a capacity for that: what came back once does so again.
     pub(crate) fn touch(&mut self, page: PageId, stamp: u64) {
-        if self.index[page].stamp >= stamp {
+        let heat = self.index[page].heat;
+        if heat.stamp() >= stamp {
             return;
         }
-        self.raise(page, stamp);
+        let class = self.class_of(page);
+        self.tick(self.frames.class(class).domain);
+        let is_again = self.config.policy == Policy::Depth && heat.stamp() > 0;
+        let credit = if is_again { self.capacity_of(class) / 2 } else { 0 };
+        self.warm(page, heat.joined(Heat::new(stamp)).with_credit(credit));
+    }
+
+    /// Has a page be as dear as that. Those before it are used with it, so a page is never dearer
+    /// than the one before it: raising stops where that holds already.
+    pub(crate) fn warm(&mut self, page: PageId, heat: Heat) {
+        if self.index[page].heat.covers(heat) {
+            return;
+        }
+        self.raise(page, heat);
         let mut id = page;
-        while let Some(parent) = self.older_parent(id) {
+        while let Some((parent, heat)) = self.colder_parent(id) {
             if !self.may_go_on() {
                 return self.raise_later(id);
             }
-            self.raise(parent, stamp);
+            self.raise(parent, heat);
             id = parent;
         }
     }
 
-    fn raise(&mut self, id: PageId, stamp: u64) {
+    fn raise(&mut self, id: PageId, heat: Heat) {
         self.index[id].set(Mark::Touched, true);
-        self.restamp(id, stamp);
+        self.set_heat(id, self.index[id].heat.joined(heat));
     }
 
-    /// The page's parent, if that is the older one.
-    fn older_parent(&self, id: PageId) -> Option<PageId> {
+    /// The page's parent, if that is less dear, and what the page has.
+    fn colder_parent(&self, id: PageId) -> Option<(PageId, Heat)> {
         let page = &self.index[id];
-        page.parent.filter(|parent| self.index[*parent].stamp < page.stamp)
+        let parent = page.parent.filter(|parent| !self.index[*parent].heat.covers(page.heat));
+        parent.map(|parent| (parent, page.heat))
     }
 
     fn raise_later(&mut self, id: PageId) {
@@ -147,7 +163,7 @@ impl Core {
     }
 
     fn cool_one(&mut self, id: PageId) {
-        self.restamp(id, 0);
+        self.set_heat(id, Heat::default());
         self.index[id].set(Mark::Touched, false);
     }
 
@@ -168,7 +184,7 @@ impl Core {
     /// Whether the page has one child, and that is of the oldest.
     fn may_cool(&self, id: PageId) -> bool {
         let child = self.index[id].first_child.map(|child| &self.index[child]);
-        child.is_some_and(|child| child.next_sibling.is_none() && child.stamp == 0)
+        child.is_some_and(|child| child.next_sibling.is_none() && { child.heat } == Heat::default())
     }
 
     /// Goes on with no more than `limit` pages; returns with how many.
@@ -191,10 +207,9 @@ impl Core {
 
     fn rise_on(&mut self, id: PageId) {
         self.index[id].set(Mark::Rising, false);
-        if let Some(parent) = self.older_parent(id) {
-            let stamp = self.index[id].stamp;
-            self.raise(parent, stamp);
-            if self.older_parent(parent).is_some() {
+        if let Some((parent, heat)) = self.colder_parent(id) {
+            self.raise(parent, heat);
+            if self.colder_parent(parent).is_some() {
                 self.raise_later(parent);
             }
         }

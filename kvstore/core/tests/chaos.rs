@@ -9,7 +9,7 @@ mod world;
 
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
-use undercroft_core::{DeviceState, Health, Micros, RecoveredRecord};
+use undercroft_core::{Config, DeviceState, Health, Micros, Policy, RecoveredRecord};
 use undercroft_wire::{
     DeviceId, DomainId, DropHold, Fetch, FetchOutcome, FetchSource, Hint, HintKind, HoldId,
     LeaseId, Lookup, Mode, OfferId, PageKey, Prefetch, PurgeScope, Reply, Request, SessionId,
@@ -30,6 +30,7 @@ fn chain(number: u64) -> Vec<PageKey> {
 
 #[derive(Debug, Clone, Copy)]
 struct Faults {
+    policy: Policy,
     /// SSDs, of different sizes.
     devices: usize,
     jobs_fail: bool,
@@ -40,6 +41,16 @@ struct Faults {
     crashes: bool,
     /// What it had in memory outlives it.
     remembers: bool,
+}
+
+impl Faults {
+    fn settings(self, sizes: &[Size]) -> Config {
+        Config { policy: self.policy, ..config(sizes) }
+    }
+}
+
+fn policy() -> impl Strategy<Value = Policy> {
+    prop::sample::select(vec![Policy::Lru, Policy::Depth])
 }
 
 struct OpenOffer {
@@ -80,7 +91,8 @@ type Op = (u8, u32, u32, u32);
 
 impl Chaos {
     fn new(faults: Faults, frames: u64, slots: u32) -> Self {
-        let mut world = World::with_devices(frames, &SIZES[..faults.devices]);
+        let sizes = &SIZES[..faults.devices];
+        let mut world = World::with_devices_in(faults.settings(sizes), frames, sizes);
         world.add_part(OTHER, 2);
         Self::on(world, faults, slots, 1)
     }
@@ -500,7 +512,7 @@ impl Chaos {
         let world = if self.faults.remembers {
             self.world.succeed(logs, (torn >> 28) as usize + 1)
         } else {
-            let settings = config(&SIZES[..self.faults.devices]);
+            let settings = self.faults.settings(&SIZES[..self.faults.devices]);
             let mut world = World::with_logs(frames, settings, logs);
             world.add_part(OTHER, 3);
             world
@@ -534,7 +546,7 @@ impl Chaos {
         let logs = self.world.logs.into_iter().map(crash).collect();
         let sizes = [size(100, 5, 4); SIZES.len()];
         // What is on the devices may be more than a quota allows: here all of it is looked for.
-        let mut settings = config(&sizes[..self.faults.devices]);
+        let mut settings = self.faults.settings(&sizes[..self.faults.devices]);
         settings.domains.iter_mut().for_each(|domain| domain.limits.ssd_bytes = u64::MAX);
         let mut world = World::with_logs(64, settings, logs);
         for at in 0..world.logs.len() {
@@ -612,6 +624,7 @@ fn run(faults: Faults, frames: u64, slots: u32, torn: u32, operations: &[Op]) {
 }
 
 const FAULTS: Faults = Faults {
+    policy: Policy::Lru,
     devices: 0,
     jobs_fail: false,
     moody: false,
@@ -625,27 +638,30 @@ proptest! {
 
     #[test]
     fn dram_alone_keeps_its_promises(
+        policy in policy(),
         frames in 1..8_u64,
         slots in 1..4_u32,
         jobs_fail: bool,
         operations in operations(),
     ) {
-        run(Faults { jobs_fail, ..FAULTS }, frames, slots, 0, &operations);
+        run(Faults { policy, jobs_fail, ..FAULTS }, frames, slots, 0, &operations);
     }
 
     #[test]
     fn two_tiers_keep_their_promises(
+        policy in policy(),
         frames in 1..8_u64,
         slots in 1..4_u32,
         devices in 1..=3_usize,
         jobs_fail: bool,
         operations in operations(),
     ) {
-        run(Faults { devices, jobs_fail, ..FAULTS }, frames, slots, 0, &operations);
+        run(Faults { policy, devices, jobs_fail, ..FAULTS }, frames, slots, 0, &operations);
     }
 
     #[test]
     fn a_crash_loses_only_what_is_torn(
+        policy in policy(),
         frames in 1..8_u64,
         slots in 1..4_u32,
         devices in 1..=3_usize,
@@ -653,12 +669,13 @@ proptest! {
         torn: u32,
         operations in operations(),
     ) {
-        let faults = Faults { devices, jobs_fail, crashes: true, ..FAULTS };
+        let faults = Faults { policy, devices, jobs_fail, crashes: true, ..FAULTS };
         run(faults, frames, slots, torn, &operations);
     }
 
     #[test]
     fn what_is_in_memory_outlives_the_daemon(
+        policy in policy(),
         frames in 1..8_u64,
         slots in 1..4_u32,
         devices in 0..=2_usize,
@@ -667,12 +684,13 @@ proptest! {
         operations in operations(),
     ) {
         let moody = moody && devices > 0;
-        let faults = Faults { devices, jobs_fail, moody, crashes: true, remembers: true, ..FAULTS };
+        let faults = Faults { policy, devices, jobs_fail, moody, crashes: true, remembers: true, ..FAULTS };
         run(faults, frames, slots, torn, &operations);
     }
 
     #[test]
     fn moody_devices_break_no_promise(
+        policy in policy(),
         frames in 1..8_u64,
         slots in 1..4_u32,
         devices in 1..=3_usize,
@@ -680,12 +698,13 @@ proptest! {
         torn: u32,
         operations in operations(),
     ) {
-        let faults = Faults { devices, jobs_fail, moody: true, crashes, ..FAULTS };
+        let faults = Faults { policy, devices, jobs_fail, moody: true, crashes, ..FAULTS };
         run(faults, frames, slots, torn, &operations);
     }
 
     #[test]
     fn dying_devices_break_no_promise(
+        policy in policy(),
         frames in 1..8_u64,
         slots in 1..4_u32,
         devices in 1..=3_usize,
@@ -693,7 +712,7 @@ proptest! {
         torn: u32,
         operations in operations(),
     ) {
-        let faults = Faults { devices, jobs_fail: true, moody, devices_die: true, crashes, remembers: false };
+        let faults = Faults { policy, devices, jobs_fail: true, moody, devices_die: true, crashes, remembers: false };
         run(faults, frames, slots, torn, &operations);
     }
 }

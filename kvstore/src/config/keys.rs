@@ -161,8 +161,8 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "policy.eviction",
         default: "\"lru\"",
-        allowed: "\"lru\"",
-        what: "Order in which pages leave DRAM: least recently used, tail of a prefix first.",
+        allowed: "\"lru\" or \"depth\"",
+        what: "Order in which pages leave DRAM, tail of a prefix first in either: `lru` is least recently used; `depth` keeps the beginnings of prefixes, and pages that were used again, for longer, so that some conversations stay whole where not all find room.",
     },
     Key {
         name: "policy.demote_ahead",

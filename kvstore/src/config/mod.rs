@@ -19,6 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
+use undercroft_core::Policy;
 
 pub(crate) use domains::{DomainConfig, Rule};
 pub(crate) use renewal::Renewal;
@@ -95,6 +96,7 @@ pub struct Config {
     pub(crate) staging_total_bytes: u64,
     pub(crate) ssd: Option<SsdConfig>,
     pub(crate) copy_workers: usize,
+    pub(crate) policy: Policy,
     pub(crate) demote_ahead: u32,
     pub(crate) fetch_window: u32,
     pub(crate) max_hold_ms: u32,
@@ -258,6 +260,7 @@ fn check_arena(raw: &RawArena) -> Result<Config, ConfigError> {
         staging_total_bytes,
         ssd: None,
         copy_workers: 0,
+        policy: Policy::default(),
         demote_ahead: 0,
         fetch_window: 0,
         max_hold_ms: 0,
@@ -312,7 +315,9 @@ fn check_copy(config: &mut Config, raw: &RawCopy) -> Result<bool, ConfigError> {
 }
 
 fn check_policy(config: &mut Config, raw: &RawPolicy) -> Result<(), ConfigError> {
-    choice("policy.eviction", raw.eviction.as_deref(), "lru", &["lru"])?;
+    let eviction = raw.eviction.as_deref();
+    let policy = choice("policy.eviction", eviction, Policy::default().name(), &Policy::NAMES)?;
+    config.policy = Policy::NAMES[policy].parse().unwrap_or_default();
     config.demote_ahead = number("policy.demote_ahead", raw.demote_ahead, 64, 0, 65_536)? as u32;
     config.fetch_window = number("policy.fetch_window", raw.fetch_window, 32, 1, 4096)? as u32;
     config.max_hold_ms =

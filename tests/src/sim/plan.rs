@@ -4,7 +4,7 @@ use super::content::{Book, SpaceSpec};
 use crate::lying::{Atlas, Fault, Place, Rates};
 use fastrand::Rng;
 use std::ops::Range;
-use undercroft_core::{Config, DeviceConfig, DomainConfig, Limits};
+use undercroft_core::{Config, DeviceConfig, DomainConfig, Limits, Policy};
 use undercroft_wire::{DomainId, Mode, SpaceDigest, frame_bytes};
 
 /// Segments beside those for the capacity, by `docs/disk-format.md`.
@@ -238,6 +238,7 @@ fn core_config(
         limits: Limits { max_pages: 4096, max_sessions: 64, ..Limits::default() },
         seed: rng.u64(..),
         step_pages: rng.u32(1..=8),
+        policy: if rng.bool() { Policy::Lru } else { Policy::Depth },
         ..Config::default()
     }
 }

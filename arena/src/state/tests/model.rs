@@ -58,10 +58,10 @@ impl Snapshot {
                 self.frames.remove(&(part, unit * 4096));
                 self.frame(part, unit).is_some()
             }
-            Op::Touched { part, unit, stamp } => {
+            Op::Touched { part, unit, heat } => {
                 let page = self.frames.get_mut(&(part, unit * 4096));
                 if let Some(page) = page.and_then(|row| row.page.as_mut()) {
-                    page.stamp = Stamp(stamp);
+                    page.heat = heat;
                 }
                 self.frame(part, unit).is_some()
             }

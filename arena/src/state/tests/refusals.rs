@@ -130,11 +130,11 @@ fn a_flipped_bit_costs_the_row_it_is_in_or_what_lies_in_that() {
             };
             assert!(at >= FORM_WORDS, "the head proves itself");
             let mut found = Snapshot::of(&state);
-            // The stamp of a page is not proved: it orders pages and names nothing.
+            // The heat of a page is not proved: it orders pages and names nothing.
             for (key, frame) in &mut found.frames {
                 let was = truth.frames.get(key).and_then(|frame| frame.page);
                 if let (Some(page), Some(was)) = (&mut frame.page, was) {
-                    page.stamp = was.stamp;
+                    page.heat = was.heat;
                 }
             }
             // A bit of a state word may make a part retire, and a frame be filled.

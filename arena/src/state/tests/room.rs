@@ -171,8 +171,8 @@ fn state_figures() {
         let offset = i * u64::from(frame_bytes);
         state.filled(part, offset, &pages[i as usize % 256]).unwrap();
     });
-    each("touched, far apart", FRAMES, &mut |i| state.touched(part, place(i), Stamp(i)).unwrap());
-    each("touched, near", FRAMES, &mut |i| state.touched(part, near(i), Stamp(i)).unwrap());
+    each("touched, far apart", FRAMES, &mut |i| state.touched(part, place(i), i).unwrap());
+    each("touched, near", FRAMES, &mut |i| state.touched(part, near(i), i).unwrap());
     let far: &dyn Fn(u64) -> u64 = &place;
     for (what, place) in [("far apart", far), ("near", &near)] {
         each(&format!("leased and released, {what}, 64 a lease"), FRAMES, &mut |i| {

@@ -68,9 +68,14 @@ impl World {
 
     /// A world with empty SSDs.
     pub(crate) fn with_devices(frames: u64, sizes: &[Size]) -> Self {
+        Self::with_devices_in(config(sizes), frames, sizes)
+    }
+
+    /// As [`World::with_devices`], with a configuration of its own for those SSDs.
+    pub(crate) fn with_devices_in(config: Config, frames: u64, sizes: &[Size]) -> Self {
         let logs = sizes.iter().enumerate();
         let logs = logs.map(|(at, size)| Log::new(DeviceId(at as u8), size.segments, size.records));
-        let mut world = Self::with_logs(frames, config(sizes), logs.collect());
+        let mut world = Self::with_logs(frames, config, logs.collect());
         for at in 0..sizes.len() {
             world.recover(DeviceId(at as u8), &[], true);
         }

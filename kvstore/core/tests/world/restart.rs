@@ -33,7 +33,7 @@ impl Rows {
         }
         for (&(part, offset), held) in &state.frames {
             match *held {
-                Some(Row { space, key, parent, depth, crc, stamp, writer, born, purged }) => {
+                Some(Row { space, key, parent, depth, crc, heat, writer, born, purged }) => {
                     rows.pages.push(RestoredPage {
                         part,
                         offset,
@@ -42,7 +42,7 @@ impl Rows {
                         parent,
                         depth,
                         crc,
-                        stamp,
+                        heat,
                         writer,
                         born,
                         purged,
@@ -76,7 +76,7 @@ impl Rows {
 }
 
 fn without_stamps(frames: &BTreeMap<Place, Option<Row>>) -> Vec<(Place, Option<Row>)> {
-    let bare = |row: Row| Row { stamp: undercroft_wire::Stamp(0), ..row };
+    let bare = |row: Row| Row { heat: 0, ..row };
     frames.iter().map(|(at, row)| (*at, row.map(bare))).collect()
 }
 

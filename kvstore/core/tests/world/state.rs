@@ -3,7 +3,7 @@
 use super::memory::Place;
 use std::collections::BTreeMap;
 use undercroft_core::{Core, Note, ProcessId};
-use undercroft_wire::{DomainId, LeaseId, PageKey, PartId, SessionId, SpaceDigest, SpaceId, Stamp};
+use undercroft_wire::{DomainId, LeaseId, PageKey, PartId, SessionId, SpaceDigest, SpaceId};
 
 /// A page in a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub(crate) struct Row {
     pub(crate) parent: Option<PageKey>,
     pub(crate) depth: u32,
     pub(crate) crc: u64,
-    pub(crate) stamp: Stamp,
+    pub(crate) heat: u64,
     pub(crate) writer: u32,
     pub(crate) born: u32,
     pub(crate) purged: bool,
@@ -92,12 +92,12 @@ impl State {
                 parent,
                 depth,
                 crc,
-                stamp,
+                heat,
                 writer,
                 born,
                 purged,
             } => {
-                let row = Row { space, key, parent, depth, crc, stamp, writer, born, purged };
+                let row = Row { space, key, parent, depth, crc, heat, writer, born, purged };
                 assert!(self.spaces.contains_key(&space), "a page's space is known");
                 let old = self.frames.insert((part, offset), Some(row));
                 assert_eq!(old, Some(None), "a frame is being filled before it is whole");
@@ -107,9 +107,9 @@ impl State {
                 let row = held.expect("only whole pages are purged");
                 assert!(!std::mem::replace(&mut row.purged, true), "a page is purged once");
             }
-            Note::Touched { part, offset, stamp } => {
+            Note::Touched { part, offset, heat } => {
                 let held = self.frames.get_mut(&(part, offset)).and_then(Option::as_mut);
-                held.expect("only whole pages are touched").stamp = stamp;
+                held.expect("only whole pages are touched").heat = heat;
             }
             Note::Gone { part, offset } => {
                 assert!(self.frames.remove(&(part, offset)).is_some(), "a frame in use is freed");
