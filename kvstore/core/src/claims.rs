@@ -39,6 +39,8 @@ pub(crate) enum Purpose {
     /// A page to be stored, standing here in the eviction order.
     Store(OrderKey),
     Read,
+    /// A page that nobody waits for, standing here in the eviction order.
+    Prefetch(OrderKey),
 }
 
 /// Whether a frame can be had.
@@ -82,12 +84,14 @@ impl Core {
                 let hopeless = match purpose {
                     Purpose::Store(_) => state.busy == 0,
                     // A lease may be released at any time; only no frames at all is hopeless.
-                    Purpose::Read => state.total == 0,
+                    Purpose::Read | Purpose::Prefetch(_) => state.total == 0,
                 };
                 return if hopeless { Claimed::Full } else { Claimed::Wait };
             };
             let victim = coldest.page();
             match (self.index[victim].on_ssd(), purpose) {
+                // It would be the next to go.
+                (_, Purpose::Prefetch(key)) if coldest > key => return Claimed::Full,
                 (_, Purpose::Store(key)) if coldest > key && !self.devices.take_appends() => {
                     return Claimed::Full;
                 }

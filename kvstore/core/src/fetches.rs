@@ -218,7 +218,11 @@ impl Core {
                 Dram::None if self.counts_on_ssd(&self.index[page]) => {
                     let queue = &self.frames.class(fetch.class).waiting;
                     let claimed = if queue.is_empty() || first_in_line {
-                        self.claim_frame(fetch.class, Purpose::Read, actions)
+                        let purpose = match fetch.reader {
+                            Reader::Prefetch => Purpose::Prefetch(self.index.order_key(page)),
+                            Reader::Lease { .. } => Purpose::Read,
+                        };
+                        self.claim_frame(fetch.class, purpose, actions)
                     } else {
                         Claimed::Wait
                     };

@@ -10,7 +10,8 @@ use proptest::prelude::*;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use undercroft_core::{Config, Policy};
-use undercroft_wire::{Hint, HintKind, Mode, PageKey, Request, Stamp};
+use undercroft_wire::{Hint, HintKind, Mode, PageKey, Prefetch, Request, Stamp};
+use world::devices::{config, size};
 use world::{World, key};
 
 /// A reference.
@@ -250,5 +251,29 @@ fn what_has_ended_leaves_first_however_deep_others_lie() {
         assert_eq!(world.store(1, space, &new, 0, Stamp(0)), 2);
         let pages = [&ended, &goes_on, &new].map(|keys| world.lookup(1, space, keys).pages);
         assert_eq!(pages, [0, 14, 2]);
+    }
+}
+
+#[test]
+fn a_prefetch_ends_before_it_displaces_what_it_has_brought() {
+    for policy in [Policy::Lru, Policy::Depth] {
+        let sizes = [size(100, 9, 16)];
+        let settings = Config { policy, ..config(&sizes) };
+        let mut world = World::with_devices_in(settings, 4, &sizes);
+        world.open(1, 1, Mode::ZeroCopy);
+        let space = world.open_space(1, 1, 4096, 16);
+        let [wanted, other] = [1, 2].map(|name| (0..8).map(|depth| key(name, depth)).collect());
+        let chains: [Vec<PageKey>; 2] = [wanted, other];
+        for chain in &chains {
+            assert_eq!(world.store(1, space, chain, 0, Stamp(0)), 8);
+        }
+        let wanted = chains[0].as_slice();
+        assert_eq!(world.lookup(1, space, &wanted[..4]).dram, 0, "{policy:?}");
+        let wish = Prefetch { space, keys: wanted.into(), ttl_ms: 1000 };
+        world.ask(1, &Request::Prefetch(wish));
+        world.finish_jobs();
+        let found = world.lookup(1, space, &wanted[..4]);
+        assert_eq!((found.pages, found.dram), (4, 4), "{policy:?}: its beginning is there");
+        assert_eq!(world.lookup(1, space, wanted).pages, 8, "{policy:?}: and the rest on SSD");
     }
 }
