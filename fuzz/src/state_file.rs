@@ -7,9 +7,7 @@ use std::sync::OnceLock;
 use undercroft_arena::{
     FileId, PageRow, PartRow, SessionRow, SlabRow, SpaceRow, State, StateLimits, checksum_bytes,
 };
-use undercroft_wire::{
-    DomainId, Epoch, LeaseId, PageKey, PartId, SessionId, SpaceDigest, SpaceId,
-};
+use undercroft_wire::{DomainId, Epoch, LeaseId, PageKey, PartId, SessionId, SpaceDigest, SpaceId};
 
 /// So tiny that each table takes one page, and so do the frame rows of each part.
 const LIMITS: StateLimits = StateLimits {
