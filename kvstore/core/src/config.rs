@@ -28,7 +28,9 @@ pub struct UnknownPolicy {
 }
 
 impl Policy {
-    /// What they are called, in configurations and on command lines.
+    /// All there are.
+    pub const ALL: [Self; 2] = [Self::Lru, Self::Depth];
+    /// What they are called, in the same order, in configurations and on command lines.
     pub const NAMES: [&str; 2] = ["lru", "depth"];
 
     /// What it is called.
@@ -42,7 +44,7 @@ impl FromStr for Policy {
     type Err = UnknownPolicy;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let found = [Self::Lru, Self::Depth].into_iter().find(|policy| policy.name() == text);
+        let found = Self::ALL.into_iter().find(|policy| policy.name() == text);
         found.ok_or_else(|| UnknownPolicy { found: text.to_owned() })
     }
 }

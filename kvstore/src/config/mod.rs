@@ -317,7 +317,7 @@ fn check_copy(config: &mut Config, raw: &RawCopy) -> Result<bool, ConfigError> {
 fn check_policy(config: &mut Config, raw: &RawPolicy) -> Result<(), ConfigError> {
     let eviction = raw.eviction.as_deref();
     let policy = choice("policy.eviction", eviction, Policy::default().name(), &Policy::NAMES)?;
-    config.policy = Policy::NAMES[policy].parse().unwrap_or_default();
+    config.policy = Policy::ALL[policy];
     config.demote_ahead = number("policy.demote_ahead", raw.demote_ahead, 64, 0, 65_536)? as u32;
     config.fetch_window = number("policy.fetch_window", raw.fetch_window, 32, 1, 4096)? as u32;
     config.max_hold_ms =
