@@ -1,12 +1,19 @@
 use crate::devices::Device;
 use crate::jobs::Job;
-use crate::page::{Dram, Mark, PageId, Ssd};
+use crate::page::{Dram, Mark, OnSsd, PageId, Ssd};
 use crate::segments::{Age, Move, Reclaim, Segment};
 use crate::{Action, AppendOutcome, Core};
 use undercroft_wire::{DeviceId, Extent, SegmentId, SegmentUse};
 
 /// How many segments are looked at, at a time, for one that may be emptied.
 const CANDIDATES: usize = 8;
+
+/// Of the records of a segment at least one in so many goes, however warm, so that reclaim always
+/// wins room.
+const LEAST_WON: u32 = 8;
+
+/// How many pages are looked at below one that is dropped.
+const LOOKS_BELOW: usize = 1024;
 
 impl Device {
     fn needs_room(&self) -> bool {
@@ -31,8 +38,8 @@ impl Device {
     }
 }
 
-/// Reclaim: the oldest segment of the tier is emptied and freed, one at a time. What was not used
-/// since it was written is dropped; what was, and the ancestors of what stays, is appended anew.
+/// Reclaim: the oldest segment of the tier is emptied and freed, one at a time. What was used since
+/// it was written, and is not among the coldest of all, is appended anew; the rest is dropped.
 impl Core {
     /// Takes reclaim as far as it goes now.
     pub(crate) fn reclaim(&mut self, actions: &mut Vec<Action>) {
@@ -90,6 +97,7 @@ impl Core {
             return;
         };
         if !std::mem::replace(&mut reclaim.sorted, true) {
+            self.devices.get_mut(device).segments.cutoffs = self.cutoffs(reclaim.age);
             self.sort_out(device, &mut reclaim);
         }
         self.move_on(device, &mut reclaim, actions);
@@ -138,7 +146,7 @@ impl Core {
         let passed = if found.is_some() { None } else { last };
         self.devices.get_mut(device).segments.passed = passed;
         let (age, appended) = found?;
-        let budget = appended / 2;
+        let budget = appended.saturating_sub((appended / LEAST_WON).max(1));
         Some(Reclaim { age, budget, sorted: false, dropped: false, freeing: false })
     }
 
@@ -148,25 +156,32 @@ impl Core {
         if pages.is_empty() {
             return;
         }
-        // Children before parents: dropping the last child may let its parent go.
+        // The deepest first: what a floor shelters is where prefixes begin.
         pages.sort_unstable_by_key(|id| (std::cmp::Reverse(self.index[*id].depth), *id));
-        let outlook = self.outlook(device, reclaim.age);
+        let cutoffs = std::mem::take(&mut self.devices.get_mut(device).segments.cutoffs);
         let mut stay = Vec::new();
         for id in pages {
+            if !self.lies_in(id, reclaim.age) {
+                continue;
+            }
             match self.index[id].dram {
                 Dram::Reading => {}
                 Dram::Resident => self.forget_copy(id),
-                _ if self.must_stay(id) || self.is_worth_moving(id, &outlook) => stay.push(id),
+                _ if self.must_stay(id) || self.is_worth_moving(id, &cutoffs) => stay.push(id),
                 _ => self.drop_record(id, reclaim),
             }
         }
-        // Dropping a page with children would leave them unreachable: leaves go first.
-        stay.sort_by_cached_key(|id| self.has_staying_child(*id, &outlook));
+        // The coldest go first: what hangs from a page is no warmer.
+        stay.retain(|id| self.lies_in(*id, reclaim.age));
+        stay.sort_by_cached_key(|id| self.index.order_key(*id));
         let held = stay.iter().filter(|id| self.must_stay(**id)).count();
         let mut excess = (stay.len() - held).saturating_sub(reclaim.budget as usize);
         for id in stay {
+            if !self.lies_in(id, reclaim.age) {
+                continue;
+            }
             let must_stay = self.must_stay(id);
-            if !must_stay && (excess > 0 || !self.is_worth_moving(id, &outlook)) {
+            if !must_stay && (excess > 0 || !self.is_worth_moving(id, &cutoffs)) {
                 excess = excess.saturating_sub(1);
                 self.drop_record(id, reclaim);
                 continue;
@@ -177,6 +192,13 @@ impl Core {
             let to_move = &mut self.devices.get_mut(device).segments.to_move;
             to_move.push_back(Move { page: id, extent, paid });
         }
+        self.devices.get_mut(device).segments.cutoffs = cutoffs;
+    }
+
+    /// Whether the page has its record in the segment still: it may have gone with the one before it.
+    fn lies_in(&self, id: PageId, age: Age) -> bool {
+        let extent = self.index.get(id).and_then(|page| self.record_of(page));
+        extent.is_some_and(|extent| Age::of(extent) == age)
     }
 
     /// Starts as many of the relocations that were decided on as may be under way at once.
@@ -217,13 +239,43 @@ impl Core {
         self.settle(id);
     }
 
+    /// Drops a record, and where the page is in no tier then, the records of what hangs from it:
+    /// nobody can find them, and they are no warmer. What is more than [`LOOKS_BELOW`] goes with its
+    /// own segments.
     fn drop_record(&mut self, id: PageId, reclaim: &mut Reclaim) {
-        let extent = self.record_of(&self.index[id]).expect("a page in a segment has a record");
         reclaim.dropped = true;
+        self.lose_to_reclaim(id);
+        let mut gone = vec![id];
+        let mut at = 0;
+        while let Some(parent) = gone.get(at).copied() {
+            at += 1;
+            if self.index[parent].is_present() {
+                continue;
+            }
+            let room = LOOKS_BELOW.saturating_sub(gone.len());
+            let below: Vec<PageId> = self.children_of(parent).take(room).collect();
+            for child in below {
+                let page = &self.index[child];
+                let idle = page.dram == Dram::None && page.relocating == 0;
+                if idle && page.on_ssd() == OnSsd::On && !self.must_stay(child) {
+                    self.lose_to_reclaim(child);
+                    gone.push(child);
+                }
+            }
+        }
+        // Who has lost what hung from it may have gone with that.
+        for id in gone.into_iter().rev() {
+            if self.index.contains(id) {
+                self.prune(id);
+            }
+        }
+    }
+
+    fn lose_to_reclaim(&mut self, id: PageId) {
+        let extent = self.record_of(&self.index[id]).expect("a page in a segment has a record");
         self.stats.ssd_dropped_pages += 1;
         self.devices.get_mut(extent.device).stats.dropped_pages += 1;
         self.leave_ssd(id);
-        self.prune(id);
     }
 
     fn start_relocate(&mut self, id: PageId, paid: bool, actions: &mut Vec<Action>) {

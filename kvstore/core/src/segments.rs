@@ -2,9 +2,9 @@ use crate::Core;
 use crate::listed::{Listed, SegmentNumbers};
 use crate::page::{OnSsd, Page, PageId, SegmentAt, Ssd};
 use crate::stats::DeviceState;
+use crate::worth::Cutoffs;
 use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Bound;
 use undercroft_wire::{DeviceId, Extent, SegmentId, SegmentUse};
 
 /// Which pages lie in which segment of one device, oldest segment first.
@@ -23,6 +23,8 @@ pub(crate) struct Segments {
     pub(crate) total: Option<u64>,
     /// The segment being emptied.
     pub(crate) reclaiming: Option<Reclaim>,
+    /// What of it is cold.
+    pub(crate) cutoffs: Cutoffs,
     /// The last of those that were looked at for one to empty, and of which too much is held.
     pub(crate) passed: Option<Age>,
     /// Its pages that are to be relocated, as soon as fewer relocations are under way.
@@ -143,24 +145,12 @@ impl Segments {
         self.by_age.iter().map(|(age, segment)| (*age, segment))
     }
 
-    /// The newest of those at the old end that were begun before `end`.
-    pub(crate) fn newest_begun_before(&self, end: u64) -> Option<Age> {
-        let older = self.by_age.iter().take_while(|(_, segment)| segment.born < end);
-        older.last().map(|(age, _)| *age)
-    }
-
     /// Spreads the ages of all segments over `0..end`, in their order.
     pub(crate) fn spread_ages(&mut self, end: u64) {
         let count = self.by_age.len() as u64;
         for (segment, rank) in self.by_age.values_mut().zip(1..) {
             segment.born = (u128::from(end) * rank / u128::from(count)) as u64;
         }
-    }
-
-    /// The segment after the one that follows `age`.
-    pub(crate) fn next_but_one(&self, age: Age) -> Option<&Segment> {
-        let newer = (Bound::Excluded(age), Bound::Unbounded);
-        self.by_age.range(newer).nth(1).map(|(_, segment)| segment)
     }
 
     pub(crate) fn newest(&self) -> Option<Age> {

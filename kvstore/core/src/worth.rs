@@ -1,36 +1,52 @@
 use crate::Core;
-use crate::devices::Device;
+use crate::domains::DomainAt;
+use crate::order::OrderKey;
 use crate::page::{Dram, Mark, OnSsd, Page, PageId};
 use crate::segments::Age;
-use undercroft_wire::DeviceId;
 
-/// How many pages are looked at to tell whether a child stays. Chains that are spread over devices
-/// page by page need two or three.
-const LOOKS: u32 = 32;
+/// Of all records of a domain one in so many is cold: used less lately than the others.
+const COLD_SHARE: usize = 4;
+/// How many records are looked at to tell which are cold, and how many pages to find these.
+const SAMPLE: usize = 512;
+const PROBES: usize = 2048;
+/// How many children are looked at to tell whether one is there.
+const LOOKS: usize = 32;
 
-/// What will leave soon although it is not being emptied now.
+/// From where in the eviction order on records are worth being appended anew, domain by domain.
 ///
-/// Parts of one run lie on several devices, in segments of about the same age. While one of these
-/// is emptied the others are not, but they are next: what lies there must not keep its parents.
-#[derive(Debug)]
-pub(crate) struct Outlook {
-    /// For each device the newest of the segments that will be emptied soon.
-    leaving: Vec<Option<Age>>,
-}
+/// Heat never rises along a chain, and one cutoff counts for all devices: what is dropped for
+/// being cold drops nothing's ancestor that would stay.
+#[derive(Debug, Default)]
+pub(crate) struct Cutoffs(Vec<Option<OrderKey>>);
 
 /// What of a segment that is reclaimed is worth being appended anew.
 impl Core {
-    /// What leaves when a segment of a device does: what lies in segments of other devices that
-    /// were begun before its successor was full.
-    pub(crate) fn outlook(&self, device: DeviceId, age: Age) -> Outlook {
-        let later = self.devices.get(device).segments.next_but_one(age);
-        let end = later.map_or(u64::MAX, |later| later.born);
-        let leaving = |other: &Device| {
-            let goes_on = other.takes_appends() && other.is_nearly_full();
-            let newest = other.segments.newest_begun_before(end);
-            newest.filter(|_| goes_on && other.id != device)
+    /// Judges by a sample that is spread evenly over all pages, beginning anywhere.
+    pub(crate) fn cutoffs(&self, age: Age) -> Cutoffs {
+        let mut found: Vec<Vec<OrderKey>> = self.domains.ids().map(|_| Vec::new()).collect();
+        let places = self.index.places();
+        // The golden section of the whole: steps of it leave no gap much larger than another.
+        let step = (places as f64 * 0.618) as usize | 1;
+        let start = (self.config.seed ^ age.segment_use.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mut place = start as usize % places.max(1);
+        let mut left = SAMPLE;
+        for _ in 0..PROBES.min(places) {
+            let id = PageId::at(place);
+            if let Some(page) = self.index.get(id).filter(|page| page.on_ssd() == OnSsd::On) {
+                let domain = self.domain_of_space(page.space);
+                found[domain.0 as usize].push(self.index.order_key(id));
+                left -= 1;
+            }
+            if left == 0 {
+                break;
+            }
+            place = (place + step) % places;
+        }
+        let cutoff = |mut keys: Vec<OrderKey>| {
+            keys.sort_unstable();
+            keys.get(keys.len() / COLD_SHARE).copied()
         };
-        Outlook { leaving: self.devices.iter().map(leaving).collect() }
+        Cutoffs(found.into_iter().map(cutoff).collect())
     }
 
     pub(crate) fn is_held_on_ssd(&self, id: PageId) -> bool {
@@ -41,42 +57,23 @@ impl Core {
             && (self.index.keeps(page) > 0 || self.index.pins(page) > 0)
     }
 
-    /// Whether somebody holds the page, or lookups can find it and it was used since it was
-    /// written or leads to pages that stay.
-    pub(crate) fn is_worth_moving(&self, id: PageId, outlook: &Outlook) -> bool {
+    /// Whether somebody holds the page, or lookups can find it, it was used since it was written,
+    /// and it was not cold when its segment's turn came.
+    pub(crate) fn is_worth_moving(&self, id: PageId, cutoffs: &Cutoffs) -> bool {
         let page = &self.index[id];
         // What has not proved itself may be worth nothing, and moving it would take the proof.
         if page.on_ssd() != OnSsd::On {
             return false;
         }
-        let used = || page.is(Mark::Touched) || self.has_staying_child(id, outlook);
-        self.is_held_on_ssd(id) || (self.may_be_reached(page) && used())
+        let DomainAt(domain) = self.domain_of_space(page.space);
+        let cutoff = cutoffs.0.get(domain as usize).copied().flatten();
+        let cold = || cutoff.is_some_and(|cutoff| self.index.order_key(id) < cutoff);
+        self.is_held_on_ssd(id) || (self.was_used(id, page) && self.may_be_reached(page) && !cold())
     }
 
-    pub(crate) fn has_staying_child(&self, id: PageId, outlook: &Outlook) -> bool {
-        self.does_child_stay(id, outlook, &mut LOOKS.clone())
-    }
-
-    fn does_child_stay(&self, id: PageId, outlook: &Outlook, looks: &mut u32) -> bool {
-        self.children_of(id).any(|child| {
-            let page = &self.index[child];
-            if *looks == 0 {
-                return true;
-            }
-            *looks -= 1;
-            page.is_present()
-                && (!self.leaves(child, page, outlook)
-                    || page.is(Mark::Touched)
-                    || self.does_child_stay(child, outlook, looks))
-        })
-    }
-
-    /// Whether the page is on an SSD only, held by nobody, in a segment that will be emptied soon.
-    fn leaves(&self, id: PageId, page: &Page, outlook: &Outlook) -> bool {
-        let Some(extent) = self.record_of(page).filter(|_| page.dram == Dram::None) else {
-            return false;
-        };
-        let leaving = outlook.leaving[usize::from(extent.device.0)];
-        leaving.is_some_and(|newest| Age::of(extent) <= newest) && !self.must_stay(id)
+    /// Of what was found at start nobody knows: other pages hang from what was used most.
+    fn was_used(&self, id: PageId, page: &Page) -> bool {
+        let leads_on = || self.children_of(id).take(LOOKS).any(|id| self.index[id].is_present());
+        page.is(Mark::Touched) || (page.heat.stamp() == 0 && leads_on())
     }
 }

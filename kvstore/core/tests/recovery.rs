@@ -482,30 +482,62 @@ fn reclaim_moves_nothing_that_no_lookup_can_reach() {
         world.recover(FIRST, &all[usize::from(!with_head)..], true);
         moves(&world)
     };
-    assert_eq!(moved(true, true), 2, "half of what the segment held");
+    assert_eq!(moved(true, true), 2, "what leads to other pages");
     assert_eq!(moved(false, true), 0, "nothing that hangs from a missing page");
     assert_eq!(moved(false, false), 1, "unless that may still turn up elsewhere");
 }
 
+/// Two devices, of which the first empties its oldest segment as soon as it has told everything.
+fn eager(size: Size) -> World {
+    let sizes = [size, size];
+    let mut settings = config(&sizes);
+    settings.devices[0].low_water_segments = size.segments;
+    World::with_logs(2, settings, World::with_devices(1, &sizes).logs)
+}
+
 #[test]
-fn what_leaves_next_keeps_no_parent_on_another_device() {
+fn what_is_cold_goes_with_all_that_hangs_from_it() {
+    let mut world = eager(Size { pages: 200, segments: 9, records: 40 });
     let run = records(FIRST, &chain(1, 3), |_| true);
-    let others = records(FIRST, &chain(2, 1), |_| true);
-    let moved = |second_pages: u64| {
-        let sizes = [SIZE, Size { pages: second_pages, ..SIZE }];
-        let mut settings = config(&sizes);
-        settings.devices[0].low_water_segments = SIZE.segments;
-        let mut world = World::with_logs(2, settings, World::with_devices(1, &sizes).logs);
-        let on_second = [place(&run[1], SECOND, 0, 0), place(&others[0], SECOND, 1, 0)];
-        world.recover(SECOND, &on_second, true);
-        let on_first = [place(&run[0], FIRST, 0, 0), place(&run[2], FIRST, 0, 1)];
-        let newest = place(&records(FIRST, &chain(3, 1), |_| true)[0], FIRST, 1, 0);
-        world.recover(FIRST, &[on_first[0], on_first[1], newest], true);
-        assert_eq!(world.core.stats().ssd_dropped_pages, 2 - moves(&world) as u64);
-        moves(&world)
-    };
-    assert_eq!(moved(2), 0, "the other device is full: its oldest segment is next");
-    assert_eq!(moved(100), 1, "it is not: the child stays, and its parent with it");
+    let leaf = |number| records(FIRST, &chain(number, 1), |_| true)[0];
+    let used = |slot: u32| place(&leaf(100 + u64::from(slot)), FIRST, 0, slot);
+    let newest = place(&leaf(2), FIRST, 1, 0);
+    let on_first: Vec<_> =
+        [place(&run[0], FIRST, 0, 0), newest].into_iter().chain((1..=12).map(used)).collect();
+    let on_second = [place(&run[1], SECOND, 0, 0), place(&run[2], SECOND, 0, 1)];
+    for (device, records) in [(SECOND, &on_second[..]), (FIRST, &on_first)] {
+        world.log_mut(device).believe(records);
+        world.recover(device, records, device == SECOND);
+    }
+    let (mut world, space) = opened(world, 4);
+    for number in 101..=112 {
+        world.fetch(1, number, space, &chain(number, 1), Stamp(0), 1000);
+        world.finish_jobs();
+        world.release(1, number, u32::MAX);
+    }
+    assert_eq!(found(&mut world, space, &chain(1, 3)), 3);
+    world.recover(FIRST, &[], true);
+    world.finish_jobs();
+    assert_eq!(found(&mut world, space, &chain(1, 3)), 0, "nobody has used it");
+    let dropped = world.report(SECOND).stats.dropped_pages;
+    assert_eq!(dropped, 2, "what nobody can find takes no room");
+    let moved_or_in_dram = (101..=112).map(|number| found(&mut world, space, &chain(number, 1)));
+    assert_eq!(moved_or_in_dram.sum::<u32>(), 12, "the others were used");
+}
+
+#[test]
+fn of_a_segment_that_is_used_an_eighth_goes() {
+    let mut world = eager(Size { pages: 200, segments: 9, records: 40 });
+    let run = |number| records(FIRST, &chain(number, 2), |_| true);
+    // Each leads to a page that lies in the next segment.
+    let head = |slot: u32| place(&run(u64::from(slot))[0], FIRST, 0, slot);
+    let tail = |slot: u32| place(&run(u64::from(slot))[1], FIRST, 1, slot);
+    let all: Vec<_> = (0..16).map(head).chain((0..16).map(tail)).collect();
+    world.recover(SECOND, &[], true);
+    world.log_mut(FIRST).believe(&all);
+    world.recover(FIRST, &all, true);
+    world.finish_jobs();
+    assert_eq!(world.core.stats().relocated_pages, 14);
 }
 
 #[test]
