@@ -1,9 +1,10 @@
 //! Workloads and measurements: real and generated request traces, what their pages contain, an
 //! exact reference for the eviction policy, trace replay through a running daemon, the limits of the
-//! machine beside what the daemon reaches, and what long contexts gain by being kept.
+//! machine beside what the daemon reaches, what long contexts gain by being kept, and how much DRAM
+//! and SSD some traffic is worth.
 //!
 //! This crate is a client of the daemon like any engine: it speaks to it over its socket only and
-//! never links it. The one exception to "no unsafe code" is the bare twin of the ring in
+//! never links it; what it plans with is the daemon's core alone. The one exception to "no unsafe code" is the bare twin of the ring in
 //! `limits`, which measures what the daemon's own ring is held against.
 
 mod content;
@@ -11,10 +12,12 @@ mod daemon;
 mod error;
 mod exact_lru;
 mod generate;
+mod html;
 mod interrupt;
 mod limits;
 mod longctx;
 mod median;
+mod plan;
 mod progress;
 mod replay;
 pub mod replay_defaults;
@@ -35,10 +38,14 @@ pub use longctx::{
     LoadTime, LongctxOptions, LongctxReport, LongctxRow, Model, ModelError, Recompute, Scale,
     TierBreakEven, UTILISATION, longctx,
 };
+pub use plan::{
+    CoreHits, CoreReplay, CoreTiers, Cost, PlanHits, PlanOptions, PlanReport, PlanRow, Prices,
+    Speed, Traffic, Wear, Writes, plan,
+};
 pub use replay::{
     FleetMember, FleetOptions, FleetReport, HitPages, LookupTimes, ReplayOptions, ReplayReport,
     replay, replay_by_fleet,
 };
 pub use size::{ByteSize, SizeError, TierSize};
 pub use trace::{MAX_REQUEST_PAGES, RawRequest, Trace, TraceReader, TraceRequest, TraceStats};
-pub use undercroft_core::Policy;
+pub use undercroft_core::{Micros, Policy};

@@ -14,8 +14,10 @@ mod target;
 
 pub use break_even::{BreakEven, LoadTime};
 pub use driver::longctx;
+pub(crate) use driver::size;
 pub use model::{Cache, Model, ModelError};
 pub use options::{DeviceChoice, DeviceChoiceError, LongctxOptions};
 pub use recompute::{Gpu, GpuError, Recompute, UTILISATION};
 pub use report::{LongctxReport, LongctxRow, TierBreakEven};
 pub use scale::{ContextError, ContextTokens, Scale};
+pub(crate) use table::{figures, time};

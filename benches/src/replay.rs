@@ -14,6 +14,7 @@ pub use driver::replay;
 pub use fleet::{FleetOptions, replay_by_fleet};
 pub use fleet_report::{FleetMember, FleetReport};
 pub use options::ReplayOptions;
-pub(crate) use output::{Output, json_text};
+pub(crate) use output::{Output, csv_text, json_text};
 pub use report::{HitPages, LookupTimes, ReplayReport};
 pub(crate) use space::geometry;
+pub(crate) use tally::Line;

@@ -145,6 +145,15 @@ impl Trace {
         }
     }
 
+    /// Tokens of a full page. The format does not name them; the requests' lengths do. Of several
+    /// sizes that fit all requests it is the one that is a power of two.
+    ///
+    /// # Errors
+    /// No size fits them; says why.
+    pub fn page_tokens(&self) -> Result<u32, String> {
+        blocks::infer(self.requests()).map(blocks::Blocks::tokens)
+    }
+
     /// The same requests without the partial block that a prompt may end with: no longer prompt
     /// can ever use it again. Pages that occur nowhere else are gone from the figures as well.
     ///

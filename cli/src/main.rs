@@ -5,6 +5,7 @@ mod inspect;
 mod log;
 mod mounts;
 mod outcome;
+mod plan;
 mod purge;
 mod serve;
 mod status;
@@ -28,6 +29,7 @@ use std::process::ExitCode;
   undercroft bench replay                 replay generated traffic through a daemon of its own
   undercroft bench limits                 compare with what this machine could do at best
   undercroft bench longctx                what long contexts gain by being kept, with a picture
+  undercroft plan --trace FILE            how much DRAM and SSD this traffic is worth
 
 Exit codes: 0 done; 1 it ran and the result is bad (wrong bytes, no answer); 2 it could not start
 (bad arguments, configuration or environment)."
@@ -51,6 +53,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Measure: replay traffic, restore long contexts, or compare with the machine's own limits.
     Bench(bench::Bench),
+    /// Find out how much DRAM and SSD some traffic is worth.
+    Plan(Box<plan::Plan>),
 }
 
 fn main() -> ExitCode {
@@ -63,6 +67,7 @@ fn main() -> ExitCode {
         Command::Purge(purge) => purge.run(),
         Command::Inspect(inspect) => inspect.run(),
         Command::Bench(bench) => bench.run(),
+        Command::Plan(plan) => plan.run(),
     };
     outcome.map_or_else(|failure| failure.report(), Outcome::code)
 }

@@ -29,6 +29,7 @@ mod survey;
 mod systemd;
 mod traffic;
 mod warm_restart;
+mod web_page;
 
 pub use absence::{Absence, AbsenceReport};
 pub use binary::{program, run, run_as_ordinary_user};
@@ -61,3 +62,4 @@ pub use systemd::{ControlGroup, be_engines, be_operator, boot, unbootable};
 pub use traffic::{Traffic, TrafficOptions, TrafficReport, Wrong};
 pub use undercroft_arena::Span;
 pub use warm_restart::{Round, WarmRestart, WarmRestartReport};
+pub use web_page::check_web_page;

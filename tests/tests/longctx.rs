@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use undercroft_gpu_shim::cuda;
 use undercroft_stand_in::StandIn;
-use undercroft_tests::{program, run, skip};
+use undercroft_tests::{check_web_page, program, run, skip};
 
 /// 4 layers, 2 KiB a token, 32 KiB a page.
 const MODEL: &str = "custom:layers=4,kv-heads=2,head-dim=64,dtype=bf16,params=1e9,heads=8";
@@ -98,37 +98,10 @@ fn contexts_go_through_both_tiers_and_come_back_right() {
 
 /// That it needs nothing from elsewhere, is well-formed, and has all rows and both pictures.
 fn check_page(page: &str, rows: usize) {
-    let own = page.replacen("http://www.w3.org/1999/xhtml", "", 1);
-    for foreign in ["<script", "http:", "https:", "src=", "href=", "url(", "@import", "@font-face"]
-    {
-        assert!(!own.contains(foreign), "{foreign}");
-    }
+    check_web_page(page);
     assert_eq!(page.matches("<svg").count(), 4, "two pictures, each for two widths");
-    assert_eq!(page.matches("<title id").count(), 4);
     assert_eq!(page.matches(r#"<tr><th scope="row">"#).count(), rows);
-    assert!(page.contains("prefers-color-scheme: dark") && page.contains("scaled 1/8"));
-    assert!(!page.contains("NaN") && !page.contains("inf"), "a figure is none");
-    let mut open: Vec<&str> = Vec::new();
-    let mut rest = page.strip_prefix("<!DOCTYPE html>").expect("its first line");
-    while let Some((_, tag)) = rest.split_once('<') {
-        let (tag, behind) = tag.split_once('>').expect("a tag ends");
-        rest = behind;
-        let quotes = tag.matches('"').count();
-        assert_eq!((quotes % 2, quotes / 2), (0, tag.matches("=\"").count()), "<{tag}>");
-        let name = tag.trim_start_matches('/').split([' ', '/']).next().expect("a name");
-        match tag {
-            tag if tag.starts_with('/') => assert_eq!(open.pop(), Some(name)),
-            tag if tag.ends_with('/') => {}
-            _ => open.push(name),
-        }
-    }
-    assert!(open.is_empty(), "{open:?}");
-    let ids: Vec<&str> =
-        page.split(" id=\"").skip(1).filter_map(|id| id.split('"').next()).collect();
-    let mut distinct = ids.clone();
-    distinct.sort_unstable();
-    distinct.dedup();
-    assert_eq!(distinct.len(), ids.len(), "{ids:?}");
+    assert!(page.contains("scaled 1/8"));
 }
 
 #[test]

@@ -269,8 +269,9 @@ fn assumptions(options: &LongctxOptions, checked: &Checked) -> Vec<String> {
 }
 
 /// For people: how much.
-pub(super) fn size(bytes: u64) -> String {
+pub(crate) fn size(bytes: u64) -> String {
     let (value, unit) = match bytes {
+        bytes if bytes >= 1 << 40 => (bytes as f64 / (1_u64 << 40) as f64, "TiB"),
         bytes if bytes >= 1 << 30 => (bytes as f64 / f64::from(1 << 30), "GiB"),
         bytes if bytes >= MIB => (bytes as f64 / MIB as f64, "MiB"),
         bytes => return ByteSize(bytes).to_string(),

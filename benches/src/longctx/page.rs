@@ -1,8 +1,6 @@
 //! The report as one page: no scripts, no fonts, nothing from anywhere else.
 
-mod axis;
 mod speeds;
-mod text;
 mod times;
 
 use super::break_even::BreakEven;
@@ -10,10 +8,8 @@ use super::driver::size;
 use super::report::{LongctxReport, LongctxRow};
 use super::scale::ContextTokens;
 use super::table::{figures, time};
+use crate::html::{STYLE, Text};
 use std::fmt::{self, Write};
-use text::Text;
-
-const STYLE: &str = include_str!("page/style.css");
 
 /// For which screens a picture is drawn: letters of one size are not readable on all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -64,7 +64,7 @@ pub struct Recompute {
 
 impl Recompute {
     /// As an operator measured it: so many tokens a second, at any length.
-    pub(super) fn at_rate(tokens_per_s: f64) -> Self {
+    pub(crate) fn at_rate(tokens_per_s: f64) -> Self {
         Self {
             source: format!(
                 "--prefill-tokens-per-s {tokens_per_s}: recompute = tokens / {tokens_per_s}/s, at \
@@ -78,7 +78,7 @@ impl Recompute {
     /// By a roofline: `2 × params` operations for each token, and for each pair of a token and one
     /// at or before it `2 × (query + value dimension)` for each head and layer, on `tp` GPUs at a
     /// share of their peak.
-    pub(super) fn by_roofline(model: &Model, gpu: Gpu, tp: u32, utilisation: f64) -> Self {
+    pub(crate) fn by_roofline(model: &Model, gpu: Gpu, tp: u32, utilisation: f64) -> Self {
         let flops_per_s = gpu.flops_per_s * f64::from(tp) * utilisation;
         let per_token = 2.0 * model.params;
         // A causal mask leaves half of the pairs: 2 × width × tokens² / 2.

@@ -121,7 +121,7 @@ fn write_row(text: &mut String, row: &LongctxRow) -> std::fmt::Result {
 }
 
 /// Milliseconds, for people.
-pub(super) fn time(ms: f64) -> String {
+pub(crate) fn time(ms: f64) -> String {
     match ms {
         ms if ms < 1.0 => format!("{} us", figures(ms * 1e3)),
         ms if ms < 1000.0 => format!("{} ms", figures(ms)),
@@ -130,7 +130,7 @@ pub(super) fn time(ms: f64) -> String {
 }
 
 /// Three figures that mean something.
-pub(super) fn figures(value: f64) -> String {
+pub(crate) fn figures(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),

@@ -82,7 +82,7 @@ pub(crate) fn json_text(report: &impl serde::Serialize) -> Vec<u8> {
     text
 }
 
-fn csv_text(lines: &[Line]) -> Vec<u8> {
+pub(crate) fn csv_text(lines: &[Line]) -> Vec<u8> {
     let mut text = BufWriter::new(Vec::new());
     let mut write = || {
         writeln!(text, "request,pages,prefix_hit,dram_hit,ssd_hit")?;

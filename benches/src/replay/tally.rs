@@ -10,11 +10,11 @@ const OVERDUE_SLACK: Duration = Duration::from_millis(250);
 
 /// One request's line in the CSV.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Line {
-    pub(super) request: usize,
-    pub(super) pages: u32,
-    pub(super) dram_hit: u32,
-    pub(super) ssd_hit: u32,
+pub(crate) struct Line {
+    pub(crate) request: usize,
+    pub(crate) pages: u32,
+    pub(crate) dram_hit: u32,
+    pub(crate) ssd_hit: u32,
 }
 
 /// What one worker counted.

@@ -5,15 +5,22 @@ use super::TraceRequest;
 pub(super) enum Blocks {
     /// The rest of a prompt is a block of its own, of this many tokens at most.
     WithRest(u32),
-    /// Full blocks only.
-    FullOnly,
+    /// Full blocks only, of this many tokens.
+    FullOnly(u32),
 }
 
 impl Blocks {
+    /// Tokens of a full block.
+    pub(super) fn tokens(self) -> u32 {
+        match self {
+            Self::WithRest(tokens) | Self::FullOnly(tokens) => tokens,
+        }
+    }
+
     /// How many of a request's `pages` are full.
     pub(super) fn full_pages(self, input_tokens: u32, pages: usize) -> usize {
         match self {
-            Self::FullOnly => pages,
+            Self::FullOnly(_) => pages,
             Self::WithRest(tokens) => pages.min((input_tokens / tokens) as usize),
         }
     }
@@ -38,13 +45,15 @@ pub(super) fn infer<'a>(
     }
     // Without any rest at all both readings hold, and give the same pages.
     if full_low <= full_high {
-        return Ok(Blocks::FullOnly);
+        let power = full_low.next_power_of_two();
+        return Ok(Blocks::FullOnly(if power <= full_high { power } else { full_high }));
     }
     if rest_low > rest_high {
-        return Err("input_length and the number of hash_ids fit no block size: with \
-                    --full-pages-only every request must have ceil(input_length / block) or \
-                    floor(input_length / block) ids"
-            .to_owned());
+        return Err(
+            "input_length and the number of hash_ids fit no block size: every request must \
+                    have ceil(input_length / block) or floor(input_length / block) ids"
+                .to_owned(),
+        );
     }
     let power = rest_low.next_power_of_two();
     Ok(Blocks::WithRest(if power <= rest_high { power } else { rest_low }))

@@ -1,8 +1,7 @@
 //! Speed against the limit: a bar for each row, inside the outline of what was possible.
 
 use super::Width;
-use super::axis::step;
-use super::text::Text;
+use crate::html::{Text, step};
 use crate::longctx::report::{LongctxReport, LongctxRow};
 use crate::longctx::scale::ContextTokens;
 use std::fmt::{self, Write};

@@ -1,7 +1,7 @@
 //! Time against length: a line for each tier, and the recompute's curve.
 
 use super::Width;
-use super::axis::{LogAxis, spread};
+use crate::html::{LogAxis, Text, spread};
 use crate::longctx::break_even::BreakEven;
 use crate::longctx::report::{LongctxReport, LongctxRow};
 use crate::longctx::scale::ContextTokens;
@@ -43,7 +43,7 @@ pub(super) fn chart(out: &mut String, report: &LongctxReport, width: Width) -> f
     write!(
         out,
         r#"<title id="times-{class}">Time against context length</title><desc id="times-{class}-more">{}</desc>"#,
-        super::text::Text(&description(report))
+        Text(&description(report))
     )?;
     plot.grid(out, report)?;
     let mut labels = plot.recompute(out, report)?;

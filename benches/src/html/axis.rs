@@ -1,6 +1,6 @@
 /// Where values lie on a logarithmic scale: from `low` at `from` to `high` at `to`, pixels.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct LogAxis {
+pub(crate) struct LogAxis {
     low: f64,
     high: f64,
     from: f64,
@@ -9,7 +9,7 @@ pub(super) struct LogAxis {
 
 impl LogAxis {
     /// Over all of these values, none of which is 0 or less.
-    pub(super) fn over(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
+    pub(crate) fn over(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let (low, high) = values
             .fold((f64::MAX, f64::MIN), |(low, high), value| (low.min(value), high.max(value)));
         // One value alone lies in the middle.
@@ -18,28 +18,28 @@ impl LogAxis {
     }
 
     /// From the power of ten before its lowest value to the one after its highest.
-    pub(super) fn of_decades(self) -> Self {
+    pub(crate) fn of_decades(self) -> Self {
         let (low, high) = (self.low.log10().floor(), self.high.log10().ceil());
         Self { low: 10_f64.powf(low), high: 10_f64.powf(high), ..self }
     }
 
-    pub(super) fn at(&self, value: f64) -> f64 {
+    pub(crate) fn at(&self, value: f64) -> f64 {
         let share = (value / self.low).ln() / (self.high / self.low).ln();
         self.from + share * (self.to - self.from)
     }
 
     /// The powers of ten on it.
-    pub(super) fn decades(&self) -> impl Iterator<Item = f64> + use<> {
+    pub(crate) fn decades(&self) -> impl Iterator<Item = f64> + use<> {
         let (low, high) = (self.low.log10().round() as i32, self.high.log10().round() as i32);
         (low..=high).map(|exponent| 10_f64.powi(exponent))
     }
 
-    pub(super) fn has(&self, value: f64) -> bool {
+    pub(crate) fn has(&self, value: f64) -> bool {
         (self.low..=self.high).contains(&value)
     }
 
     /// So many values from one end to the other, evenly spaced as they lie.
-    pub(super) fn walk(&self, steps: u32) -> impl Iterator<Item = f64> + use<> {
+    pub(crate) fn walk(&self, steps: u32) -> impl Iterator<Item = f64> + use<> {
         let (low, ratio) = (self.low, self.high / self.low);
         (0..=steps).map(move |step| low * ratio.powf(f64::from(step) / f64::from(steps)))
     }
@@ -47,7 +47,7 @@ impl LogAxis {
 
 /// Moves what stands too near to its neighbour: returns places at least `gap` apart and between
 /// `top` and `bottom` where there is room, in the order given, each as near as can be to its own.
-pub(super) fn spread(places: &[f64], gap: f64, top: f64, bottom: f64) -> Vec<f64> {
+pub(crate) fn spread(places: &[f64], gap: f64, top: f64, bottom: f64) -> Vec<f64> {
     let mut order: Vec<usize> = (0..places.len()).collect();
     order.sort_by(|a, b| places[*a].total_cmp(&places[*b]));
     let mut moved = places.to_vec();
@@ -66,7 +66,7 @@ pub(super) fn spread(places: &[f64], gap: f64, top: f64, bottom: f64) -> Vec<f64
 
 /// The largest step of 1, 2 or 5 times a power of ten that cuts `most` into more than three pieces;
 /// there are at most nine then.
-pub(super) fn step(most: f64) -> f64 {
+pub(crate) fn step(most: f64) -> f64 {
     let largest = most / 3.4;
     let power = 10_f64.powf(largest.log10().floor());
     let times = [5.0, 2.0].into_iter().find(|times| times * power <= largest);
