@@ -67,7 +67,7 @@ struct Replay {
     /// Where the SSD tier's file lies while the benchmark runs [default: the temporary directory].
     #[arg(long, value_name = "DIR", conflicts_with = "socket")]
     ssd_path: Option<PathBuf>,
-    /// Order in which pages leave DRAM: lru or depth.
+    /// Order in which pages leave DRAM: lru, depth or density.
     #[arg(long, value_name = "NAME", conflicts_with = "socket", default_value = "lru")]
     policy: Policy,
     /// Clients; they share the trace's requests.

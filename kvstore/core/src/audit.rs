@@ -26,6 +26,7 @@ impl Core {
         self.audit_reach();
         self.audit_frames();
         self.audit_order();
+        self.audit_density();
         self.audit_pins();
         self.index.audit_in_dram();
         self.audit_busy();
@@ -56,7 +57,8 @@ impl Core {
                 assert_eq!(parent.space, page.space, "a chain stays in its space");
                 assert_eq!(parent.depth + 1, page.depth, "a child lies one page deeper");
                 let leaves_last = || self.index.order_key(id) < self.index.order_key(above);
-                let in_order = parent.heat.covers(page.heat) && leaves_last();
+                let covers = { parent.heat }.covers(page.heat, self.config.policy);
+                let in_order = covers && leaves_last();
                 assert!(
                     in_order || page.is(Mark::Rising),
                     "no page is dearer than its parent for long"

@@ -159,7 +159,8 @@ impl Core {
     ) -> bool {
         let page = filling.page;
         let claimed = if self.is_parent_alive(page) {
-            let key = self.index.order_key(page);
+            let stands = self.index.order_key(page);
+            let key = self.bar(class).map_or(stands, |bar| bar.min(stands));
             self.claim_frame(class, Purpose::Store(key), actions)
         } else {
             self.frames.class_mut(class).waiting.pop_front();

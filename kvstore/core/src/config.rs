@@ -18,6 +18,10 @@ pub enum Policy {
     /// used again since it was stored. Where more conversations are active than DRAM has room for,
     /// some of them stay whole, and least recently used keeps none of them.
     Depth,
+    /// By what is learnt from the domain's own traffic: when pages of a class (used for the first
+    /// time or again; how far from the end of their request) are used again, and for how long it
+    /// is worth keeping each. A new page displaces only what was kept for that long.
+    Density,
 }
 
 /// The name is no policy's.
@@ -29,9 +33,9 @@ pub struct UnknownPolicy {
 
 impl Policy {
     /// All there are.
-    pub const ALL: [Self; 2] = [Self::Lru, Self::Depth];
+    pub const ALL: [Self; 3] = [Self::Lru, Self::Depth, Self::Density];
     /// What they are called, in the same order, in configurations and on command lines.
-    pub const NAMES: [&str; 2] = ["lru", "depth"];
+    pub const NAMES: [&str; 3] = ["lru", "depth", "density"];
 
     /// What it is called.
     #[must_use]

@@ -1,3 +1,4 @@
+use crate::density::Lengths;
 use crate::heat::LAST_STAMP;
 use crate::quotas::OnSsds;
 use crate::spaces::ClassId;
@@ -59,6 +60,8 @@ pub(crate) struct Domain {
     pub(crate) tokens: u32,
     /// The slab that one of its classes gives up for another.
     pub(crate) draining: Option<u32>,
+    /// How long its newest requests are.
+    pub(crate) lengths: Lengths,
 }
 
 impl Domain {
@@ -101,6 +104,7 @@ impl Domains {
             evicted_pages: 0,
             tokens: 0,
             draining: None,
+            lengths: Lengths::default(),
         };
         let numbered = configs.iter().enumerate();
         Self {

@@ -2,6 +2,7 @@ use crate::FramePlace;
 use crate::claims::Claim;
 use crate::domains::DomainAt;
 use crate::gaps::Gaps;
+use crate::learner::Learner;
 use crate::notes::{Note, Notes};
 use crate::order::Order;
 use crate::parts::Parts;
@@ -60,6 +61,8 @@ pub(crate) struct Class {
     pub(crate) starved: bool,
     /// Whether the class is on the list of those to look at before the step ends.
     pub(crate) hungry: bool,
+    /// What it has learnt about its pages: only by density.
+    pub(crate) learner: Option<Box<Learner>>,
 }
 
 impl Class {
@@ -77,6 +80,7 @@ impl Class {
             waiting: VecDeque::new(),
             starved: false,
             hungry: false,
+            learner: None,
         }
     }
 
@@ -224,6 +228,17 @@ impl Frames {
         let state = self.class(class);
         let more = count.saturating_sub(state.free as usize);
         more == 0 || self.gaps(state.domain).has(more, state.each())
+    }
+
+    /// How many frames the class may have besides what others of its domain have taken.
+    pub(crate) fn room_of(&self, class: ClassId) -> u64 {
+        let state = self.class(class);
+        let others = self.classes_of(state.domain).filter(|other| *other != class);
+        let taken = others
+            .map(|other| self.class(other))
+            .map(|other| u64::from(other.total) * u64::from(other.frame_bytes));
+        let bytes = self.bytes_of(state.domain).saturating_sub(taken.sum());
+        bytes / u64::from(state.frame_bytes)
     }
 
     fn cut_slab(&mut self, class: ClassId, notes: &mut Notes) {

@@ -20,6 +20,11 @@ const DEPTH_COST: u64 = 16;
 /// More than any depth costs.
 const GROUND: u64 = DEPTH_COST << u32::BITS;
 
+/// By how much a credit of so many pages is shifted.
+fn shift_of(pages: u64) -> u32 {
+    (u64::BITS - pages.leading_zeros()).saturating_sub(DIGITS)
+}
+
 /// How dear a page is: the newest request that used it or a page behind it, and what it was
 /// granted for having been used again, in units of the same clock.
 ///
@@ -60,9 +65,14 @@ impl Heat {
     /// The same with a credit of about `pages`, if it has less.
     pub(crate) fn with_credit(self, pages: u64) -> Self {
         let pages = pages.min(MOST_CREDIT);
-        let shift = (u64::BITS - pages.leading_zeros()).saturating_sub(DIGITS);
+        let shift = shift_of(pages);
         let code = u64::from(shift) << DIGITS | pages >> shift;
         Self(self.stamp() | code.max(self.code()) << STAMP_BITS)
+    }
+
+    /// Until when it is kept by density.
+    fn expiry(self) -> u64 {
+        self.stamp() + self.credit()
     }
 
     /// The same, not newer than `stamp` and with a credit of no more than `pages`.
@@ -70,15 +80,22 @@ impl Heat {
         Self(self.stamp().min(stamp)).with_credit(self.credit().min(pages))
     }
 
-    /// The more of both.
-    pub(crate) fn joined(self, other: Self) -> Self {
+    /// The more of both. By density a credit counts from the stamp it was granted at, so there it
+    /// is the newer stamp and the later expiry.
+    pub(crate) fn joined(self, other: Self, policy: Policy) -> Self {
+        let stamp = self.stamp().max(other.stamp());
+        if policy == Policy::Density {
+            let left = self.expiry().max(other.expiry()) - stamp;
+            // What is not exact is more: it must not end before either.
+            return Self(stamp).with_credit(left.next_multiple_of(1 << shift_of(left)));
+        }
         let code = self.code().max(other.code());
-        Self(code << STAMP_BITS | self.stamp().max(other.stamp()))
+        Self(code << STAMP_BITS | stamp)
     }
 
     /// Whether it has no less of either.
-    pub(crate) fn covers(self, other: Self) -> bool {
-        self.joined(other) == self
+    pub(crate) fn covers(self, other: Self, policy: Policy) -> bool {
+        self.joined(other, policy) == self
     }
 
     /// Where a page stands in the eviction order.
@@ -87,6 +104,7 @@ impl Heat {
             // Cooled.
             _ if self.stamp() == 0 => 0,
             Policy::Lru => self.stamp(),
+            Policy::Density => self.expiry(),
             Policy::Depth => GROUND + self.stamp() + self.credit() - DEPTH_COST * u64::from(depth),
         };
         OrderKey::new(rank, depth, page)
@@ -108,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_page_as_new_as_the_one_before_it_is_colder() {
-        for policy in [Policy::Lru, Policy::Depth] {
+        for policy in Policy::ALL {
             assert!(key(policy, Heat::new(7), 4) < key(policy, Heat::new(7), 3));
             assert!(key(policy, Heat::default(), u32::MAX) < key(policy, Heat::default(), 0));
         }
@@ -130,6 +148,17 @@ mod tests {
         assert_eq!(key(Policy::Lru, heat(1000, 500), 10), key(Policy::Lru, Heat::new(1000), 10));
     }
 
+    #[test]
+    fn by_density_a_credit_ends_when_it_was_to_however_often_the_page_is_warmed() {
+        let granted = heat(1000, 500);
+        let warmed = granted.joined(Heat::new(1400), Policy::Density);
+        assert_eq!((warmed.stamp(), warmed.credit()), (1400, 100));
+        assert_eq!(warmed.joined(Heat::new(1600), Policy::Density).credit(), 0);
+        let longest = heat(7, MOST_CREDIT);
+        let warmed = longest.joined(Heat::new(8), Policy::Density);
+        assert!(warmed.expiry() >= longest.expiry() && warmed.covers(longest, Policy::Density));
+    }
+
     proptest! {
         #[test]
         fn credits_lose_less_than_a_thousandth(stamp in 0..=LAST_STAMP, pages in 0_u64..1 << 40) {
@@ -146,14 +175,15 @@ mod tests {
             depth in 0_u32..5000,
         ) {
             let (below, other) = (heat(a.0, a.1), heat(b.0, b.1));
-            let above = below.joined(other);
-            prop_assert!(above.covers(below) && above.covers(other));
-            prop_assert_eq!(below.covers(other), below == above);
-            for policy in [Policy::Lru, Policy::Depth] {
+            for policy in Policy::ALL {
+                let above = below.joined(other, policy);
+                prop_assert!(above.covers(below, policy) && above.covers(other, policy));
+                prop_assert_eq!(below.covers(other, policy), below == above);
                 prop_assert!(key(policy, above, depth) > key(policy, below, depth + 1));
+                prop_assert!(below.covers(below.at_most(5, 1000), policy));
             }
-            let cut = below.at_most(5, 1000);
-            prop_assert!(below.covers(cut) && above.at_most(5, 1000).covers(cut));
+            let (above, cut) = (below.joined(other, Policy::Depth), below.at_most(5, 1000));
+            prop_assert!(above.at_most(5, 1000).covers(cut, Policy::Depth));
             prop_assert!(cut.stamp() == a.0.min(5) && cut.credit() == below.credit().min(1000));
         }
 
@@ -161,10 +191,13 @@ mod tests {
         fn any_bits_are_a_heat((a, b) in any::<(u64, u64)>(), depth: u32) {
             let (a, b) = (Heat::from_bits(a), Heat::from_bits(b));
             prop_assert_eq!(Heat::from_bits(a.to_bits()), a);
-            let above = a.joined(b);
-            prop_assert!(above.credit() >= a.credit().max(b.credit()));
             let depth = depth.max(1);
-            prop_assert!(key(Policy::Depth, above, depth - 1) > key(Policy::Depth, a, depth));
+            for policy in Policy::ALL {
+                let above = a.joined(b, policy);
+                prop_assert!(above.covers(a, policy) && above.covers(b, policy));
+                prop_assert!(key(policy, above, depth - 1) > key(policy, a, depth));
+            }
+            prop_assert!(a.joined(b, Policy::Depth).credit() >= a.credit().max(b.credit()));
         }
     }
 }

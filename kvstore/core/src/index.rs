@@ -118,6 +118,12 @@ impl PageIndex {
         }
     }
 
+    /// A number that nobody outside can tell from the key, and that stays the page's when it is
+    /// forgotten and comes again.
+    pub(crate) fn hash_of(&self, space: SpaceId, key: &PageKey) -> u64 {
+        Self::hash(self.seed.rotate_left(17), space, key)
+    }
+
     /// A number that nobody outside can tell from the page's.
     pub(crate) fn priority(&self, id: PageId) -> u64 {
         let mixed = (u64::from(id.number()) ^ self.seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);

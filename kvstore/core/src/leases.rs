@@ -152,6 +152,7 @@ impl Core {
         }
         let domain = self.domain_of_space(body.space);
         let stamp = self.next_stamp(session);
+        self.note_length(session, stamp, body.keys.as_slice().len());
         if !self.domains.get(domain).may_prefetch() {
             let resident = self.resident_head(body.space, body.keys.as_slice());
             let reply = Reply::Prefetch(PrefetchReply { resident, started: 0 });

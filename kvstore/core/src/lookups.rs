@@ -74,6 +74,8 @@ impl Core {
         let keys = body.keys.as_slice();
         self.stats.lookups = self.stats.lookups.saturating_add(1);
         self.stats.lookup_keys = self.stats.lookup_keys.saturating_add(keys.len() as u64);
+        let stamp = self.next_stamp(session);
+        self.note_length(session, stamp, keys.len());
         let mut search = Search {
             session,
             request,
@@ -84,7 +86,7 @@ impl Core {
             guides: body.spaces.iter().map(|_| Guide::default()).collect(),
             hold_ms: body.hold_ms,
             held: Vec::new(),
-            stamp: self.next_stamp(session),
+            stamp,
         };
         if self.search(&mut search, keys, u32::MAX) {
             self.answer_search(search, actions);

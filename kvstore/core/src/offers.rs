@@ -100,6 +100,7 @@ impl Core {
         if let Some(page) = above {
             self.warm(page, Heat::new(stamp));
         }
+        self.note_length(session, stamp, body.first as usize + keys.len());
         let orphaned = body.parent.is_some() && above.is_none();
         let tip = Tip {
             session,
@@ -177,6 +178,9 @@ impl Core {
                 OfferOutcome::Wanted
             }
             Err(outcome) => {
+                if outcome == OfferOutcome::Full {
+                    self.note_declined(tip, key);
+                }
                 tip.declined = Some(outcome);
                 tip.above = None;
                 outcome
@@ -224,7 +228,7 @@ impl Core {
         let class = self.spaces.get(tip.space).class;
         // Standing as the last entry there could be: a tie is settled at the commit.
         let stands = self.index.order_key_of(Heat::new(tip.stamp), tip.depth);
-        if !self.may_fit(class, stands) {
+        if !self.may_fit(class, self.bar(class).map_or(stands, |bar| bar.min(stands))) {
             // Pages of another size may be worth less than these.
             self.frames.class_mut(class).starved = true;
             self.wake(class);

@@ -12,6 +12,10 @@ impl OrderKey {
         Self(u128::from(rank) << 64 | u128::from(!depth) << 32 | u128::from(page.number()))
     }
 
+    pub(crate) fn rank(self) -> u64 {
+        (self.0 >> 64) as u64
+    }
+
     pub(crate) fn page(self) -> PageId {
         PageId::from_number(self.0 as u32).expect("a key is made of a page's number")
     }

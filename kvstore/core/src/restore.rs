@@ -172,11 +172,12 @@ impl Core {
     fn enter_dram(&mut self, id: PageId, frame: FrameId, row: &RestoredPage) {
         let last = self.domains.get(self.domain_of_space(self.index[id].space)).last_stamp;
         // What DRAM had room for may have been more.
-        let credit = self.capacity_of(self.class_of(id)) / 2;
+        let credit = self.most_credit(self.class_of(id));
+        let policy = self.config.policy;
         let page = &mut self.index[id];
         // A descendant that came first has raised it already.
         let told = Heat::from_bits(row.heat);
-        let heat = told.at_most(last, credit).joined(page.heat);
+        let heat = told.at_most(last, credit).joined(page.heat, policy);
         page.heat = heat;
         page.set(Mark::Touched, true);
         let parent = page.parent;

@@ -102,8 +102,9 @@ impl Core {
         may
     }
 
-    /// Marks a page as used by the request `stamp`. One that was stored or used by another is
-    /// granted half a capacity for that: what came back once does so again.
+    /// Marks a page as used by the request `stamp`. By depth, one that was stored or used by
+    /// another is granted half a capacity for that: what came back once does so again. By density
+    /// it is granted what was learnt.
     pub(crate) fn touch(&mut self, page: PageId, stamp: u64) {
         let heat = self.index[page].heat;
         if heat.stamp() >= stamp {
@@ -111,15 +112,20 @@ impl Core {
         }
         let class = self.class_of(page);
         self.tick(self.frames.class(class).domain);
-        let is_again = self.config.policy == Policy::Depth && heat.stamp() > 0;
-        let credit = if is_again { self.capacity_of(class) / 2 } else { 0 };
-        self.warm(page, heat.joined(Heat::new(stamp)).with_credit(credit));
+        let is_again = heat.stamp() > 0;
+        let credit = match self.config.policy {
+            Policy::Depth if is_again => self.capacity_of(class) / 2,
+            Policy::Lru | Policy::Depth => 0,
+            Policy::Density => self.learnt_credit(page, stamp, is_again),
+        };
+        let used = Heat::new(stamp).with_credit(credit);
+        self.warm(page, heat.joined(used, self.config.policy));
     }
 
     /// Has a page be as dear as that. Those before it are used with it, so a page is never dearer
     /// than the one before it: raising stops where that holds already.
     pub(crate) fn warm(&mut self, page: PageId, heat: Heat) {
-        if self.index[page].heat.covers(heat) {
+        if self.index[page].heat.covers(heat, self.config.policy) {
             return;
         }
         self.raise(page, heat);
@@ -135,13 +141,14 @@ impl Core {
 
     fn raise(&mut self, id: PageId, heat: Heat) {
         self.index[id].set(Mark::Touched, true);
-        self.set_heat(id, self.index[id].heat.joined(heat));
+        self.set_heat(id, self.index[id].heat.joined(heat, self.config.policy));
     }
 
     /// The page's parent, if that is less dear, and what the page has.
     fn colder_parent(&self, id: PageId) -> Option<(PageId, Heat)> {
-        let page = &self.index[id];
-        let parent = page.parent.filter(|parent| !self.index[*parent].heat.covers(page.heat));
+        let (page, policy) = (&self.index[id], self.config.policy);
+        let covers = |parent: PageId| { self.index[parent].heat }.covers(page.heat, policy);
+        let parent = page.parent.filter(|parent| !covers(*parent));
         parent.map(|parent| (parent, page.heat))
     }
 

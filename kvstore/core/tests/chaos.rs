@@ -50,7 +50,7 @@ impl Faults {
 }
 
 fn policy() -> impl Strategy<Value = Policy> {
-    prop::sample::select(vec![Policy::Lru, Policy::Depth])
+    prop::sample::select(Policy::ALL.to_vec())
 }
 
 struct OpenOffer {

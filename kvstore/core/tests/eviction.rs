@@ -169,30 +169,116 @@ fn a_request_longer_than_the_tier_leaves_its_head() {
     }
 }
 
+/// Plays chains in turn and returns the hits of the last `counted` requests.
+fn hits_in_turns(policy: Policy, frames: u64, requests: &[Vec<PageKey>], counted: usize) -> usize {
+    let config = Config { slab_bytes: 2 * 4096, policy, ..Config::default() };
+    let mut world = World::with_frames(frames, config);
+    world.open(1, 1, Mode::ZeroCopy);
+    let space = world.open_space(1, 1, 4096, 4);
+    let mut hits = 0;
+    for (number, keys) in requests.iter().enumerate() {
+        let lease = number as u64;
+        let found = world.lookup(1, space, keys);
+        let pages = found.pages as usize;
+        hits += if number + counted >= requests.len() { pages } else { 0 };
+        world.fetch(1, lease, space, &keys[..pages], found.stamp, 1000);
+        world.release(1, lease, u32::MAX);
+        world.store(1, space, keys, pages, found.stamp);
+    }
+    hits
+}
+
+fn chain(name: u64, pages: u64) -> Vec<PageKey> {
+    (0..pages).map(|depth| key(name * 1000 + depth, 0)).collect()
+}
+
 /// Two conversations of six pages take turns in room for nine: who comes next finds three left by
 /// least recently used, which has kept all of the one before, and more by depth.
 #[test]
 fn where_not_all_conversations_fit_some_stay_by_depth() {
-    let hits = |policy| {
-        let config = Config { slab_bytes: 2 * 4096, policy, ..Config::default() };
-        let mut world = World::with_frames(9, config);
-        world.open(1, 1, Mode::ZeroCopy);
-        let space = world.open_space(1, 1, 4096, 4);
-        let chains = [10, 20].map(|from| (from..from + 6).map(|id| key(id, 0)).collect::<Vec<_>>());
-        let mut hits = 0;
-        for lease in 0..20 {
-            let keys = &chains[lease as usize % 2];
-            let found = world.lookup(1, space, keys);
-            let pages = found.pages as usize;
-            hits += pages;
-            world.fetch(1, lease, space, &keys[..pages], found.stamp, 1000);
-            world.release(1, lease, u32::MAX);
-            world.store(1, space, keys, pages, found.stamp);
-        }
-        hits
-    };
+    let turns: Vec<_> = (0..20).map(|turn| chain(1 + turn % 2, 6)).collect();
+    let hits = |policy| hits_in_turns(policy, 9, &turns, 20);
     let (lru, depth) = (hits(Policy::Lru), hits(Policy::Depth));
     assert!(depth >= 18 * 4 && lru <= depth - 18, "{depth} by depth, {lru} by use");
+}
+
+/// Ten conversations of twenty pages take turns in room for half of that: least recently used has
+/// none of who comes next, and by density some stay as a whole.
+#[test]
+fn where_not_all_conversations_fit_some_stay_by_density() {
+    let turns: Vec<_> = (0..600).map(|turn| chain(1 + turn % 10, 20)).collect();
+    let hits = |policy| hits_in_turns(policy, 100, &turns, 300);
+    let (lru, density) = (hits(Policy::Lru), hits(Policy::Density));
+    assert!(lru == 0 && density >= 300 * 20 / 4, "{density} by density, {lru} by use");
+}
+
+/// A conversation goes on between prompts that come once, more of which than DRAM has room for
+/// lie between two of its turns.
+#[test]
+fn what_comes_once_does_not_displace_what_comes_again_by_density() {
+    let turn = |turn: u64| if turn.is_multiple_of(8) { chain(1, 20) } else { chain(10 + turn, 20) };
+    let turns: Vec<_> = (0..800).map(turn).collect();
+    let hits = |policy| hits_in_turns(policy, 100, &turns, 400);
+    let (lru, density) = (hits(Policy::Lru), hits(Policy::Density));
+    assert!(lru == 0 && density >= 50 * 20 * 9 / 10, "{density} by density, {lru} by use");
+}
+
+/// Of each page in DRAM: where it stands by density, and how deep it lies.
+fn standing(world: &World) -> BTreeMap<PageKey, (u64, Reverse<u32>)> {
+    let rank = |heat: u64| {
+        let (stamp, code) = (heat & ((1 << 48) - 1), heat >> 48);
+        stamp + ((code & ((1 << 11) - 1)) << (code >> 11))
+    };
+    let rows = world.state.frames.values().flatten();
+    rows.map(|row| (row.key, (rank(row.heat), Reverse(row.depth)))).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None, cases: 24, ..ProptestConfig::default()
+    })]
+
+    /// How long pages are kept is learnt; that it is kept to, and who goes first, is not.
+    #[test]
+    fn by_density_nothing_that_was_promised_is_taken(
+        requests in prop::collection::vec(requests(), 2..4),
+        capacity in 4..20_u64,
+        slots in 1..9_u32,
+    ) {
+        let config = Config {
+            slab_bytes: 2 * 4096, policy: Policy::Density, notes: true, ..Config::default()
+        };
+        let mut world = World::with_frames(capacity, config);
+        world.open(1, 1, Mode::ZeroCopy);
+        let space = world.open_space(1, 1, 4096, slots);
+        let requests: Vec<_> = requests.into_iter().flatten().collect();
+        for (number, ids) in requests.iter().enumerate() {
+            let keys: Vec<PageKey> = ids.iter().map(|id| key(*id, 0)).collect();
+            let found = world.lookup(1, space, &keys);
+            let (hits, lease) = (found.pages as usize, number as u64);
+            world.fetch(1, lease, space, &keys[..hits], found.stamp, 1000);
+            world.release(1, lease, u32::MAX);
+            for start in (hits..keys.len()).step_by(slots as usize) {
+                let end = keys.len().min(start + slots as usize);
+                // By now something was learnt: as many pages as there is room for were used.
+                let has_learnt = world.core.newest_stamp().0 > capacity + 3;
+                let before = standing(&world);
+                world.store(1, space, &keys[..end], start, found.stamp);
+                let (after, clock) = (standing(&world), world.core.newest_stamp().0);
+                // What the new pages hang from is kept for as long as they are.
+                let stayed = before.iter().filter(|(key, _)| {
+                    after.contains_key(*key) && !keys[..end].contains(key)
+                });
+                let coldest = stayed.map(|(_, stands)| *stands).min();
+                for (_, gone) in before.iter().filter(|(key, _)| !after.contains_key(*key)) {
+                    prop_assert!(coldest.is_none_or(|coldest| *gone <= coldest), "the coldest goes");
+                    prop_assert!(!has_learnt || gone.0 <= clock, "and no promise is broken");
+                    prop_assert_eq!(after.len() as u64, capacity, "and only where there is no room");
+                }
+                prop_assert!(after.len() >= before.len());
+            }
+        }
+    }
 }
 
 /// The clock of the stamps, and what each page of the space was granted, by depth.
@@ -236,7 +322,7 @@ fn only_who_comes_back_is_granted_anything() {
 
 #[test]
 fn what_has_ended_leaves_first_however_deep_others_lie() {
-    for policy in [Policy::Lru, Policy::Depth] {
+    for policy in Policy::ALL {
         let config = Config { slab_bytes: 2 * 4096, policy, ..Config::default() };
         let mut world = World::with_frames(16, config);
         world.open(1, 1, Mode::ZeroCopy);
@@ -256,7 +342,7 @@ fn what_has_ended_leaves_first_however_deep_others_lie() {
 
 #[test]
 fn a_prefetch_ends_before_it_displaces_what_it_has_brought() {
-    for policy in [Policy::Lru, Policy::Depth] {
+    for policy in Policy::ALL {
         let sizes = [size(100, 9, 16)];
         let settings = Config { policy, ..config(&sizes) };
         let mut world = World::with_devices_in(settings, 4, &sizes);

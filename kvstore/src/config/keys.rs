@@ -161,8 +161,8 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "policy.eviction",
         default: "\"lru\"",
-        allowed: "\"lru\" or \"depth\"",
-        what: "Order in which pages leave DRAM, tail of a prefix first in either: `lru` is least recently used; `depth` keeps the beginnings of prefixes, and pages that were used again, for longer, so that some conversations stay whole where not all find room.",
+        allowed: "\"lru\", \"depth\" or \"density\"",
+        what: "Order in which pages leave DRAM, tail of a prefix first in each: `lru` is least recently used; `depth` keeps the beginnings of prefixes, and pages that were used again, for longer, so that some conversations stay whole where not all find room; `density` learns from the traffic for how long pages are worth keeping, and has new ones wait until those before have had that.",
     },
     Key {
         name: "policy.demote_ahead",

@@ -238,7 +238,7 @@ fn core_config(
         limits: Limits { max_pages: 4096, max_sessions: 64, ..Limits::default() },
         seed: rng.u64(..),
         step_pages: rng.u32(1..=8),
-        policy: if rng.bool() { Policy::Lru } else { Policy::Depth },
+        policy: Policy::ALL[rng.usize(..Policy::ALL.len())],
         ..Config::default()
     }
 }
