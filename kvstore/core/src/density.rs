@@ -1,3 +1,4 @@
+use crate::index::PageIndex;
 use crate::learner::{Kind, Learner};
 use crate::offers::Tip;
 use crate::order::OrderKey;
@@ -60,7 +61,7 @@ impl Core {
     pub(crate) fn learnt_credit(&mut self, id: PageId, stamp: u64, is_again: bool) -> u64 {
         let page = &self.index[id];
         let (depth, stays) = (page.depth, page.has_frame());
-        let (class, hash) = (self.class_of(id), self.index.hash_of(page.space, &page.key));
+        let (class, hash) = (self.class_of(id), PageIndex::hash_of(page.space, &page.key));
         let kind = self.kind_of(class, stamp, (is_again, depth));
         self.observe(class, hash, stamp, kind);
         let learner = self.frames.class(class).learner.as_ref();
@@ -77,7 +78,7 @@ impl Core {
         if self.config.policy == Policy::Density {
             let class = self.spaces.get(tip.space).class;
             let kind = self.kind_of(class, tip.stamp, (false, tip.depth));
-            let hash = self.index.hash_of(tip.space, key);
+            let hash = PageIndex::hash_of(tip.space, key);
             self.tick(self.frames.class(class).domain);
             self.observe(class, hash, tip.stamp, kind);
         }

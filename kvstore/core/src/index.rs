@@ -118,10 +118,10 @@ impl PageIndex {
         }
     }
 
-    /// A number that nobody outside can tell from the key, and that stays the page's when it is
-    /// forgotten and comes again.
-    pub(crate) fn hash_of(&self, space: SpaceId, key: &PageKey) -> u64 {
-        Self::hash(self.seed.rotate_left(17), space, key)
+    /// A number that stays the page's when it is forgotten and comes again, and over restarts:
+    /// what hangs on it is the same wherever the same is asked.
+    pub(crate) fn hash_of(space: SpaceId, key: &PageKey) -> u64 {
+        Self::hash(0x2545_f491_4f6c_dd1d, space, key)
     }
 
     /// A number that nobody outside can tell from the page's.
