@@ -82,6 +82,12 @@ pub enum BenchError {
         /// What happened.
         problem: String,
     },
+    /// The daemon does not record for us.
+    #[error("{problem}")]
+    Record {
+        /// What it said.
+        problem: String,
+    },
     /// Ctrl-C, or a request to terminate. What was made is removed.
     #[error("interrupted")]
     Interrupted,
@@ -97,6 +103,7 @@ impl BenchError {
             Self::DaemonGone { .. }
                 | Self::Device(_)
                 | Self::Measure { .. }
+                | Self::Record { .. }
                 | Self::System { .. }
                 | Self::Interrupted
         )

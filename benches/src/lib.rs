@@ -19,6 +19,7 @@ mod longctx;
 mod median;
 mod plan;
 mod progress;
+mod record;
 mod replay;
 pub mod replay_defaults;
 mod size;
@@ -42,6 +43,7 @@ pub use plan::{
     CoreHits, CoreReplay, CoreTiers, Cost, PlanHits, PlanOptions, PlanReport, PlanRow, Prices,
     Speed, Traffic, Wear, Writes, plan,
 };
+pub use record::{RecordOptions, RecordReport, record};
 pub use replay::{
     FleetMember, FleetOptions, FleetReport, HitPages, LookupTimes, ReplayOptions, ReplayReport,
     replay, replay_by_fleet,

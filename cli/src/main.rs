@@ -7,6 +7,7 @@ mod mounts;
 mod outcome;
 mod plan;
 mod purge;
+mod record;
 mod serve;
 mod status;
 
@@ -29,6 +30,7 @@ use std::process::ExitCode;
   undercroft bench replay                 replay generated traffic through a daemon of its own
   undercroft bench limits                 compare with what this machine could do at best
   undercroft bench longctx                what long contexts gain by being kept, with a picture
+  undercroft record --out FILE --for 1h   record a daemon's traffic, as a trace
   undercroft plan --trace FILE            how much DRAM and SSD this traffic is worth
 
 Exit codes: 0 done; 1 it ran and the result is bad (wrong bytes, no answer); 2 it could not start
@@ -53,6 +55,8 @@ enum Command {
     Inspect(inspect::Inspect),
     /// Measure: replay traffic, restore long contexts, or compare with the machine's own limits.
     Bench(bench::Bench),
+    /// Record a daemon's traffic as a trace to plan with.
+    Record(record::Record),
     /// Find out how much DRAM and SSD some traffic is worth.
     Plan(Box<plan::Plan>),
 }
@@ -67,6 +71,7 @@ fn main() -> ExitCode {
         Command::Purge(purge) => purge.run(),
         Command::Inspect(inspect) => inspect.run(),
         Command::Bench(bench) => bench.run(),
+        Command::Record(record) => record.run(),
         Command::Plan(plan) => plan.run(),
     };
     outcome.map_or_else(|failure| failure.report(), Outcome::code)

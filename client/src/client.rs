@@ -6,14 +6,15 @@ use crate::keeper;
 use crate::options::{ConnectOptions, Wait};
 use crate::shared::Shared;
 use crate::space::{SpaceHandle, SpaceState, open};
-use crate::{ConnectError, MissReason, OpenError, PartWatcher, PurgeError};
+use crate::{ConnectError, MissReason, OpenError, PartWatcher, PurgeError, RecordError};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use undercroft_gpu_shim::cuda::{CudaDevice, CudaError};
 use undercroft_wire::{
-    Epoch, Mode, Purge, Purged, Refused, Reply, Request, SessionId, Space, StatusReport, Welcome,
+    Epoch, Mode, Purge, Purged, Recorded, Refused, Reply, Request, SessionId, Space, StatusReport,
+    Welcome,
 };
 
 /// A connection to the daemon of this node, kept up behind the caller's back. Cheap to clone; all
@@ -192,6 +193,25 @@ impl Client {
                 Err(PurgeError::Refused { reason, detail })
             }
             other => Err(PurgeError::Unanswered(not_expected(&connection, &other, "a purge"))),
+        }
+    }
+
+    /// What all others looked up and offered since the call before. The first call begins a
+    /// recording, which ends with the connection.
+    ///
+    /// # Errors
+    /// The daemon refused, as there is another recording or nothing this process may record; or it
+    /// did not answer in time.
+    pub fn record(&self, deadline: Duration) -> Result<Recorded, RecordError> {
+        let until = from_now(deadline);
+        let connection = self.inner.connection().map_err(RecordError::Unanswered)?;
+        let reply = connection.call(&Request::Record, Expects::Reply, until);
+        match reply.map_err(RecordError::Unanswered)? {
+            Reply::Recorded(recorded) => Ok(recorded),
+            Reply::Refused(Refused { reason, detail }) => {
+                Err(RecordError::Refused { reason, detail })
+            }
+            other => Err(RecordError::Unanswered(not_expected(&connection, &other, "a recording"))),
         }
     }
 

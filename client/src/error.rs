@@ -138,3 +138,20 @@ pub enum PurgeError {
     #[error("the purge was not answered: {0}")]
     Unanswered(MissReason),
 }
+
+/// Why nothing was recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum RecordError {
+    /// The daemon refused it.
+    #[error("the daemon refused to record ({reason:?}): {detail}")]
+    Refused {
+        /// Why.
+        reason: RefusedReason,
+        /// The daemon's words.
+        detail: String,
+    },
+    /// The daemon could not be asked, or did not answer in time.
+    #[error("the recording was not answered: {0}")]
+    Unanswered(MissReason),
+}

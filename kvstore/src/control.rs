@@ -5,6 +5,7 @@ mod fitting;
 mod greeting;
 mod inheriting;
 mod purging;
+mod recording;
 mod silence;
 mod spaces;
 
@@ -30,6 +31,7 @@ use crate::store;
 use crate::succession::Succession;
 use crate::takeover::Bequest;
 use crate::turns::Whose;
+use recording::Recordings;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::ops::ControlFlow;
@@ -103,6 +105,7 @@ pub(crate) struct Control {
     /// Whether a socket unit of the service manager listens beside it.
     has_socket_unit: bool,
     pub(crate) purging: Purging,
+    recording: Recordings,
     /// The newest purge that the core was told is over.
     purged: PurgeId,
     /// The pages of a purge are gone since that was looked at.
@@ -166,6 +169,7 @@ impl Control {
             purged,
             purge_swept: false,
             purging: parts.purging,
+            recording: Recordings::default(),
             successor: None,
             leaving: Arc::new(Notify::new()),
         }
@@ -476,6 +480,7 @@ impl Control {
             Request::Ping => self.reply(id, request, &Reply::Done),
             Request::TakeOver => self.hand_over(id, request),
             Request::Purge(purge) => self.purge(id, request, purge),
+            Request::Record => self.record(id, request),
             _ if self.sessions.get(&id).is_none_or(|session| session.domain.is_none()) => {
                 let detail = "no domain is for this user: there are no pages to ask for";
                 self.refuse(id, request, RefusedReason::Denied, detail);
@@ -495,7 +500,10 @@ impl Control {
                     self.reply(id, request, &Reply::Done);
                 }
             }
-            body => self.feed(Event::Request { session: id, request, body }),
+            body => {
+                self.note_traffic(id, body);
+                self.feed(Event::Request { session: id, request, body });
+            }
         }
         match message {
             Request::Release(release) => self.bury_if_done(release.session),

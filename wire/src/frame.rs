@@ -1,8 +1,8 @@
 use crate::message::{
     BoardAdded, Commit, CommitReply, DropHold, Fetch, FetchEnd, FetchReady, Give, Given, Heirloom,
     Hello, Hint, Lookup, LookupReply, Missed, Offer, OfferReply, OpenSpace, PartAdded, PartLetGo,
-    PartRetired, Prefetch, PrefetchReply, Purge, Purged, Refused, Release, Reply, Request,
-    SpaceOpened, Take, TakenHold, Welcome,
+    PartRetired, Prefetch, PrefetchReply, Purge, Purged, Recorded, Refused, Release, Reply,
+    Request, SpaceOpened, Take, TakenHold, Welcome,
 };
 use crate::{
     DecodeError, GpuReport, MAX_GPU_TEXT_BYTES, MAX_SPACES_PER_LOOKUP, MAX_TEXT_BYTES, RequestId,
@@ -136,6 +136,7 @@ pub fn encode_request(out: &mut Vec<u8>, request: RequestId, message: &Request<'
         Request::TakeOver => put(out, 17, request, &()),
         Request::Gpu(body) => put(out, 18, request, body),
         Request::Missed(body) => put(out, 19, request, body),
+        Request::Record => put(out, 20, request, &()),
     }
 }
 
@@ -167,6 +168,7 @@ pub fn decode_request<'a>(
         17 => take::<()>(header, body).map(|()| Request::TakeOver)?,
         18 => Request::Gpu(check_gpu(take::<GpuReport>(header, body)?)?),
         19 => Request::Missed(take::<Missed>(header, body)?),
+        20 => take::<()>(header, body).map(|()| Request::Record)?,
         found => return Err(DecodeError::Kind { found }),
     };
     Ok((header.request, message))
@@ -243,6 +245,7 @@ pub fn encode_reply(out: &mut Vec<u8>, request: RequestId, message: &Reply) {
         Reply::TakenHold(body) => put(out, 116, request, body),
         Reply::Purged(body) => put(out, 117, request, body),
         Reply::Heirloom(body) => put(out, 118, request, body),
+        Reply::Recorded(body) => put(out, 119, request, body),
     }
 }
 
@@ -270,6 +273,7 @@ pub fn decode_reply(header: &Header, body: &[u8]) -> Result<Decoded<Reply>, Deco
         116 => Reply::TakenHold(take::<TakenHold>(header, body)?),
         117 => Reply::Purged(take::<Purged>(header, body)?),
         118 => Reply::Heirloom(take::<Heirloom>(header, body)?),
+        119 => Reply::Recorded(take::<Recorded>(header, body)?),
         found => return Err(DecodeError::Kind { found }),
     };
     Ok((header.request, message))

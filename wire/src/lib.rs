@@ -36,7 +36,8 @@ pub use message::{
     BoardAdded, Commit, CommitReply, DropHold, Fetch, FetchEnd, FetchReady, FetchSource, Gift,
     Give, Given, Heirloom, Hello, Hint, HintKind, Lookup, LookupReply, Missed, Mode, Offer,
     OfferReply, OpenSpace, PartAdded, PartLetGo, PartRetired, Prefetch, PrefetchReply, Purge,
-    Purged, Refused, RefusedReason, Release, Reply, Request, SpaceOpened, Take, TakenHold, Welcome,
+    Purged, Recorded, RecordedRun, Refused, RefusedReason, Release, Reply, Request, SpaceOpened,
+    Take, TakenHold, Welcome,
 };
 pub use page::{
     CommitOutcome, Extent, FetchOutcome, OfferOutcome, Origin, PageIdentity, PagePlace, PurgeScope,

@@ -255,6 +255,9 @@ pub enum Request<'a> {
     Gpu(GpuReport),
     /// Comes in front of what the client has to say anyway, or after a while without.
     Missed(Missed),
+    /// What others looked up and offered since it was asked the last time; the first of a session
+    /// begins a recording, which ends with the session.
+    Record,
 }
 
 /// Answer to a hello. The domain's board follows as [`BoardAdded`], then the arena's parts as
@@ -399,6 +402,35 @@ pub struct TakenHold {
     pub pages: u32,
 }
 
+/// What was looked up and offered, oldest first. There may be more to ask for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Recorded {
+    /// Lookups and offers that found no room to be kept, since the recording began.
+    pub dropped: u64,
+    /// What each of the others asked for.
+    pub runs: Vec<RecordedRun>,
+}
+
+/// The pages of a lookup or an offer. They have names of this recording, drawn from a secret that
+/// nobody keeps: equal ones are equal pages, and no name can be told from a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecordedRun {
+    /// When, milliseconds since the recording began.
+    pub at_ms: u64,
+    /// Whether it was a lookup; else an offer.
+    pub is_lookup: bool,
+    /// Whose domain, numbered from 0 as they come.
+    pub domain: u32,
+    /// Tokens of a page.
+    pub page_tokens: u32,
+    /// Distance of the first page from the start of its chain.
+    pub first: u32,
+    /// The page before the first one.
+    pub parent: Option<u64>,
+    /// The pages, in prefix order.
+    pub pages: Vec<u64>,
+}
+
 /// What a purge has removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Purged {
@@ -470,4 +502,5 @@ pub enum Reply {
     TakenHold(TakenHold),
     Purged(Purged),
     Heirloom(Heirloom),
+    Recorded(Recorded),
 }

@@ -229,6 +229,7 @@ impl Core {
             | Request::PartLetGo(_)
             | Request::Gpu(_)
             | Request::Purge(_)
+            | Request::Record
             | Request::TakeOver => {
                 let detail = "not a question for the core";
                 self.refuse(session, request, RefusedReason::Invalid, detail, actions);

@@ -86,6 +86,7 @@ impl Control {
             self.staging_maker.let_go(staging);
         }
         self.let_all_go(id);
+        self.recording.session_over(id);
         if greeted {
             self.feed(Event::SessionClosed { session: id });
             self.flush_all();

@@ -26,6 +26,7 @@ impl Control {
             Ok(space) => space,
             Err(refused) => return self.refuse(id, request, refused.reason, &refused.detail),
         };
+        self.recording.page_tokens.insert(space, open.space.family.page_tokens);
         let Some(session) = self.sessions.get(&id) else { return };
         if let Some(staging) = session.staging.get(&space) {
             let slots = staging.slots();

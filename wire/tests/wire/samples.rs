@@ -92,6 +92,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request<'static>)> {
         ("purge-space", Request::Purge(purge(Some(SpaceDigest(key(3).0)), None))),
         ("purge-writer", Request::Purge(Purge { domain: None, ..purge(None, Some(1_000)) })),
         ("take-over", Request::TakeOver),
+        ("record", Request::Record),
     ]
 }
 
@@ -166,8 +167,23 @@ pub(crate) fn replies() -> Vec<(&'static str, Reply)> {
                 missed: vec!["/srv/b".to_owned()],
             }),
         ),
+        ("recorded", Reply::Recorded(recorded())),
         ("heirloom", Reply::Heirloom(Heirloom { name: "undercroft-state".to_owned() })),
     ]
+}
+
+fn recorded() -> Recorded {
+    let run = RecordedRun {
+        at_ms: 61_000,
+        is_lookup: true,
+        domain: 1,
+        page_tokens: 16,
+        first: 0,
+        parent: None,
+        pages: vec![WIDE, 7],
+    };
+    let offer = RecordedRun { is_lookup: false, first: 2, parent: Some(7), ..run.clone() };
+    Recorded { dropped: 300, runs: vec![run, offer] }
 }
 
 fn status() -> StatusReport {

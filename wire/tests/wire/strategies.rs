@@ -190,6 +190,7 @@ fn between_sessions() -> impl Strategy<Value = Request<'static>> {
         gpu().prop_map(Request::Gpu),
         any::<u32>().prop_map(|lookups| Request::Missed(Missed { lookups })),
         purge.prop_map(Request::Purge),
+        Just(Request::Record),
     ]
 }
 
@@ -545,6 +546,14 @@ pub(crate) fn reply() -> impl Strategy<Value = Reply> {
     ]
 }
 
+fn recorded_run() -> impl Strategy<Value = RecordedRun> {
+    let numbers = any::<(u64, bool, u32, u32, u32, Option<u64>)>();
+    (numbers, prop::collection::vec(any::<u64>(), 0..5)).prop_map(|(numbers, pages)| {
+        let (at_ms, is_lookup, domain, page_tokens, first, parent) = numbers;
+        RecordedRun { at_ms, is_lookup, domain, page_tokens, first, parent, pages }
+    })
+}
+
 fn outliving() -> impl Strategy<Value = Reply> {
     prop_oneof![
         any::<u64>().prop_map(|bytes| Reply::BoardAdded(BoardAdded { bytes })),
@@ -558,5 +567,7 @@ fn outliving() -> impl Strategy<Value = Reply> {
             }
         ),
         text().prop_map(|name| Reply::Heirloom(Heirloom { name })),
+        (any::<u64>(), prop::collection::vec(recorded_run(), 0..3))
+            .prop_map(|(dropped, runs)| Reply::Recorded(Recorded { dropped, runs })),
     ]
 }
