@@ -17,4 +17,5 @@ pub use options::ReplayOptions;
 pub(crate) use output::{Output, csv_text, json_text};
 pub use report::{HitPages, LookupTimes, ReplayReport};
 pub(crate) use space::geometry;
+pub use space::replay_keys;
 pub(crate) use tally::Line;

@@ -1,5 +1,6 @@
 use super::log::{LOW_WATER_SEGMENTS, Log, Place};
 use std::collections::VecDeque;
+use std::sync::Arc;
 use undercroft_core::{
     Action, AppendOutcome, Config, ConfigError, CopyOutcome, Core, DeviceConfig, Event, Limits,
     Micros, Policy, ProcessId, ReadOutcome, Stats,
@@ -56,7 +57,7 @@ pub struct CoreReplay {
     answers: Answers,
     lease: LeaseId,
     /// By page number.
-    keys: Vec<PageKey>,
+    keys: Arc<[PageKey]>,
     /// Of the request under way.
     run: Vec<PageKey>,
 }
@@ -73,11 +74,12 @@ struct Answers {
 }
 
 impl CoreReplay {
-    /// An empty cache for a trace of so many distinct pages.
+    /// An empty cache for a trace whose pages have these keys, by number
+    /// ([`replay_keys`](crate::replay_keys)).
     ///
     /// # Errors
     /// More pages than a core can know.
-    pub fn new(tiers: &CoreTiers, distinct_pages: u64) -> Result<Self, ConfigError> {
+    pub fn new(tiers: &CoreTiers, keys: Arc<[PageKey]>) -> Result<Self, ConfigError> {
         let has_ssd = tiers.ssd_pages > 0;
         let device = DeviceConfig {
             capacity_bytes: tiers.ssd_pages * FRAME,
@@ -85,7 +87,7 @@ impl CoreReplay {
             read_bytes_per_s: 1 << 30,
             read_latency_us: 100,
         };
-        let max_pages = u32::try_from(distinct_pages + SPARE_PAGES).unwrap_or(u32::MAX);
+        let max_pages = u32::try_from(keys.len() as u64 + SPARE_PAGES).unwrap_or(u32::MAX);
         let config = Config {
             devices: has_ssd.then_some(device).into_iter().collect(),
             policy: tiers.policy,
@@ -101,7 +103,7 @@ impl CoreReplay {
             actions: Vec::new(),
             answers: Answers::default(),
             lease: LeaseId(0),
-            keys: (0..distinct_pages).map(key_of).collect(),
+            keys,
             run: Vec::new(),
         };
         replay.open(tiers.dram_pages);
@@ -323,12 +325,4 @@ impl Answers {
             _ => {}
         }
     }
-}
-
-/// Spreads over the index as real keys do.
-fn key_of(page: u64) -> PageKey {
-    let mut bytes = [0; 32];
-    bytes[..8].copy_from_slice(&page.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
-    bytes[8..16].copy_from_slice(&page.to_le_bytes());
-    PageKey(bytes)
 }

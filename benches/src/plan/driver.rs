@@ -4,7 +4,7 @@ use super::outcome::{Clock, Outcome, hits_without_bounds, play, without};
 use super::report::{PlanHits, PlanReport, PlanRow, Speed, Traffic, Writes};
 use super::text::{assumptions, notes};
 use crate::interrupt::Interrupt;
-use crate::replay::{Line, Output, csv_text, json_text};
+use crate::replay::{Line, Output, csv_text, json_text, replay_keys};
 use crate::{BenchError, Trace, progress};
 use indicatif::ProgressBar;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -24,7 +24,7 @@ pub fn plan(options: &PlanOptions) -> Result<PlanReport, BenchError> {
     let steps = checked.requests as u64 * checked.pairs.len() as u64;
     let bar = progress::bar(steps, "requests");
     let (since, cpu_before) = (Instant::now(), processor_time());
-    let clock = Clock { options, checked: &checked };
+    let clock = Clock { options, checked: &checked, keys: replay_keys(&trace).into() };
     let outcomes = play_all(&trace, &clock, &bar, &interrupt)?;
     let (wall, cpu) = (since.elapsed(), processor_time() - cpu_before);
     bar.finish_and_clear();
@@ -114,7 +114,7 @@ struct Amounts {
 }
 
 fn report(trace: &Trace, clock: &Clock<'_>, outcomes: &[Outcome]) -> PlanReport {
-    let Clock { options, checked } = *clock;
+    let Clock { options, checked, .. } = clock;
     let traffic = traffic(trace, options, checked);
     let seconds = Some(traffic.duration_s).filter(|seconds| *seconds > 0.0);
     let amounts = Amounts { tokens: traffic.input_tokens as f64, seconds };

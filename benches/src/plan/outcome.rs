@@ -1,17 +1,21 @@
 use super::core_replay::{CoreHits, CoreReplay, CoreTiers};
 use super::options::{Checked, PlanOptions, SizePair};
 use crate::{BenchError, Trace, TraceRequest};
+use std::sync::Arc;
 use undercroft_core::Micros;
+use undercroft_wire::PageKey;
 
 /// How often somebody looks at how far it is.
 const LOOK_EVERY: usize = 64;
 const MS_PER_MINUTE: u64 = 60_000;
 
 /// How long requests take, in a model of one engine with nothing else to do.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Clock<'a> {
     pub(super) options: &'a PlanOptions,
     pub(super) checked: &'a Checked,
+    /// Of the trace's pages.
+    pub(super) keys: Arc<[PageKey]>,
 }
 
 /// What a request costs.
@@ -31,7 +35,7 @@ impl Clock<'_> {
     /// The pages found are loaded, each tier's at its bandwidth; then the tokens that were not found
     /// are computed, the last one of the prompt always.
     pub(super) fn took(&self, request: TraceRequest<'_>, hits: CoreHits) -> Took {
-        let Self { options, checked } = self;
+        let Self { options, checked, .. } = self;
         let page_bytes = checked.page_bytes() as f64;
         let load_s = f64::from(hits.dram) * page_bytes / options.dram_bytes_per_s
             + f64::from(hits.ssd) * page_bytes / options.ssd_bytes_per_s;
@@ -141,7 +145,7 @@ pub(super) fn play(
     clock: &Clock<'_>,
     mut look: impl FnMut(usize) -> Result<(), BenchError>,
 ) -> Result<Outcome, BenchError> {
-    let mut replay = core(trace, pair, clock)?;
+    let mut replay = core(pair, clock)?;
     let mut outcome = Outcome::default();
     let mut minutes = Minutes::default();
     let written = |replay: &CoreReplay| {
@@ -170,14 +174,14 @@ pub(super) fn play(
     Ok(outcome)
 }
 
-fn core(trace: &Trace, pair: &SizePair, clock: &Clock<'_>) -> Result<CoreReplay, BenchError> {
+fn core(pair: &SizePair, clock: &Clock<'_>) -> Result<CoreReplay, BenchError> {
     let tiers = CoreTiers {
         policy: clock.options.policy,
         dram_pages: pair.dram_pages,
         ssd_pages: pair.ssd_pages,
         ssd_segments: clock.options.ssd_segments,
     };
-    CoreReplay::new(&tiers, trace.stats().distinct)
+    CoreReplay::new(&tiers, Arc::clone(&clock.keys))
         .map_err(|error| BenchError::Option { option: "--trace", problem: error.to_string() })
 }
 

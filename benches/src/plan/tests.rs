@@ -1,7 +1,9 @@
 #![expect(clippy::unwrap_used, reason = "a failed unwrap fails the test")]
 
 use super::*;
-use crate::{BenchError, ByteSize, ExactLru, GeneratorOptions, TierSize, Trace, generate};
+use crate::{
+    BenchError, ByteSize, ExactLru, GeneratorOptions, TierSize, Trace, generate, replay_keys,
+};
 use std::path::Path;
 use undercroft_core::{Micros, Policy};
 
@@ -10,7 +12,7 @@ fn tiers(policy: Policy, dram_pages: u64, ssd_pages: u64) -> CoreTiers {
 }
 
 fn play(trace: &Trace, tiers: &CoreTiers) -> Vec<CoreHits> {
-    let mut replay = CoreReplay::new(tiers, trace.stats().distinct).unwrap();
+    let mut replay = CoreReplay::new(tiers, replay_keys(trace).into()).unwrap();
     let at = |timestamp_ms: u64| Micros(timestamp_ms * 1000);
     let play =
         |request: crate::TraceRequest<'_>| replay.request(at(request.timestamp_ms), request.pages);

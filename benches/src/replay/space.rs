@@ -1,5 +1,7 @@
 use crate::{BenchError, PageContent, Trace};
-use undercroft_wire::{DomainId, Dtype, Family, Geometry, PageKey, Rank, Space, SpaceDigest};
+use undercroft_wire::{
+    DomainId, Dtype, FRAME_ALIGN, Family, Geometry, PageKey, Rank, Space, SpaceDigest,
+};
 
 /// Fragments smaller than this are unlike any engine's, so pages are not cut finer.
 const LEAST_FRAGMENT_BYTES: u32 = 4096;
@@ -19,22 +21,8 @@ impl Content {
     pub(super) fn new(trace: &Trace, page_bytes: u32) -> Result<Self, BenchError> {
         let geometry = geometry(page_bytes)
             .map_err(|e| BenchError::Option { option: "--page-bytes", problem: e.to_string() })?;
-        let family = Family {
-            // Ids mean something inside one trace only, so the trace is the model.
-            model: *trace.digest(),
-            adapter: [0; 32],
-            dtype: Dtype::Bf16,
-            quantization: "none".to_owned(),
-            attention: "bench replay".to_owned(),
-            layout: "bench replay".to_owned(),
-            layers: geometry.layers(),
-            kv_heads: 8,
-            page_tokens: PAGE_TOKENS,
-        };
-        let family_digest = family.digest();
-        // A trace's id names a whole prefix, which is what an engine's own block hash does.
-        let key = |id: &u64| PageKey::from_engine_hash(&family_digest, &id.to_le_bytes());
-        let keys = trace.names().iter().map(key).collect();
+        let family = family(trace, geometry);
+        let keys = keys_in(&family, trace);
         let space = Space { family, rank: Rank::Shared, group: 0, geometry };
         let digest = space.digest();
         Ok(Self { space, domain: DomainId::named("default"), digest, keys })
@@ -47,6 +35,36 @@ impl Content {
     pub(super) fn of(&self, page: u32) -> PageContent {
         PageContent::new(&self.domain, &self.digest, self.space.rank, &self.key(page))
     }
+}
+
+fn family(trace: &Trace, geometry: Geometry) -> Family {
+    Family {
+        // Ids mean something inside one trace only, so the trace is the model.
+        model: *trace.digest(),
+        adapter: [0; 32],
+        dtype: Dtype::Bf16,
+        quantization: "none".to_owned(),
+        attention: "bench replay".to_owned(),
+        layout: "bench replay".to_owned(),
+        layers: geometry.layers(),
+        kv_heads: 8,
+        page_tokens: PAGE_TOKENS,
+    }
+}
+
+fn keys_in(family: &Family, trace: &Trace) -> Vec<PageKey> {
+    let digest = family.digest();
+    // A trace's id names a whole prefix, which is what an engine's own block hash does.
+    let key = |id: &u64| PageKey::from_engine_hash(&digest, &id.to_le_bytes());
+    trace.names().iter().map(key).collect()
+}
+
+/// By page number: the keys that a replay with pages of 4 KiB gives a trace's pages. What a policy
+/// learns may hang on them.
+#[must_use]
+pub fn replay_keys(trace: &Trace) -> Vec<PageKey> {
+    let geometry = geometry(FRAME_ALIGN).expect("a page of one frame is possible");
+    keys_in(&family(trace, geometry), trace)
 }
 
 /// A page cut into as many layers as a real model of its size would have.
