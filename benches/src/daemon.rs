@@ -9,6 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use undercroft_client::{Client, ConnectError, ConnectOptions, Wait};
+use undercroft_core::{Admission, Policy};
 
 /// The longest socket path the system takes, bytes.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -31,7 +32,8 @@ pub(crate) struct DaemonPlan {
     pub(crate) arena_bytes: u64,
     pub(crate) part_bytes: u64,
     pub(crate) staging_bytes: u64,
-    pub(crate) policy: &'static str,
+    pub(crate) policy: Policy,
+    pub(crate) admission: Admission,
     pub(crate) ssd: Option<SsdPlan>,
 }
 
@@ -131,12 +133,13 @@ impl Daemon {
         let mut text = format!(
             "[server]\nsocket = {}\nmetrics = \"off\"\n\n\
              [arena]\nsize = {}\npart = {}\nstaging = {}\n\n\
-             [policy]\neviction = {}\n",
+             [policy]\neviction = {}\nadmission = {}\n",
             quoted(&self.socket()),
             plan.arena_bytes,
             plan.part_bytes,
             plan.staging_bytes,
-            toml_text(plan.policy),
+            toml_text(plan.policy.name()),
+            toml_text(&plan.admission.to_string()),
         );
         let depth = plan.ssd.as_ref().and_then(|ssd| ssd.depth);
         if let Some(depth) = depth {
@@ -288,7 +291,8 @@ mod tests {
             arena_bytes: 1 << 20,
             part_bytes: 1 << 20,
             staging_bytes: 4096,
-            policy: "lru",
+            policy: Policy::Lru,
+            admission: Admission::Demote,
             ssd: None,
         }
     }

@@ -50,4 +50,4 @@ pub use replay::{
 };
 pub use size::{ByteSize, SizeError, TierSize};
 pub use trace::{MAX_REQUEST_PAGES, RawRequest, Trace, TraceReader, TraceRequest, TraceStats};
-pub use undercroft_core::{Micros, Policy};
+pub use undercroft_core::{Admission, Micros, Policy};

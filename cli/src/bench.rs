@@ -6,8 +6,9 @@ use crate::outcome::{Failure, Outcome};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 use undercroft_benches::{
-    BenchError, ByteSize, CallerOptions, EchoOptions, FleetOptions, LimitsOptions, Policy,
-    ReplayOptions, TierSize, caller, echo_peer, limits, replay, replay_by_fleet, replay_defaults,
+    Admission, BenchError, ByteSize, CallerOptions, EchoOptions, FleetOptions, LimitsOptions,
+    Policy, ReplayOptions, TierSize, caller, echo_peer, limits, replay, replay_by_fleet,
+    replay_defaults,
 };
 
 /// Measure: replay traffic, restore long contexts, or compare with the machine's own limits.
@@ -68,8 +69,11 @@ struct Replay {
     #[arg(long, value_name = "DIR", conflicts_with = "socket")]
     ssd_path: Option<PathBuf>,
     /// Order in which pages leave DRAM: lru, depth or density.
-    #[arg(long, value_name = "NAME", conflicts_with = "socket", default_value = "lru")]
+    #[arg(long, value_name = "NAME", conflicts_with = "socket", default_value = Policy::default().name())]
     policy: Policy,
+    /// What of them is written to SSD: through, demote or auto:N.
+    #[arg(long, value_name = "NAME", conflicts_with = "socket", default_value_t)]
+    admission: Admission,
     /// Clients; they share the trace's requests.
     #[arg(long, value_name = "N", default_value_t = 1)]
     clients: u32,
@@ -180,6 +184,7 @@ impl Replay {
             ssd: self.ssd,
             ssd_path: self.ssd_path,
             policy: self.policy,
+            admission: self.admission,
             clients: self.clients,
             serial: self.serial,
             full_pages_only: self.full_pages_only,

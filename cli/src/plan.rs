@@ -4,8 +4,8 @@ use crate::outcome::{Failure, Outcome, print};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use undercroft_benches::{
-    BenchError, ByteSize, Gpu, Model, PlanOptions, Policy, Prices, TierSize, UTILISATION, plan,
-    replay_defaults,
+    Admission, BenchError, ByteSize, Gpu, Model, PlanOptions, Policy, Prices, TierSize,
+    UTILISATION, plan, replay_defaults,
 };
 
 /// Find out how much DRAM and SSD some traffic is worth: replay it through the daemon's own
@@ -47,6 +47,9 @@ pub(crate) struct Plan {
     /// Order in which pages leave DRAM.
     #[arg(long, value_name = "NAME", default_value = Policy::default().name())]
     policy: Policy,
+    /// What of them is written to SSD: through, demote or auto:N.
+    #[arg(long, value_name = "NAME", default_value_t)]
+    admission: Admission,
     /// Sizes of DRAM.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1%,2%,5%,10%,20%")]
     dram: Vec<TierSize>,
@@ -128,6 +131,7 @@ impl Plan {
             full_pages_only: self.full_pages_only,
             page_tokens: self.page_tokens,
             policy: self.policy,
+            admission: self.admission,
             dram: self.dram,
             ssd: self.ssd,
             ssd_segments: self.ssd_segments,

@@ -215,8 +215,12 @@ fn render_ssd(ssd: &SsdStatus, out: &mut Lines) {
     out.line(
         "",
         format!(
-            "corrupt: {} records, {} tables; I/O errors {}; unreachable pages {}",
-            ssd.corrupt_records, ssd.corrupt_tables, ssd.io_errors, ssd.unreachable_pages
+            "corrupt: {} records, {} tables; I/O errors {}; pages unreachable {}, refused {}",
+            ssd.corrupt_records,
+            ssd.corrupt_tables,
+            ssd.io_errors,
+            ssd.unreachable_pages,
+            ssd.refused_pages
         ),
     );
     for (number, device) in ssd.devices.iter().enumerate() {

@@ -95,6 +95,7 @@ pub(crate) fn core_config(
         unix_s: purge_book::unix_s(),
         purge,
         policy: config.policy,
+        admission: config.admission,
         limits,
         seed,
     }

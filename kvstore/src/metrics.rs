@@ -138,7 +138,8 @@ impl Out<'_, '_> {
             ConstGauge::new(1.0).encode(family.encode_family(&labels)?)?;
         }
         let (name, pages) = ("ssd_unreachable_pages", ssd.unreachable_pages);
-        self.gauge(name, "Pages without ancestors", pages as f64)
+        self.gauge(name, "Pages without ancestors", pages as f64)?;
+        self.counter("ssd_refused_pages", "Pages that were not worth writing", ssd.refused_pages)
     }
 
     /// Processes that hold frames and say nothing.

@@ -158,6 +158,7 @@ fn ssd(control: &Control, stats: &Stats) -> Option<SsdStatus> {
         corrupt_tables: sum(|device| device.corrupt_tables),
         io_errors: sum(|device| device.io_errors),
         unreachable_pages: control.core.unreachable_pages(),
+        refused_pages: stats.refused_pages,
         devices,
     })
 }

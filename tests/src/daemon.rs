@@ -11,6 +11,9 @@ use undercroft_client::wire::StatusReport;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What [`DaemonOptions::policy`] is by default.
+pub const PLAIN_POLICY: &str = "eviction = \"lru\"\nadmission = \"demote\"\n";
+
 /// How a test wants its daemon. The defaults are tiny, so that every limit is met.
 #[derive(Debug, Clone)]
 pub struct DaemonOptions {
@@ -25,6 +28,9 @@ pub struct DaemonOptions {
     pub staging: u64,
     /// More lines of its table `[arena]`.
     pub arena: String,
+    /// Lines of its table `[policy]`. Unless a test is about policies, what is used last leaves last
+    /// and all that leaves DRAM is written: then it can say what is where.
+    pub policy: String,
     /// More lines of configuration: tables not named above, or none.
     pub more: String,
     /// The directory with its credentials; `None` for none.
@@ -51,6 +57,7 @@ impl Default for DaemonOptions {
             directories: 0,
             staging: 256 << 10,
             arena: String::new(),
+            policy: PLAIN_POLICY.to_owned(),
             more: String::new(),
             credentials: None,
             refuse: Vec::new(),
@@ -357,11 +364,12 @@ impl TestDaemon {
     }
 
     fn config_text(&self) -> String {
-        let DaemonOptions { dram, ssd, staging, arena, more, .. } = &self.options;
+        let DaemonOptions { dram, ssd, staging, arena, policy, more, .. } = &self.options;
         let size = if *dram > 0 { format!("size = {dram}\n") } else { String::new() };
         format!(
             "[server]\nsocket = \"{socket}\"\nmetrics = \"off\"\n\
              [arena]\n{size}staging = {staging}\n{arena}\
+             [policy]\n{policy}\
              [ssd]\nsize = {ssd}\npath = {paths:?}\n{more}\n",
             socket = self.socket().display(),
             paths = self.stores(),

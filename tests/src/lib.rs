@@ -34,7 +34,7 @@ mod web_page;
 pub use absence::{Absence, AbsenceReport};
 pub use binary::{program, run, run_as_ordinary_user};
 pub use corrupt::{CorruptionReport, CorruptionTally, Corruptions};
-pub use daemon::{DaemonOptions, TestDaemon};
+pub use daemon::{DaemonOptions, PLAIN_POLICY, TestDaemon};
 pub use engine::{Engine, EngineOptions, Inspected, PAGE_BYTES};
 pub use gate::{Gate, Way};
 pub use golden::golden_store;

@@ -13,8 +13,8 @@ use undercroft_client::wire::{
     Reply, Request, SessionStatus, Stamp,
 };
 use undercroft_tests::{
-    Accomplice, DaemonOptions, Deaths, Engine, Footprint, PAGE_BYTES, Place, RawClient, TestDaemon,
-    Witness, program, skip,
+    Accomplice, DaemonOptions, Deaths, Engine, Footprint, PAGE_BYTES, PLAIN_POLICY, Place,
+    RawClient, TestDaemon, Witness, program, skip,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -225,8 +225,8 @@ fn a_stopped_client_keeps_its_pages_until_it_dies_and_holds_nobody_up() {
 
 #[test]
 fn a_reader_that_is_stopped_raises_an_alarm_and_reads_on_rightly() {
-    let more = "[policy]\nsilence_ms = 200".to_owned();
-    let options = DaemonOptions { dram: 4 << 20, more, ..DaemonOptions::default() };
+    let policy = format!("{PLAIN_POLICY}silence_ms = 200\n");
+    let options = DaemonOptions { dram: 4 << 20, policy, ..DaemonOptions::default() };
     let daemon = TestDaemon::start(options);
     let witness = Witness::start(&daemon);
     let mut reader = Accomplice::start(&["read-slowly"], &daemon);

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 use undercroft_client::wire::{CopyReason, Mode, SessionStatus, Stamp, StatusReport};
 use undercroft_tests::{
-    Accomplice, DaemonOptions, Engine, PAGE_BYTES, TestDaemon, Witness, program, skip,
+    Accomplice, DaemonOptions, Engine, PAGE_BYTES, PLAIN_POLICY, TestDaemon, Witness, program, skip,
 };
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -179,8 +179,9 @@ fn leases_are_kept_where_the_next_daemon_cannot_watch_their_process() {
     if !can_refuse(test, &refuse) {
         return;
     }
-    let more = "[policy]\nsilence_ms = 100".to_owned();
-    let options = DaemonOptions { dram: 4 << 20, managed: true, more, ..DaemonOptions::default() };
+    let policy = format!("{PLAIN_POLICY}silence_ms = 100\n");
+    let options =
+        DaemonOptions { dram: 4 << 20, managed: true, policy, ..DaemonOptions::default() };
     let mut daemon = TestDaemon::start(options);
     let mut stopped = Accomplice::start(&["stop"], &daemon);
     wait_until("it does not stop", || stopped.is_stopped());

@@ -64,6 +64,8 @@ fn generated_traffic_hits_exactly_like_the_naive_lru() {
             &dram,
             "--ssd",
             "0",
+            "--policy",
+            "lru",
             "--serial",
             "--csv",
             &csv.display().to_string(),
@@ -204,7 +206,8 @@ fn fleet(more: &[&str]) -> serde_json::Value {
 #[test]
 fn engines_in_step_hit_what_one_alone_hits() {
     // As much DRAM as a fifth of the pages: what leaves must be the same as with one alone, too.
-    let more = ["--requests", "80", "--processes", "4", "--barrier", "--dram", "20%"];
+    let more =
+        ["--requests", "80", "--processes", "4", "--barrier", "--dram", "20%", "--policy", "lru"];
     let report = fleet(&more);
     assert_eq!(report["wrong_bytes"], 0);
     assert!(report["alone_hits"].as_u64() > Some(0), "{report}");

@@ -201,6 +201,8 @@ pub struct SsdStatus {
     pub io_errors: u64,
     /// Pages on SSD that no lookup can reach because an ancestor is gone.
     pub unreachable_pages: u64,
+    /// Pages that left DRAM and were not worth writing.
+    pub refused_pages: u64,
     /// Each device, in the order of the configuration.
     pub devices: Vec<SsdDeviceStatus>,
 }

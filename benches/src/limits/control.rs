@@ -9,6 +9,7 @@ use crate::BenchError;
 use crate::daemon::DaemonPlan;
 use std::time::Duration;
 use undercroft_client::FetchFrom;
+use undercroft_core::{Admission, Policy};
 use undercroft_wire::{
     Fetch, FetchEnd, FetchReady, FetchSource, KeyRun, LeaseId, Lookup, LookupReply, PageKey,
     PagePlace, PartId, Release, Reply, Request, RequestId, SessionId, Space, SpaceId, Stamp,
@@ -35,7 +36,8 @@ pub(super) fn measure(setup: &Setup<'_>, pairs: &Pairs<'_>) -> Result<Vec<Row>, 
         arena_bytes: ARENA_BYTES,
         part_bytes: ARENA_BYTES,
         staging_bytes: 4 << 20,
-        policy: "lru",
+        policy: Policy::Lru,
+        admission: Admission::Demote,
         ssd: None,
     };
     let rig = Rig::start(MANY, plan, PAGE_BYTES, KEYS as u32, 1, setup.interrupt)?;

@@ -7,6 +7,7 @@ use crate::BenchError;
 use crate::daemon::{DaemonPlan, part_bytes};
 use std::ops::Range;
 use std::time::{Duration, Instant};
+use undercroft_core::{Admission, Policy};
 
 /// Bytes of one fetch or store: a prompt of a thousand tokens or so.
 const RUN_BYTES: u64 = 128 << 20;
@@ -35,7 +36,8 @@ pub(super) fn measure(
         arena_bytes: bytes,
         part_bytes: part_bytes(page.into()),
         staging_bytes: STAGING_BYTES,
-        policy: "lru",
+        policy: Policy::Lru,
+        admission: Admission::Demote,
         ssd: None,
     };
     let blocks = (count * per_run) as u32;

@@ -15,6 +15,7 @@ use fill::{fill, go_round, settle, store, written};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use undercroft_core::{Admission, Policy};
 use undercroft_wire::PageKey;
 
 const ARENA_BYTES: u64 = 512 << 20;
@@ -55,7 +56,8 @@ impl Tier {
             arena_bytes: ARENA_BYTES,
             part_bytes: ARENA_BYTES,
             staging_bytes: super::dram::STAGING_BYTES,
-            policy: "lru",
+            policy: Policy::Lru,
+            admission: Admission::Demote,
             ssd: Some(SsdPlan {
                 within: setup.folder.clone(),
                 bytes: SSD_BYTES,

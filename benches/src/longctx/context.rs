@@ -7,6 +7,7 @@ use super::target::Target;
 use crate::BenchError;
 use crate::daemon::{DaemonPlan, SsdPlan, part_bytes};
 use crate::median::{median, sorted};
+use undercroft_core::{Admission, Policy};
 use undercroft_wire::frame_bytes;
 
 const MIB: u64 = 1 << 20;
@@ -86,7 +87,8 @@ fn plan(setup: &Setup<'_>, context: Context) -> DaemonPlan {
         arena_bytes: arena_bytes(pages, page_bytes),
         part_bytes: part_bytes(frame),
         staging_bytes: (2 * frame).max(STAGING_BYTES.min(pages * frame)),
-        policy: "lru",
+        policy: Policy::Lru,
+        admission: Admission::Demote,
         ssd: has_ssd.then(|| SsdPlan {
             within: setup.folder.clone(),
             bytes,

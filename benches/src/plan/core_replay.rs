@@ -2,8 +2,8 @@ use super::log::{LOW_WATER_SEGMENTS, Log, Place};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use undercroft_core::{
-    Action, AppendOutcome, Config, ConfigError, CopyOutcome, Core, DeviceConfig, Event, Limits,
-    Micros, Policy, ProcessId, ReadOutcome, Stats,
+    Action, Admission, AppendOutcome, Config, ConfigError, CopyOutcome, Core, DeviceConfig, Event,
+    Limits, Micros, Policy, ProcessId, ReadOutcome, Stats,
 };
 use undercroft_wire::{
     Commit, DeviceId, DomainId, Fetch, FetchEnd, FetchSource, JobId, LeaseId, Lookup, LookupReply,
@@ -25,6 +25,8 @@ const REQUEST: RequestId = RequestId(1);
 pub struct CoreTiers {
     /// In which order pages leave DRAM.
     pub policy: Policy,
+    /// What of them is written to SSD.
+    pub admission: Admission,
     /// Room in DRAM, pages.
     pub dram_pages: u64,
     /// Room on SSD, pages; 0 for no SSD.
@@ -91,6 +93,7 @@ impl CoreReplay {
         let config = Config {
             devices: has_ssd.then_some(device).into_iter().collect(),
             policy: tiers.policy,
+            admission: tiers.admission,
             limits: Limits { max_pages, ..Limits::default() },
             ..Config::default()
         };

@@ -130,6 +130,7 @@ fn report(trace: &Trace, clock: &Clock<'_>, outcomes: &[Outcome]) -> PlanReport 
     PlanReport {
         schema: 1,
         policy: options.policy.name(),
+        admission: options.admission.to_string(),
         model: options.token_bytes.is_none().then(|| options.model.clone()),
         token_bytes: checked.token_bytes,
         page_bytes: checked.page_bytes(),

@@ -2,7 +2,7 @@ use super::money::Prices;
 use crate::longctx::{Gpu, Model, Recompute};
 use crate::{BenchError, ByteSize, GeneratorOptions, TierSize, Trace, generate, replay_defaults};
 use std::path::PathBuf;
-use undercroft_core::Policy;
+use undercroft_core::{Admission, Policy};
 
 const MAX_SIZES: usize = 64;
 const MAX_THREADS: usize = 1024;
@@ -22,6 +22,8 @@ pub struct PlanOptions {
     pub page_tokens: Option<u32>,
     /// In which order pages leave DRAM.
     pub policy: Policy,
+    /// What of them is written to SSD.
+    pub admission: Admission,
     /// Sizes of DRAM to look at.
     pub dram: Vec<TierSize>,
     /// Sizes of the SSD tier to look at, each with each of DRAM.

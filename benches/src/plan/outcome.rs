@@ -177,6 +177,7 @@ pub(super) fn play(
 fn core(pair: &SizePair, clock: &Clock<'_>) -> Result<CoreReplay, BenchError> {
     let tiers = CoreTiers {
         policy: clock.options.policy,
+        admission: clock.options.admission,
         dram_pages: pair.dram_pages,
         ssd_pages: pair.ssd_pages,
         ssd_segments: clock.options.ssd_segments,

@@ -13,6 +13,8 @@ pub struct PlanReport {
     pub traffic: Traffic,
     /// In which order pages left DRAM.
     pub policy: &'static str,
+    /// What of them was written to SSD.
+    pub admission: String,
     /// Whose KV cache it is; `None` where only bytes were given.
     pub model: Option<Model>,
     /// Bytes of the cache for each token, all ranks together.

@@ -76,7 +76,7 @@ impl PlanReport {
             Some(model) => model.to_string(),
             None => format!("{} bytes a token", self.token_bytes),
         };
-        format!("{model}; pages leave DRAM by {}", self.policy)
+        format!("{model}; pages leave DRAM by {}, for SSD by {}", self.policy, self.admission)
     }
 
     fn mark(&self, at: usize) -> &'static str {

@@ -5,10 +5,10 @@ use crate::{
     BenchError, ByteSize, ExactLru, GeneratorOptions, TierSize, Trace, generate, replay_keys,
 };
 use std::path::Path;
-use undercroft_core::{Micros, Policy};
+use undercroft_core::{Admission, Micros, Policy};
 
 fn tiers(policy: Policy, dram_pages: u64, ssd_pages: u64) -> CoreTiers {
-    CoreTiers { policy, dram_pages, ssd_pages, ssd_segments: 64 }
+    CoreTiers { policy, admission: Admission::Demote, dram_pages, ssd_pages, ssd_segments: 64 }
 }
 
 fn play(trace: &Trace, tiers: &CoreTiers) -> Vec<CoreHits> {
@@ -72,6 +72,7 @@ fn options() -> PlanOptions {
         full_pages_only: false,
         page_tokens: None,
         policy: Policy::default(),
+        admission: Admission::Demote,
         dram: vec![TierSize::Share(50_000), TierSize::Share(200_000)],
         ssd: vec![TierSize::Share(0), TierSize::Share(500_000)],
         ssd_segments: 64,

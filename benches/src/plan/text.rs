@@ -9,10 +9,11 @@ pub(super) fn assumptions(options: &PlanOptions, checked: &Checked) -> Vec<Strin
     let tokens = checked.page_tokens;
     vec![
         format!(
-            "hits: the daemon's own decisions ({}), one request after another in the trace's order; \
+            "hits: the daemon's own decisions ({}, {}), one request after another in the trace's order; \
              a request's hits are its leading pages that are in a tier, as a share of all pages \
              asked for",
-            options.policy.name()
+            options.policy.name(),
+            options.admission
         ),
         format!(
             "pages of {tokens} tokens, {} bytes a token, {} a page, all ranks together",

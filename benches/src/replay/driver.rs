@@ -84,7 +84,8 @@ pub(super) fn plan(options: &ReplayOptions, checked: &Checked) -> DaemonPlan {
         arena_bytes: checked.dram_pages * frame,
         part_bytes: part_bytes(frame),
         staging_bytes: (2 * frame).max(16 * MIB),
-        policy: options.policy.name(),
+        policy: options.policy,
+        admission: options.admission,
         ssd: (checked.ssd_pages > 0).then_some(SsdPlan {
             within,
             bytes,

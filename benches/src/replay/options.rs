@@ -1,7 +1,7 @@
 use crate::limits::available_memory;
 use crate::{BenchError, ByteSize, GeneratorOptions, TierSize, Trace, generate, replay_defaults};
 use std::path::PathBuf;
-use undercroft_core::Policy;
+use undercroft_core::{Admission, Policy};
 use undercroft_wire::{MAX_PAGE_BYTES, MIN_PAGE_BYTES, frame_bytes};
 
 /// The smallest tiers the daemon runs with, bytes.
@@ -28,6 +28,8 @@ pub struct ReplayOptions {
     pub ssd_path: Option<PathBuf>,
     /// The order in which pages leave DRAM.
     pub policy: Policy,
+    /// What of the pages that leave DRAM is written to SSD.
+    pub admission: Admission,
     /// How many clients take turns or run side by side.
     pub clients: u32,
     /// One request after another, each waiting for credits and for its stores: exact figures.
@@ -61,7 +63,8 @@ impl ReplayOptions {
             dram: TierSize::Bytes(replay_defaults::DRAM_BYTES),
             ssd: TierSize::Bytes(replay_defaults::SSD_BYTES),
             ssd_path: None,
-            policy: Policy::Lru,
+            policy: Policy::default(),
+            admission: Admission::default(),
             clients: 1,
             serial: false,
             full_pages_only: false,

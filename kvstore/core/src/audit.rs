@@ -216,7 +216,7 @@ impl Core {
         }
         for (id, page) in self.index.iter() {
             let counted = relocating.remove(&id).unwrap_or(0);
-            assert_eq!(counted, page.relocating, "a page counts its relocations");
+            assert_eq!(counted, page.relocations(), "a page counts its relocations");
         }
         assert!(relocating.is_empty(), "a page that is being moved is known");
     }

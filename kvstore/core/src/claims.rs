@@ -96,11 +96,11 @@ impl Core {
                     return Claimed::Full;
                 }
                 (OnSsd::Writing, _) => return Claimed::Wait,
-                _ if self.is_demotable(victim) => {
+                _ if self.is_demotable(victim) && self.is_admitted(victim) => {
                     self.demote(victim, actions);
                     return Claimed::Wait;
                 }
-                _ => self.evict(victim),
+                _ => self.refuse_or_evict(victim),
             }
         }
     }
@@ -232,14 +232,23 @@ impl Core {
             return;
         }
         while let Some(key) = self.frames.class_mut(class).order.advance(&self.index, target) {
-            if self.is_demotable(key.page()) {
+            if self.is_demotable(key.page()) && self.is_admitted(key.page()) {
                 self.demote(key.page(), actions);
             }
         }
     }
 
+    /// Takes out of DRAM what is on an SSD, or what none is to take.
+    pub(crate) fn refuse_or_evict(&mut self, id: PageId) {
+        if self.is_demotable(id) {
+            self.note_left(id, false);
+        }
+        self.evict(id);
+    }
+
     /// Has a demotable page written to the SSD that is best for it.
     pub(crate) fn demote(&mut self, id: PageId, actions: &mut Vec<Action>) {
+        self.note_left(id, true);
         if self.index[id].has_record() {
             // It does not count, and a page has one record.
             self.stats.ssd_forgotten_copies += 1;

@@ -1,7 +1,7 @@
 use crate::claims::{Claim, Filling};
 use crate::page::{Dram, Mark};
 use crate::sessions::Taken;
-use crate::{Action, CopyOutcome, Core};
+use crate::{Action, Admission, CopyOutcome, Core};
 use undercroft_wire::{
     Commit, CommitOutcome, CommitReply, OfferId, RefusedReason, Reply, RequestId, SessionId,
     SlotId, SpaceId,
@@ -135,6 +135,9 @@ impl Core {
                 if self.is_parent_alive(page) && !self.index[page].is(Mark::Purged) =>
             {
                 self.become_resident(page, crc);
+                if self.config.admission == Admission::Through && self.is_demotable(page) {
+                    self.demote(page, actions);
+                }
                 CommitOutcome::Stored
             }
             CopyOutcome::Ok(_) => CommitOutcome::Invalid,

@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::fmt;
 use std::str::FromStr;
 use thiserror::Error;
 use undercroft_wire::{DomainId, FRAME_ALIGN, MAX_KEYS, PurgeId};
@@ -22,6 +23,59 @@ pub enum Policy {
     /// time or again; how far from the end of their request) are used again, and for how long it
     /// is worth keeping each. A new page displaces only what was kept for that long.
     Density,
+}
+
+/// What of the pages that leave DRAM is written to SSD.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Admission {
+    /// Every page, as soon as it is stored.
+    Through,
+    /// Every page, when it leaves DRAM.
+    Demote,
+    /// When they leave DRAM, pages that were used again, and what leads to them; others only
+    /// while at least one in so many of their like comes back as long as SSDs would keep it.
+    Auto(u32),
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Self::Auto(10)
+    }
+}
+
+/// The text is no admission.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{found:?} is not an admission: allowed is {}", Admission::ALLOWED)]
+pub struct UnknownAdmission {
+    found: String,
+}
+
+impl Admission {
+    /// What is allowed, for people.
+    pub const ALLOWED: &str = "\"through\", \"demote\", or \"auto:N\" with N of 1..=1000";
+}
+
+impl FromStr for Admission {
+    type Err = UnknownAdmission;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let price = || text.strip_prefix("auto:")?.parse().ok().filter(|n| (1..=1000).contains(n));
+        match text {
+            "through" => Ok(Self::Through),
+            "demote" => Ok(Self::Demote),
+            _ => price().map(Self::Auto).ok_or_else(|| UnknownAdmission { found: text.to_owned() }),
+        }
+    }
+}
+
+impl fmt::Display for Admission {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Through => to.write_str("through"),
+            Self::Demote => to.write_str("demote"),
+            Self::Auto(price) => write!(to, "auto:{price}"),
+        }
+    }
 }
 
 /// The name is no policy's.
@@ -209,6 +263,8 @@ pub struct Config {
     pub purge: PurgeId,
     /// In which order pages leave DRAM.
     pub policy: Policy,
+    /// What of them is written to SSD.
+    pub admission: Admission,
     /// Bounds of all tables.
     pub limits: Limits,
     /// Decides how keys spread over the index, so that nobody outside can choose collisions, and
@@ -248,6 +304,7 @@ impl Default for Config {
             unix_s: 0,
             purge: PurgeId(0),
             policy: Policy::Lru,
+            admission: Admission::Demote,
             limits: Limits::default(),
             seed: 0,
         }
@@ -299,6 +356,9 @@ impl Config {
         let window = self.fetch_window;
         range(window > 0, "fetch_window", 0, "1 or more")?;
         range(self.step_pages > 0, "step_pages", 0, "1 or more")?;
+        if let Admission::Auto(price) = self.admission {
+            range((1..=1000).contains(&price), "admission", u64::from(price), "auto:1..=1000")?;
+        }
         let limits = &self.limits;
         range(limits.max_proofs_per_device > 0, "max_proofs_per_device", 0, "1 or more")?;
         range(limits.max_lane_bytes > 0, "max_lane_bytes", 0, "1 or more")?;

@@ -206,6 +206,14 @@ impl Core {
         domain.arena_bytes / self.frame_bytes(class)
     }
 
+    /// How many pages of the class all SSDs have room for, or the domain has of them.
+    pub(crate) fn ssd_room(&self, class: ClassId) -> u64 {
+        let domain = self.domains.get(self.frames.class(class).domain);
+        let devices = self.devices.iter().filter(|device| device.takes_appends());
+        let bytes: u64 = devices.map(|device| device.config.capacity_bytes).sum();
+        bytes.min(domain.config.limits.ssd_bytes) / self.frame_bytes(class)
+    }
+
     fn domain_dram(&self, at: DomainAt) -> TierFill {
         let mut fill =
             TierFill { capacity_bytes: self.frames.bytes_of(at), used_bytes: 0, pages: 0 };

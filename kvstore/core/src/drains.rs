@@ -146,11 +146,11 @@ impl Core {
         match self.index[id].on_ssd() {
             // It is looked at again when that is over.
             OnSsd::Writing => {}
-            _ if self.is_demotable(id) => {
+            _ if self.is_demotable(id) && self.is_admitted(id) => {
                 self.drains.writing.insert(id);
                 self.demote(id, actions);
             }
-            _ => self.evict(id),
+            _ => self.refuse_or_evict(id),
         }
     }
 

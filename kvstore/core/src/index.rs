@@ -72,6 +72,11 @@ impl PageIndex {
         product as u64 ^ (product >> 64) as u64
     }
 
+    /// A number for the name, drawn anew at each start.
+    pub(crate) fn name(&self, space: SpaceId, key: &PageKey) -> u64 {
+        Self::hash(self.seed, space, key)
+    }
+
     pub(crate) fn find(&self, space: SpaceId, key: &PageKey) -> Option<PageId> {
         let mut next = *self.buckets.get(self.bucket_of(space, key))?;
         while let Some(id) = next {

@@ -10,6 +10,7 @@
 //! tenant by [`DomainLimits`].
 
 mod action;
+mod admission;
 mod audit;
 mod claims;
 mod commits;
@@ -70,7 +71,8 @@ mod worth;
 
 pub use action::{Action, FramePlace};
 pub use config::{
-    Config, ConfigError, DeviceConfig, DomainConfig, DomainLimits, Limits, Policy, UnknownPolicy,
+    Admission, Config, ConfigError, DeviceConfig, DomainConfig, DomainLimits, Limits, Policy,
+    UnknownAdmission, UnknownPolicy,
 };
 pub use event::{
     AppendOutcome, CopyOutcome, Event, Health, ProcessId, ReadOutcome, RecoveredRecord,

@@ -1,3 +1,4 @@
+use crate::admission::Ghosts;
 use crate::commits::{CommitId, PendingCommit};
 use crate::devices::Devices;
 use crate::domains::{DomainAt, Domains};
@@ -83,6 +84,7 @@ pub struct Core {
     pub(crate) drains: Drains,
     pub(crate) notes: Notes,
     pub(crate) firsts: Firsts,
+    pub(crate) ghosts: Ghosts,
     /// Frames of an earlier daemon that something may still be written to.
     pub(crate) quarantine: BTreeSet<(ClassId, FrameId)>,
     /// Frames whose pages could not be taken over; while restoring also those that nobody reads.
@@ -137,6 +139,7 @@ impl Core {
             drains: Drains::default(),
             notes: Notes::new(config.notes),
             firsts: Firsts::new(config.firsts),
+            ghosts: Ghosts::new(config.admission, config.limits.max_pages),
             quarantine: BTreeSet::new(),
             withheld: BTreeMap::new(),
             restored_frames: Vec::new(),
@@ -349,7 +352,7 @@ impl Core {
             return refused(RefusedReason::Unknown, "the domain is not configured");
         };
         let class = self.frames.class_of(at, frame_bytes(page_bytes));
-        let space = Space { domain, digest, page_bytes, class, pages: 0, opened: 0 };
+        let space = Space::new((domain, digest), page_bytes, class);
         let own_limit = self.domains.get(at).config.limits.max_spaces;
         let limits = (own_limit, self.config.limits.max_spaces);
         match self.spaces.insert(space, limits, &mut self.notes) {

@@ -250,7 +250,11 @@ impl Core {
         };
         self.adopt(page, tip.above);
         self.touch(page, tip.stamp);
+        let back = self.is_back(page);
         let entry = &mut self.index[page];
+        if back {
+            entry.set_used_again();
+        }
         entry.dram = Dram::Offered;
         entry.set(Mark::Touched, false);
         self.note_presence(page);

@@ -100,6 +100,9 @@ pub(crate) enum Mark {
     Rising = 1 << 7,
 }
 
+/// Beside the number of a page's relocations: it was used by more requests than one.
+const USED_AGAIN: u8 = 1 << 7;
+
 /// All that is known of one page. Without any tier it stays only while it has children or
 /// somebody still names it: it keeps the links of its descendants valid.
 ///
@@ -116,8 +119,9 @@ pub(crate) struct Page {
     ssd: OnSsd,
     marks: u8,
     /// Relocations of its records under way. One may hang on a device that does not answer while
-    /// the page, stored anew, is moved on another: no more than there are devices.
-    pub(crate) relocating: u8,
+    /// the page, stored anew, is moved on another: no more than there are devices. Above that, whether
+    /// it was used again.
+    relocating: u8,
     /// The number of the user whose process stored it ([`crate::origins`]).
     pub(crate) writer: u16,
     /// The low bits of the record's index inside the segment.
@@ -239,12 +243,36 @@ impl Page {
         !self.is(Mark::Purged) && (self.dram != Dram::None || self.has_record())
     }
 
+    /// Relocations of its records under way.
+    pub(crate) fn relocations(&self) -> u8 {
+        self.relocating & !USED_AGAIN
+    }
+
+    pub(crate) fn begin_relocation(&mut self) {
+        assert!(self.relocations() + 1 < USED_AGAIN, "a device moves a page once at a time");
+        self.relocating += 1;
+    }
+
+    pub(crate) fn end_relocation(&mut self) {
+        assert!(self.relocations() > 0, "a relocation ends once");
+        self.relocating -= 1;
+    }
+
+    /// Whether a request used it after the one that stored it.
+    pub(crate) fn was_used_again(&self) -> bool {
+        self.relocating & USED_AGAIN != 0
+    }
+
+    pub(crate) fn set_used_again(&mut self) {
+        self.relocating |= USED_AGAIN;
+    }
+
     /// Whether nothing and nobody needs the entry.
     pub(crate) fn is_idle(&self) -> bool {
         !self.is_present()
             && self.first_child.is_none()
             && self.in_dram == 0
-            && self.relocating == 0
+            && self.relocations() == 0
             && !self.is(Mark::Pending)
             && !self.is(Mark::Rising)
     }

@@ -114,7 +114,7 @@ impl Core {
     /// hang from; in need all that nobody holds.
     fn may_forget(&mut self, id: PageId, in_need: bool) -> bool {
         let page = &self.index[id];
-        if page.dram == Dram::Reading || page.relocating > 0 || self.is_held_on_ssd(id) {
+        if page.dram == Dram::Reading || page.relocations() > 0 || self.is_held_on_ssd(id) {
             return false;
         }
         if in_need {

@@ -256,7 +256,7 @@ impl Core {
             let below: Vec<PageId> = self.children_of(parent).take(room).collect();
             for child in below {
                 let page = &self.index[child];
-                let idle = page.dram == Dram::None && page.relocating == 0;
+                let idle = page.dram == Dram::None && page.relocations() == 0;
                 if idle && page.on_ssd() == OnSsd::On && !self.must_stay(child) {
                     self.lose_to_reclaim(child);
                     gone.push(child);
@@ -284,7 +284,7 @@ impl Core {
             unreachable!("only proved records are relocated")
         };
         let page = &mut self.index[id];
-        page.relocating += 1;
+        page.begin_relocation();
         page.set(Mark::Touched, false);
         let bytes = self.frame_bytes(self.class_of(id));
         self.load(extent.device, bytes);
@@ -302,8 +302,7 @@ impl Core {
         (from, paid): (Extent, bool),
         outcome: AppendOutcome,
     ) {
-        let page = &mut self.index[id];
-        page.relocating = page.relocating.checked_sub(1).expect("a relocation ends once");
+        self.index[id].end_relocation();
         let class = self.class_of(id);
         let bytes = self.frame_bytes(class);
         self.unload(from.device, bytes);

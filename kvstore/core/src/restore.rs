@@ -91,7 +91,7 @@ impl Core {
         let sized = (MIN_PAGE_BYTES..=MAX_PAGE_BYTES).contains(&page_bytes);
         if let Some(at) = at.filter(|_| sized) {
             let class = self.frames.class_of(at, frame_bytes(page_bytes));
-            let space = Space { domain, digest, page_bytes, class, pages: 0, opened: 0 };
+            let space = Space::new((domain, digest), page_bytes, class);
             if self.spaces.restore(id, space, self.config.limits.max_spaces) {
                 self.frames.class_mut(class).spaces += 1;
                 return true;

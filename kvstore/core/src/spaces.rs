@@ -1,4 +1,5 @@
 use crate::SpaceInfo;
+use crate::admission::Returns;
 use crate::notes::{Note, Notes};
 use std::collections::BTreeMap;
 use undercroft_wire::{DomainId, SpaceDigest, SpaceId};
@@ -21,6 +22,20 @@ pub(crate) struct Space {
     pub(crate) pages: u64,
     /// Sessions that have it open.
     pub(crate) opened: u32,
+    /// How often its pages come back.
+    pub(crate) returns: Returns,
+}
+
+impl Space {
+    /// One without pages.
+    pub(crate) fn new(
+        (domain, digest): (DomainId, SpaceDigest),
+        page_bytes: u32,
+        class: ClassId,
+    ) -> Self {
+        let returns = Returns::default();
+        Self { domain, digest, page_bytes, class, pages: 0, opened: 0, returns }
+    }
 }
 
 /// All spaces by number and by identity.

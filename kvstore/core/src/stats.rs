@@ -59,6 +59,8 @@ pub struct Stats {
     pub evicted_pages: u64,
     /// Pages that left DRAM and were in no other tier that answers although there is an SSD.
     pub lost_pages: u64,
+    /// Of these, pages that were not worth writing.
+    pub refused_pages: u64,
     /// Pages that were forgotten because somebody said so.
     pub purged_pages: u64,
     /// Pages forgotten because they were older than their domain keeps them.

@@ -1,6 +1,6 @@
 use crate::domains::DomainAt;
 use crate::heat::Heat;
-use crate::page::{Mark, PageId};
+use crate::page::{Dram, Mark, PageId};
 use crate::{Core, Policy};
 use std::collections::VecDeque;
 use undercroft_wire::{PageKey, SpaceId};
@@ -113,6 +113,10 @@ impl Core {
         let class = self.class_of(page);
         self.tick(self.frames.class(class).domain);
         let is_again = heat.stamp() > 0;
+        // What was found on an SSD at start was stored by somebody before.
+        if is_again || self.index[page].has_record() {
+            self.note_used_again(page);
+        }
         let credit = match self.config.policy {
             Policy::Depth if is_again => self.capacity_of(class) / 2,
             Policy::Lru | Policy::Depth => 0,
@@ -142,6 +146,18 @@ impl Core {
     fn raise(&mut self, id: PageId, heat: Heat) {
         self.index[id].set(Mark::Touched, true);
         self.set_heat(id, self.index[id].heat.joined(heat, self.config.policy));
+    }
+
+    /// Somebody uses the page who did not store it.
+    fn note_used_again(&mut self, id: PageId) {
+        let page = &mut self.index[id];
+        if page.was_used_again() {
+            return;
+        }
+        page.set_used_again();
+        if page.has_record() && matches!(page.dram, Dram::None | Dram::Reading) {
+            self.note_back(id);
+        }
     }
 
     /// The page's parent, if that is less dear, and what the page has.

@@ -9,7 +9,7 @@ mod world;
 
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
-use undercroft_core::{Config, DeviceState, Health, Micros, Policy, RecoveredRecord};
+use undercroft_core::{Admission, Config, DeviceState, Health, Micros, Policy, RecoveredRecord};
 use undercroft_wire::{
     DeviceId, DomainId, DropHold, Fetch, FetchOutcome, FetchSource, Hint, HintKind, HoldId,
     LeaseId, Lookup, Mode, OfferId, PageKey, Prefetch, PurgeScope, Reply, Request, SessionId,
@@ -30,7 +30,7 @@ fn chain(number: u64) -> Vec<PageKey> {
 
 #[derive(Debug, Clone, Copy)]
 struct Faults {
-    policy: Policy,
+    policy: (Policy, Admission),
     /// SSDs, of different sizes.
     devices: usize,
     jobs_fail: bool,
@@ -45,12 +45,14 @@ struct Faults {
 
 impl Faults {
     fn settings(self, sizes: &[Size]) -> Config {
-        Config { policy: self.policy, ..config(sizes) }
+        let (policy, admission) = self.policy;
+        Config { policy, admission, ..config(sizes) }
     }
 }
 
-fn policy() -> impl Strategy<Value = Policy> {
-    prop::sample::select(Policy::ALL.to_vec())
+fn policy() -> impl Strategy<Value = (Policy, Admission)> {
+    let admissions = [Admission::Through, Admission::Demote, Admission::Auto(2)];
+    (prop::sample::select(Policy::ALL.to_vec()), prop::sample::select(admissions.to_vec()))
 }
 
 struct OpenOffer {
@@ -624,7 +626,7 @@ fn run(faults: Faults, frames: u64, slots: u32, torn: u32, operations: &[Op]) {
 }
 
 const FAULTS: Faults = Faults {
-    policy: Policy::Lru,
+    policy: (Policy::Lru, Admission::Demote),
     devices: 0,
     jobs_fail: false,
     moody: false,

@@ -165,6 +165,12 @@ pub const KEYS: &[Key] = &[
         what: "Order in which pages leave DRAM, tail of a prefix first in each: `lru` is least recently used; `depth` keeps the beginnings of prefixes, and pages that were used again, for longer, so that some conversations stay whole where not all find room; `density` learns from the traffic for how long pages are worth keeping, and has new ones wait until those before have had that.",
     },
     Key {
+        name: "policy.admission",
+        default: "\"auto:10\"",
+        allowed: "\"through\", \"demote\", or \"auto:N\" with N of 1..=1000",
+        what: "What of the pages that leave DRAM is written to SSD: `through` every page as soon as it is stored; `demote` every page when it leaves; `auto:N` when they leave, pages that were used again and what leads to them, and others only while half of the SSD is free or at least one in N of their space comes back while the SSD would keep it. N is the price of a hit in writes.",
+    },
+    Key {
         name: "policy.demote_ahead",
         default: "64",
         allowed: "0..=65536",

@@ -19,7 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
-use undercroft_core::Policy;
+use undercroft_core::{Admission, Policy};
 
 pub(crate) use domains::{DomainConfig, Rule};
 pub(crate) use renewal::Renewal;
@@ -97,6 +97,7 @@ pub struct Config {
     pub(crate) ssd: Option<SsdConfig>,
     pub(crate) copy_workers: usize,
     pub(crate) policy: Policy,
+    pub(crate) admission: Admission,
     pub(crate) demote_ahead: u32,
     pub(crate) fetch_window: u32,
     pub(crate) max_hold_ms: u32,
@@ -261,6 +262,7 @@ fn check_arena(raw: &RawArena) -> Result<Config, ConfigError> {
         ssd: None,
         copy_workers: 0,
         policy: Policy::default(),
+        admission: Admission::default(),
         demote_ahead: 0,
         fetch_window: 0,
         max_hold_ms: 0,
@@ -318,6 +320,13 @@ fn check_policy(config: &mut Config, raw: &RawPolicy) -> Result<(), ConfigError>
     let eviction = raw.eviction.as_deref();
     let policy = choice("policy.eviction", eviction, Policy::default().name(), &Policy::NAMES)?;
     config.policy = Policy::ALL[policy];
+    if let Some(text) = &raw.admission {
+        config.admission = text.parse().map_err(|_| ConfigError::Value {
+            key: "policy.admission",
+            found: format!("\"{text}\""),
+            allowed: Admission::ALLOWED.to_owned(),
+        })?;
+    }
     config.demote_ahead = number("policy.demote_ahead", raw.demote_ahead, 64, 0, 65_536)? as u32;
     config.fetch_window = number("policy.fetch_window", raw.fetch_window, 32, 1, 4096)? as u32;
     config.max_hold_ms =

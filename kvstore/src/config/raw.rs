@@ -61,6 +61,7 @@ pub(crate) struct RawCopy {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct RawPolicy {
     pub(crate) eviction: Option<String>,
+    pub(crate) admission: Option<String>,
     pub(crate) demote_ahead: Option<u64>,
     pub(crate) fetch_window: Option<u64>,
     pub(crate) max_hold_ms: Option<u64>,

@@ -42,6 +42,7 @@ fn a_value_out_of_range_names_key_value_and_range() {
         ("[server]\nmetrics = \"0.0.0.0:1\"", "server.metrics", "0.0.0.0:1"),
         ("[server]\nmax_sessions = 1000000", "server.max_sessions", "1000000"),
         ("[policy]\neviction = \"fifo\"", "policy.eviction", "\"fifo\""),
+        ("[policy]\nadmission = \"auto:0\"", "policy.admission", "\"auto:0\""),
     ] {
         let error = parse(text).unwrap_err().to_string();
         assert!(

@@ -4,7 +4,7 @@ use super::content::{Book, SpaceSpec};
 use crate::lying::{Atlas, Fault, Place, Rates};
 use fastrand::Rng;
 use std::ops::Range;
-use undercroft_core::{Config, DeviceConfig, DomainConfig, Limits, Policy};
+use undercroft_core::{Admission, Config, DeviceConfig, DomainConfig, Limits, Policy};
 use undercroft_wire::{DomainId, Mode, SpaceDigest, frame_bytes};
 
 /// Segments beside those for the capacity, by `docs/disk-format.md`.
@@ -239,6 +239,11 @@ fn core_config(
         seed: rng.u64(..),
         step_pages: rng.u32(1..=8),
         policy: Policy::ALL[rng.usize(..Policy::ALL.len())],
+        admission: match rng.u32(..4) {
+            0 => Admission::Through,
+            1 => Admission::Demote,
+            _ => Admission::Auto(rng.u32(1..=20)),
+        },
         ..Config::default()
     }
 }

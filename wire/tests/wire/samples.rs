@@ -201,6 +201,7 @@ fn status() -> StatusReport {
         corrupt_tables: 107,
         io_errors: 108,
         unreachable_pages: 109,
+        refused_pages: 110,
         devices: vec![SsdDeviceStatus::default(), ssd_device(dram.clone())],
     };
     let domain = DomainStatus {

@@ -205,7 +205,7 @@ fn tier() -> impl Strategy<Value = TierStatus> {
 
 fn ssd() -> impl Strategy<Value = SsdStatus> {
     let devices = vec(ssd_device(), 0..3);
-    (tier(), 0.0..100.0, any::<[u64; 9]>(), devices).prop_map(
+    (tier(), 0.0..100.0, any::<[u64; 10]>(), devices).prop_map(
         |(tier, write_amplification, counts, devices)| SsdStatus {
             tier,
             written_bytes: counts[0],
@@ -218,6 +218,7 @@ fn ssd() -> impl Strategy<Value = SsdStatus> {
             corrupt_tables: counts[6],
             io_errors: counts[7],
             unreachable_pages: counts[8],
+            refused_pages: counts[9],
             devices,
         },
     )
