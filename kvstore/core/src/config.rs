@@ -13,11 +13,11 @@ pub(crate) const MAX_DEVICES: usize = 64;
 pub enum Policy {
     /// Least recently used, tail first: inside one request the deepest page is the oldest, so a
     /// page never leaves before its children.
-    #[default]
     Lru,
     /// As if a page had been used earlier the deeper it lies in its prefix, and later if it was
     /// used again since it was stored. Where more conversations are active than DRAM has room for,
     /// some of them stay whole, and least recently used keeps none of them.
+    #[default]
     Depth,
     /// By what is learnt from the domain's own traffic: when pages of a class (used for the first
     /// time or again; how far from the end of their request) are used again, and for how long it

@@ -160,7 +160,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "policy.eviction",
-        default: "\"lru\"",
+        default: "\"depth\"",
         allowed: "\"lru\", \"depth\" or \"density\"",
         what: "Order in which pages leave DRAM, tail of a prefix first in each: `lru` is least recently used; `depth` keeps the beginnings of prefixes, and pages that were used again, for longer, so that some conversations stay whole where not all find room; `density` learns from the traffic for how long pages are worth keeping, and has new ones wait until those before have had that.",
     },
