@@ -57,7 +57,7 @@ pub(crate) enum Claimed {
 const AHEAD_SHARE: u32 = 8;
 
 impl Core {
-    /// A free frame, evicting the coldest page for it if need be. Where no SSD takes appends a
+    /// A free frame, evicting the coldest page for it if need be. Where no SSD takes that one, a
     /// page colder than everything in DRAM gets none: that is what makes storing page by page end
     /// in the same state as storing everything and cutting back.
     ///
@@ -92,7 +92,7 @@ impl Core {
             match (self.index[victim].on_ssd(), purpose) {
                 // It would be the next to go.
                 (_, Purpose::Prefetch(key)) if coldest > key => return Claimed::Full,
-                (_, Purpose::Store(key)) if coldest > key && !self.devices.take_appends() => {
+                (_, Purpose::Store(key)) if coldest > key && self.is_last_of(victim) => {
                     return Claimed::Full;
                 }
                 (OnSsd::Writing, _) => return Claimed::Wait,
@@ -113,8 +113,19 @@ impl Core {
         }
         match state.order.coldest() {
             None => state.busy > 0,
-            Some(coldest) => coldest < key || self.devices.take_appends(),
+            Some(coldest) => coldest < key || !self.is_last_of(coldest.page()),
         }
+    }
+
+    /// Whether the page is lost when it leaves DRAM: what is worth less does not displace it. Where no
+    /// SSD takes appends what has a record stays, too, as it could not be written again.
+    fn is_last_of(&self, id: PageId) -> bool {
+        if !self.devices.take_appends() {
+            return true;
+        }
+        let page = &self.index[id];
+        let written = page.on_ssd() == OnSsd::Writing || self.counts_on_ssd(page);
+        !written && !(self.is_demotable(id) && self.is_admitted(id))
     }
 
     /// Serves those who wait for a frame of the class, in order, then sees to it that the next

@@ -12,8 +12,9 @@ const CANDIDATES: usize = 8;
 /// wins room.
 const LEAST_WON: u32 = 8;
 
-/// How many pages are looked at below one that is dropped.
+/// How many pages are looked at below one that is dropped, and below all of a segment.
 const LOOKS_BELOW: usize = 1024;
+const LOOKS_BELOW_ALL: usize = 1 << 16;
 
 impl Device {
     fn needs_room(&self) -> bool {
@@ -147,7 +148,8 @@ impl Core {
         self.devices.get_mut(device).segments.passed = passed;
         let (age, appended) = found?;
         let budget = appended.saturating_sub((appended / LEAST_WON).max(1));
-        Some(Reclaim { age, budget, sorted: false, dropped: false, freeing: false })
+        let looks = LOOKS_BELOW_ALL;
+        Some(Reclaim { age, budget, looks, sorted: false, dropped: false, freeing: false })
     }
 
     /// Decides about each page of the segment that is not being read.
@@ -246,14 +248,16 @@ impl Core {
         reclaim.dropped = true;
         self.lose_to_reclaim(id);
         let mut gone = vec![id];
-        let mut at = 0;
+        let (mut at, mut looked) = (0, 0);
         while let Some(parent) = gone.get(at).copied() {
             at += 1;
             if self.index[parent].is_present() {
                 continue;
             }
-            let room = LOOKS_BELOW.saturating_sub(gone.len());
+            let room = LOOKS_BELOW.saturating_sub(looked).min(reclaim.looks);
             let below: Vec<PageId> = self.children_of(parent).take(room).collect();
+            looked += below.len();
+            reclaim.looks -= below.len();
             for child in below {
                 let page = &self.index[child];
                 let idle = page.dram == Dram::None && page.relocations() == 0;

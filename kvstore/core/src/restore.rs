@@ -180,6 +180,8 @@ impl Core {
         let heat = told.at_most(last, credit).joined(page.heat, policy);
         page.heat = heat;
         page.set(Mark::Touched, true);
+        // Nobody remembers, and what is written needlessly costs less than what is not.
+        page.set_used_again();
         let parent = page.parent;
         self.index.set_frame(id, frame, Dram::Resident);
         self.index.set_crc(id, row.crc);

@@ -72,6 +72,8 @@ pub(crate) struct Reclaim {
     pub(crate) age: Age,
     /// Records that may still be appended anew without being held by anybody.
     pub(crate) budget: u32,
+    /// Pages that may still be looked at below those that are dropped.
+    pub(crate) looks: usize,
     /// Whether each page was looked at once.
     pub(crate) sorted: bool,
     /// Whether any record was dropped.
@@ -83,7 +85,7 @@ pub(crate) struct Reclaim {
 impl Reclaim {
     /// Of a segment that has no record any more.
     pub(crate) fn of_empty(age: Age) -> Self {
-        Self { age, budget: 0, sorted: true, dropped: true, freeing: false }
+        Self { age, budget: 0, looks: 0, sorted: true, dropped: true, freeing: false }
     }
 }
 

@@ -26,7 +26,7 @@ impl Core {
         let mut found: Vec<Vec<OrderKey>> = self.domains.ids().map(|_| Vec::new()).collect();
         let places = self.index.places();
         // The golden section of the whole: steps of it leave no gap much larger than another.
-        let step = (places as f64 * 0.618) as usize | 1;
+        let step = (places as f64 * 0.618_033_988_7) as usize | 1;
         let start = (self.config.seed ^ age.segment_use.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut place = start as usize % places.max(1);
         let mut left = SAMPLE;

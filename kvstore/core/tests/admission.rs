@@ -65,6 +65,21 @@ fn what_comes_once_is_written_while_half_of_the_ssd_is_free() {
     assert!(refused > 1800, "{refused}");
 }
 
+#[test]
+fn a_prompt_that_is_not_written_keeps_as_much_as_finds_room() {
+    let (mut world, [space, _]) = world(Admission::Auto(10));
+    for number in 0..100 {
+        request(&mut world, space, &chain(number, 4));
+    }
+    let before = stats(&world);
+    let long = chain(1000, 16);
+    request(&mut world, space, &long);
+    let found = world.lookup(1, space, &long).pages;
+    assert!(found >= 7, "{found} of room for 8");
+    assert_eq!(stats(&world).invalid_commits, before.invalid_commits);
+    assert_eq!(stats(&world).appended_pages, before.appended_pages, "it came once");
+}
+
 /// Requests of one space that come back as long as an SSD keeps pages, and between them some of another
 /// that never do. Returns the hits of the first, and what was written.
 fn both(admission: Admission) -> (usize, u64) {
