@@ -125,7 +125,7 @@ impl Core {
         }
         let page = &self.index[id];
         let written = page.on_ssd() == OnSsd::Writing || self.counts_on_ssd(page);
-        !written && !(self.is_demotable(id) && self.is_admitted(id))
+        !(written || self.is_demotable(id) && self.is_admitted(id))
     }
 
     /// Serves those who wait for a frame of the class, in order, then sees to it that the next
