@@ -2,11 +2,8 @@ use crate::page::{OnSsd, PageId};
 use crate::{Admission, Core};
 use undercroft_wire::{PageKey, SpaceId};
 
-/// How many children are looked at to tell whether one is there.
-const LOOKS: usize = 32;
-
-/// For so many parts of a share of an SSD nobody knows yet whether pages come back, and twice what is
-/// asked for is taken for granted.
+/// Of one in so many of an SSD's pages it is taken for granted, before anything is known, that they
+/// come back twice as often as is asked for.
 const FIRST_SHARE: u64 = 16;
 
 /// Pages that left DRAM and were not written, as if they stood in line on an SSD: who comes back for
@@ -106,8 +103,7 @@ impl Core {
 
     /// Whether anything on an SSD hangs from it. What does in DRAM is worth less, and leaves first.
     fn leads_on(&self, id: PageId) -> bool {
-        let mut children = self.children_of(id).take(LOOKS);
-        children.any(|id| self.index[id].on_ssd() != OnSsd::None)
+        self.has_child(id, |child| child.on_ssd() != OnSsd::None)
     }
 
     /// Whether so little was written that more of anything drives out nothing for long.

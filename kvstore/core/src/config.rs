@@ -289,7 +289,8 @@ pub enum ConfigError {
 }
 
 impl Default for Config {
-    /// One domain, the default one, and no SSD.
+    /// One domain, the default one, and no SSD; least recently used leaves first, and all that does is
+    /// written: what needs no traffic to be known.
     fn default() -> Self {
         Self {
             domains: vec![DomainConfig::default()],

@@ -1,12 +1,9 @@
 use crate::Core;
 use crate::domains::DomainAt;
-use crate::page::{Dram, Mark, OnSsd, PageId};
+use crate::page::{Dram, Mark, OnSsd, Page, PageId};
 use crate::segments::Age;
 use crate::stats::DeviceState;
 use undercroft_wire::DeviceId;
-
-/// How many children are looked at to tell whether one is there.
-const LOOKS: usize = 32;
 
 /// What a domain has on SSDs, and how far one has come in looking for what of it may go.
 #[derive(Debug, Default)]
@@ -121,8 +118,7 @@ impl Core {
             return true;
         }
         let used = page.is(Mark::Touched) || page.dram == Dram::Resident;
-        let leads_on = || self.children_of(id).take(LOOKS).any(|id| self.index[id].is_present());
-        let may = !used && !leads_on();
+        let may = !used && !self.has_child(id, Page::is_present);
         self.index[id].set(Mark::Touched, false);
         may
     }

@@ -1,6 +1,9 @@
 use crate::Core;
 use crate::page::{Mark, Page, PageId};
 
+/// How many children are looked at to tell whether one is there.
+const LOOKS: usize = 32;
+
 /// Which pages a lookup could reach: a page in a tier is unreachable while an ancestor of it is in
 /// none. Their number says how much of the tiers is dead weight.
 ///
@@ -168,6 +171,11 @@ impl Core {
             });
             assert_eq!(page.is(Mark::Reached), reached, "page {id:?} knows whether it is reached");
         }
+    }
+
+    /// Whether any child of the page is so; of very many the last ones linked are looked at.
+    pub(crate) fn has_child(&self, id: PageId, is: impl Fn(&Page) -> bool) -> bool {
+        self.children_of(id).take(LOOKS).any(|child| is(&self.index[child]))
     }
 
     /// The children of a page, the last one linked first.

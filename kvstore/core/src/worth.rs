@@ -9,8 +9,6 @@ const COLD_SHARE: usize = 4;
 /// How many records are looked at to tell which are cold, and how many pages to find these.
 const SAMPLE: usize = 512;
 const PROBES: usize = 2048;
-/// How many children are looked at to tell whether one is there.
-const LOOKS: usize = 32;
 
 /// From where in the eviction order on records are worth being appended anew, domain by domain.
 ///
@@ -73,7 +71,7 @@ impl Core {
 
     /// Of what was found at start nobody knows: other pages hang from what was used most.
     fn was_used(&self, id: PageId, page: &Page) -> bool {
-        let leads_on = || self.children_of(id).take(LOOKS).any(|id| self.index[id].is_present());
+        let leads_on = || self.has_child(id, Page::is_present);
         page.is(Mark::Touched) || (page.heat.stamp() == 0 && leads_on())
     }
 }
