@@ -106,7 +106,7 @@ class Restarting:
 def run(setting: Setting) -> None:
     with Server(setting.model(), setting.folder / "alone.log", dtype=DTYPE).ready() as alone:
         expected = talk(lambda turn: alone)
-    with setting.daemon(dram="96MiB") as daemon:
+    with setting.daemon(dram="96MiB", policy=Daemon.LEAVES_IN_ORDER) as daemon:
         restarting = Restarting(setting, daemon)
         got = talk(restarting.at)
         restarting.end()

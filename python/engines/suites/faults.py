@@ -87,7 +87,7 @@ def run(setting: Setting) -> None:
         "load_deadline_ms": LOAD_S * 1e3,
         "store_deadline_ms": STORE_S * 1e3,
     }
-    with setting.daemon(dram="48MiB", ssd="1GiB") as daemon:
+    with setting.daemon(dram="48MiB", ssd="1GiB", policy=Daemon.LEAVES_IN_ORDER) as daemon:
         with setting.with_undercroft(
             "faulty", daemon, connector="FaultyConnector", module=PROBE, extra=extra
         ) as engine:

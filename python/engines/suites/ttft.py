@@ -141,7 +141,8 @@ def from_ssd(
     """Another daemon takes the place of the first, with little DRAM, and is started anew once all
     of its pages are on the SSD."""
     report, server = setting.report, servers["undercroft"]
-    with Daemon(setting.folder / "small", dram="192MiB", ssd="4GiB", socket=socket) as daemon:
+    folder, policy = setting.folder / "small", Daemon.LEAVES_IN_ORDER
+    with Daemon(folder, dram="192MiB", ssd="4GiB", policy=policy, socket=socket) as daemon:
         report.check("the engine finds the second daemon", daemon.wait_engine())
         server.forget()
         wanted = 0
