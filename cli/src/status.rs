@@ -306,6 +306,12 @@ fn render_traffic(report: &StatusReport, out: &mut Lines) {
             hits.dram_pages, hits.ssd_pages, hits.incomplete_fetches
         ),
     );
+    let misses = hits.misses.iter().filter(|miss| miss.lookups > 0);
+    let misses: Vec<_> =
+        misses.map(|miss| format!("{} {}", miss.cause.name(), miss.lookups)).collect();
+    if !misses.is_empty() {
+        out.line("", format!("lookups that missed a page: {}", misses.join(", ")));
+    }
     let stores = &report.stores;
     out.line(
         "stores",
@@ -435,6 +441,7 @@ fn age(ms: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use undercroft_client::wire::{HitStatus, MissCause, MissStatus};
 
     #[test]
     fn an_empty_report_reads_well() {
@@ -467,6 +474,16 @@ mod tests {
         ] {
             assert!(text.contains(words), "{words:?} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn misses_are_told_by_their_causes() {
+        let misses = [(MissCause::NeverStored, 5), (MissCause::Evicted, 0), (MissCause::Purged, 2)];
+        let misses = misses.map(|(cause, lookups)| MissStatus { cause, lookups }).to_vec();
+        let hits = HitStatus { misses, ..HitStatus::default() };
+        let text = render(&StatusReport { hits, ..StatusReport::default() });
+        let words = "         lookups that missed a page: never-stored 5, purged 2\nstores ";
+        assert!(text.contains(words), "{text}");
     }
 
     #[test]

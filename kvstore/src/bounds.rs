@@ -13,6 +13,9 @@ const SESSIONS_PER_CONNECTION: u32 = 2;
 /// Pages that one step of the control thread looks at for one request: some 200 microseconds.
 const STEP_PAGES: u32 = 1024;
 
+/// Of so many lookups it is remembered what they came to: 700 KiB.
+const EXPLAINED_LOOKUPS: u32 = 4096;
+
 /// Pages that can be known where no domain says how many of its own may be: enough for pages of
 /// 16 KiB; smaller ones meet the bound before they fill the tiers.
 fn pages_of_tiers(config: &Config) -> u32 {
@@ -91,6 +94,7 @@ pub(crate) fn core_config(
         step_pages: STEP_PAGES,
         notes: true,
         firsts: true,
+        explained: EXPLAINED_LOOKUPS,
         first_stamp: first_stamp.0,
         unix_s: purge_book::unix_s(),
         purge,

@@ -6,7 +6,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use undercroft_wire::{DeviceCondition, SsdDeviceStatus, SsdStatus, StatusReport};
+use undercroft_wire::{DeviceCondition, MissStatus, SsdDeviceStatus, SsdStatus, StatusReport};
 
 /// The report as OpenMetrics text.
 pub(crate) fn encode(report: &StatusReport) -> String {
@@ -45,6 +45,7 @@ impl Collector for Snapshot {
         out.counter("lookup_prefix_pages", "Leading pages found", report.hits.prefix_pages)?;
         out.counter("hit_dram_pages", "Pages delivered from DRAM", report.hits.dram_pages)?;
         out.counter("hit_ssd_pages", "Pages delivered after an SSD read", report.hits.ssd_pages)?;
+        out.misses(&report.hits.misses)?;
         out.counter("fetch_incomplete", "Fetches cut short", report.hits.incomplete_fetches)?;
         out.counter("offered_pages", "Keys offered", report.stores.offered)?;
         out.counter("stored_pages", "Pages stored", report.stores.stored)?;
@@ -142,6 +143,17 @@ impl Out<'_, '_> {
         self.counter("ssd_refused_pages", "Pages that were not worth writing", ssd.refused_pages)
     }
 
+    /// Lookups by why their first missing page was not there.
+    fn misses(&mut self, misses: &[MissStatus]) -> Result<(), std::fmt::Error> {
+        let help = "Lookups by why the first page they did not find was not there";
+        let mut family = self.family("lookup_misses", help, MetricType::Counter)?;
+        for MissStatus { cause, lookups } in misses {
+            let labels = [("cause", cause.name())];
+            ConstCounter::new(*lookups).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
     /// Processes that hold frames and say nothing.
     fn silence(&mut self, report: &StatusReport) -> Result<(), std::fmt::Error> {
         let help = "Times a process was found to hold frames in silence";
@@ -194,12 +206,14 @@ impl Out<'_, '_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use undercroft_wire::{Mode, ProcessState, SessionStatus};
+    use undercroft_wire::{MissCause, Mode, ProcessState, SessionStatus};
 
     #[test]
     fn the_report_is_there_in_prometheus_words() {
         let mut report = StatusReport::default();
         report.hits.dram_pages = 7;
+        let misses = [(MissCause::NeverStored, 5), (MissCause::Evicted, 0)];
+        report.hits.misses = misses.map(|(cause, lookups)| MissStatus { cause, lookups }).to_vec();
         let device = SsdDeviceStatus {
             path: "/a \"b\"".to_owned(),
             engine: "io_uring".to_owned(),
@@ -235,6 +249,8 @@ mod tests {
             "undercroft_lease_alarms_total 3",
             "undercroft_silent_leased_bytes{session=\"5\",domain=\"tenant\",pid=\"77\"} 4096.0",
             "undercroft_hit_dram_pages_total 7",
+            "undercroft_lookup_misses_total{cause=\"never-stored\"} 5",
+            "undercroft_lookup_misses_total{cause=\"evicted\"} 0",
             "undercroft_ssd_io_uring{device=\"0\"} 0.0",
             "undercroft_ssd_io_uring{device=\"1\"} 1.0",
             "undercroft_ssd_stalls_total{device=\"1\"} 3",

@@ -8,9 +8,9 @@ use crate::process;
 use crate::session::Session;
 use undercroft_core::{DeviceReport, DeviceState, Health, Stats, TierFill};
 use undercroft_wire::{
-    ArenaStatus, DeviceCondition, DomainStatus, Fallback, HitStatus, Mode, SessionId,
-    SessionStatus, SpaceStatus, SsdDeviceStatus, SsdStatus, StartStatus, StatusReport, StoreStatus,
-    TierStatus,
+    ArenaStatus, DeviceCondition, DomainStatus, Fallback, HitStatus, MissCause, MissStatus, Mode,
+    SessionId, SessionStatus, SpaceStatus, SsdDeviceStatus, SsdStatus, StartStatus, StatusReport,
+    StoreStatus, TierStatus,
 };
 
 /// The version of the report's layout.
@@ -45,6 +45,7 @@ pub(crate) fn report(control: &Control) -> StatusReport {
             dram_pages: stats.delivered_dram_pages,
             ssd_pages: stats.delivered_ssd_pages,
             incomplete_fetches: stats.incomplete_fetches,
+            misses: misses(stats),
         },
         stores: StoreStatus {
             offered: stats.offered,
@@ -126,6 +127,11 @@ fn domain_status(control: &Control, domain: &DomainConfig) -> DomainStatus {
         max_spaces: limits.max_spaces,
         weight: limits.weight,
     }
+}
+
+fn misses(stats: &Stats) -> Vec<MissStatus> {
+    let counted = MissCause::ALL.into_iter().zip(stats.misses);
+    counted.map(|(cause, lookups)| MissStatus { cause, lookups }).collect()
 }
 
 fn tier(fill: TierFill, evicted_pages: u64) -> TierStatus {

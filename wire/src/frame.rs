@@ -5,8 +5,8 @@ use crate::message::{
     Request, SpaceOpened, Take, TakenHold, Welcome,
 };
 use crate::{
-    DecodeError, GpuReport, MAX_GPU_TEXT_BYTES, MAX_SPACES_PER_LOOKUP, MAX_TEXT_BYTES, RequestId,
-    StatusReport,
+    DecodeError, Explain, Explained, GpuReport, MAX_EXPLAINED, MAX_GPU_TEXT_BYTES,
+    MAX_SPACES_PER_LOOKUP, MAX_TEXT_BYTES, RequestId, StatusReport,
 };
 use serde::{Deserialize, Serialize};
 
@@ -137,6 +137,7 @@ pub fn encode_request(out: &mut Vec<u8>, request: RequestId, message: &Request<'
         Request::Gpu(body) => put(out, 18, request, body),
         Request::Missed(body) => put(out, 19, request, body),
         Request::Record => put(out, 20, request, &()),
+        Request::Explain(body) => put(out, 21, request, body),
     }
 }
 
@@ -169,6 +170,7 @@ pub fn decode_request<'a>(
         18 => Request::Gpu(check_gpu(take::<GpuReport>(header, body)?)?),
         19 => Request::Missed(take::<Missed>(header, body)?),
         20 => take::<()>(header, body).map(|()| Request::Record)?,
+        21 => Request::Explain(check_explain(take::<Explain>(header, body)?)?),
         found => return Err(DecodeError::Kind { found }),
     };
     Ok((header.request, message))
@@ -193,6 +195,14 @@ fn check_purge(purge: Purge) -> Result<Purge, DecodeError> {
         return Err(DecodeError::Field { field, found: found as u64, allowed });
     }
     Ok(purge)
+}
+
+fn check_explain(explain: Explain) -> Result<Explain, DecodeError> {
+    if !(1..=MAX_EXPLAINED).contains(&explain.last) {
+        let found = explain.last.into();
+        return Err(DecodeError::Field { field: "explain.last", found, allowed: "1..=1024" });
+    }
+    Ok(explain)
 }
 
 fn check_gpu(gpu: GpuReport) -> Result<GpuReport, DecodeError> {
@@ -246,6 +256,7 @@ pub fn encode_reply(out: &mut Vec<u8>, request: RequestId, message: &Reply) {
         Reply::Purged(body) => put(out, 117, request, body),
         Reply::Heirloom(body) => put(out, 118, request, body),
         Reply::Recorded(body) => put(out, 119, request, body),
+        Reply::Explained(body) => put(out, 120, request, body),
     }
 }
 
@@ -274,6 +285,7 @@ pub fn decode_reply(header: &Header, body: &[u8]) -> Result<Decoded<Reply>, Deco
         117 => Reply::Purged(take::<Purged>(header, body)?),
         118 => Reply::Heirloom(take::<Heirloom>(header, body)?),
         119 => Reply::Recorded(take::<Recorded>(header, body)?),
+        120 => Reply::Explained(take::<Explained>(header, body)?),
         found => return Err(DecodeError::Kind { found }),
     };
     Ok((header.request, message))

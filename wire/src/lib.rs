@@ -8,6 +8,7 @@
 //! bounded before it allocates: it may be fed with hostile bytes.
 
 mod error;
+mod explain;
 mod frame;
 mod geometry;
 mod ids;
@@ -20,6 +21,9 @@ mod standing;
 mod status;
 
 pub use error::DecodeError;
+pub use explain::{
+    Explain, Explained, ExplainedLookup, Finding, Looked, MAX_EXPLAINED, Miss, MissCause,
+};
 pub use frame::{
     Cut, Decoded, HEADER_BYTES, Header, MAGIC, MAX_BODY_BYTES, PROTOCOL_MAX, PROTOCOL_MIN,
     decode_reply, decode_request, encode_reply, encode_request, negotiate, split_frame,
@@ -51,6 +55,6 @@ pub use space::{
 pub use standing::{CopyReason, Fallback, ProcessState};
 pub use status::{
     ArenaStatus, DeviceCondition, DomainStatus, GpuReport, HitStatus, MAX_GPU_TEXT_BYTES,
-    ReloadStatus, SessionStatus, SpaceStatus, SsdDeviceStatus, SsdStatus, StartKind, StartStatus,
-    StatusReport, StoreStatus, TierStatus,
+    MissStatus, ReloadStatus, SessionStatus, SpaceStatus, SsdDeviceStatus, SsdStatus, StartKind,
+    StartStatus, StatusReport, StoreStatus, TierStatus,
 };

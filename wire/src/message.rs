@@ -1,6 +1,6 @@
 use crate::{
-    Epoch, GpuReport, HoldId, KeyRun, LeaseId, OfferId, PageKey, PagePlace, PartId, SessionId,
-    SlotId, Space, SpaceDigest, SpaceId, Stamp, StatusReport, Token,
+    Epoch, Explain, Explained, GpuReport, HoldId, KeyRun, LeaseId, OfferId, PageKey, PagePlace,
+    PartId, SessionId, SlotId, Space, SpaceDigest, SpaceId, Stamp, StatusReport, Token,
 };
 use serde::{Deserialize, Serialize};
 
@@ -258,6 +258,7 @@ pub enum Request<'a> {
     /// What others looked up and offered since it was asked the last time; the first of a session
     /// begins a recording, which ends with the session.
     Record,
+    Explain(Explain),
 }
 
 /// Answer to a hello. The domain's board follows as [`BoardAdded`], then the arena's parts as
@@ -503,4 +504,5 @@ pub enum Reply {
     Purged(Purged),
     Heirloom(Heirloom),
     Recorded(Recorded),
+    Explained(Explained),
 }

@@ -1,4 +1,4 @@
-use crate::{CopyReason, Fallback, Mode, ProcessState};
+use crate::{CopyReason, Fallback, MissCause, Mode, ProcessState};
 use serde::{Deserialize, Serialize};
 
 /// What `undercroft status` shows. Serialized as JSON by the command line under `schema` 1.
@@ -330,6 +330,18 @@ pub struct HitStatus {
     pub ssd_pages: u64,
     /// Fetches that did not deliver everything.
     pub incomplete_fetches: u64,
+    /// Lookups that did not find all their keys, by why the first of those was not there: every cause
+    /// there is, in one order. What the board answered is in none of them.
+    pub misses: Vec<MissStatus>,
+}
+
+/// Lookups that missed for one cause.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissStatus {
+    /// Why the first page that was missed was not there.
+    pub cause: MissCause,
+    /// How many.
+    pub lookups: u64,
 }
 
 /// Offers and what became of them.

@@ -217,7 +217,7 @@ impl Shelf {
             Request::PartLetGo(gone) => return self.let_go.push(gone.part),
             Request::Gpu(_) => return,
             Request::Missed(missed) => return self.missed.push(missed.lookups),
-            Request::Purge(_) | Request::Record | Request::TakeOver => {
+            Request::Purge(_) | Request::Record | Request::Explain(_) | Request::TakeOver => {
                 panic!("not asked of a shelf: {request:?}")
             }
         };

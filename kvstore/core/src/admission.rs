@@ -1,5 +1,7 @@
+use crate::names::{Name, Names};
 use crate::page::{OnSsd, PageId};
 use crate::{Admission, Core};
+use std::num::NonZeroU32;
 use undercroft_wire::{PageKey, SpaceId};
 
 /// Of one in so many of an SSD's pages it is taken for granted, before anything is known, that they
@@ -14,13 +16,9 @@ const FIRST_SHARE: u64 = 16;
 /// one in so many by its name.
 #[derive(Debug)]
 pub(crate) struct Ghosts {
-    /// What is left of a page's name, and below it when the page left DRAM; 0: none.
-    entries: Vec<u64>,
+    /// When pages left DRAM, by their space's clock.
+    names: Names,
 }
-
-/// What a ghost is asked about.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct GhostName(u64);
 
 impl Ghosts {
     /// Bytes: one for each page that may be known.
@@ -29,30 +27,13 @@ impl Ghosts {
     pub(crate) fn new(admission: Admission, max_pages: u32) -> Self {
         let wanted = matches!(admission, Admission::Auto(_));
         let size = (max_pages as usize / Self::PAGES_EACH).next_power_of_two().max(1024);
-        Self { entries: vec![0; if wanted { size } else { 0 }] }
+        Self { names: Names::new(if wanted { size } else { 0 }) }
     }
 
     /// In how many halvings of all names those are that are counted, where an SSD takes `room` pages.
     fn halvings(&self, room: u64) -> u32 {
-        let fit = self.entries.len() as u64 / 2;
+        let fit = self.names.len() as u64 / 2;
         (0..u64::BITS).find(|halvings| room >> halvings <= fit).unwrap_or(0)
-    }
-
-    fn slot(&self, name: GhostName) -> usize {
-        name.0 as usize & (self.entries.len() - 1)
-    }
-
-    fn remember(&mut self, name: GhostName, clock: u32) {
-        let slot = self.slot(name);
-        self.entries[slot] = name.0 & !u64::from(u32::MAX) | u64::from(clock);
-    }
-
-    /// When the page left DRAM, if that is known. It is told once.
-    fn take(&mut self, name: GhostName) -> Option<u32> {
-        let slot = self.slot(name);
-        let entry = self.entries[slot];
-        let is_it = entry != 0 && entry >> u32::BITS == name.0 >> u32::BITS;
-        is_it.then(|| std::mem::take(&mut self.entries[slot]) as u32)
     }
 }
 
@@ -129,8 +110,8 @@ impl Core {
         let returns = &mut self.spaces.get_mut(space).returns;
         returns.leave(room);
         if !written {
-            let clock = returns.clock;
-            self.ghosts.remember(name, clock);
+            let clock = NonZeroU32::new(returns.clock).expect("it is 1 or more once one has left");
+            self.ghosts.names.remember(name, clock);
         }
     }
 
@@ -148,12 +129,12 @@ impl Core {
         let page = &self.index[id];
         let space = page.space;
         let name = self.ghost_name(space, &page.key);
-        let Some(left) = name.and_then(|name| self.ghosts.take(name)) else {
+        let Some(left) = name.and_then(|name| self.ghosts.names.take(name)) else {
             return false;
         };
         let room = self.counted_room(id);
         let returns = &mut self.spaces.get_mut(space).returns;
-        let in_time = u64::from(returns.clock.wrapping_sub(left)) <= room;
+        let in_time = u64::from(returns.clock.wrapping_sub(left.get())) <= room;
         returns.back += u64::from(in_time);
         in_time
     }
@@ -165,18 +146,12 @@ impl Core {
     }
 
     /// What a ghost of the page is called; `None` where it is not counted.
-    fn ghost_name(&self, space: SpaceId, key: &PageKey) -> Option<GhostName> {
-        if self.ghosts.entries.is_empty() || self.devices.is_empty() {
+    fn ghost_name(&self, space: SpaceId, key: &PageKey) -> Option<Name> {
+        if self.ghosts.names.len() == 0 || self.devices.is_empty() {
             return None;
         }
-        // Any of its bits depends on all of the name's.
-        let name = self.index.name(space, key).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let name = (name ^ name >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93);
-        let name = name ^ name >> 32;
+        let name = self.index.name(space, key);
         let room = self.ssd_room(self.spaces.get(space).class);
-        let halvings = self.ghosts.halvings(room);
-        // Not by the bits that say where it stands and what is left of it.
-        let drawn = name.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-        (drawn & ((1 << halvings) - 1) == 0).then_some(GhostName(name))
+        Some(name).filter(|name| name.is_drawn(self.ghosts.halvings(room)))
     }
 }

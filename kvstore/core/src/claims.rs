@@ -5,11 +5,13 @@ use crate::jobs::Job;
 use crate::lanes::LaneAt;
 use crate::letting::Grip;
 use crate::order::OrderKey;
-use crate::page::{Dram, OnSsd, PageId};
+use crate::page::{Dram, Mark, OnSsd, PageId};
 use crate::spaces::ClassId;
 use crate::{Action, Core};
 use std::collections::VecDeque;
-use undercroft_wire::{CommitOutcome, DeviceId, FrameId, PageIdentity, SessionId, SlotId, SpaceId};
+use undercroft_wire::{
+    CommitOutcome, DeviceId, FrameId, MissCause, PageIdentity, SessionId, SlotId, SpaceId,
+};
 
 /// A committed slot on its way into a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -251,10 +253,15 @@ impl Core {
 
     /// Takes out of DRAM what is on an SSD, or what none is to take.
     pub(crate) fn refuse_or_evict(&mut self, id: PageId) {
-        if self.is_demotable(id) {
+        let cause = if self.is_demotable(id) {
             self.note_left(id, false);
-        }
-        self.evict(id);
+            MissCause::NotAdmitted
+        } else if self.index[id].is(Mark::AppendRefused) {
+            MissCause::NotWritten
+        } else {
+            MissCause::Evicted
+        };
+        self.evict(id, cause);
     }
 
     /// Has a demotable page written to the SSD that is best for it.

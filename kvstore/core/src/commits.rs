@@ -3,8 +3,8 @@ use crate::page::{Dram, Mark};
 use crate::sessions::Taken;
 use crate::{Action, Admission, CopyOutcome, Core};
 use undercroft_wire::{
-    Commit, CommitOutcome, CommitReply, OfferId, RefusedReason, Reply, RequestId, SessionId,
-    SlotId, SpaceId,
+    Commit, CommitOutcome, CommitReply, MissCause, OfferId, RefusedReason, Reply, RequestId,
+    SessionId, SlotId, SpaceId,
 };
 
 /// Numbers commits under way.
@@ -145,7 +145,9 @@ impl Core {
         };
         self.unbusy(self.class_of(page));
         if outcome != CommitOutcome::Stored {
+            let purged = self.index[page].is(Mark::Purged);
             self.drop_frame(page);
+            self.bury(page, if purged { MissCause::Purged } else { MissCause::NotTaken });
             self.prune(page);
         }
         self.settle_slot(filling, outcome, actions);

@@ -255,6 +255,9 @@ pub struct Config {
     pub notes: bool,
     /// Whether to collect which first pages come and go ([`crate::Core::drain_firsts`]).
     pub firsts: bool,
+    /// How many of the newest lookups are remembered with what they came to
+    /// ([`crate::Core::explanations`]); 0: none, and nothing of why pages left.
+    pub explained: u32,
     /// Stamps given out are newer than this: than all of earlier daemons whose pages are restored.
     pub first_stamp: u64,
     /// Seconds since 1970 at the time 0.
@@ -301,6 +304,7 @@ impl Default for Config {
             step_pages: 1024,
             notes: false,
             firsts: false,
+            explained: 0,
             first_stamp: 0,
             unix_s: 0,
             purge: PurgeId(0),

@@ -1,7 +1,7 @@
 use crate::{DomainLimits, Restored};
 use undercroft_wire::{
-    DeviceId, DomainId, Extent, JobId, Mode, Origin, PageIdentity, PartId, PurgeId, PurgeScope,
-    Request, RequestId, SegmentId, SegmentUse, SessionId, SpaceDigest,
+    DeviceId, DomainId, Extent, JobId, MissCause, Mode, Origin, PageIdentity, PartId, PurgeId,
+    PurgeScope, Request, RequestId, SegmentId, SegmentUse, SessionId, SpaceDigest,
 };
 
 /// A process as the kernel tells it apart from every other: its number and when it started.
@@ -42,6 +42,16 @@ pub enum ReadOutcome {
     Corrupt,
     /// The device failed.
     Failed,
+}
+
+impl ReadOutcome {
+    /// Why its page is a miss from then on, where it was not [`ReadOutcome::Ok`].
+    pub(crate) fn miss_cause(self) -> MissCause {
+        match self {
+            Self::Corrupt => MissCause::Damaged,
+            Self::Ok(_) | Self::Failed => MissCause::Unreadable,
+        }
+    }
 }
 
 /// One record found on SSD at start.

@@ -5,7 +5,7 @@ use crate::letting::Grip;
 use crate::page::{Dram, PageId};
 use crate::stats::DeviceState;
 use crate::{Core, Health};
-use undercroft_wire::{DeviceId, FetchOutcome, JobId};
+use undercroft_wire::{DeviceId, FetchOutcome, JobId, MissCause};
 
 /// Devices that come and go. One that does not answer holds nobody up: who waits for its pages
 /// learns that they are missing, who waits for frames that it uses gets others, and its jobs keep
@@ -68,7 +68,7 @@ impl Core {
             match oldest {
                 Some(_) if forgotten == limit => break,
                 Some(page) => {
-                    self.lose_record(page);
+                    self.lose_record(page, MissCause::DeviceLost);
                     forgotten += 1;
                 }
                 None => segments.forget_oldest(&mut self.segments),

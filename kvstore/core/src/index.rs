@@ -1,13 +1,14 @@
 use crate::Policy;
 use crate::heat::Heat;
 use crate::in_dram::InDrams;
+use crate::names::Name;
 use crate::order::OrderKey;
 use crate::page::{Page, PageId};
 use std::{iter, ops};
 use undercroft_wire::{PageKey, SpaceId};
 
-/// What an entry may take, bytes. A bucket and a record's place in its segment take 10 more, what
-/// is known of a page in DRAM 28, and what the page log knows of a record 33: all of it is what
+/// What an entry may take, bytes. A bucket and a record's place in its segment take 10 more, tables of
+/// what left 2, what is known of a page in DRAM 28, and what the page log knows of a record 33: all of it is what
 /// `undercroft status` shows as the heap of each page.
 const _: () = assert!(size_of::<Option<Page>>() <= 88, "there is an entry for each page");
 
@@ -72,9 +73,9 @@ impl PageIndex {
         product as u64 ^ (product >> 64) as u64
     }
 
-    /// A number for the name, drawn anew at each start.
-    pub(crate) fn name(&self, space: SpaceId, key: &PageKey) -> u64 {
-        Self::hash(self.seed, space, key)
+    /// What the page is called in tables of names.
+    pub(crate) fn name(&self, space: SpaceId, key: &PageKey) -> Name {
+        Name::new(Self::hash(self.seed, space, key))
     }
 
     pub(crate) fn find(&self, space: SpaceId, key: &PageKey) -> Option<PageId> {

@@ -21,6 +21,7 @@ mod domains;
 mod drains;
 mod event;
 mod fetches;
+mod findings;
 mod firsts;
 mod frames;
 mod gaps;
@@ -40,7 +41,9 @@ mod listed;
 mod lookups;
 mod machine;
 mod micros;
+mod names;
 mod notes;
+mod obituaries;
 mod offering;
 mod offers;
 mod order;
@@ -77,6 +80,7 @@ pub use config::{
 pub use event::{
     AppendOutcome, CopyOutcome, Event, Health, ProcessId, ReadOutcome, RecoveredRecord,
 };
+pub use findings::Explanation;
 pub use firsts::FirstPage;
 pub use machine::Core;
 pub use micros::Micros;

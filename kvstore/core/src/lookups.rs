@@ -1,4 +1,5 @@
 use crate::commits::NOT_OPEN;
+use crate::findings::Outcome;
 use crate::holds::Hold;
 use crate::index::Guide;
 use crate::letting::Grip;
@@ -6,8 +7,8 @@ use crate::page::{Dram, Page, PageId};
 use crate::{Action, Core};
 use std::collections::{BTreeSet, VecDeque};
 use undercroft_wire::{
-    HoldId, Lookup, LookupReply, Missed, PageKey, RefusedReason, Reply, RequestId, SessionId,
-    SpaceId, Stamp,
+    Finding, HoldId, Lookup, LookupReply, Missed, PageKey, RefusedReason, Reply, RequestId,
+    SessionId, SpaceId, Stamp,
 };
 
 /// What a lookup found so far.
@@ -37,6 +38,9 @@ struct Search {
     /// A page in each space for each key found, and whether it is pinned (or else kept).
     held: Vec<(PageId, bool)>,
     stamp: u64,
+    /// How many keys there are, and the first that was not found.
+    asked: u32,
+    missed: Option<PageKey>,
 }
 
 /// Lookups under way.
@@ -87,6 +91,8 @@ impl Core {
             hold_ms: body.hold_ms,
             held: Vec::new(),
             stamp,
+            asked: keys.len() as u32,
+            missed: None,
         };
         if self.search(&mut search, keys, u32::MAX) {
             self.answer_search(search, actions);
@@ -108,6 +114,9 @@ impl Core {
         // Its owner chose the number: it is taken for what it is, and breaks nothing.
         for count in [&mut stats.lookups, &mut stats.board_lookups, &mut stats.lookup_keys] {
             *count = count.saturating_add(u64::from(body.lookups));
+        }
+        if body.lookups > 0 {
+            self.note_finding(session, Finding::Board { lookups: body.lookups });
         }
         if request.0 != 0 {
             actions.push(Action::Reply { session, request, reply: Reply::Done });
@@ -148,6 +157,7 @@ impl Core {
         let found = (search.found.pages - before) as usize;
         self.hold_found(search, &slice[..found]);
         search.at = end;
+        search.missed = slice.get(found).copied();
         found < slice.len() || end == keys.len()
     }
 
@@ -156,6 +166,8 @@ impl Core {
         self.stats.prefix_pages += u64::from(found.pages);
         self.stats.prefix_dram_pages += u64::from(found.dram);
         let (pages, dram, ssd) = (found.pages, found.dram, found.pages - found.dram);
+        let (spaces, keys, missed) = (&search.spaces, search.asked, search.missed);
+        self.explain(&Outcome { session, spaces, keys, dram, ssd, missed });
         let estimate_us = self.estimate_us(&found.ssd_bytes);
         let hold = self.keep_hold(search);
         let stamp = Stamp(stamp);

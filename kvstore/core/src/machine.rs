@@ -4,6 +4,7 @@ use crate::devices::Devices;
 use crate::domains::{DomainAt, Domains};
 use crate::drains::Drains;
 use crate::fetches::{Fetch, FetchId, Reader};
+use crate::findings::Findings;
 use crate::firsts::Firsts;
 use crate::frames::Frames;
 use crate::gathering::Gathering;
@@ -16,6 +17,7 @@ use crate::letting::Letting;
 use crate::listed::SegmentNumbers;
 use crate::lookups::{PROBES_PER_PAGE, Searching};
 use crate::notes::Notes;
+use crate::obituaries::Obituaries;
 use crate::offering::Offering;
 use crate::offers::OpenOffer;
 use crate::origins::Users;
@@ -85,6 +87,8 @@ pub struct Core {
     pub(crate) notes: Notes,
     pub(crate) firsts: Firsts,
     pub(crate) ghosts: Ghosts,
+    pub(crate) obituaries: Obituaries,
+    pub(crate) findings: Findings,
     /// Frames of an earlier daemon that something may still be written to.
     pub(crate) quarantine: BTreeSet<(ClassId, FrameId)>,
     /// Frames whose pages could not be taken over; while restoring also those that nobody reads.
@@ -140,6 +144,8 @@ impl Core {
             notes: Notes::new(config.notes),
             firsts: Firsts::new(config.firsts),
             ghosts: Ghosts::new(config.admission, config.limits.max_pages),
+            obituaries: Obituaries::new(config.explained > 0, config.limits.max_pages),
+            findings: Findings::new(config.explained),
             quarantine: BTreeSet::new(),
             withheld: BTreeMap::new(),
             restored_frames: Vec::new(),
@@ -233,6 +239,7 @@ impl Core {
             | Request::Gpu(_)
             | Request::Purge(_)
             | Request::Record
+            | Request::Explain(_)
             | Request::TakeOver => {
                 let detail = "not a question for the core";
                 self.refuse(session, request, RefusedReason::Invalid, detail, actions);

@@ -5,7 +5,8 @@ use crate::sessions::Slot;
 use crate::timers::Timer;
 use crate::{Action, Core, Micros};
 use undercroft_wire::{
-    Offer, OfferId, OfferOutcome, PageKey, RefusedReason, RequestId, SessionId, SlotId, SpaceId,
+    MissCause, Offer, OfferId, OfferOutcome, PageKey, RefusedReason, RequestId, SessionId, SlotId,
+    SpaceId,
 };
 
 /// Where the next key of an offer hangs.
@@ -180,6 +181,10 @@ impl Core {
             Err(outcome) => {
                 if outcome == OfferOutcome::Full {
                     self.note_declined(tip, key);
+                }
+                let is_gone = known.is_none_or(|page| !self.index[page].is_present());
+                if tip.declined.is_none() && is_gone {
+                    self.bury_key(tip.space, key, MissCause::NotTaken);
                 }
                 tip.declined = Some(outcome);
                 tip.above = None;

@@ -76,7 +76,7 @@ impl Core {
             }
             ReadOutcome::Corrupt | ReadOutcome::Failed => {
                 self.stats.disproved_records += 1;
-                self.lose_record(page);
+                self.lose_record(page, outcome.miss_cause());
             }
         }
     }

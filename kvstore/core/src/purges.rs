@@ -7,7 +7,9 @@ use crate::page::{Dram, Mark, OnSsd, Page, PageId};
 use crate::spaces::ClassId;
 use crate::{Action, Core};
 use std::collections::{BTreeSet, VecDeque};
-use undercroft_wire::{CommitOutcome, FetchOutcome, HoldId, JobId, PurgeId, PurgeScope, SpaceId};
+use undercroft_wire::{
+    CommitOutcome, FetchOutcome, HoldId, JobId, MissCause, PurgeId, PurgeScope, SpaceId,
+};
 
 /// What purges are doing.
 ///
@@ -105,7 +107,7 @@ impl Core {
         for place in sweep.next..until {
             let id = PageId::at(place);
             if self.index.get(id).is_some_and(|page| self.is_meant(&sweep.scope, page)) {
-                self.forget(id, &mut sweep.forgotten);
+                self.forget(id, MissCause::Purged, &mut sweep.forgotten);
             }
         }
         sweep.next = until;
@@ -142,7 +144,9 @@ impl Core {
             self.frames.class_mut(class).waiting = stay;
             for claim in gone {
                 if let Claim::Commit(filling) = claim {
+                    let key = self.index[filling.page].key;
                     self.drop_offered(filling.page);
+                    self.bury_key(filling.space, &key, MissCause::Purged);
                     self.settle_slot(filling, CommitOutcome::Invalid, actions);
                 }
             }
@@ -252,7 +256,7 @@ impl Core {
     }
 
     /// Takes a page out of all tiers. What uses its frame keeps it, and then it goes.
-    pub(crate) fn forget(&mut self, id: PageId, forgotten: &mut Forgotten) {
+    pub(crate) fn forget(&mut self, id: PageId, cause: MissCause, forgotten: &mut Forgotten) {
         let page = &self.index[id];
         assert!(page.dram != Dram::Reading, "nobody finds a page that is to be forgotten");
         if page.is(Mark::Purged) {
@@ -271,6 +275,9 @@ impl Core {
         if in_dram {
             self.index[id].set(Mark::Purged, true);
             self.note_presence(id);
+        }
+        if in_dram || on_ssd {
+            self.bury(id, cause);
         }
         self.settle(id);
         self.drop_purged(id);

@@ -3,7 +3,7 @@ use crate::domains::DomainAt;
 use crate::page::{Dram, Mark, OnSsd, Page, PageId};
 use crate::segments::Age;
 use crate::stats::DeviceState;
-use undercroft_wire::DeviceId;
+use undercroft_wire::{DeviceId, MissCause};
 
 /// What a domain has on SSDs, and how far one has come in looking for what of it may go.
 #[derive(Debug, Default)]
@@ -133,7 +133,7 @@ impl Core {
             self.index[id].set(Mark::AppendRefused, true);
             self.forget_copy(id);
         } else {
-            self.lose_record(id);
+            self.lose_record(id, MissCause::OverQuota);
         }
     }
 

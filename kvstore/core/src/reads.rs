@@ -5,7 +5,7 @@ use crate::lanes::LaneAt;
 use crate::page::{Dram, Mark, PageId, Ssd};
 use crate::spaces::ClassId;
 use crate::{Action, AppendOutcome, Core, ReadOutcome};
-use undercroft_wire::{DeviceId, Extent, FetchOutcome, FrameId};
+use undercroft_wire::{DeviceId, Extent, FetchOutcome, FrameId, MissCause};
 
 /// Pages between DRAM and SSD.
 impl Core {
@@ -68,6 +68,7 @@ impl Core {
             // The record may have been appended anew since: then that one counts.
             if self.ssd_of(&self.index[id]) == Ssd::On(extent) {
                 self.leave_ssd(id);
+                self.bury(id, outcome.miss_cause());
             }
             for &fetch in &fetches {
                 self.damage(fetch, id);
@@ -104,9 +105,11 @@ impl Core {
                 self.index.set_frame(id, frame, Dram::Reading);
                 return self.become_resident(id, crc);
             }
-            (ReadOutcome::Corrupt, Some(_)) => self.lose_record(id),
+            (ReadOutcome::Corrupt, Some(_)) => self.lose_record(id, MissCause::Damaged),
             // A device that does not answer says nothing of its records.
-            (ReadOutcome::Failed, Some(_)) if answers => self.lose_record(id),
+            (ReadOutcome::Failed, Some(_)) if answers => {
+                self.lose_record(id, MissCause::Unreadable);
+            }
             _ => {}
         }
         self.give_back(class, frame);

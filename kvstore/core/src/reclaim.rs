@@ -3,7 +3,7 @@ use crate::jobs::Job;
 use crate::page::{Dram, Mark, OnSsd, PageId, Ssd};
 use crate::segments::{Age, Move, Reclaim, Segment};
 use crate::{Action, AppendOutcome, Core};
-use undercroft_wire::{DeviceId, Extent, SegmentId, SegmentUse};
+use undercroft_wire::{DeviceId, Extent, MissCause, SegmentId, SegmentUse};
 
 /// How many segments are looked at, at a time, for one that may be emptied.
 const CANDIDATES: usize = 8;
@@ -280,6 +280,7 @@ impl Core {
         self.stats.ssd_dropped_pages += 1;
         self.devices.get_mut(extent.device).stats.dropped_pages += 1;
         self.leave_ssd(id);
+        self.bury(id, MissCause::Reclaimed);
     }
 
     fn start_relocate(&mut self, id: PageId, paid: bool, actions: &mut Vec<Action>) {
@@ -335,9 +336,12 @@ impl Core {
                 of_device.relocated_bytes += bytes;
                 return;
             }
+            self.bury(id, MissCause::Reclaimed);
         } else if self.devices.get(from.device).takes_appends() {
             // The segment must go, and the record with it.
             self.leave_ssd(id);
+            let failed = outcome == AppendOutcome::Failed;
+            self.bury(id, if failed { MissCause::Unreadable } else { MissCause::Reclaimed });
         } else {
             // The device could not move anything: reclaim will look at the page again.
             self.index[id].set(Mark::Touched, true);

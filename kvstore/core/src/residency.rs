@@ -2,7 +2,7 @@ use crate::Core;
 use crate::heat::Heat;
 use crate::page::{Dram, Mark, OnSsd, Page, PageId};
 use crate::spaces::ClassId;
-use undercroft_wire::FrameId;
+use undercroft_wire::{FrameId, MissCause};
 
 /// What happens to one page, whoever asks: touching, pinning, leaving a tier, being forgotten.
 impl Core {
@@ -143,8 +143,8 @@ impl Core {
         self.wake(class);
     }
 
-    /// Takes an evictable page out of DRAM.
-    pub(crate) fn evict(&mut self, id: PageId) {
+    /// Takes an evictable page out of DRAM; `cause` is why it is in no other tier, if it is in none.
+    pub(crate) fn evict(&mut self, id: PageId, cause: MissCause) {
         assert!(self.index[id].is(Mark::Ordered), "only pages in the eviction order are evicted");
         let class = self.class_of(id);
         self.frames.class_mut(class).resident -= 1;
@@ -154,6 +154,7 @@ impl Core {
             self.stats.lost_pages += 1;
         }
         self.drop_frame(id);
+        self.bury(id, cause);
         self.prune(id);
     }
 
@@ -170,8 +171,9 @@ impl Core {
     }
 
     /// Forgets a record that is worth nothing.
-    pub(crate) fn lose_record(&mut self, id: PageId) {
+    pub(crate) fn lose_record(&mut self, id: PageId, cause: MissCause) {
         self.leave_ssd(id);
+        self.bury(id, cause);
         self.settle(id);
         self.prune(id);
     }
@@ -182,6 +184,7 @@ impl Core {
         assert_eq!(page.dram, Dram::Offered, "an assigned slot's page is offered");
         page.dram = Dram::None;
         self.note_presence(id);
+        self.bury(id, MissCause::NotTaken);
         self.prune(id);
     }
 

@@ -1,7 +1,7 @@
 use crate::page::{Dram, Page, PageId};
 use crate::purges::Forgotten;
 use crate::{Core, Micros};
-use undercroft_wire::DomainId;
+use undercroft_wire::{DomainId, MissCause};
 
 /// How often all pages are looked at for those that are too old, in parts of the shortest age.
 const PARTS: u32 = 16;
@@ -102,7 +102,7 @@ impl Core {
         });
         let expired = idle && self.is_expired(&self.index[id]);
         if expired {
-            self.forget(id, &mut Forgotten::default());
+            self.forget(id, MissCause::Expired, &mut Forgotten::default());
             self.stats.expired_pages += 1;
         }
         expired

@@ -62,8 +62,13 @@ impl Spaces {
 
     /// How many a domain has.
     pub(crate) fn count_of(&self, domain: DomainId) -> usize {
+        self.of(domain).count()
+    }
+
+    /// Those of a domain.
+    pub(crate) fn of(&self, domain: DomainId) -> impl Iterator<Item = SpaceId> + '_ {
         let (first, last) = (SpaceDigest([0; 32]), SpaceDigest([u8::MAX; 32]));
-        self.by_identity.range((domain, first)..=(domain, last)).count()
+        self.by_identity.range((domain, first)..=(domain, last)).map(|(_, space)| *space)
     }
 
     /// Numbers a new space; at its domain's limit it takes the number of one of its domain, at the

@@ -1,5 +1,5 @@
 use crate::{DomainLimits, Health};
-use undercroft_wire::{DeviceId, DomainId, SpaceDigest, SpaceId};
+use undercroft_wire::{DeviceId, DomainId, MissCause, SpaceDigest, SpaceId};
 
 /// What happened since start. Counters only grow; what is a gauge says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -15,6 +15,9 @@ pub struct Stats {
     pub prefix_pages: u64,
     /// Of these, pages that were in DRAM in every space asked about.
     pub prefix_dram_pages: u64,
+    /// Lookups that did not find all their keys, by why the first of these was not there: in the
+    /// order of [`MissCause::ALL`]. None where [`crate::Config::explained`] is 0.
+    pub misses: [u64; MissCause::ALL.len()],
     /// Holds that were asked for and could not be given.
     pub holds_declined: u64,
     /// Holds that ended because their time was over.

@@ -1,7 +1,7 @@
 //! Every limit, from both sides.
 
 use crate::samples::{key, space};
-use crate::{request_frame, request_of};
+use crate::{reply_frame, request_frame, request_of};
 use undercroft_wire::*;
 
 const REQUEST: RequestId = RequestId(7);
@@ -120,6 +120,57 @@ fn texts_about_a_gpu_are_short() {
     decoded(MAX_GPU_TEXT_BYTES).unwrap();
     let error = decoded(MAX_GPU_TEXT_BYTES + 1).unwrap_err();
     assert!(matches!(error, DecodeError::Field { found: 129, .. }), "{error}");
+}
+
+#[test]
+fn one_answer_explains_1_to_1024_lookups() {
+    let decoded = |last| {
+        let explain = Request::Explain(Explain { last, session: None });
+        request_of(&request_frame(REQUEST, &explain)).map(drop)
+    };
+    for good in [1, MAX_EXPLAINED] {
+        decoded(good).unwrap();
+    }
+    for bad in [0, MAX_EXPLAINED + 1] {
+        let error = decoded(bad).unwrap_err();
+        assert!(matches!(error, DecodeError::Field { field: "explain.last", .. }), "{error}");
+    }
+}
+
+#[test]
+fn as_much_as_an_answer_may_explain_fits_a_body() {
+    let text = || "x".repeat(MAX_TEXT_BYTES);
+    let miss = Miss {
+        key: [u8::MAX; 8],
+        cause: MissCause::OtherSpace,
+        left_unix_s: Some(u32::MAX),
+        held_in: Some(SpaceDigest([u8::MAX; 32])),
+    };
+    let looked = Looked {
+        space: SpaceDigest([u8::MAX; 32]),
+        spaces: u32::MAX,
+        keys: u32::MAX,
+        dram: u32::MAX,
+        ssd: u32::MAX,
+        miss: Some(miss),
+    };
+    let one = ExplainedLookup {
+        unix_ms: u64::MAX,
+        session: SessionId(u64::MAX),
+        pid: u32::MAX,
+        name: text(),
+        domain: text(),
+        finding: Finding::Looked(looked),
+    };
+    let lookups = vec![one; MAX_EXPLAINED as usize];
+    let frame = reply_frame(REQUEST, &Reply::Explained(Explained { now_unix_ms: 0, lookups }));
+    assert!(frame.len() - HEADER_BYTES <= MAX_BODY_BYTES as usize, "{} bytes", frame.len());
+}
+
+#[test]
+fn causes_stand_in_their_order() {
+    let places = MissCause::ALL.map(|cause| cause as usize);
+    assert!(places.into_iter().eq(0..MissCause::ALL.len()), "each has its place");
 }
 
 #[test]

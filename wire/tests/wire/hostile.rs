@@ -62,8 +62,8 @@ fn bytes_after_a_body_are_refused() {
 
 #[test]
 fn a_kind_nobody_knows_is_refused_on_both_sides() {
-    let known = |kind: u16| (1..=20).contains(&kind);
-    let answers = |kind: u16| (101..=119).contains(&kind);
+    let known = |kind: u16| (1..=21).contains(&kind);
+    let answers = |kind: u16| (101..=120).contains(&kind);
     for kind in 0..=u16::MAX {
         let header = Header { version: PROTOCOL_MAX, kind, length: 0, request: REQUEST };
         let unknown = Err(DecodeError::Kind { found: kind });

@@ -93,6 +93,7 @@ pub(crate) fn requests() -> Vec<(&'static str, Request<'static>)> {
         ("purge-writer", Request::Purge(Purge { domain: None, ..purge(None, Some(1_000)) })),
         ("take-over", Request::TakeOver),
         ("record", Request::Record),
+        ("explain", Request::Explain(Explain { last: 300, session: Some(SessionId(6)) })),
     ]
 }
 
@@ -168,8 +169,37 @@ pub(crate) fn replies() -> Vec<(&'static str, Reply)> {
             }),
         ),
         ("recorded", Reply::Recorded(recorded())),
+        ("explained", Reply::Explained(explained())),
         ("heirloom", Reply::Heirloom(Heirloom { name: "undercroft-state".to_owned() })),
     ]
+}
+
+fn explained() -> Explained {
+    let miss = Miss {
+        key: [1, 2, 3, 4, 5, 6, 7, 8],
+        cause: MissCause::Reclaimed,
+        left_unix_s: Some(1_700_000_000),
+        held_in: Some(SpaceDigest(key(4).0)),
+    };
+    let looked = Looked {
+        space: SpaceDigest(key(3).0),
+        spaces: 2,
+        keys: 80,
+        dram: 10,
+        ssd: 4,
+        miss: Some(miss),
+    };
+    let one = |unix_ms, finding| ExplainedLookup {
+        unix_ms,
+        session: SessionId(6),
+        pid: 4_242,
+        name: "engine-0".to_owned(),
+        domain: "tenant-a".to_owned(),
+        finding,
+    };
+    let board = one(1_700_000_001_234, Finding::Board { lookups: 300 });
+    let lookups = vec![one(1_700_000_000_123, Finding::Looked(looked)), board];
+    Explained { now_unix_ms: 1_700_000_009_000, lookups }
 }
 
 fn recorded() -> Recorded {
@@ -291,6 +321,7 @@ fn status() -> StatusReport {
             dram_pages: 204,
             ssd_pages: 205,
             incomplete_fetches: 206,
+            misses: vec![MissStatus { cause: MissCause::Evicted, lookups: 208 }],
         },
         stores: StoreStatus { offered: 301, stored: 302, held: 303, declined: 304, failed: 305 },
         domains: vec![domain],

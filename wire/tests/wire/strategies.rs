@@ -191,6 +191,9 @@ fn between_sessions() -> impl Strategy<Value = Request<'static>> {
         any::<u32>().prop_map(|lookups| Request::Missed(Missed { lookups })),
         purge.prop_map(Request::Purge),
         Just(Request::Record),
+        (1..=MAX_EXPLAINED, any::<Option<u64>>()).prop_map(|(last, session)| {
+            Request::Explain(Explain { last, session: session.map(SessionId) })
+        }),
     ]
 }
 
@@ -401,7 +404,8 @@ fn domain() -> impl Strategy<Value = DomainStatus> {
 
 fn status() -> impl Strategy<Value = StatusReport> {
     let numbers = (any::<[u32; 3]>(), any::<[u64; 6]>(), -1e12_f64..1e12);
-    let hits = any::<[u64; 7]>().prop_map(|counts| HitStatus {
+    let misses = vec((cause(), any::<u64>()), 0..4);
+    let hits = (any::<[u64; 7]>(), misses).prop_map(|(counts, misses)| HitStatus {
         lookups: counts[0],
         keys: counts[1],
         prefix_pages: counts[2],
@@ -409,6 +413,7 @@ fn status() -> impl Strategy<Value = StatusReport> {
         ssd_pages: counts[4],
         incomplete_fetches: counts[5],
         board_lookups: counts[6],
+        misses: misses.into_iter().map(|(cause, lookups)| MissStatus { cause, lookups }).collect(),
     });
     let stores = any::<[u64; 5]>().prop_map(|[offered, stored, held, declined, failed]| {
         StoreStatus { offered, stored, held, declined, failed }
@@ -555,6 +560,37 @@ fn recorded_run() -> impl Strategy<Value = RecordedRun> {
     })
 }
 
+fn cause() -> impl Strategy<Value = MissCause> {
+    prop::sample::select(MissCause::ALL.to_vec())
+}
+
+fn finding() -> impl Strategy<Value = Finding> {
+    let digest = || any::<[u8; 32]>().prop_map(SpaceDigest);
+    let left = any::<Option<u32>>();
+    let miss = (any::<[u8; 8]>(), cause(), left, prop::option::of(digest()))
+        .prop_map(|(key, cause, left_unix_s, held_in)| Miss { key, cause, left_unix_s, held_in });
+    let looked = (digest(), any::<[u32; 4]>(), prop::option::of(miss)).prop_map(
+        |(space, [spaces, keys, dram, ssd], miss)| Looked { space, spaces, keys, dram, ssd, miss },
+    );
+    prop_oneof![
+        looked.prop_map(Finding::Looked),
+        any::<u32>().prop_map(|lookups| Finding::Board { lookups }),
+    ]
+}
+
+fn explained_lookup() -> impl Strategy<Value = ExplainedLookup> {
+    (any::<(u64, u64, u32)>(), [text(), text()], finding()).prop_map(
+        |((unix_ms, session, pid), [name, domain], finding)| ExplainedLookup {
+            unix_ms,
+            session: SessionId(session),
+            pid,
+            name,
+            domain,
+            finding,
+        },
+    )
+}
+
 fn outliving() -> impl Strategy<Value = Reply> {
     prop_oneof![
         any::<u64>().prop_map(|bytes| Reply::BoardAdded(BoardAdded { bytes })),
@@ -570,5 +606,8 @@ fn outliving() -> impl Strategy<Value = Reply> {
         text().prop_map(|name| Reply::Heirloom(Heirloom { name })),
         (any::<u64>(), prop::collection::vec(recorded_run(), 0..3))
             .prop_map(|(dropped, runs)| Reply::Recorded(Recorded { dropped, runs })),
+        (any::<u64>(), vec(explained_lookup(), 0..3)).prop_map(|(now_unix_ms, lookups)| {
+            Reply::Explained(Explained { now_unix_ms, lookups })
+        }),
     ]
 }

@@ -27,6 +27,9 @@ use undercroft_wire::{
 /// A tenant beside the default one.
 pub(crate) const OTHER: DomainId = DomainId([2; 16]);
 
+/// Lookups that are remembered with what they came to.
+pub(crate) const EXPLAINED: u32 = 8;
+
 /// Steps that nothing takes.
 pub(crate) const MANY: u32 = 5_000;
 
@@ -161,7 +164,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(config: Config) -> Self {
-        let config = Config { notes: true, firsts: true, ..config };
+        let config = Config { notes: true, firsts: true, explained: EXPLAINED, ..config };
         Self {
             core: Core::new(config.clone()).unwrap(),
             config,
