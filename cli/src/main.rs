@@ -1,6 +1,7 @@
 //! `undercroft`: the daemon, its status, its stores and its benchmarks in one binary.
 
 mod bench;
+mod explain;
 mod inspect;
 mod log;
 mod mounts;
@@ -25,6 +26,7 @@ use std::process::ExitCode;
     after_help = "Examples:
   undercroft serve                        run a daemon with built-in defaults, as any user
   undercroft status                       ask it how it is
+  undercroft explain                      why its newest lookups found no more than they did
   undercroft purge --domain NAME          forget all pages of a tenant, for good
   undercroft inspect DIRECTORY --verify   prove every record of a store, with its daemon stopped
   undercroft bench replay                 replay generated traffic through a daemon of its own
@@ -49,6 +51,8 @@ enum Command {
     Mounts(mounts::Mounts),
     /// Show a running daemon's tiers, hits, sessions and what the machine refused it.
     Status(status::Status),
+    /// Say why the newest lookups found no more than they did.
+    Explain(explain::Explain),
     /// Forget pages of a tenant, a space or a writer for good, in every tier.
     Purge(purge::Purge),
     /// Show what lies in a store on SSD, and prove it offline.
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         Command::Serve(serve) => serve.run(),
         Command::Mounts(mounts) => mounts.run(),
         Command::Status(status) => status.run(),
+        Command::Explain(explain) => explain.run(),
         Command::Purge(purge) => purge.run(),
         Command::Inspect(inspect) => inspect.run(),
         Command::Bench(bench) => bench.run(),

@@ -6,15 +6,17 @@ use crate::keeper;
 use crate::options::{ConnectOptions, Wait};
 use crate::shared::Shared;
 use crate::space::{SpaceHandle, SpaceState, open};
-use crate::{ConnectError, MissReason, OpenError, PartWatcher, PurgeError, RecordError};
+use crate::{
+    ConnectError, ExplainError, MissReason, OpenError, PartWatcher, PurgeError, RecordError,
+};
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use undercroft_gpu_shim::cuda::{CudaDevice, CudaError};
 use undercroft_wire::{
-    Epoch, Mode, Purge, Purged, Recorded, Refused, Reply, Request, SessionId, Space, StatusReport,
-    Welcome,
+    Epoch, Explain, Explained, Mode, Purge, Purged, Recorded, Refused, Reply, Request, SessionId,
+    Space, StatusReport, Welcome,
 };
 
 /// A connection to the daemon of this node, kept up behind the caller's back. Cheap to clone; all
@@ -212,6 +214,27 @@ impl Client {
                 Err(RecordError::Refused { reason, detail })
             }
             other => Err(RecordError::Unanswered(not_expected(&connection, &other, "a recording"))),
+        }
+    }
+
+    /// What the newest lookups came to, and why it was no more: of all sessions of this process's
+    /// domain, or of everybody's where it looks after the daemon.
+    ///
+    /// # Errors
+    /// The daemon refused, or did not answer in time.
+    pub fn explain(&self, what: Explain, deadline: Duration) -> Result<Explained, ExplainError> {
+        let until = from_now(deadline);
+        let connection = self.inner.connection().map_err(ExplainError::Unanswered)?;
+        let reply = connection.call(&Request::Explain(what), Expects::Reply, until);
+        match reply.map_err(ExplainError::Unanswered)? {
+            Reply::Explained(explained) => Ok(explained),
+            Reply::Refused(Refused { reason, detail }) => {
+                Err(ExplainError::Refused { reason, detail })
+            }
+            other => {
+                let reason = not_expected(&connection, &other, "an explanation");
+                Err(ExplainError::Unanswered(reason))
+            }
         }
     }
 

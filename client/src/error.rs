@@ -139,6 +139,23 @@ pub enum PurgeError {
     Unanswered(MissReason),
 }
 
+/// Why lookups were not explained.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ExplainError {
+    /// The daemon refused it.
+    #[error("the daemon refused to explain ({reason:?}): {detail}")]
+    Refused {
+        /// Why.
+        reason: RefusedReason,
+        /// The daemon's words.
+        detail: String,
+    },
+    /// The daemon could not be asked, or did not answer in time.
+    #[error("the daemon did not explain: {0}")]
+    Unanswered(MissReason),
+}
+
 /// Why nothing was recorded.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]

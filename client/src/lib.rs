@@ -44,7 +44,7 @@ mod watch;
 
 pub use blob::Blob;
 pub use client::{Client, ClientCounters, ClientState};
-pub use error::{ConnectError, OpenError, PurgeError, RecordError};
+pub use error::{ConnectError, ExplainError, OpenError, PurgeError, RecordError};
 pub use fetch::{Fetch, FetchFrom, FetchReport, ReadyRun};
 pub use find::find_socket;
 pub use layer_load::LayerLoad;

@@ -1,6 +1,7 @@
 //! The control thread's state: it feeds the core with events, performs the actions that come out,
 //! and keeps the sessions. Everything here runs on one thread; nothing here waits.
 
+mod explaining;
 mod fitting;
 mod greeting;
 mod inheriting;
@@ -443,6 +444,7 @@ impl Control {
             Request::Hello(_)
                 | Request::Status
                 | Request::Ping
+                | Request::Explain(_)
                 | Request::TakeOver
                 | Request::Gpu(_)
                 | Request::Missed(_)
@@ -481,6 +483,7 @@ impl Control {
             Request::TakeOver => self.hand_over(id, request),
             Request::Purge(purge) => self.purge(id, request, purge),
             Request::Record => self.record(id, request),
+            Request::Explain(explain) => self.explain(id, request, explain),
             _ if self.sessions.get(&id).is_none_or(|session| session.domain.is_none()) => {
                 let detail = "no domain is for this user: there are no pages to ask for";
                 self.refuse(id, request, RefusedReason::Denied, detail);
