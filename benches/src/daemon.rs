@@ -1,5 +1,5 @@
-use crate::BenchError;
 use crate::interrupt::Interrupt;
+use crate::{BenchError, ByteRate};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fmt::Write as _;
 use std::fs::File;
@@ -49,6 +49,8 @@ pub(crate) struct SsdPlan {
     pub(crate) depth: Option<u32>,
     /// Whether pages are encrypted there, as they are unless configured otherwise.
     pub(crate) encrypted: bool,
+    /// How much may be written to it.
+    pub(crate) write_budget: Option<ByteRate>,
 }
 
 /// The largest part of an arena that wastes nothing on frames of this size: io_uring registers
@@ -156,6 +158,9 @@ impl Daemon {
         }
         if let Some(depth) = depth {
             let _infallible = writeln!(text, "queue_depth = {depth}");
+        }
+        if let Some(budget) = ssd.write_budget {
+            let _infallible = writeln!(text, "write_budget = {}", toml_text(&budget.to_string()));
         }
         if !ssd.encrypted {
             text.push_str("encryption = \"off\"\n");
@@ -313,6 +318,7 @@ mod tests {
                 segment_bytes: None,
                 depth: None,
                 encrypted,
+                write_budget: Some(ByteRate(3 << 20)),
             };
             let daemon = Daemon {
                 plan: DaemonPlan { ssd: Some(ssd), ..plan() },

@@ -48,6 +48,6 @@ pub use replay::{
     FleetMember, FleetOptions, FleetReport, HitPages, LookupTimes, ReplayOptions, ReplayReport,
     replay, replay_by_fleet, replay_keys,
 };
-pub use size::{ByteSize, SizeError, TierSize};
+pub use size::{ByteRate, ByteSize, SizeError, TierSize};
 pub use trace::{MAX_REQUEST_PAGES, RawRequest, Trace, TraceReader, TraceRequest, TraceStats};
 pub use undercroft_core::{Admission, Micros, Policy};

@@ -11,6 +11,7 @@ pub struct SizeError {
 }
 
 const BYTES_ALLOWED: &str = "whole bytes, or a whole number with KiB, MiB or GiB (4096, 64KiB)";
+const RATE_ALLOWED: &str = "1/s and more, such as 4096/s, 64KiB/s, 2MiB/s or 1GiB/s";
 const TIER_ALLOWED: &str = "whole bytes, a whole number with KiB, MiB or GiB (256MiB), or 0% to \
                             100% of the trace's distinct pages (5%, 2.5%)";
 
@@ -36,6 +37,28 @@ impl fmt::Display for ByteSize {
             }
         }
         write!(f, "{}", self.0)
+    }
+}
+
+/// Bytes a second, typed as `4096/s`, `64KiB/s`, `2MiB/s` or `1GiB/s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ByteRate(pub u64);
+
+impl FromStr for ByteRate {
+    type Err = SizeError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bytes = text.trim().strip_suffix("/s").and_then(parse_bytes);
+        bytes
+            .filter(|bytes| *bytes > 0)
+            .map(Self)
+            .ok_or_else(|| SizeError { found: text.to_owned(), allowed: RATE_ALLOWED })
+    }
+}
+
+impl fmt::Display for ByteRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", ByteSize(self.0))
     }
 }
 

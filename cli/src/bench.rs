@@ -6,9 +6,9 @@ use crate::outcome::{Failure, Outcome};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 use undercroft_benches::{
-    Admission, BenchError, ByteSize, CallerOptions, EchoOptions, FleetOptions, LimitsOptions,
-    Policy, ReplayOptions, TierSize, caller, echo_peer, limits, replay, replay_by_fleet,
-    replay_defaults,
+    Admission, BenchError, ByteRate, ByteSize, CallerOptions, EchoOptions, FleetOptions,
+    LimitsOptions, Policy, ReplayOptions, TierSize, caller, echo_peer, limits, replay,
+    replay_by_fleet, replay_defaults,
 };
 
 /// Measure: replay traffic, restore long contexts, or compare with the machine's own limits.
@@ -74,6 +74,9 @@ struct Replay {
     /// What of them is written to SSD: through, demote or auto:N.
     #[arg(long, value_name = "NAME", conflicts_with = "socket", default_value_t)]
     admission: Admission,
+    /// How much of it may be, averaged over a minute, such as 100MiB/s [default: no bound].
+    #[arg(long, value_name = "SIZE/s", conflicts_with = "socket")]
+    write_budget: Option<ByteRate>,
     /// Clients; they share the trace's requests.
     #[arg(long, value_name = "N", default_value_t = 1)]
     clients: u32,
@@ -185,6 +188,7 @@ impl Replay {
             ssd_path: self.ssd_path,
             policy: self.policy,
             admission: self.admission,
+            write_budget: self.write_budget,
             clients: self.clients,
             serial: self.serial,
             full_pages_only: self.full_pages_only,

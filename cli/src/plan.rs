@@ -4,7 +4,7 @@ use crate::outcome::{Failure, Outcome, print};
 use clap::Args;
 use std::path::{Path, PathBuf};
 use undercroft_benches::{
-    Admission, BenchError, ByteSize, Gpu, Model, PlanOptions, Policy, Prices, TierSize,
+    Admission, BenchError, ByteRate, ByteSize, Gpu, Model, PlanOptions, Policy, Prices, TierSize,
     UTILISATION, plan, replay_defaults,
 };
 
@@ -50,6 +50,9 @@ pub(crate) struct Plan {
     /// What of them is written to SSD: through, demote or auto:N.
     #[arg(long, value_name = "NAME", default_value_t)]
     admission: Admission,
+    /// How much of it may be, averaged over a minute, such as 100MiB/s [default: no bound].
+    #[arg(long, value_name = "SIZE/s")]
+    write_budget: Option<ByteRate>,
     /// Sizes of DRAM.
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1%,2%,5%,10%,20%")]
     dram: Vec<TierSize>,
@@ -132,6 +135,7 @@ impl Plan {
             page_tokens: self.page_tokens,
             policy: self.policy,
             admission: self.admission,
+            write_budget: self.write_budget,
             dram: self.dram,
             ssd: self.ssd,
             ssd_segments: self.ssd_segments,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use undercroft_client::wire::{
     ArenaStatus, DeviceCondition, DomainStatus, GpuReport, Mode, ProcessState, ReloadStatus,
     SessionStatus, SsdDeviceStatus, SsdStatus, StartKind, StartStatus, StatusReport, TierStatus,
+    WearStatus,
 };
 use undercroft_client::{Client, ConnectOptions, Wait};
 
@@ -215,12 +216,14 @@ fn render_ssd(ssd: &SsdStatus, out: &mut Lines) {
     out.line(
         "",
         format!(
-            "corrupt: {} records, {} tables; I/O errors {}; pages unreachable {}, refused {}",
+            "corrupt: {} records, {} tables; I/O errors {}; pages unreachable {}, refused {} \
+             ({} for the write budget)",
             ssd.corrupt_records,
             ssd.corrupt_tables,
             ssd.io_errors,
             ssd.unreachable_pages,
-            ssd.refused_pages
+            ssd.refused_pages,
+            ssd.over_budget_pages
         ),
     );
     for (number, device) in ssd.devices.iter().enumerate() {
@@ -263,6 +266,7 @@ fn render_device(number: usize, device: &SsdDeviceStatus, out: &mut Lines) {
             bytes(device.read_bytes),
         ),
     );
+    out.line("", wear(&device.wear));
     out.line("", recovery(device));
     out.line(
         "",
@@ -271,6 +275,21 @@ fn render_device(number: usize, device: &SsdDeviceStatus, out: &mut Lines) {
             device.corrupt_records, device.corrupt_tables, device.io_errors, device.stalls
         ),
     );
+}
+
+fn wear(wear: &WearStatus) -> String {
+    let rate = match (wear.drive_writes_per_day, wear.life_years) {
+        (None, _) => "at what rate is not known yet".to_owned(),
+        (Some(rate), None) => format!("drive writes per day {rate:.3}"),
+        (Some(rate), Some(years)) => {
+            format!("drive writes per day {rate:.3}, life at this rate {years:.1} years")
+        }
+    };
+    let budgets = [(wear.budget_bytes_per_s, "second"), (wear.budget_bytes_per_day, "day")];
+    let budgets = budgets.map(|(most, of)| most.map(|most| format!("{} a {of}", bytes(most))));
+    let budgets: Vec<_> = budgets.into_iter().flatten().collect();
+    let budget = if budgets.is_empty() { "none".to_owned() } else { budgets.join(", ") };
+    format!("written in a day {}; {rate}; write budget {budget}", bytes(wear.day_bytes))
 }
 
 fn recovery(device: &SsdDeviceStatus) -> String {

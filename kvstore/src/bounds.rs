@@ -3,9 +3,11 @@
 use crate::config::{Config, DomainConfig, MAX_PAGES, MAX_SPACES, SsdConfig};
 use crate::purge_book;
 use crate::succession::leased_pages_per_domain;
-use undercroft_core::{DeviceConfig, DomainLimits, Limits};
+use undercroft_core::{DeviceConfig, DomainLimits, Limits, WriteBudget};
 use undercroft_wire::{PurgeId, Stamp};
 
+/// What a record takes on an SSD beside its frame, at most: a table block of its own.
+const BYTES_BESIDE_RECORD: u64 = 4096;
 /// Parts of all arenas together.
 pub(crate) const MAX_PARTS: u32 = 4096;
 /// Sessions that only hold leases are counted, too: one each for as many as may be connected.
@@ -64,6 +66,15 @@ pub(crate) fn limits_of(config: &Config, domain: &DomainConfig) -> DomainLimits 
     }
 }
 
+fn write_budget(config: &Config) -> WriteBudget {
+    let ssd = config.ssd.as_ref();
+    WriteBudget {
+        bytes_per_s: ssd.and_then(|ssd| ssd.write_bytes_per_s),
+        bytes_per_day: ssd.and_then(|ssd| ssd.write_bytes_per_day),
+        bytes_per_record: BYTES_BESIDE_RECORD,
+    }
+}
+
 /// The core's whole configuration. `seed` is drawn at random, and no stamp given out before was
 /// newer than `first_stamp`.
 pub(crate) fn core_config(
@@ -100,6 +111,7 @@ pub(crate) fn core_config(
         purge,
         policy: config.policy,
         admission: config.admission,
+        write_budget: write_budget(config),
         limits,
         seed,
     }

@@ -6,7 +6,9 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use undercroft_wire::{DeviceCondition, MissStatus, SsdDeviceStatus, SsdStatus, StatusReport};
+use undercroft_wire::{
+    DeviceCondition, MissStatus, SsdDeviceStatus, SsdStatus, StatusReport, WearStatus,
+};
 
 /// The report as OpenMetrics text.
 pub(crate) fn encode(report: &StatusReport) -> String {
@@ -84,6 +86,17 @@ const SSD_GAUGES: [(&str, &str, Each); 8] = [
     ("ssd_io_uring", "1 if io_uring is in use", |d| u64::from(d.engine == "io_uring")),
 ];
 
+/// One number of each SSD's wear.
+type EachWear = fn(&WearStatus) -> Option<f64>;
+
+const WEAR_GAUGES: [(&str, &str, EachWear); 3] = [
+    ("ssd_day_written_bytes", "Bytes written in the last day", |w| Some(w.day_bytes as f64)),
+    ("ssd_drive_writes_per_day", "Times the capacity is written in a day", |w| {
+        w.drive_writes_per_day
+    }),
+    ("ssd_life_years", "Years until the endurance is used up at this rate", |w| w.life_years),
+];
+
 const SSD_COUNTERS: [(&str, &str, Each); 12] = [
     ("ssd_evicted_pages", "Pages dropped from SSD", |d| d.tier.evicted_pages),
     ("ssd_written_bytes", "Record bytes written", |d| d.written_bytes),
@@ -140,7 +153,25 @@ impl Out<'_, '_> {
         }
         let (name, pages) = ("ssd_unreachable_pages", ssd.unreachable_pages);
         self.gauge(name, "Pages without ancestors", pages as f64)?;
-        self.counter("ssd_refused_pages", "Pages that were not worth writing", ssd.refused_pages)
+        let help = "Pages that were not worth writing, or not to be paid for";
+        self.counter("ssd_refused_pages", help, ssd.refused_pages)?;
+        let help = "Of these, pages that the write budget had nothing left for";
+        self.counter("ssd_over_budget_pages", help, ssd.over_budget_pages)?;
+        self.wear(&ssd.devices)
+    }
+
+    /// How fast the devices wear out. What is not known yet is left out.
+    fn wear(&mut self, devices: &[SsdDeviceStatus]) -> Result<(), std::fmt::Error> {
+        for (name, help, each) in WEAR_GAUGES {
+            let mut family = self.family(name, help, MetricType::Gauge)?;
+            for (number, device) in devices.iter().enumerate() {
+                if let Some(value) = each(&device.wear) {
+                    let labels = [("device", number.to_string())];
+                    ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Lookups by why their first missing page was not there.

@@ -6,12 +6,16 @@ use crate::control::Control;
 use crate::device::Device;
 use crate::process;
 use crate::session::Session;
+use std::time::Duration;
 use undercroft_core::{DeviceReport, DeviceState, Health, Stats, TierFill};
 use undercroft_wire::{
     ArenaStatus, DeviceCondition, DomainStatus, Fallback, HitStatus, MissCause, MissStatus, Mode,
     SessionId, SessionStatus, SpaceStatus, SsdDeviceStatus, SsdStatus, StartStatus, StatusReport,
-    StoreStatus, TierStatus,
+    StoreStatus, TierStatus, WearStatus,
 };
+
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The version of the report's layout.
 const SCHEMA: u32 = 1;
@@ -148,7 +152,12 @@ fn ssd(control: &Control, stats: &Stats) -> Option<SsdStatus> {
         return None;
     }
     let reports = control.core.devices().zip(&control.devices);
-    let devices: Vec<_> = reports.map(|(report, device)| ssd_device(&report, device)).collect();
+    let devices: Vec<_> = reports
+        .map(|(report, device)| SsdDeviceStatus {
+            wear: wear(control, &report),
+            ..ssd_device(&report, device)
+        })
+        .collect();
     let sum = |count: fn(&SsdDeviceStatus) -> u64| devices.iter().map(count).sum();
     let (written_bytes, reappended_bytes) =
         (sum(|device| device.written_bytes), sum(|device| device.reappended_bytes));
@@ -165,6 +174,7 @@ fn ssd(control: &Control, stats: &Stats) -> Option<SsdStatus> {
         io_errors: sum(|device| device.io_errors),
         unreachable_pages: control.core.unreachable_pages(),
         refused_pages: stats.refused_pages,
+        over_budget_pages: stats.over_budget_pages,
         devices,
     })
 }
@@ -198,6 +208,24 @@ fn ssd_device(report: &DeviceReport, device: &Device) -> SsdDeviceStatus {
         set_aside: facts
             .and_then(|facts| facts.set_aside.as_ref())
             .map(|aside| aside.display().to_string()),
+        wear: WearStatus::default(),
+    }
+}
+
+/// A rate is told from the first minute on: before that it says nothing of a day.
+fn wear(control: &Control, report: &DeviceReport) -> WearStatus {
+    let (day_bytes, budget) = (report.written_in_a_day_bytes, control.core.write_budget());
+    let over = control.started.elapsed().min(DAY);
+    let capacity = report.fill.capacity_bytes;
+    let a_day = (over >= MINUTE).then(|| day_bytes as f64 * DAY.div_duration_f64(over));
+    let endurance = control.config.ssd.as_ref().and_then(|ssd| ssd.endurance_bytes);
+    let endurance = endurance.unwrap_or_else(|| WearStatus::usual_endurance(capacity)) as f64;
+    WearStatus {
+        day_bytes,
+        drive_writes_per_day: a_day.map(|bytes| bytes / capacity.max(1) as f64),
+        life_years: a_day.filter(|bytes| *bytes > 0.0).map(|bytes| endurance / bytes / 365.0),
+        budget_bytes_per_s: budget.bytes_per_s,
+        budget_bytes_per_day: budget.bytes_per_day,
     }
 }
 

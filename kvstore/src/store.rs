@@ -265,6 +265,8 @@ fn log_config(
         queue_depth: config.queue_depth,
         table_flush_ms: config.table_flush_ms,
         stall: config.stall,
+        // Zeros wear a drive out as anything does.
+        zero_ahead: config.write_bytes_per_s.is_none() && config.write_bytes_per_day.is_none(),
         key,
         ..LogConfig::new(directory.path.join(LOG_NAME), directory.bytes)
     }

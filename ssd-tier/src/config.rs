@@ -39,6 +39,9 @@ pub struct LogConfig {
     /// What everything in the log is encrypted with; `None` leaves pages in the clear. Segments
     /// that were written the other way are given up at start.
     pub key: Option<StoreKey>,
+    /// Whether segments are zeroed ahead of their first use while the device is idle: their first use
+    /// is faster, and twice as much is written.
+    pub zero_ahead: bool,
     /// How long a transfer may take before the log says that its device stalls.
     pub stall: Duration,
 }
@@ -56,6 +59,7 @@ impl LogConfig {
             queue_depth: 16,
             table_flush_ms: 20,
             key: None,
+            zero_ahead: true,
             stall: Duration::from_millis(500),
         }
     }

@@ -133,6 +133,8 @@ pub struct Machine {
     next_step: Option<Io>,
     /// What is left of the segment that is being zeroed, and what it is zeroed with.
     zeroing: Option<Zeroing>,
+    /// Whether any is.
+    zeroes: bool,
     zeros: Option<Span>,
     zeros_in_flight: bool,
     /// The segment that is being mended.
@@ -172,6 +174,7 @@ impl Machine {
             blocks: Blocks::new(CHORES_IN_FLIGHT)?,
             probe: Some(block_memory(1)?),
             next_step: None,
+            zeroes: config.zero_ahead,
             zeroing: None,
             zeros: None,
             zeros_in_flight: false,

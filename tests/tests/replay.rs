@@ -75,6 +75,29 @@ fn generated_traffic_hits_exactly_like_the_naive_lru() {
     }
 }
 
+/// Bytes that a daemon wrote to SSD for the same traffic, and for how long it did at most, seconds.
+fn written(more: &[&str]) -> (u64, f64) {
+    let home = tempfile::tempdir().expect("a temporary folder");
+    let report = home.path().join("report.json");
+    let path = report.display().to_string();
+    let args = "bench replay --requests 120 --seed 7 --page-bytes 64KiB --dram 4MiB --ssd 1GiB \
+                --policy lru --admission demote --json";
+    let start = std::time::Instant::now();
+    good(&run(&[&args.split_whitespace().collect::<Vec<_>>()[..], &[&path], more].concat()));
+    let bytes = json(&report)["ssd_bytes_written"].as_u64().expect("a number");
+    (bytes, start.elapsed().as_secs_f64())
+}
+
+#[test]
+fn no_more_is_written_than_the_budget_allows() {
+    let (all, _) = written(&[]);
+    let (some, seconds) = written(&["--write-budget", "256KiB/s"]);
+    // It begins with a minute that is used up. Slots of time are kept whole, so a second more.
+    let most = (256 << 10) as f64 * (seconds + 1.0);
+    assert!(some as f64 <= most, "{some} bytes in {seconds} s");
+    assert!(some < all, "{some} of {all} bytes");
+}
+
 #[test]
 fn staging_smaller_than_a_request_changes_nothing() {
     let (pages, page_bytes) = (50u64, 16u64 << 10);

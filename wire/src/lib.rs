@@ -56,5 +56,5 @@ pub use standing::{CopyReason, Fallback, ProcessState};
 pub use status::{
     ArenaStatus, DeviceCondition, DomainStatus, GpuReport, HitStatus, MAX_GPU_TEXT_BYTES,
     MissStatus, ReloadStatus, SessionStatus, SpaceStatus, SsdDeviceStatus, SsdStatus, StartKind,
-    StartStatus, StatusReport, StoreStatus, TierStatus,
+    StartStatus, StatusReport, StoreStatus, TierStatus, WearStatus,
 };

@@ -201,8 +201,10 @@ pub struct SsdStatus {
     pub io_errors: u64,
     /// Pages on SSD that no lookup can reach because an ancestor is gone.
     pub unreachable_pages: u64,
-    /// Pages that left DRAM and were not worth writing.
+    /// Pages that left DRAM and were not written: not worth it, or not to be paid for.
     pub refused_pages: u64,
+    /// Of these, pages that the write budget had nothing left for.
+    pub over_budget_pages: u64,
     /// Each device, in the order of the configuration.
     pub devices: Vec<SsdDeviceStatus>,
 }
@@ -310,6 +312,33 @@ pub struct SsdDeviceStatus {
     pub stalls: u64,
     /// Where a page log was moved that this build could not read.
     pub set_aside: Option<String>,
+    /// How fast it wears out.
+    pub wear: WearStatus,
+}
+
+/// How much is written to a device: bytes of records and their table entries, frames counted whole.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct WearStatus {
+    /// Bytes written in the last day, or since start.
+    pub day_bytes: u64,
+    /// How often its capacity would be written in a day at this rate; `None` in the first minute.
+    pub drive_writes_per_day: Option<f64>,
+    /// Years until its endurance is used up at this rate; `None` in the first minute, and where
+    /// nothing is written.
+    pub life_years: Option<f64>,
+    /// What may be written in a second, averaged over a minute, bytes.
+    pub budget_bytes_per_s: Option<u64>,
+    /// What may be written in a day, bytes.
+    pub budget_bytes_per_day: Option<u64>,
+}
+
+impl WearStatus {
+    /// Bytes that a device of `capacity_bytes` may be written in its life if its data sheet was not
+    /// asked: all of it once a day for five years.
+    #[must_use]
+    pub const fn usual_endurance(capacity_bytes: u64) -> u64 {
+        capacity_bytes.saturating_mul(5 * 365)
+    }
 }
 
 /// Lookups and what they found.

@@ -64,6 +64,7 @@ impl Tier {
                 segment_bytes: None,
                 depth: Some(self.depth),
                 encrypted: self.encrypted,
+                write_budget: None,
             }),
         };
         let blocks = self.pages(RUN_BYTES) as u32;

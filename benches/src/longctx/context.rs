@@ -95,6 +95,7 @@ fn plan(setup: &Setup<'_>, context: Context) -> DaemonPlan {
             segment_bytes,
             depth: None,
             encrypted: true,
+            write_budget: None,
         }),
     }
 }

@@ -3,7 +3,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use undercroft_core::{
     Action, Admission, AppendOutcome, Config, ConfigError, CopyOutcome, Core, DeviceConfig, Event,
-    Limits, Micros, Policy, ProcessId, ReadOutcome, Stats,
+    Limits, Micros, Policy, ProcessId, ReadOutcome, Stats, WriteBudget,
 };
 use undercroft_wire::{
     Commit, DeviceId, DomainId, Fetch, FetchEnd, FetchSource, JobId, LeaseId, Lookup, LookupReply,
@@ -27,6 +27,8 @@ pub struct CoreTiers {
     pub policy: Policy,
     /// What of them is written to SSD.
     pub admission: Admission,
+    /// How much of it may be, thousandths of a page a second: averaged over a minute.
+    pub write_millipages_per_s: Option<u64>,
     /// Room in DRAM, pages.
     pub dram_pages: u64,
     /// Room on SSD, pages; 0 for no SSD.
@@ -89,11 +91,14 @@ impl CoreReplay {
             read_bytes_per_s: 1 << 30,
             read_latency_us: 100,
         };
+        let bytes = |millipages: u64| (millipages * FRAME / 1000).max(1);
+        let bytes_per_s = tiers.write_millipages_per_s.map(bytes);
         let max_pages = u32::try_from(keys.len() as u64 + SPARE_PAGES).unwrap_or(u32::MAX);
         let config = Config {
             devices: has_ssd.then_some(device).into_iter().collect(),
             policy: tiers.policy,
             admission: tiers.admission,
+            write_budget: WriteBudget { bytes_per_s, ..WriteBudget::NONE },
             limits: Limits { max_pages, ..Limits::default() },
             ..Config::default()
         };

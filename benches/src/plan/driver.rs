@@ -131,6 +131,7 @@ fn report(trace: &Trace, clock: &Clock<'_>, outcomes: &[Outcome]) -> PlanReport 
         schema: 1,
         policy: options.policy.name(),
         admission: options.admission.to_string(),
+        write_budget_bytes_per_s: options.write_budget.map(|budget| budget.0),
         model: options.token_bytes.is_none().then(|| options.model.clone()),
         token_bytes: checked.token_bytes,
         page_bytes: checked.page_bytes(),

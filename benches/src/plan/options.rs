@@ -1,6 +1,8 @@
 use super::money::Prices;
 use crate::longctx::{Gpu, Model, Recompute};
-use crate::{BenchError, ByteSize, GeneratorOptions, TierSize, Trace, generate, replay_defaults};
+use crate::{
+    BenchError, ByteRate, ByteSize, GeneratorOptions, TierSize, Trace, generate, replay_defaults,
+};
 use std::path::PathBuf;
 use undercroft_core::{Admission, Policy};
 
@@ -24,6 +26,8 @@ pub struct PlanOptions {
     pub policy: Policy,
     /// What of them is written to SSD.
     pub admission: Admission,
+    /// How much of it may be, averaged over a minute of the trace.
+    pub write_budget: Option<ByteRate>,
     /// Sizes of DRAM to look at.
     pub dram: Vec<TierSize>,
     /// Sizes of the SSD tier to look at, each with each of DRAM.

@@ -178,6 +178,9 @@ fn core(pair: &SizePair, clock: &Clock<'_>) -> Result<CoreReplay, BenchError> {
     let tiers = CoreTiers {
         policy: clock.options.policy,
         admission: clock.options.admission,
+        write_millipages_per_s: clock.options.write_budget.map(|budget| {
+            (u128::from(budget.0) * 1000 / u128::from(clock.checked.page_bytes())) as u64
+        }),
         dram_pages: pair.dram_pages,
         ssd_pages: pair.ssd_pages,
         ssd_segments: clock.options.ssd_segments,

@@ -15,6 +15,8 @@ pub struct PlanReport {
     pub policy: &'static str,
     /// What of them was written to SSD.
     pub admission: String,
+    /// How much of it might be, averaged over a minute; `None` for no bound.
+    pub write_budget_bytes_per_s: Option<u64>,
     /// Whose KV cache it is; `None` where only bytes were given.
     pub model: Option<Model>,
     /// Bytes of the cache for each token, all ranks together.

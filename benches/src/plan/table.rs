@@ -76,7 +76,13 @@ impl PlanReport {
             Some(model) => model.to_string(),
             None => format!("{} bytes a token", self.token_bytes),
         };
-        format!("{model}; pages leave DRAM by {}, for SSD by {}", self.policy, self.admission)
+        let budget = self
+            .write_budget_bytes_per_s
+            .map_or_else(String::new, |bytes| format!(" within {}/s", crate::longctx::size(bytes)));
+        format!(
+            "{model}; pages leave DRAM by {}, for SSD by {}{budget}",
+            self.policy, self.admission
+        )
     }
 
     fn mark(&self, at: usize) -> &'static str {

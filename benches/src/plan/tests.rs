@@ -8,7 +8,14 @@ use std::path::Path;
 use undercroft_core::{Admission, Micros, Policy};
 
 fn tiers(policy: Policy, dram_pages: u64, ssd_pages: u64) -> CoreTiers {
-    CoreTiers { policy, admission: Admission::Demote, dram_pages, ssd_pages, ssd_segments: 64 }
+    CoreTiers {
+        policy,
+        admission: Admission::Demote,
+        write_millipages_per_s: None,
+        dram_pages,
+        ssd_pages,
+        ssd_segments: 64,
+    }
 }
 
 fn play(trace: &Trace, tiers: &CoreTiers) -> Vec<CoreHits> {
@@ -73,6 +80,7 @@ fn options() -> PlanOptions {
         page_tokens: None,
         policy: Policy::default(),
         admission: Admission::Demote,
+        write_budget: None,
         dram: vec![TierSize::Share(50_000), TierSize::Share(200_000)],
         ssd: vec![TierSize::Share(0), TierSize::Share(500_000)],
         ssd_segments: 64,

@@ -92,6 +92,7 @@ pub(super) fn plan(options: &ReplayOptions, checked: &Checked) -> DaemonPlan {
             segment_bytes,
             depth: None,
             encrypted: true,
+            write_budget: options.write_budget,
         }),
     }
 }

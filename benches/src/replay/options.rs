@@ -1,5 +1,7 @@
 use crate::limits::available_memory;
-use crate::{BenchError, ByteSize, GeneratorOptions, TierSize, Trace, generate, replay_defaults};
+use crate::{
+    BenchError, ByteRate, ByteSize, GeneratorOptions, TierSize, Trace, generate, replay_defaults,
+};
 use std::path::PathBuf;
 use undercroft_core::{Admission, Policy};
 use undercroft_wire::{MAX_PAGE_BYTES, MIN_PAGE_BYTES, frame_bytes};
@@ -30,6 +32,8 @@ pub struct ReplayOptions {
     pub policy: Policy,
     /// What of the pages that leave DRAM is written to SSD.
     pub admission: Admission,
+    /// How much of it may be, averaged over a minute.
+    pub write_budget: Option<ByteRate>,
     /// How many clients take turns or run side by side.
     pub clients: u32,
     /// One request after another, each waiting for credits and for its stores: exact figures.
@@ -65,6 +69,7 @@ impl ReplayOptions {
             ssd_path: None,
             policy: Policy::default(),
             admission: Admission::default(),
+            write_budget: None,
             clients: 1,
             serial: false,
             full_pages_only: false,

@@ -66,10 +66,15 @@ impl Returns {
 /// What of the pages that leave DRAM is written to SSD.
 ///
 /// A page that others on an SSD hang from always is, so what lies there can be found: what is
-/// refused is the end of a chain.
+/// refused is the end of a chain. Only where the write budget is used up that one is lost, too; what
+/// hangs from it is found again once it has come back.
 impl Core {
-    /// Whether a page that would be written now is worth it.
+    /// Whether a page that would be written now is worth it, and can be paid for.
     pub(crate) fn is_admitted(&self, id: PageId) -> bool {
+        self.is_worth_writing(id) && self.has_budget(id)
+    }
+
+    fn is_worth_writing(&self, id: PageId) -> bool {
         let Admission::Auto(price) = self.config.admission else {
             return true;
         };
@@ -83,7 +88,7 @@ impl Core {
     }
 
     /// Whether anything on an SSD hangs from it. What does in DRAM is worth less, and leaves first.
-    fn leads_on(&self, id: PageId) -> bool {
+    pub(crate) fn leads_on(&self, id: PageId) -> bool {
         self.has_child(id, |child| child.on_ssd() != OnSsd::None)
     }
 
@@ -98,8 +103,13 @@ impl Core {
     /// To be called when a page leaves DRAM for an SSD, or is refused.
     pub(crate) fn note_left(&mut self, id: PageId, written: bool) {
         if !written {
-            assert!(!self.leads_on(id), "what lies on an SSD keeps what leads to it");
+            let over_budget = self.is_worth_writing(id);
+            assert!(
+                over_budget || !self.leads_on(id),
+                "what lies on an SSD keeps what leads to it"
+            );
             self.stats.refused_pages += 1;
+            self.stats.over_budget_pages += u64::from(over_budget);
         }
         let page = &self.index[id];
         let (space, key) = (page.space, page.key);

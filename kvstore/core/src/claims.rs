@@ -254,6 +254,11 @@ impl Core {
     /// Takes out of DRAM what is on an SSD, or what none is to take.
     pub(crate) fn refuse_or_evict(&mut self, id: PageId) {
         let cause = if self.is_demotable(id) {
+            if self.index.keeps(&self.index[id]) > 0 {
+                // Somebody holds it, and it cannot be paid for: it stays.
+                self.index[id].set(Mark::AppendRefused, true);
+                return self.settle(id);
+            }
             self.note_left(id, false);
             MissCause::NotAdmitted
         } else if self.index[id].is(Mark::AppendRefused) {
@@ -267,15 +272,16 @@ impl Core {
     /// Has a demotable page written to the SSD that is best for it.
     pub(crate) fn demote(&mut self, id: PageId, actions: &mut Vec<Action>) {
         self.note_left(id, true);
+        self.promise_before(id);
+        let spent = self.spent_devices(id);
         if self.index[id].has_record() {
             // It does not count, and a page has one record.
             self.stats.ssd_forgotten_copies += 1;
             self.leave_ssd(id);
         }
-        let refused = DeviceSet::default();
-        let device = self.devices.to_append_to(refused);
-        let device = device.expect("a page is demotable while a device takes appends");
-        self.start_append(id, device, refused, actions);
+        let device = self.devices.to_append_to(spent);
+        let device = device.expect("a page is admitted while a device takes appends of it");
+        self.start_append(id, device, spent, actions);
     }
 
     pub(crate) fn start_append(
@@ -296,6 +302,7 @@ impl Core {
         let frame = self.index.frame_of(page).expect("a resident page has a frame");
         self.frames.class_mut(class).busy += 1;
         self.load(device, self.frame_bytes(class));
+        self.spend(id, device);
         let job = self.new_job(Job::Append { page: id, device, refused });
         let frame = self.frames.place(class, frame);
         let origin = self.origin(&self.index[id]);

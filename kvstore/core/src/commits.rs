@@ -135,7 +135,8 @@ impl Core {
                 if self.is_parent_alive(page) && !self.index[page].is(Mark::Purged) =>
             {
                 self.become_resident(page, crc);
-                if self.config.admission == Admission::Through && self.is_demotable(page) {
+                let through = self.config.admission == Admission::Through;
+                if through && self.is_demotable(page) && self.is_admitted(page) {
                     self.demote(page, actions);
                 }
                 CommitOutcome::Stored

@@ -78,6 +78,29 @@ impl fmt::Display for Admission {
     }
 }
 
+/// How much may be written to each SSD, so that it lasts and has time for reads. No stretch of a
+/// minute, or of a day, takes more; what an earlier core wrote is taken to have been as much as may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct WriteBudget {
+    /// Bytes per second, averaged over a minute; `None` for no bound.
+    pub bytes_per_s: Option<u64>,
+    /// Bytes in a day; `None` for no bound.
+    pub bytes_per_day: Option<u64>,
+    /// What a record takes beside its frame, bytes.
+    pub bytes_per_record: u64,
+}
+
+impl WriteBudget {
+    /// No bound.
+    pub const NONE: Self = Self { bytes_per_s: None, bytes_per_day: None, bytes_per_record: 0 };
+
+    /// Whether there is any bound.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.bytes_per_s.is_some() || self.bytes_per_day.is_some()
+    }
+}
+
 /// The name is no policy's.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{found:?} is not a policy: allowed is {}", Policy::NAMES.join(" or "))]
@@ -268,6 +291,8 @@ pub struct Config {
     pub policy: Policy,
     /// What of them is written to SSD.
     pub admission: Admission,
+    /// How much of it may be.
+    pub write_budget: WriteBudget,
     /// Bounds of all tables.
     pub limits: Limits,
     /// Decides how keys spread over the index, so that nobody outside can choose collisions, and
@@ -310,6 +335,7 @@ impl Default for Config {
             purge: PurgeId(0),
             policy: Policy::Lru,
             admission: Admission::Demote,
+            write_budget: WriteBudget::default(),
             limits: Limits::default(),
             seed: 0,
         }
@@ -364,6 +390,9 @@ impl Config {
         if let Admission::Auto(price) = self.admission {
             range((1..=1000).contains(&price), "admission", u64::from(price), "auto:1..=1000")?;
         }
+        let budget = &self.write_budget;
+        range(budget.bytes_per_s != Some(0), "write_budget.bytes_per_s", 0, "1 or more")?;
+        range(budget.bytes_per_day != Some(0), "write_budget.bytes_per_day", 0, "1 or more")?;
         let limits = &self.limits;
         range(limits.max_proofs_per_device > 0, "max_proofs_per_device", 0, "1 or more")?;
         range(limits.max_lane_bytes > 0, "max_lane_bytes", 0, "1 or more")?;

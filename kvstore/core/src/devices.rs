@@ -1,7 +1,8 @@
 use crate::config::MAX_DEVICES;
 use crate::segments::{Age, Segments};
 use crate::stats::{DeviceReport, DeviceState, DeviceStats, TierFill};
-use crate::{Core, DeviceConfig, Health};
+use crate::wear::Wear;
+use crate::{Core, DeviceConfig, Health, WriteBudget};
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 use undercroft_wire::{DeviceId, Extent};
@@ -42,6 +43,7 @@ pub(crate) struct Device {
     pub(crate) to_prove: VecDeque<(PageId, Extent)>,
     /// Proofs under way.
     pub(crate) proving: u32,
+    pub(crate) wear: Wear,
     pub(crate) stats: DeviceStats,
 }
 
@@ -54,12 +56,19 @@ impl DeviceSet {
     pub(crate) fn with(self, device: DeviceId) -> Self {
         Self(self.0 | 1 << device.0)
     }
+
+    #[must_use]
+    pub(crate) fn or(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 }
 
 impl Devices {
-    pub(crate) fn new(configs: &[DeviceConfig]) -> Self {
+    pub(crate) fn new(configs: &[DeviceConfig], budget: WriteBudget) -> Self {
         let numbered = configs.iter().enumerate();
-        let list = numbered.map(|(at, config)| Device::new(DeviceId(at as u8), *config)).collect();
+        let device =
+            |(at, config): (usize, &DeviceConfig)| Device::new(DeviceId(at as u8), *config, budget);
+        let list = numbered.map(device).collect();
         let mut devices = Self { list, answering: DeviceSet::default() };
         devices.note_answering();
         devices
@@ -81,6 +90,10 @@ impl Devices {
 
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Device> {
         self.list.iter()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Device> {
+        self.list.iter_mut()
     }
 
     pub(crate) fn get(&self, device: DeviceId) -> &Device {
@@ -138,7 +151,7 @@ impl Devices {
 }
 
 impl Device {
-    fn new(id: DeviceId, config: DeviceConfig) -> Self {
+    fn new(id: DeviceId, config: DeviceConfig, budget: WriteBudget) -> Self {
         Self {
             id,
             config,
@@ -150,6 +163,7 @@ impl Device {
             unproved: 0,
             to_prove: VecDeque::new(),
             proving: 0,
+            wear: Wear::new(budget),
             stats: DeviceStats::default(),
         }
     }
@@ -203,6 +217,7 @@ impl Device {
             fill: self.fill(),
             free_segments: self.free_segments,
             unproved_records: self.unproved,
+            written_in_a_day_bytes: self.wear.written_in_a_day(),
             stats: self.stats,
         }
     }

@@ -70,12 +70,13 @@ mod stats;
 mod timers;
 mod tokens;
 mod waves;
+mod wear;
 mod worth;
 
 pub use action::{Action, FramePlace};
 pub use config::{
     Admission, Config, ConfigError, DeviceConfig, DomainConfig, DomainLimits, Limits, Policy,
-    UnknownAdmission, UnknownPolicy,
+    UnknownAdmission, UnknownPolicy, WriteBudget,
 };
 pub use event::{
     AppendOutcome, CopyOutcome, Event, Health, ProcessId, ReadOutcome, RecoveredRecord,

@@ -32,7 +32,8 @@ use crate::stats::{SessionLeases, SpaceInfo, Stats};
 use crate::timers::Timer;
 use crate::tokens::Tokens;
 use crate::waves::Waves;
-use crate::{Action, Config, ConfigError, Event, Micros};
+use crate::wear::Promises;
+use crate::{Action, Config, ConfigError, Event, Micros, WriteBudget};
 use hashbrown::HashMap;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use undercroft_wire::{
@@ -89,6 +90,7 @@ pub struct Core {
     pub(crate) ghosts: Ghosts,
     pub(crate) obituaries: Obituaries,
     pub(crate) findings: Findings,
+    pub(crate) promises: Promises,
     /// Frames of an earlier daemon that something may still be written to.
     pub(crate) quarantine: BTreeSet<(ClassId, FrameId)>,
     /// Frames whose pages could not be taken over; while restoring also those that nobody reads.
@@ -126,7 +128,7 @@ impl Core {
             jobs: HashMap::new(),
             lanes: Lanes::new(config.devices.len(), config.domains.len()),
             timers: BTreeSet::new(),
-            devices: Devices::new(&config.devices),
+            devices: Devices::new(&config.devices, config.write_budget),
             segments: SegmentNumbers::default(),
             reach: Reach::default(),
             letting: Letting::default(),
@@ -146,6 +148,7 @@ impl Core {
             ghosts: Ghosts::new(config.admission, config.limits.max_pages),
             obituaries: Obituaries::new(config.explained > 0, config.limits.max_pages),
             findings: Findings::new(config.explained),
+            promises: Promises::default(),
             quarantine: BTreeSet::new(),
             withheld: BTreeMap::new(),
             restored_frames: Vec::new(),
@@ -159,6 +162,7 @@ impl Core {
     /// backwards: a `now` before an earlier one counts as that earlier one.
     pub fn step(&mut self, now: Micros, event: Event<'_>, actions: &mut Vec<Action>) {
         self.now = self.now.max(now);
+        self.pass_wear();
         self.notes.trim();
         self.firsts.trim();
         self.waves.left = self.config.step_pages;
@@ -395,6 +399,12 @@ impl Core {
     pub fn is_open(&self, session: SessionId, space: SpaceId) -> bool {
         let session = self.sessions.get(&session);
         session.is_some_and(|session| session.stagings.contains_key(&space))
+    }
+
+    /// How much may be written to each SSD.
+    #[must_use]
+    pub fn write_budget(&self) -> WriteBudget {
+        self.config.write_budget
     }
 
     /// What happened so far.

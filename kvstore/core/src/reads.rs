@@ -178,6 +178,9 @@ impl Core {
             Some(AppendOutcome::Written(extent)) => self.enter_ssd(id, extent, true),
             _ => false,
         };
+        if outcome.is_none_or(|outcome| outcome == AppendOutcome::NoSpace) {
+            self.unspend(id, device);
+        }
         if let Some(outcome) = outcome {
             self.count_append(id, device, (outcome, entered));
         }
@@ -237,6 +240,7 @@ impl Core {
         refused: DeviceSet,
         actions: &mut Vec<Action>,
     ) {
+        let refused = refused.or(self.spent_devices(id));
         if let Some(next) = self.devices.to_append_to(refused) {
             self.start_append(id, next, refused, actions);
         } else if self.devices.get(device).takes_appends() {

@@ -104,11 +104,11 @@ impl Core {
         self.move_on(device, &mut reclaim, actions);
         // Pages that were being read when they were looked at or when their turn came, and those
         // that a device in trouble has not moved, are looked at again afterwards.
-        if !self.is_busy(device, reclaim.age) {
+        if !self.is_under_way(device, reclaim.age) {
             self.sort_out(device, &mut reclaim);
             self.move_on(device, &mut reclaim, actions);
         }
-        if !self.is_busy(device, reclaim.age) {
+        if !self.is_under_way(device, reclaim.age) {
             let records = self.segment(device, reclaim.age).map(|segment| segment.records);
             assert_eq!(records, Some(0), "a sorted segment at rest is empty");
             let Age { segment, segment_use } = reclaim.age;
@@ -122,8 +122,10 @@ impl Core {
         self.devices.get(device).segments.get(age)
     }
 
-    fn is_busy(&self, device: DeviceId, age: Age) -> bool {
-        self.segment(device, age).is_some_and(Segment::is_busy)
+    /// Whether something of the segment waits for a job to end, or for the write budget.
+    fn is_under_way(&self, device: DeviceId, age: Age) -> bool {
+        let waits = !self.devices.get(device).segments.to_move.is_empty();
+        waits || self.segment(device, age).is_some_and(Segment::is_busy)
     }
 
     /// The oldest segment that is not the one being written and of which emptying would win at
@@ -177,7 +179,8 @@ impl Core {
         stay.retain(|id| self.lies_in(*id, reclaim.age));
         stay.sort_by_cached_key(|id| self.index.order_key(*id));
         let held = stay.iter().filter(|id| self.must_stay(**id)).count();
-        let mut excess = (stay.len() - held).saturating_sub(reclaim.budget as usize);
+        let may_move = self.movable(device, &stay).min(u64::from(reclaim.budget));
+        let mut excess = ((stay.len() - held) as u64).saturating_sub(may_move);
         for id in stay {
             if !self.lies_in(id, reclaim.age) {
                 continue;
@@ -216,8 +219,16 @@ impl Core {
                 self.index.get(next.page).filter(|page| self.ssd_of(page) == Ssd::On(next.extent));
             match page.map(|page| page.dram) {
                 Some(Dram::None | Dram::Offered | Dram::Filling) => {
-                    self.start_relocate(next.page, next.paid, actions);
-                    continue;
+                    if self.has_budget_to_move(next.page, device, !next.paid) {
+                        self.start_relocate(next.page, next.paid, actions);
+                        continue;
+                    }
+                    if !next.paid {
+                        // It waits for better times.
+                        let to_move = &mut self.devices.get_mut(device).segments.to_move;
+                        return to_move.push_front(next);
+                    }
+                    self.drop_record(next.page, reclaim);
                 }
                 Some(Dram::Resident) => self.forget_copy(next.page),
                 // Somebody has wanted it since it was decided on.
@@ -293,6 +304,7 @@ impl Core {
         page.set(Mark::Touched, false);
         let bytes = self.frame_bytes(self.class_of(id));
         self.load(extent.device, bytes);
+        self.spend(id, extent.device);
         let segments = &mut self.devices.get_mut(extent.device).segments;
         let segment = segments.get_mut(Age::of(extent)).expect("a record lies in a segment");
         segment.relocating += 1;
@@ -311,6 +323,9 @@ impl Core {
         let class = self.class_of(id);
         let bytes = self.frame_bytes(class);
         self.unload(from.device, bytes);
+        if outcome == AppendOutcome::NoSpace {
+            self.unspend(id, from.device);
+        }
         let device = self.devices.get_mut(from.device);
         if let Some(segment) = device.segments.get_mut(Age::of(from)) {
             segment.relocating -= 1;

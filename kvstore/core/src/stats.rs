@@ -62,8 +62,10 @@ pub struct Stats {
     pub evicted_pages: u64,
     /// Pages that left DRAM and were in no other tier that answers although there is an SSD.
     pub lost_pages: u64,
-    /// Of these, pages that were not worth writing.
+    /// Of these, pages that were not written: not worth it, or not to be paid for.
     pub refused_pages: u64,
+    /// Of these, pages that the write budget had nothing left for.
+    pub over_budget_pages: u64,
     /// Pages that were forgotten because somebody said so.
     pub purged_pages: u64,
     /// Pages forgotten because they were older than their domain keeps them.
@@ -199,6 +201,9 @@ pub struct DeviceReport {
     pub free_segments: u32,
     /// Records in it that have not proved themselves yet.
     pub unproved_records: u64,
+    /// Bytes written to it in the last day, or since start, as of the last step: frames counted
+    /// whole, and what the write budget says that a record takes beside.
+    pub written_in_a_day_bytes: u64,
     /// What happened to it.
     pub stats: DeviceStats,
 }

@@ -9,7 +9,9 @@ mod world;
 
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
-use undercroft_core::{Admission, Config, DeviceState, Health, Micros, Policy, RecoveredRecord};
+use undercroft_core::{
+    Admission, Config, DeviceState, Health, Micros, Policy, RecoveredRecord, WriteBudget,
+};
 use undercroft_wire::{
     DeviceId, DomainId, DropHold, Fetch, FetchOutcome, FetchSource, Hint, HintKind, HoldId,
     LeaseId, Lookup, Mode, OfferId, PageKey, Prefetch, PurgeScope, Reply, Request, SessionId,
@@ -30,7 +32,7 @@ fn chain(number: u64) -> Vec<PageKey> {
 
 #[derive(Debug, Clone, Copy)]
 struct Faults {
-    policy: (Policy, Admission),
+    policy: (Policy, Admission, WriteBudget),
     /// SSDs, of different sizes.
     devices: usize,
     jobs_fail: bool,
@@ -45,14 +47,20 @@ struct Faults {
 
 impl Faults {
     fn settings(self, sizes: &[Size]) -> Config {
-        let (policy, admission) = self.policy;
-        Config { policy, admission, ..config(sizes) }
+        let (policy, admission, write_budget) = self.policy;
+        Config { policy, admission, write_budget, ..config(sizes) }
     }
 }
 
-fn policy() -> impl Strategy<Value = (Policy, Admission)> {
+fn policy() -> impl Strategy<Value = (Policy, Admission, WriteBudget)> {
     let admissions = [Admission::Through, Admission::Demote, Admission::Auto(2)];
-    (prop::sample::select(Policy::ALL.to_vec()), prop::sample::select(admissions.to_vec()))
+    let tight = WriteBudget { bytes_per_s: Some(2 * 4096), ..WriteBudget::default() };
+    let budgets = [WriteBudget::NONE, WriteBudget::NONE, tight];
+    (
+        prop::sample::select(Policy::ALL.to_vec()),
+        prop::sample::select(admissions.to_vec()),
+        prop::sample::select(budgets.to_vec()),
+    )
 }
 
 struct OpenOffer {
@@ -626,7 +634,7 @@ fn run(faults: Faults, frames: u64, slots: u32, torn: u32, operations: &[Op]) {
 }
 
 const FAULTS: Faults = Faults {
-    policy: (Policy::Lru, Admission::Demote),
+    policy: (Policy::Lru, Admission::Demote, WriteBudget::NONE),
     devices: 0,
     jobs_fail: false,
     moody: false,

@@ -123,6 +123,24 @@ pub const KEYS: &[Key] = &[
         what: "Unit of writing and reclaim. Must hold at least one page. Only used when the store is made.",
     },
     Key {
+        name: "ssd.write_budget",
+        default: "no bound",
+        allowed: "a rate of 64KiB/s..=1TiB/s, such as `\"200MiB/s\"`",
+        what: "The most that is written to each directory in any minute, as bytes a second: bursts are fine, a minute's worth of them. Pages used once wait first, then those used again, then what reclaim would move; what leads to pages on SSD is written to the last. Beyond it pages are lost when they leave DRAM. Counts table entries; a start begins with a minute that is used up.",
+    },
+    Key {
+        name: "ssd.write_budget_day",
+        default: "no bound",
+        allowed: "1MiB..=1PiB",
+        what: "The most that is written to each directory in any 24 hours, as `ssd.write_budget`. What an earlier daemon wrote is not known: it is taken to have been all of that, evenly.",
+    },
+    Key {
+        name: "ssd.endurance",
+        default: "1825 times `ssd.size`: once a day for five years",
+        allowed: "1MiB..=1EiB",
+        what: "Bytes that may be written to each directory's drive in its life, by its data sheet: for the years that `status` and the metrics tell.",
+    },
+    Key {
         name: "ssd.engine",
         default: "\"auto\"",
         allowed: "\"auto\", \"io_uring\" or \"threads\"",

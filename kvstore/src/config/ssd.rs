@@ -20,6 +20,12 @@ pub(crate) struct SsdConfig {
     /// Where the store key is; `None` where pages lie on SSD in the clear.
     pub(crate) key_file: Option<KeyFile>,
     pub(crate) segment_bytes: Option<u64>,
+    /// What may be written to each directory in a second, averaged over a minute.
+    pub(crate) write_bytes_per_s: Option<u64>,
+    /// And in a day.
+    pub(crate) write_bytes_per_day: Option<u64>,
+    /// What may be written to each in its life, if somebody said so.
+    pub(crate) endurance_bytes: Option<u64>,
     pub(crate) engine: EngineChoice,
     pub(crate) queue_depth: u32,
     pub(crate) stall: Duration,
@@ -73,6 +79,12 @@ pub(super) fn check(raw: &RawSsd) -> Result<Option<SsdConfig>, ConfigError> {
         .as_ref()
         .map(|found| size("ssd.segment", Some(found), 0, 64 * KIB, GIB))
         .transpose()?;
+    let bytes = |key, found: &Option<Quantity>, max| {
+        found.as_ref().map(|found| size(key, Some(found), 0, MIB, max)).transpose()
+    };
+    let write_bytes_per_day = bytes("ssd.write_budget_day", &raw.write_budget_day, MAX_BYTES)?;
+    let endurance_bytes = bytes("ssd.endurance", &raw.endurance, 1 << 60)?;
+    let write_bytes_per_s = raw.write_budget.as_ref().map(check_rate).transpose()?;
     let engines = ["auto", "io_uring", "threads"];
     let engine = match choice("ssd.engine", raw.engine.as_deref(), "auto", &engines)? {
         0 => EngineChoice::Auto,
@@ -88,12 +100,28 @@ pub(super) fn check(raw: &RawSsd) -> Result<Option<SsdConfig>, ConfigError> {
             directories: directories.map(|(path, bytes)| SsdDirectory { path, bytes }).collect(),
             key_file: encrypted.then_some(key_file),
             segment_bytes,
+            write_bytes_per_s,
+            write_bytes_per_day,
+            endurance_bytes,
             engine,
             queue_depth,
             stall: Duration::from_millis(stall_ms),
             table_flush_ms,
         }
     }))
+}
+
+fn check_rate(found: &Quantity) -> Result<u64, ConfigError> {
+    let refused = || ConfigError::Value {
+        key: "ssd.write_budget",
+        found: found.to_string(),
+        allowed: "a rate of 64 KiB/s..=1 TiB/s, such as \"200MiB/s\"".to_owned(),
+    };
+    let Quantity::Text(text) = found else {
+        return Err(refused());
+    };
+    let size = text.strip_suffix("/s").and_then(super::parse_size);
+    size.filter(|bytes| (64 * KIB..=1 << 40).contains(bytes)).ok_or_else(refused)
 }
 
 fn check_paths(raw: Option<&Several<String>>) -> Result<Vec<PathBuf>, ConfigError> {

@@ -81,11 +81,26 @@ fn directories_and_sizes_that_do_not_fit_are_refused() {
         ("encryption = \"yes\"", "ssd.encryption", "\"on\" or \"off\""),
         ("key_file = \"\"", "ssd.key_file", "\"\""),
         ("stall_ms = 1", "ssd.stall_ms", "10..=60000"),
+        ("write_budget = \"200MiB\"", "ssd.write_budget", "\"200MiB\""),
+        ("write_budget = 1048576", "ssd.write_budget", "1048576"),
+        ("write_budget = \"1KiB/s\"", "ssd.write_budget", "\"1KiB/s\""),
+        ("write_budget_day = 0", "ssd.write_budget_day", "0"),
+        ("endurance = \"all\"", "ssd.endurance", "\"all\""),
     ] {
         let error = parse(&format!("[ssd]\n{text}\n")).unwrap_err().to_string();
         let said = error.contains(key) && error.contains(words) && error.contains("allowed");
         assert!(said && !error.contains('\n'), "{text}: {error}");
     }
+}
+
+#[test]
+fn a_write_budget_is_a_rate_and_a_size() {
+    let ssd = |text: &str| parse(&format!("[ssd]\n{text}\n")).unwrap().ssd.unwrap();
+    let none = ssd("");
+    assert_eq!((none.write_bytes_per_s, none.write_bytes_per_day), (None, None));
+    assert_eq!(ssd("write_budget = \"200MiB/s\"").write_bytes_per_s, Some(200 << 20));
+    assert_eq!(ssd("write_budget_day = \"1TiB\"").write_bytes_per_day, Some(1 << 40));
+    assert_eq!(ssd("endurance = \"3PiB\"").endurance_bytes, Some(3 << 50));
 }
 
 #[test]

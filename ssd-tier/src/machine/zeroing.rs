@@ -18,7 +18,7 @@ impl Machine {
     /// is not busy. One piece is under way at a time.
     pub(super) fn zero_ahead(&mut self, engine: &mut dyn Engine, now: Duration) {
         let busy = self.pages_in_flight > self.depth.now() / 2 || !self.writes.is_empty();
-        if busy || self.zeros_in_flight || !self.watch.takes_writes() {
+        if !self.zeroes || busy || self.zeros_in_flight || !self.watch.takes_writes() {
             return;
         }
         if self.zeroing.is_none() {

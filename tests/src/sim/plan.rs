@@ -4,7 +4,7 @@ use super::content::{Book, SpaceSpec};
 use crate::lying::{Atlas, Fault, Place, Rates};
 use fastrand::Rng;
 use std::ops::Range;
-use undercroft_core::{Admission, Config, DeviceConfig, DomainConfig, Limits, Policy};
+use undercroft_core::{Admission, Config, DeviceConfig, DomainConfig, Limits, Policy, WriteBudget};
 use undercroft_wire::{DomainId, Mode, SpaceDigest, frame_bytes};
 
 /// Segments beside those for the capacity, by `docs/disk-format.md`.
@@ -243,6 +243,10 @@ fn core_config(
             0 => Admission::Through,
             1 => Admission::Demote,
             _ => Admission::Auto(rng.u32(1..=20)),
+        },
+        write_budget: match rng.u32(..4) {
+            0 => WriteBudget { bytes_per_s: Some(largest * rng.u64(1..=64)), ..WriteBudget::NONE },
+            _ => WriteBudget::NONE,
         },
         ..Config::default()
     }

@@ -232,6 +232,7 @@ fn status() -> StatusReport {
         io_errors: 108,
         unreachable_pages: 109,
         refused_pages: 110,
+        over_budget_pages: 111,
         devices: vec![SsdDeviceStatus::default(), ssd_device(dram.clone())],
     };
     let domain = DomainStatus {
@@ -366,6 +367,13 @@ fn ssd_device(tier: TierStatus) -> SsdDeviceStatus {
         io_errors: 415,
         stalls: 416,
         set_aside: Some("pages-0.log.set-aside-1".to_owned()),
+        wear: WearStatus {
+            day_bytes: 417,
+            drive_writes_per_day: Some(0.5),
+            life_years: Some(10.0),
+            budget_bytes_per_s: Some(418),
+            budget_bytes_per_day: Some(419),
+        },
     }
 }
 

@@ -208,7 +208,7 @@ fn tier() -> impl Strategy<Value = TierStatus> {
 
 fn ssd() -> impl Strategy<Value = SsdStatus> {
     let devices = vec(ssd_device(), 0..3);
-    (tier(), 0.0..100.0, any::<[u64; 10]>(), devices).prop_map(
+    (tier(), 0.0..100.0, any::<[u64; 11]>(), devices).prop_map(
         |(tier, write_amplification, counts, devices)| SsdStatus {
             tier,
             written_bytes: counts[0],
@@ -222,6 +222,7 @@ fn ssd() -> impl Strategy<Value = SsdStatus> {
             io_errors: counts[7],
             unreachable_pages: counts[8],
             refused_pages: counts[9],
+            over_budget_pages: counts[10],
             devices,
         },
     )
@@ -235,8 +236,9 @@ fn condition() -> impl Strategy<Value = DeviceCondition> {
 fn ssd_device() -> impl Strategy<Value = SsdDeviceStatus> {
     let texts = (text(), text(), prop::option::of(text()));
     let counts = (any::<[u32; 3]>(), any::<[u64; 12]>(), any::<Option<u64>>());
-    (texts, condition(), tier(), any::<[bool; 2]>(), counts).prop_map(
-        |((path, engine, set_aside), condition, tier, flags, (small, counts, recovery_ms))| {
+    (texts, condition(), (tier(), wear()), any::<[bool; 2]>(), counts).prop_map(
+        |((path, engine, set_aside), condition, (tier, wear), flags, counts)| {
+            let (small, counts, recovery_ms) = counts;
             SsdDeviceStatus {
                 path,
                 condition,
@@ -261,7 +263,21 @@ fn ssd_device() -> impl Strategy<Value = SsdDeviceStatus> {
                 io_errors: counts[10],
                 stalls: counts[11],
                 set_aside,
+                wear,
             }
+        },
+    )
+}
+
+fn wear() -> impl Strategy<Value = WearStatus> {
+    let rates = (prop::option::of(0.0..100.0), prop::option::of(0.0..100.0));
+    (any::<u64>(), rates, any::<[Option<u64>; 2]>()).prop_map(
+        |(day_bytes, (drive_writes_per_day, life_years), budgets)| WearStatus {
+            day_bytes,
+            drive_writes_per_day,
+            life_years,
+            budget_bytes_per_s: budgets[0],
+            budget_bytes_per_day: budgets[1],
         },
     )
 }

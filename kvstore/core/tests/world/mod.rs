@@ -18,10 +18,10 @@ use undercroft_core::{
     Action, Config, Core, Event, FirstPage, FramePlace, Micros, Note, ProcessId,
 };
 use undercroft_wire::{
-    Commit, DomainId, Extent, Fetch, FetchEnd, FetchOutcome, FetchSource, JobId, LeaseId, Lookup,
-    LookupReply, Mode, Offer, OfferId, OfferReply, PageIdentity, PageKey, PagePlace, PartId,
-    PurgeId, PurgeScope, Release, Reply, Request, RequestId, SessionId, SlotId, SpaceDigest,
-    SpaceId, Stamp,
+    Commit, DeviceId, DomainId, Extent, Fetch, FetchEnd, FetchOutcome, FetchSource, JobId, LeaseId,
+    Lookup, LookupReply, Mode, Offer, OfferId, OfferReply, PageIdentity, PageKey, PagePlace,
+    PartId, PurgeId, PurgeScope, Release, Reply, Request, RequestId, SessionId, SlotId,
+    SpaceDigest, SpaceId, Stamp,
 };
 
 /// A tenant beside the default one.
@@ -140,6 +140,8 @@ pub(crate) struct World {
     pub(crate) replies: Vec<(SessionId, RequestId, Reply)>,
     pub(crate) modes: HashMap<SessionId, Mode>,
     pub(crate) processes: HashMap<SessionId, u32>,
+    /// When what device was asked to write a page.
+    pub(crate) writes: Vec<(Micros, DeviceId)>,
     pub(crate) audits: bool,
     /// The most notes that one step made.
     pub(crate) most_notes: usize,
@@ -190,6 +192,7 @@ impl World {
             replies: Vec::new(),
             modes: HashMap::new(),
             processes: HashMap::new(),
+            writes: Vec::new(),
             audits: true,
             most_notes: 0,
             next_part: 0,
@@ -269,6 +272,11 @@ impl World {
 
     fn take(&mut self, action: Action) {
         self.check_asked(&action);
+        if let Action::Append { device, .. } = &action {
+            self.writes.push((self.now, *device));
+        } else if let Action::Relocate { extent, .. } = &action {
+            self.writes.push((self.now, extent.device));
+        }
         match &action {
             Action::Reply { session, request, reply } => {
                 assert!(!self.closed.contains(session), "a closed session is told nothing");
