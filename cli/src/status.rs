@@ -226,6 +226,17 @@ fn render_ssd(ssd: &SsdStatus, out: &mut Lines) {
             ssd.over_budget_pages
         ),
     );
+    let prefetch = &ssd.prefetch;
+    out.line(
+        "",
+        format!(
+            "prefetched {} pages: {} used, {} wasted ({})",
+            prefetch.pages,
+            prefetch.used_pages,
+            prefetch.wasted_pages,
+            bytes(prefetch.wasted_bytes)
+        ),
+    );
     for (number, device) in ssd.devices.iter().enumerate() {
         render_device(number, device, out);
     }

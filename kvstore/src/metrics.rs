@@ -7,7 +7,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use undercroft_wire::{
-    DeviceCondition, MissStatus, SsdDeviceStatus, SsdStatus, StatusReport, WearStatus,
+    DeviceCondition, MissStatus, PrefetchStatus, SsdDeviceStatus, SsdStatus, StatusReport,
+    WearStatus,
 };
 
 /// The report as OpenMetrics text.
@@ -157,6 +158,11 @@ impl Out<'_, '_> {
         self.counter("ssd_refused_pages", help, ssd.refused_pages)?;
         let help = "Of these, pages that the write budget had nothing left for";
         self.counter("ssd_over_budget_pages", help, ssd.over_budget_pages)?;
+        let PrefetchStatus { pages, used_pages, wasted_pages, wasted_bytes } = ssd.prefetch;
+        self.counter("prefetched_pages", "Pages read before anybody fetched them", pages)?;
+        self.counter("prefetched_used_pages", "Of these, pages fetched in time", used_pages)?;
+        self.counter("prefetched_wasted_pages", "And pages that nobody fetched", wasted_pages)?;
+        self.counter("prefetched_wasted_bytes", "Bytes of these", wasted_bytes)?;
         self.wear(&ssd.devices)
     }
 

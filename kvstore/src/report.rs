@@ -10,8 +10,8 @@ use std::time::Duration;
 use undercroft_core::{DeviceReport, DeviceState, Health, Stats, TierFill};
 use undercroft_wire::{
     ArenaStatus, DeviceCondition, DomainStatus, Fallback, HitStatus, MissCause, MissStatus, Mode,
-    SessionId, SessionStatus, SpaceStatus, SsdDeviceStatus, SsdStatus, StartStatus, StatusReport,
-    StoreStatus, TierStatus, WearStatus,
+    PrefetchStatus, SessionId, SessionStatus, SpaceStatus, SsdDeviceStatus, SsdStatus, StartStatus,
+    StatusReport, StoreStatus, TierStatus, WearStatus,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -175,6 +175,12 @@ fn ssd(control: &Control, stats: &Stats) -> Option<SsdStatus> {
         unreachable_pages: control.core.unreachable_pages(),
         refused_pages: stats.refused_pages,
         over_budget_pages: stats.over_budget_pages,
+        prefetch: PrefetchStatus {
+            pages: stats.prefetched_pages,
+            used_pages: stats.prefetched_used_pages,
+            wasted_pages: stats.prefetched_wasted_pages,
+            wasted_bytes: stats.prefetched_wasted_bytes,
+        },
         devices,
     })
 }

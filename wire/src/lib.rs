@@ -55,6 +55,6 @@ pub use space::{
 pub use standing::{CopyReason, Fallback, ProcessState};
 pub use status::{
     ArenaStatus, DeviceCondition, DomainStatus, GpuReport, HitStatus, MAX_GPU_TEXT_BYTES,
-    MissStatus, ReloadStatus, SessionStatus, SpaceStatus, SsdDeviceStatus, SsdStatus, StartKind,
-    StartStatus, StatusReport, StoreStatus, TierStatus, WearStatus,
+    MissStatus, PrefetchStatus, ReloadStatus, SessionStatus, SpaceStatus, SsdDeviceStatus,
+    SsdStatus, StartKind, StartStatus, StatusReport, StoreStatus, TierStatus, WearStatus,
 };

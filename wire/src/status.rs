@@ -205,6 +205,8 @@ pub struct SsdStatus {
     pub refused_pages: u64,
     /// Of these, pages that the write budget had nothing left for.
     pub over_budget_pages: u64,
+    /// What was brought to DRAM before anybody asked for it.
+    pub prefetch: PrefetchStatus,
     /// Each device, in the order of the configuration.
     pub devices: Vec<SsdDeviceStatus>,
 }
@@ -339,6 +341,19 @@ impl WearStatus {
     pub const fn usual_endurance(capacity_bytes: u64) -> u64 {
         capacity_bytes.saturating_mul(5 * 365)
     }
+}
+
+/// Pages read from SSD that nobody had fetched yet.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PrefetchStatus {
+    /// Pages read.
+    pub pages: u64,
+    /// Of these, pages that somebody fetched before they left DRAM.
+    pub used_pages: u64,
+    /// And pages that nobody did.
+    pub wasted_pages: u64,
+    /// Bytes of these.
+    pub wasted_bytes: u64,
 }
 
 /// Lookups and what they found.

@@ -70,7 +70,7 @@ impl Core {
             pending.unsettled += 1;
             let writer = writer.expect("whoever was given a slot has a number");
             let filling = Filling { commit, at: at as u32, page, session, writer, space, slot };
-            self.frames.class_mut(class).waiting.push_back(Claim::Commit(filling));
+            self.line_up(class, Claim::Commit(filling));
         }
         self.wake(class);
         if pending.unsettled == 0 {

@@ -169,6 +169,8 @@ pub struct Limits {
     /// Bytes of reads, and of writes, that one device is given at once where there are several
     /// domains: what goes beyond waits, and domains take turns.
     pub max_lane_bytes: u64,
+    /// Bytes that a device may have to read before prefetches wait, frames counted whole.
+    pub max_ahead_bytes: u64,
     /// Relocations under way on one device: they are many at a time, and reads wait behind them.
     pub max_relocations_per_device: u32,
 }
@@ -186,6 +188,7 @@ impl Default for Limits {
             max_hold_ms: 60_000,
             max_proofs_per_device: 4,
             max_lane_bytes: 32 << 20,
+            max_ahead_bytes: 8 << 20,
             max_relocations_per_device: 8,
         }
     }
@@ -396,6 +399,7 @@ impl Config {
         let limits = &self.limits;
         range(limits.max_proofs_per_device > 0, "max_proofs_per_device", 0, "1 or more")?;
         range(limits.max_lane_bytes > 0, "max_lane_bytes", 0, "1 or more")?;
+        range(limits.max_ahead_bytes > 0, "max_ahead_bytes", 0, "1 or more")?;
         range(limits.max_relocations_per_device > 0, "max_relocations_per_device", 0, "1 or more")?;
         for (field, found) in [
             ("max_pages", limits.max_pages),

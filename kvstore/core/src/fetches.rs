@@ -75,6 +75,8 @@ pub(crate) struct Fetch {
     /// they are to be found no more.
     pub(crate) handed_over: bool,
     pub(crate) waits_for_frame: bool,
+    /// Until a device has little to read.
+    pub(crate) waits_for_lull: bool,
     pub(crate) waits_for_slot: bool,
 }
 
@@ -189,7 +191,8 @@ impl Core {
 
     /// Whether nothing but its session's bound keeps a fetch from going on.
     pub(crate) fn may_issue(&self, fetch: &Fetch) -> bool {
-        fetch.issued - fetch.delivered < self.config.fetch_window && !fetch.waits_for_frame
+        let waits = fetch.waits_for_frame || fetch.waits_for_lull;
+        fetch.issued - fetch.delivered < self.config.fetch_window && !waits
     }
 
     /// Gives pages before `most` their frames; says how the run ends if the next cannot come.
@@ -216,6 +219,9 @@ impl Core {
                     self.join_read(page, id);
                 }
                 Dram::None if self.counts_on_ssd(&self.index[page]) => {
+                    if !self.may_read_now(id, fetch, page) {
+                        return None;
+                    }
                     let queue = &self.frames.class(fetch.class).waiting;
                     let claimed = if queue.is_empty() || first_in_line {
                         let purpose = match fetch.reader {
@@ -254,14 +260,16 @@ impl Core {
     fn queue_for_frame(&mut self, id: FetchId, fetch: &mut Fetch, first_in_line: bool) {
         fetch.waits_for_frame = true;
         self.count_awaited((fetch.reader, fetch.class), true);
-        let queue = &mut self.frames.class_mut(fetch.class).waiting;
+        let claim = Claim::Read(id);
         if first_in_line {
-            queue.push_front(Claim::Read(id));
-        } else {
-            queue.push_back(Claim::Read(id));
-            // One more waits: one more page is to be demoted.
-            self.wake(fetch.class);
+            return self.frames.class_mut(fetch.class).waiting.push_front(claim);
         }
+        match fetch.reader {
+            Reader::Prefetch => self.frames.class_mut(fetch.class).waiting.push_back(claim),
+            Reader::Lease { .. } => self.line_up(fetch.class, claim),
+        }
+        // One more waits: one more page is to be demoted.
+        self.wake(fetch.class);
     }
 
     /// Copy mode: starts copying what has arrived into free slots.
@@ -335,6 +343,7 @@ impl Core {
                     self.unpin(page);
                 }
                 Reader::Lease { mode, .. } => {
+                    self.note_used(page);
                     fetch.ssd += u32::from(read);
                     self.stats.delivered_ssd_pages += u64::from(read);
                     self.stats.delivered_dram_pages += u64::from(!read);

@@ -194,6 +194,9 @@ impl Core {
     pub(crate) fn lane_done(&mut self, at: LaneAt, bytes: u64) {
         let under_way = &mut self.lanes.get_mut(at).under_way_bytes;
         *under_way = under_way.checked_sub(bytes).expect("a job ends once");
+        if let LaneAt::Reads(device) = at {
+            self.wake_lulls(device);
+        }
     }
 
     /// A read that the domain waited for has ended, or is no longer waited for.
@@ -204,7 +207,9 @@ impl Core {
 
     /// Takes a read out of its lane; false if the device has it.
     pub(crate) fn withdraw_read(&mut self, device: DeviceId, domain: DomainAt, job: JobId) -> bool {
-        self.lanes.get_mut(LaneAt::Reads(device)).withdraw(domain, job)
+        let withdrawn = self.lanes.get_mut(LaneAt::Reads(device)).withdraw(domain, job);
+        self.wake_lulls(device);
+        withdrawn
     }
 
     /// Gives devices what there is room for. What waits for one that takes no writes any more goes
@@ -230,10 +235,13 @@ impl Core {
             let next = lane.next(weight, |domain| self.may_hand_on(at, domain));
             *self.lanes.get_mut(at) = lane;
             let Some((domain, held)) = next else {
-                return;
+                break;
             };
             self.give_away(at, domain, held.bytes);
             actions.push(held.action);
+        }
+        if let LaneAt::Reads(device) = at {
+            self.wake_lulls(device);
         }
     }
 

@@ -87,6 +87,7 @@ impl Core {
             active: true,
             handed_over: false,
             waits_for_frame: false,
+            waits_for_lull: false,
             waits_for_slot: false,
         }
     }

@@ -11,6 +11,7 @@
 
 mod action;
 mod admission;
+mod ahead;
 mod audit;
 mod claims;
 mod commits;

@@ -1,4 +1,5 @@
 use crate::admission::Ghosts;
+use crate::ahead::Ahead;
 use crate::commits::{CommitId, PendingCommit};
 use crate::devices::Devices;
 use crate::domains::{DomainAt, Domains};
@@ -87,6 +88,7 @@ pub struct Core {
     pub(crate) drains: Drains,
     pub(crate) notes: Notes,
     pub(crate) firsts: Firsts,
+    pub(crate) ahead: Ahead,
     pub(crate) ghosts: Ghosts,
     pub(crate) obituaries: Obituaries,
     pub(crate) findings: Findings,
@@ -145,6 +147,7 @@ impl Core {
             drains: Drains::default(),
             notes: Notes::new(config.notes),
             firsts: Firsts::new(config.firsts),
+            ahead: Ahead::new(config.devices.len()),
             ghosts: Ghosts::new(config.admission, config.limits.max_pages),
             obituaries: Obituaries::new(config.explained > 0, config.limits.max_pages),
             findings: Findings::new(config.explained),

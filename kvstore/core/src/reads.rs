@@ -61,6 +61,7 @@ impl Core {
         self.count_read(extent.device, class, outcome);
         if let ReadOutcome::Ok(crc) = outcome {
             self.become_resident(id, crc);
+            self.note_brought(id, &fetches);
         }
         self.unbusy(class);
         if !matches!(outcome, ReadOutcome::Ok(_)) {

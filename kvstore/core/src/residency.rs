@@ -124,6 +124,7 @@ impl Core {
     /// Takes the page's frame away. The caller settles what becomes of the page.
     pub(crate) fn drop_frame(&mut self, id: PageId) {
         self.unorder(id);
+        self.note_unused(id);
         let frame = self.index.take_frame(id);
         self.index[id].set(Mark::Purged, false);
         let class = self.class_of(id);

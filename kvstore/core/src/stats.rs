@@ -74,6 +74,14 @@ pub struct Stats {
     pub drained_slabs: u64,
     /// Prefetches begun.
     pub prefetches: u64,
+    /// Pages that were read from SSD for a prefetch.
+    pub prefetched_pages: u64,
+    /// Of these, pages that somebody used before they left DRAM.
+    pub prefetched_used_pages: u64,
+    /// And pages that nobody did.
+    pub prefetched_wasted_pages: u64,
+    /// Bytes of these, frames counted whole.
+    pub prefetched_wasted_bytes: u64,
     /// Hints received.
     pub hints: u64,
     /// Requests refused because a limit was reached.

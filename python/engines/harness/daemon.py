@@ -113,6 +113,13 @@ class Daemon:
                 return stored
             time.sleep(0.05)
 
+    def page_bytes(self) -> int:
+        """Bytes that a page of the only model there is takes on the SSD: whole blocks."""
+        sizes = {space["page_bytes"] for space in (self.status() or {})["spaces"]}
+        if len(sizes) != 1:
+            raise RuntimeError(f"pages of {len(sizes)} sizes")
+        return -(-int(sizes.pop()) // 4096) * 4096
+
     def wait_on_ssd(self, seconds: float = 30.0) -> int:
         """Waits until no more pages come onto the SSD; how many lie there."""
         until, before, since = time.monotonic() + seconds, -1, time.monotonic()

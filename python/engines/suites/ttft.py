@@ -160,8 +160,12 @@ def from_ssd(
         server.forget()
         _each(prompts, table, servers, SSD)
         pages = sum((length - 1) // PAGE * REPEATS for length in LENGTHS)
-        served = daemon.counters()["hits.ssd_pages"]
+        # In DRAM there was nothing: what was delivered from there was prefetched.
+        counted = daemon.counters()
+        served = counted["hits.ssd_pages"] + counted["hits.dram_pages"]
         report.check("from SSD: every page of it", served >= pages, f"{served} of {pages}")
+        read = counted["ssd.read_bytes"] // daemon.page_bytes()
+        report.check("from SSD: every page of it was read", read >= pages, f"{read} of {pages}")
 
 
 def say(setting: Setting, table: Table) -> None:

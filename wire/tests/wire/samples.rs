@@ -233,6 +233,12 @@ fn status() -> StatusReport {
         unreachable_pages: 109,
         refused_pages: 110,
         over_budget_pages: 111,
+        prefetch: PrefetchStatus {
+            pages: 112,
+            used_pages: 113,
+            wasted_pages: 114,
+            wasted_bytes: 115,
+        },
         devices: vec![SsdDeviceStatus::default(), ssd_device(dram.clone())],
     };
     let domain = DomainStatus {

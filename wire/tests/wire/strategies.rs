@@ -208,7 +208,7 @@ fn tier() -> impl Strategy<Value = TierStatus> {
 
 fn ssd() -> impl Strategy<Value = SsdStatus> {
     let devices = vec(ssd_device(), 0..3);
-    (tier(), 0.0..100.0, any::<[u64; 11]>(), devices).prop_map(
+    (tier(), 0.0..100.0, any::<[u64; 15]>(), devices).prop_map(
         |(tier, write_amplification, counts, devices)| SsdStatus {
             tier,
             written_bytes: counts[0],
@@ -223,6 +223,12 @@ fn ssd() -> impl Strategy<Value = SsdStatus> {
             unreachable_pages: counts[8],
             refused_pages: counts[9],
             over_budget_pages: counts[10],
+            prefetch: PrefetchStatus {
+                pages: counts[11],
+                used_pages: counts[12],
+                wasted_pages: counts[13],
+                wasted_bytes: counts[14],
+            },
             devices,
         },
     )

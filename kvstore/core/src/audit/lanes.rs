@@ -1,6 +1,8 @@
 use crate::Core;
+use crate::fetches::FetchId;
 use crate::jobs::Job;
 use crate::lanes::LaneAt;
+use crate::page::Dram;
 use std::collections::{BTreeMap, BTreeSet};
 use undercroft_wire::JobId;
 
@@ -41,6 +43,17 @@ impl Core {
                 let idle = matches!(at, LaneAt::Reads(_)) && self.devices.answers(device);
                 assert!(held.is_empty() || takes || idle, "nothing waits for a device in trouble");
             }
+        }
+        for device in self.devices.ids() {
+            let waits = |id: &FetchId| {
+                self.fetches.get(id).is_some_and(|fetch| fetch.active && fetch.waits_for_lull)
+            };
+            let any = self.ahead.waiting_for(device).iter().any(waits);
+            assert!(!any || !self.may_read_ahead(device), "a prefetch waits while it may read");
+        }
+        for page in self.ahead.brought() {
+            let in_dram = self.index.get(page).is_some_and(|page| page.dram == Dram::Resident);
+            assert!(in_dram, "what was brought to DRAM is there until it is used");
         }
         for (at, domain) in self.domains.iter() {
             let counted = reads.get(&at).copied().unwrap_or(0);
