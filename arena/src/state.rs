@@ -33,7 +33,7 @@ use rows::{CutRow, RETIRING};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use table::Table;
-use undercroft_wire::{Epoch, PartId, PurgeId, SessionId, SpaceId, Stamp};
+use undercroft_wire::{Epoch, PageKey, PartId, PurgeId, SessionId, SpaceId, Stamp};
 use words::Words;
 
 /// No count of starts, sessions or stamps comes near it.
@@ -400,6 +400,23 @@ impl State {
         }
         let row = self.spaces.put(&self.words, space)?;
         self.space_rows.insert(space.space, row);
+        Ok(())
+    }
+
+    /// A space's clients have told what their hash makes of the probe prefix.
+    ///
+    /// # Errors
+    /// The space is not known.
+    pub fn space_probed(&mut self, space: SpaceId, probe: PageKey) -> Result<(), Unkept> {
+        let known = self.space_rows.get(&space).copied();
+        let found = known.and_then(|row| Some((row, self.spaces.get(&self.words, row)?)));
+        let Some((before, row)) = found else {
+            return Err(Unkept::Conflict { what: "space's probe", why: "it is not known" });
+        };
+        // Who dies in between leaves none, which costs its pages in DRAM. It is told once in its life.
+        self.spaces.clear(&self.words, before);
+        let after = self.spaces.put(&self.words, &SpaceRow { probe: Some(probe), ..row })?;
+        self.space_rows.insert(space, after);
         Ok(())
     }
 

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use undercroft_client::wire::{
     Explain as Request, Explained, ExplainedLookup, Finding, Looked, MAX_EXPLAINED, Miss,
-    MissCause, SessionId, SpaceDigest,
+    MissCause, OtherProbe, SessionId, SpaceDigest,
 };
 use undercroft_client::{Client, ConnectOptions, Wait};
 
@@ -81,6 +81,10 @@ fn lookup_json(lookup: &ExplainedLookup) -> Value {
     });
     match finding {
         Finding::Board { lookups } => all["board_lookups"] = json!(lookups),
+        Finding::OtherProbe(OtherProbe { space, known, told }) => {
+            let (space, known, told) = (space.to_hex(), hex(known), hex(told));
+            all["refused"] = json!({ "space": space, "known_probe": known, "told_probe": told });
+        }
         Finding::Looked(looked) => {
             all["space"] = json!(looked.space.to_hex());
             all["spaces"] = json!(looked.spaces);
@@ -96,16 +100,15 @@ fn lookup_json(lookup: &ExplainedLookup) -> Value {
 fn miss_json(looked: &Looked, miss: &Miss) -> Value {
     json!({
         "page": looked.dram + looked.ssd,
-        "key": key(miss),
+        "key": hex(&miss.key),
         "cause": miss.cause.name(),
         "left_unix_s": miss.left_unix_s,
         "held_in": miss.held_in.map(|space| space.to_hex()),
     })
 }
 
-/// What of the key is told.
-fn key(miss: &Miss) -> String {
-    miss.key.iter().map(|byte| format!("{byte:02x}")).collect()
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// As `status` shows them.
@@ -123,6 +126,13 @@ fn as_text(explained: &Explained) -> String {
         match &lookup.finding {
             Finding::Board { lookups } => text.push_str(&format!(
                 "{ago:>9} ago  {who}: {lookups} lookup(s) answered by the board, nothing begins so\n"
+            )),
+            Finding::OtherProbe(OtherProbe { space, known, told }) => text.push_str(&format!(
+                "{ago:>9} ago  {who}: space {} was refused, as its clients name the probe prefix {} and \
+                 this one {}\n",
+                short(*space),
+                hex(known),
+                hex(told)
             )),
             Finding::Looked(looked) => {
                 let Looked { keys, dram, ssd, spaces, space, .. } = looked;
@@ -145,7 +155,7 @@ fn as_text(explained: &Explained) -> String {
 
 fn miss_text(lookup: &ExplainedLookup, looked: &Looked, miss: &Miss) -> String {
     let page = looked.dram + looked.ssd;
-    let mut text = format!("page {page} (key {}): {}", key(miss), miss.cause);
+    let mut text = format!("page {page} (key {}): {}", hex(&miss.key), miss.cause);
     if let Some(space) = miss.held_in {
         text += &format!(": {}", short(space));
     }
@@ -158,11 +168,12 @@ fn miss_text(lookup: &ExplainedLookup, looked: &Looked, miss: &Miss) -> String {
 
 /// All of them in one line.
 fn summary(lookups: &[ExplainedLookup]) -> String {
-    let (mut looked, mut whole, mut board) = (0_u64, 0_u64, 0_u64);
+    let (mut looked, mut whole, mut board, mut refused) = (0_u64, 0_u64, 0_u64, 0_u64);
     let mut causes: BTreeMap<MissCause, u64> = BTreeMap::new();
     for lookup in lookups {
         match lookup.finding {
             Finding::Board { lookups } => board += u64::from(lookups),
+            Finding::OtherProbe(_) => refused += 1,
             Finding::Looked(Looked { miss, .. }) => {
                 looked += 1;
                 match miss {
@@ -172,13 +183,17 @@ fn summary(lookups: &[ExplainedLookup]) -> String {
             }
         }
     }
+    let refused = match refused {
+        0 => String::new(),
+        _ => format!("{refused} refused space(s): clients whose hashes or hash seeds differ\n"),
+    };
     if looked + board == 0 {
-        return "no lookups are remembered\n".to_owned();
+        return refused + "no lookups are remembered\n";
     }
     let causes = causes.iter().map(|(cause, count)| format!("; {} {count}", cause.name()));
     let causes: String = causes.collect();
     format!(
-        "{} lookups: {board} answered by the board, {whole} found all they asked for{causes}\n",
+        "{refused}{} lookups: {board} answered by the board, {whole} found all they asked for{causes}\n",
         looked + board
     )
 }
@@ -212,12 +227,15 @@ mod tests {
         let miss = |cause, left_unix_s, held_in| {
             Some(Miss { key: [1, 2, 3, 4, 5, 6, 7, 0xff], cause, left_unix_s, held_in })
         };
+        let (space, known, told) = (SpaceDigest([0xab; 32]), [1; 8], [2; 8]);
+        let refused = Finding::OtherProbe(OtherProbe { space, known, told });
         let elsewhere = miss(MissCause::OtherSpace, None, Some(SpaceDigest([0xcd; 32])));
         let lookups = vec![
             one(1_000_000_000, looked(miss(MissCause::Reclaimed, Some(999_880), None))),
             one(1_000_001_000, Finding::Board { lookups: 30 }),
             one(1_000_002_000, looked(elsewhere)),
             one(1_000_003_000, looked(None)),
+            one(1_000_003_000, refused),
         ];
         Explained { now_unix_ms: 1_000_003_500, lookups }
     }
@@ -231,7 +249,9 @@ mod tests {
             "page 14 (key 01020304050607ff): dropped from SSD to make room, 2.0 min before\n",
             "2.5 s ago  session 7 \"engine\" pid 4711 of default: 30 lookup(s) answered by the board",
             "not known in this space, but held in another one: cdcdcdcdcdcdcdcd\n",
-            "33 lookups: 30 answered by the board, 1 found all they asked for; reclaimed 1; \
+            "space abababababababab was refused, as its clients name the probe prefix \
+             0101010101010101 and this one 0202020202020202\n",
+            "1 refused space(s): clients whose hashes or hash seeds differ\n33 lookups: 30 answered by the board, 1 found all they asked for; reclaimed 1; \
              other-space 1\n",
         ] {
             assert!(text.contains(words), "{words:?} is not in\n{text}");
@@ -242,7 +262,8 @@ mod tests {
     #[test]
     fn json_has_the_same() {
         let all: Value = serde_json::from_str(&as_json(&explained())).expect("it is JSON");
-        let [first, second, third, last] = &all["lookups"].as_array().expect("a list")[..] else {
+        let [first, second, third, last, refused] = &all["lookups"].as_array().expect("a list")[..]
+        else {
             panic!("{all}")
         };
         assert_eq!((&first["dram_pages"], &first["ssd_pages"]), (&json!(10), &json!(4)));
@@ -251,6 +272,7 @@ mod tests {
         assert_eq!(second["board_lookups"], 30);
         assert_eq!(third["miss"]["held_in"], "cd".repeat(32));
         assert_eq!(last["miss"], Value::Null);
+        assert_eq!(refused["refused"]["told_probe"], "02".repeat(8));
     }
 
     #[test]

@@ -357,7 +357,9 @@ fn render_spaces(report: &StatusReport, out: &mut Lines) {
         // As logs show it; all of it is in the JSON.
         let short: String = space.digest.chars().take(16).collect();
         let (pages, size) = (space.pages, bytes(space.page_bytes.into()));
-        out.line("space", format!("{short} of {}: {pages} pages of {size}", space.domain));
+        let probe = space.probe.as_ref().map(|probe| format!(", probe {probe}"));
+        let probe = probe.unwrap_or_default();
+        out.line("space", format!("{short} of {}: {pages} pages of {size}{probe}", space.domain));
     }
     for session in &report.sessions {
         render_session(session, out);
@@ -371,6 +373,10 @@ fn render_oddities(report: &StatusReport, out: &mut Lines) {
     }
     for fallback in &report.fallbacks {
         out.line("fallback", fallback.to_string());
+    }
+    if report.refused_probes > 0 {
+        let (count, why) = (report.refused_probes, "their hash of the probe prefix is another");
+        out.line("REFUSED", format!("{count} space(s) to clients, as {why}: `undercroft explain`"));
     }
     if report.protocol_errors > 0 {
         out.line(

@@ -328,6 +328,10 @@ typedef struct undercroft_space_options {
     uint16_t rank_count;
     // Which KV-cache group of a hybrid model; 0 where there is one.
     uint32_t group;
+    // The key of the first page of the probe prefix, token ids 1, 2, 3 ... `page_tokens`, as this process's
+    // hash names it: 32 bytes. A space of which others have told another one is refused, as neither would
+    // find the other's pages. Null: not told. Keys of `undercroft_keys_from_tokens` need none.
+    const uint8_t *probe;
 } undercroft_space_options;
 
 // What a prefetch set in motion.

@@ -15,8 +15,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use undercroft_gpu_shim::cuda::{CudaDevice, CudaError};
 use undercroft_wire::{
-    Epoch, Explain, Explained, Mode, Purge, Purged, Recorded, Refused, Reply, Request, SessionId,
-    Space, StatusReport, Welcome,
+    Epoch, Explain, Explained, Mode, PageKey, Purge, Purged, Recorded, Refused, RefusedReason,
+    Reply, Request, SessionId, Space, StatusReport, Welcome,
 };
 
 /// A connection to the daemon of this node, kept up behind the caller's back. Cheap to clone; all
@@ -145,13 +145,34 @@ impl Client {
     /// # Errors
     /// The space is not acceptable or refused, or with [`Wait::Now`], not answered in time.
     pub fn open_space(&self, space: &Space, deadline: Duration) -> Result<SpaceHandle, OpenError> {
+        self.open_probed_space(space, None, deadline)
+    }
+
+    /// As [`Client::open_space`], and tells what this process's hash makes of the probe prefix, whose
+    /// tokens are [`probe_tokens`](undercroft_wire::probe_tokens): the key of its first page. The
+    /// daemon refuses the space where others have told another one, as a hash that differs (a seed, a
+    /// function, a version) would find nothing and say nothing. Keys of [`undercroft_wire::Chain`]
+    /// need no probe: they are equal wherever the family is.
+    ///
+    /// # Errors
+    /// As [`Client::open_space`], or this client has the space open with another probe.
+    pub fn open_probed_space(
+        &self,
+        space: &Space,
+        probe: Option<PageKey>,
+        deadline: Duration,
+    ) -> Result<SpaceHandle, OpenError> {
         space.validate()?;
         if self.inner.is_foreign() {
             return Err(OpenError::Unanswered(MissReason::Forked));
         }
         let until = from_now(deadline);
-        let state = self.inner.remember(SpaceState::new(space.clone()));
+        let state = self.inner.remember(SpaceState::new(space.clone(), probe));
         let handle = SpaceHandle::new(Arc::clone(&self.inner), Arc::clone(&state));
+        if !state.agrees(probe) {
+            let detail = "this client has the space open with another probe".to_owned();
+            return Err(OpenError::Refused { reason: RefusedReason::Invalid, detail });
+        }
         let opened = match self.inner.connection_by(until) {
             Ok(connection) => open(&connection, &state, until),
             Err(reason) => Err(OpenError::Unanswered(reason)),
@@ -344,7 +365,7 @@ pub(crate) fn not_expected(connection: &Connection, reply: &Reply, wanted: &str)
 mod tests {
     use super::*;
     use crate::{PartView, parts, shared};
-    use undercroft_wire::{PageKey, Token};
+    use undercroft_wire::Token;
 
     struct Nobody;
 

@@ -20,6 +20,8 @@ const LOOK_AGAIN: Duration = Duration::from_micros(200);
 pub(crate) struct SpaceState {
     space: Space,
     digest: SpaceDigest,
+    /// What this process's hash makes of the probe prefix, as the first handle was told.
+    probe: Option<PageKey>,
     standing: Mutex<Standing>,
     /// How many handles there are. Changed to and from 0 only under the lock of the client's spaces.
     handles: AtomicUsize,
@@ -68,10 +70,15 @@ pub(crate) struct Opened {
 }
 
 impl SpaceState {
-    pub(crate) fn new(space: Space) -> Self {
+    pub(crate) fn new(space: Space, probe: Option<PageKey>) -> Self {
         let digest = space.digest();
         let standing = Mutex::new(Standing::Closed);
-        Self { space, digest, standing, handles: AtomicUsize::new(0) }
+        Self { space, digest, probe, standing, handles: AtomicUsize::new(0) }
+    }
+
+    /// Whether somebody who says this of the probe prefix may have it.
+    pub(crate) fn agrees(&self, probe: Option<PageKey>) -> bool {
+        self.probe.is_none() || probe.is_none() || self.probe == probe
     }
 
     pub(crate) fn digest(&self) -> SpaceDigest {
@@ -222,7 +229,7 @@ fn post(
         Claim::Settled => return Ok(Claimed::Settled),
         Claim::Outdated => return Err(MissReason::Disconnected),
     }
-    let request = Request::OpenSpace(OpenSpace { space: state.space.clone() });
+    let request = Request::OpenSpace(OpenSpace { space: state.space.clone(), probe: state.probe });
     let posted = connection.post(&request, Expects::Opening(Arc::clone(state)), until);
     if posted.is_err() {
         state.unclaim(connection.generation);
@@ -383,7 +390,7 @@ pub(crate) mod tests {
             page_tokens: 16,
         };
         let geometry = Geometry::new(1, 2, 2048).unwrap();
-        SpaceState::new(Space { family, rank: Rank::Shared, group: 0, geometry })
+        SpaceState::new(Space { family, rank: Rank::Shared, group: 0, geometry }, None)
     }
 
     fn opened(generation: u64) -> Opened {

@@ -154,7 +154,7 @@ fn written() -> State {
     let (digest, domain) = (SpaceDigest([1; 32]), DomainId::named("fuzz"));
     let (space, session) = (SpaceId(3), SessionId(1));
     state.part_added(&part()).expect(fine);
-    state.space(&SpaceRow { space, domain, digest, page_bytes: 8192 }).expect(fine);
+    state.space(&SpaceRow { space, domain, digest, page_bytes: 8192, probe: None }).expect(fine);
     state.slab(&slab()).expect(fine);
     state.filled(PartId(0), 4096, &page()).expect(fine);
     state.filling(PartId(0), 12288).expect(fine);

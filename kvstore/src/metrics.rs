@@ -56,6 +56,8 @@ impl Collector for Snapshot {
         out.counter("declined_pages", "Offered keys declined", report.stores.declined)?;
         out.counter("failed_pages", "Pages whose copy failed", report.stores.failed)?;
         out.gauge("open_descriptors", "Descriptors that are open", report.descriptors.into())?;
+        let help = "Spaces refused to clients that name pages otherwise than others";
+        out.counter("refused_probes", help, report.refused_probes)?;
         out.silence(report)?;
         match &report.ssd {
             Some(ssd) => out.ssd(ssd),

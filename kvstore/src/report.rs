@@ -66,6 +66,7 @@ pub(crate) fn report(control: &Control) -> StatusReport {
         descriptors: process::open_descriptors(),
         fallbacks: fallbacks(control),
         lease_alarms: control.lease_alarms,
+        refused_probes: stats.refused_probes,
         told_to: None,
     }
 }
@@ -252,6 +253,9 @@ fn spaces(control: &Control) -> Vec<SpaceStatus> {
         digest: space.digest.to_hex(),
         page_bytes: space.page_bytes,
         pages: space.pages,
+        probe: space
+            .probe
+            .map(|probe| probe.head().iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
     };
     control.core.spaces().map(one).collect()
 }

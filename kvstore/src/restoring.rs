@@ -102,8 +102,9 @@ pub(crate) fn publish_firsts(core: &mut Core, arena: &Arena) {
 fn take_note(note: &Note, arena: &Arena, state: &mut State) -> Result<(), Unkept> {
     match *note {
         Note::Space { space, domain, digest, page_bytes } => {
-            state.space(&SpaceRow { space, domain, digest, page_bytes })
+            state.space(&SpaceRow { space, domain, digest, page_bytes, probe: None })
         }
+        Note::SpaceProbe { space, probe } => state.space_probed(space, probe),
         Note::SpaceGone { space } => {
             state.space_gone(space);
             Ok(())
@@ -161,8 +162,8 @@ fn take_note(note: &Note, arena: &Arena, state: &mut State) -> Result<(), Unkept
 }
 
 fn space(row: SpaceRow) -> RestoredSpace {
-    let SpaceRow { space, domain, digest, page_bytes } = row;
-    RestoredSpace { space, domain, digest, page_bytes }
+    let SpaceRow { space, domain, digest, page_bytes, probe } = row;
+    RestoredSpace { space, domain, digest, page_bytes, probe }
 }
 
 fn slab(row: SlabRow) -> RestoredSlab {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use undercroft_arena::Staging;
-use undercroft_wire::{RequestId, SessionId, SpaceDigest, frame_bytes};
+use undercroft_wire::{PageKey, RequestId, SessionId, SpaceDigest, frame_bytes};
 
 /// Areas waiting to be made. A request beyond that is refused as `Busy`.
 const ROOM: usize = 256;
@@ -21,6 +21,8 @@ pub(crate) struct Wanted {
     pub(crate) digest: SpaceDigest,
     pub(crate) page_bytes: u32,
     pub(crate) slots: u32,
+    /// What the session's hash makes of the probe prefix, if it has told.
+    pub(crate) probe: Option<PageKey>,
 }
 
 impl Wanted {

@@ -133,7 +133,9 @@ impl Client {
         Ok(counts)
     }
 
-    #[pyo3(signature = (family, geometry, *, rank = None, group = 0, deadline = 5.0))]
+    #[pyo3(signature = (family, geometry, *, rank = None, group = 0, deadline = 5.0,
+                        probe = None))]
+    #[expect(clippy::too_many_arguments, reason = "most have names")]
     fn open_space(
         &self,
         python: Python<'_>,
@@ -142,12 +144,14 @@ impl Client {
         rank: Option<(u16, u16)>,
         group: u32,
         deadline: f64,
+        probe: Option<&[u8]>,
     ) -> PyResult<Space> {
         let rank = rank.map_or(Rank::Shared, |(index, count)| Rank::Of { index, count });
         let (family, geometry) = (family.family.clone(), geometry.0);
         let space = wire::Space { family, rank, group, geometry };
         let deadline = seconds("deadline", deadline)?;
-        let handle = python.detach(|| self.client.open_space(&space, deadline));
+        let probe = probe.map(|probe| bytes("probe", probe).map(PageKey)).transpose()?;
+        let handle = python.detach(|| self.client.open_probed_space(&space, probe, deadline));
         let handle = handle.map_err(|error| OpenError::new_err(error.to_string()))?;
         Ok(Space { client: self.client.clone(), handle, pool: Arc::clone(&self.pool) })
     }

@@ -384,6 +384,24 @@ class Arguments(WithDaemon):
         with self.assertRaisesRegex(undercroft.OpenError, "rank"):
             self.client.open_space(self.family, GEOMETRY, rank=(2, 2))
 
+    def test_a_space_that_others_name_otherwise_is_not_opened(self) -> None:
+        told, other = self.family.key(b"one hash"), self.family.key(b"another hash")
+        geometry = undercroft.Geometry(2, (2048,))
+        first = self.client.open_space(self.family, geometry, probe=told)
+        with undercroft.Client(self.daemon.socket, name="other", wait=5.0) as client:
+            self.assertEqual(client.open_space(self.family, geometry).digest, first.digest)
+        for probe, opens in ((told, True), (other, False)):
+            with undercroft.Client(self.daemon.socket, name="other", wait=5.0) as client:
+                if opens:
+                    self.assertTrue(client.open_space(self.family, geometry, probe=probe).is_open)
+                    continue
+                with self.assertRaisesRegex(undercroft.OpenError, told[:8].hex()):
+                    client.open_space(self.family, geometry, probe=probe)
+        with self.assertRaisesRegex(undercroft.OpenError, "another probe"):
+            self.client.open_space(self.family, geometry, probe=other)
+        with self.assertRaisesRegex(ValueError, "probe"):
+            self.client.open_space(self.family, geometry, probe=b"short")
+
     def test_status_is_what_the_command_line_shows(self) -> None:
         status = self.client.status()
         assert status is not None

@@ -83,12 +83,16 @@ class Client:
         rank: tuple[int, int] | None = None,
         group: int = 0,
         deadline: float = 5.0,
+        probe: bytes | None = None,
     ) -> Space:
         """Opens a space, now and again in every later session.
 
         `rank`: (index, count); None where the page is the same on every rank. A client made without
         `wait` gives out the space even if no daemon answers; what is asked of it misses until then.
-        `OpenError` where it is refused.
+        `probe`: `family.key` of what the engine's hash makes of one page of the token ids 1, 2, 3
+        and so on. Where others have told another one the space is refused: their hashes or hash
+        seeds differ, and neither would find the other's pages. None: not told; keys of `chain` need
+        none. `OpenError` where it is refused.
         """
     def may_hold(self, first: bytes) -> bool:
         """Whether a chain that begins with the page of this key (32 bytes) may be found now.

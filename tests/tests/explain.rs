@@ -208,6 +208,47 @@ fn of_one_session_only_its_own_is_told_and_as_much_as_is_asked_for() {
 }
 
 #[test]
+fn an_engine_that_names_prompts_otherwise_is_refused_and_everybody_is_told() {
+    let options = DaemonOptions { managed: true, ..DaemonOptions::default() };
+    let mut daemon = TestDaemon::start(options);
+    let mut engine = Engine::new(&client(&daemon), "model");
+    let space = engine.space().space().clone();
+    let open = |daemon: &TestDaemon, probe: u8| {
+        let probe = Some(PageKey([probe; 32]));
+        let client = client(daemon);
+        let opened = client.open_probed_space(&space, probe, PATIENCE);
+        opened.map(|handle| (client, handle)).map_err(|error| error.to_string())
+    };
+    // Who does not tell is no reason to refuse anybody.
+    let first = open(&daemon, 1).expect("nobody has told yet");
+    assert!(open(&daemon, 1).is_ok());
+    let refused = open(&daemon, 2).expect_err("its hash is another");
+    for words in ["0202020202020202", "0101010101010101", "PYTHONHASHSEED"] {
+        assert!(refused.contains(words), "{words} is not in {refused}");
+    }
+    assert!(daemon.says("a space is refused"), "{}", daemon.log());
+    let told = &last(&daemon)["refused"];
+    assert_eq!(told["space"], engine.digest().to_hex());
+    assert_eq!(
+        (&told["known_probe"], &told["told_probe"]),
+        (&json!("01".repeat(8)), &json!("02".repeat(8)))
+    );
+    let status = daemon.status();
+    assert_eq!(status.refused_probes, 1);
+    assert_eq!(status.spaces[0].probe.as_deref(), Some("0101010101010101"));
+    // What is stored keeps the probe, over a restart too.
+    assert_eq!(engine.store(&engine.keys(1, 4), Stamp(0)).stored, 4);
+    drop((first, engine));
+    daemon.kill();
+    daemon.restart();
+    assert!(open(&daemon, 2).is_err(), "DRAM is warm, and its pages were named otherwise");
+    let socket = daemon.socket().display().to_string();
+    let purge = run(&["purge", "--socket", &socket, "--space", &space.digest().to_hex()]);
+    assert!(text(&purge).starts_with("4 pages"), "{purge:?}");
+    assert!(open(&daemon, 2).is_ok());
+}
+
+#[test]
 fn a_tenant_is_told_of_its_own_lookups() {
     if !rustix::process::geteuid().is_root() {
         let test = "a_tenant_is_told_of_its_own_lookups";

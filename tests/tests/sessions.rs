@@ -66,7 +66,7 @@ impl Raw {
     }
 
     fn open(&mut self, rank: u16) -> Result<SpaceId, Refused> {
-        match self.ask(&Request::OpenSpace(OpenSpace { space: space(rank) })) {
+        match self.ask(&Request::OpenSpace(OpenSpace { space: space(rank), probe: None })) {
             Reply::SpaceOpened(opened) => Ok(opened.space),
             Reply::Refused(refused) => Err(refused),
             other => panic!("{other:?}"),

@@ -172,6 +172,19 @@ pub enum Finding {
         /// How many.
         lookups: u32,
     },
+    /// No lookup: the space was not opened for the session, as it names pages otherwise than others.
+    OtherProbe(OtherProbe),
+}
+
+/// A space was refused to a client whose hash makes another key of the probe prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherProbe {
+    /// The space.
+    pub space: SpaceDigest,
+    /// The first eight bytes of the key that others have told of.
+    pub known: [u8; 8],
+    /// The first eight bytes of the client's.
+    pub told: [u8; 8],
 }
 
 /// What the daemon found.

@@ -37,13 +37,26 @@ impl PageKey {
         Self(*hasher.finalize().as_bytes())
     }
 
+    /// The first eight bytes, to follow it in a log. Never for identity.
+    #[must_use]
+    pub fn head(&self) -> [u8; 8] {
+        let mut head = [0; 8];
+        head.copy_from_slice(&self.0[..8]);
+        head
+    }
+
     /// The first eight bytes, for choosing a bucket. Never for identity.
     #[must_use]
     pub fn bucket(&self) -> u64 {
-        let mut head = [0; 8];
-        head.copy_from_slice(&self.0[..8]);
-        u64::from_le_bytes(head)
+        u64::from_le_bytes(self.head())
     }
+}
+
+/// The token ids of the probe prefix, one page of it: 1, 2, 3 and so on. What a client's hash makes of
+/// them tells whether two clients name pages alike ([`crate::OpenSpace`]).
+#[must_use]
+pub fn probe_tokens(page_tokens: u32) -> Vec<u32> {
+    (1..=page_tokens).collect()
 }
 
 impl fmt::Debug for PageKey {

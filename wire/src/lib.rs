@@ -23,6 +23,7 @@ mod status;
 pub use error::DecodeError;
 pub use explain::{
     Explain, Explained, ExplainedLookup, Finding, Looked, MAX_EXPLAINED, Miss, MissCause,
+    OtherProbe,
 };
 pub use frame::{
     Cut, Decoded, HEADER_BYTES, Header, MAGIC, MAX_BODY_BYTES, PROTOCOL_MAX, PROTOCOL_MIN,
@@ -35,7 +36,7 @@ pub use ids::{
     DeviceId, DomainId, Epoch, FrameId, HoldId, JobId, LeaseId, OfferId, PartId, PurgeId,
     RequestId, SegmentId, SegmentUse, SessionId, SlotId, SpaceId, Stamp, Token,
 };
-pub use key::{Chain, PageKey};
+pub use key::{Chain, PageKey, probe_tokens};
 pub use message::{
     BoardAdded, Commit, CommitReply, DropHold, Fetch, FetchEnd, FetchReady, FetchSource, Gift,
     Give, Given, Heirloom, Hello, Hint, HintKind, Lookup, LookupReply, Missed, Mode, Offer,

@@ -31,6 +31,10 @@ pub struct Hello {
 pub struct OpenSpace {
     /// The full identity.
     pub space: Space,
+    /// What the client's hash makes of the prefix that everybody knows ([`crate::probe_tokens`]):
+    /// the key of its first page. A space that others have told another one of is refused: they would
+    /// never find each other's pages. `None`: not told, and never refused for that.
+    pub probe: Option<PageKey>,
 }
 
 /// Which leading pages are held by all of `spaces`?

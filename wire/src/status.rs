@@ -53,6 +53,9 @@ pub struct StatusReport {
     /// How often a session was found to hold frames without a word for longer than
     /// `policy.silence_ms`.
     pub lease_alarms: u64,
+    /// Spaces that were not opened for a client, as its hash makes another key of the probe prefix than
+    /// that of those who opened them before.
+    pub refused_probes: u64,
     /// The tenant it is told to: only what is his own is in it, and all else is left empty. `None` for
     /// an operator, who is told everything.
     pub told_to: Option<String>,
@@ -414,6 +417,9 @@ pub struct SpaceStatus {
     pub page_bytes: u32,
     /// Pages known in any tier.
     pub pages: u64,
+    /// The first digits of the key that its clients' hash makes of the probe prefix; `None` where
+    /// nobody has told.
+    pub probe: Option<String>,
 }
 
 /// One session.

@@ -33,6 +33,8 @@ pub struct SpaceRow {
     pub digest: SpaceDigest,
     /// Bytes of its pages.
     pub page_bytes: u32,
+    /// What its clients' hash makes of the probe prefix, if any has told.
+    pub probe: Option<PageKey>,
 }
 
 /// A slab, as the state file remembers it.
@@ -240,6 +242,10 @@ impl Row<16> for SpaceRow {
         words[1] = pair(self.space.0, self.page_bytes);
         words[2..4].copy_from_slice(&words_of::<2>(&self.domain.0));
         words[4..8].copy_from_slice(&words_of::<4>(&self.digest.0));
+        if let Some(probe) = &self.probe {
+            words[8] = 1;
+            words[9..13].copy_from_slice(&words_of::<4>(&probe.0));
+        }
         words
     }
 
@@ -250,6 +256,7 @@ impl Row<16> for SpaceRow {
             domain: DomainId(bytes_of(&words[2..4])),
             digest: SpaceDigest(bytes_of(&words[4..8])),
             page_bytes,
+            probe: (words[8] == 1).then(|| PageKey(bytes_of(&words[9..13]))),
         })
     }
 }

@@ -103,6 +103,7 @@ enum Op {
     Retiring { part: u32 },
     PartGone { part: u32 },
     Space { space: u32 },
+    SpaceProbed { space: u32, probe: u8 },
     SpaceGone { space: u32 },
     Slab { part: u32, unit: u64, frames: u64, frame_units: u32 },
     SlabGone { part: u32, unit: u64 },
@@ -129,7 +130,8 @@ fn part_row(part: u32, units: u64) -> PartRow {
 
 fn space_row(space: u32) -> SpaceRow {
     let digest = SpaceDigest([space as u8 + 1; 32]);
-    SpaceRow { space: SpaceId(space), domain: domain(space), digest, page_bytes: space + 1 }
+    let (domain, page_bytes) = (domain(space), space + 1);
+    SpaceRow { space: SpaceId(space), domain, digest, page_bytes, probe: None }
 }
 
 fn slab_row(part: u32, unit: u64, frames: u64, frame_units: u32) -> SlabRow {
@@ -149,6 +151,9 @@ fn apply(state: &mut State, op: Op) -> Result<(), Unkept> {
         Op::Retiring { part } => state.part_retiring(PartId(part))?,
         Op::PartGone { part } => state.part_gone(PartId(part)),
         Op::Space { space } => state.space(&space_row(space))?,
+        Op::SpaceProbed { space, probe } => {
+            state.space_probed(SpaceId(space), PageKey([probe; 32]))?;
+        }
         Op::SpaceGone { space } => state.space_gone(SpaceId(space)),
         Op::Slab { part, unit, frames, frame_units } => {
             state.slab(&slab_row(part, unit, frames, frame_units))?;
@@ -212,3 +217,23 @@ const SETTLED: [Op; 6] = [
     Op::Filled { part: 0, unit: 1, page: 11 },
     Op::Filled { part: 0, unit: 7, page: 77 },
 ];
+
+#[test]
+fn a_spaces_probe_takes_its_rows_place() {
+    let mut state = tiny();
+    let (one, other) = (PageKey([1; 32]), PageKey([2; 32]));
+    assert!(matches!(state.space_probed(SpaceId(0), one), Err(Unkept::Conflict { .. })));
+    state.space(&space_row(0)).unwrap();
+    for probe in [one, other] {
+        state.space_probed(SpaceId(0), probe).unwrap();
+        state = again(state);
+        let row = SpaceRow { probe: Some(probe), ..space_row(0) };
+        assert_eq!((state.odd(), state.spaces().collect::<Vec<_>>()), (0, vec![row]));
+    }
+    // There is no row but those that are taken.
+    state.space(&space_row(1)).unwrap();
+    state.space_probed(SpaceId(1), one).unwrap();
+    let state = again(state);
+    let probes = state.spaces().map(|row| (row.space.0, row.probe));
+    assert_eq!(unique(probes), [(0, Some(other)), (1, Some(one))].into());
+}

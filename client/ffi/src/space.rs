@@ -9,7 +9,7 @@ use crate::outcome::{Fault, UNDERCROFT_OK, answer, miss, quietly};
 use crate::strings::{self, Place, time};
 use std::sync::Arc;
 use undercroft_client::{MissReason, SpaceHandle, TaskPool};
-use undercroft_wire::{HintKind, Rank, Space};
+use undercroft_wire::{HintKind, PageKey, Rank, Space};
 
 /// The conversation is in use now.
 pub const UNDERCROFT_HINT_ACTIVE: u32 = 1;
@@ -47,6 +47,10 @@ pub struct UndercroftSpaceOptions {
     pub rank_count: u16,
     /// Which KV-cache group of a hybrid model; 0 where there is one.
     pub group: u32,
+    /// The key of the first page of the probe prefix, token ids 1, 2, 3 ... `page_tokens`, as this process's
+    /// hash names it: 32 bytes. A space of which others have told another one is refused, as neither would
+    /// find the other's pages. Null: not told. Keys of `undercroft_keys_from_tokens` need none.
+    pub probe: *const u8,
 }
 
 // SAFETY: numbers and raw pointers.
@@ -105,7 +109,13 @@ pub unsafe extern "C" fn undercroft_space_open(
         if client.is_foreign() {
             return Ok(miss(Some(MissReason::Forked)));
         }
-        let handle = client.client.open_space(&identity, time(deadline_us))?;
+        let probe = match given.probe.is_null() {
+            true => None,
+            // SAFETY: as above.
+            false => Some(PageKey(unsafe { strings::bytes("probe", given.probe) }?)),
+        };
+        let deadline = time(deadline_us);
+        let handle = client.client.open_probed_space(&identity, probe, deadline)?;
         let pool = Arc::clone(&client.pool);
         place.put(Box::into_raw(Box::new(UndercroftSpace { handle, pool })));
         Ok(UNDERCROFT_OK)

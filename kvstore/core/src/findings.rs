@@ -127,10 +127,8 @@ impl Core {
             held_in = self.held_elsewhere(asked, key);
             held_in.map_or(MissCause::NeverStored, |_| MissCause::OtherSpace)
         });
-        let mut head = [0; 8];
-        head.copy_from_slice(&key.0[..8]);
         let left = obituary.filter(|(known, _)| *known == cause).map(|(_, unix_s)| unix_s);
-        Miss { key: head, cause, left_unix_s: left, held_in }
+        Miss { key: key.head(), cause, left_unix_s: left, held_in }
     }
 
     /// Why lookups do not find a page that is known; `None` where it is in no tier.

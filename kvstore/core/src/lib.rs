@@ -52,6 +52,7 @@ mod origins;
 mod page;
 mod parts;
 mod pinning;
+mod probes;
 mod proofs;
 mod purges;
 mod quotas;

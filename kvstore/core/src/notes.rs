@@ -23,6 +23,13 @@ pub enum Note {
         /// Size of its pages, bytes.
         page_bytes: u32,
     },
+    /// What a space's clients make of the probe prefix.
+    SpaceProbe {
+        /// The space's number.
+        space: SpaceId,
+        /// The key.
+        probe: PageKey,
+    },
     /// The number will be another space's. No page of it is left.
     SpaceGone {
         /// The number.
@@ -175,6 +182,9 @@ impl Core {
             digest: space.digest,
             page_bytes: space.page_bytes,
         });
+        let probes = self.spaces.iter().filter_map(|space| {
+            space.probe.map(|probe| Note::SpaceProbe { space: space.id, probe })
+        });
         let pages = self.index.iter().filter_map(|(_, page)| self.recall_frame(page));
         let strays = self.jobs.values().filter_map(|job| match job {
             Job::StrayRead { class, frame, .. } => Some(self.filling(*class, *frame)),
@@ -185,6 +195,7 @@ impl Core {
         let quarantined = quarantined.map(|(class, frame)| self.filling(class, frame));
         let leases = self.fetches.values().flat_map(|fetch| self.recall_lease(fetch));
         spaces
+            .chain(probes)
             .chain(self.frames.slabs())
             .chain(pages)
             .chain(strays)

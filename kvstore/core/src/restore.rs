@@ -86,12 +86,12 @@ impl Core {
     }
 
     fn restore_space(&mut self, space: &RestoredSpace) -> bool {
-        let RestoredSpace { space: id, domain, digest, page_bytes } = *space;
+        let RestoredSpace { space: id, domain, digest, page_bytes, probe } = *space;
         let at = self.domains.find(domain);
         let sized = (MIN_PAGE_BYTES..=MAX_PAGE_BYTES).contains(&page_bytes);
         if let Some(at) = at.filter(|_| sized) {
             let class = self.frames.class_of(at, frame_bytes(page_bytes));
-            let space = Space::new((domain, digest), page_bytes, class);
+            let space = Space { probe, ..Space::new((domain, digest), page_bytes, class) };
             if self.spaces.restore(id, space, self.config.limits.max_spaces) {
                 self.frames.class_mut(class).spaces += 1;
                 return true;

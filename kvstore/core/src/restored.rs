@@ -36,6 +36,8 @@ pub struct RestoredSpace {
     pub digest: SpaceDigest,
     /// Size of its pages, bytes.
     pub page_bytes: u32,
+    /// What its clients' hash makes of the probe prefix, if any had told.
+    pub probe: Option<PageKey>,
 }
 
 /// A slab as it was remembered.

@@ -2,7 +2,7 @@ use crate::SpaceInfo;
 use crate::admission::Returns;
 use crate::notes::{Note, Notes};
 use std::collections::BTreeMap;
-use undercroft_wire::{DomainId, SpaceDigest, SpaceId};
+use undercroft_wire::{DomainId, PageKey, SpaceDigest, SpaceId};
 
 /// A number that a page, a session or a reply names is a space's.
 const KNOWN: &str = "a space that is named is known";
@@ -24,6 +24,8 @@ pub(crate) struct Space {
     pub(crate) opened: u32,
     /// How often its pages come back.
     pub(crate) returns: Returns,
+    /// What its clients' hash makes of the probe prefix, as the first said that told.
+    pub(crate) probe: Option<PageKey>,
 }
 
 impl Space {
@@ -34,7 +36,7 @@ impl Space {
         class: ClassId,
     ) -> Self {
         let returns = Returns::default();
-        Self { domain, digest, page_bytes, class, pages: 0, opened: 0, returns }
+        Self { domain, digest, page_bytes, class, pages: 0, opened: 0, returns, probe: None }
     }
 }
 
@@ -145,6 +147,7 @@ impl Spaces {
             digest: space.digest,
             page_bytes: space.page_bytes,
             pages: space.pages,
+            probe: space.probe,
         })
     }
 

@@ -1,5 +1,5 @@
 use crate::{DomainLimits, Health};
-use undercroft_wire::{DeviceId, DomainId, MissCause, SpaceDigest, SpaceId};
+use undercroft_wire::{DeviceId, DomainId, MissCause, PageKey, SpaceDigest, SpaceId};
 
 /// What happened since start. Counters only grow; what is a gauge says so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -86,6 +86,8 @@ pub struct Stats {
     pub hints: u64,
     /// Requests refused because a limit was reached.
     pub refused_busy: u64,
+    /// Spaces refused to a client whose hash makes another key of the probe prefix.
+    pub refused_probes: u64,
     /// Pages appended to SSD on demotion.
     pub appended_pages: u64,
     /// Bytes of these, frames counted whole.
@@ -255,6 +257,8 @@ pub struct SpaceInfo {
     pub page_bytes: u32,
     /// Pages known in any tier or on their way.
     pub pages: u64,
+    /// What its clients' hash makes of the probe prefix, if any has told.
+    pub probe: Option<PageKey>,
 }
 
 /// What is known of a session's leases.

@@ -185,7 +185,13 @@ fn a_leased_frame_is_given_to_nobody_although_its_page_finds_no_room() {
     step(
         &mut core,
         Event::Restored(Restored {
-            spaces: &[RestoredSpace { space, domain, digest: digest(0), page_bytes: 4096 }],
+            spaces: &[RestoredSpace {
+                space,
+                domain,
+                digest: digest(0),
+                page_bytes: 4096,
+                probe: None,
+            }],
             slabs: &[RestoredSlab { part, offset: 0, bytes: 3 * 4096, frame_bytes: 4096 }],
             pages: &[row(1, 0), row(2, 1), row(3, 2)],
             ..Restored::default()
@@ -235,6 +241,7 @@ fn odd() -> impl Strategy<Value = Odd> {
             domain,
             digest: digest(of),
             page_bytes,
+            probe: None,
         },
     );
     let slab = (place(), sizes, size).prop_map(|((part, offset), bytes, frame_bytes)| {

@@ -6,7 +6,10 @@ use crate::session::Session;
 use crate::staging_maker::{Made, Wanted};
 use std::sync::Arc;
 use undercroft_core::Event;
-use undercroft_wire::{DomainId, OpenSpace, RefusedReason, RequestId, SessionId, frame_bytes};
+use undercroft_wire::{
+    DomainId, OpenSpace, PageKey, Refused, RefusedReason, RequestId, SessionId, SpaceId,
+    frame_bytes,
+};
 
 /// The most slots a staging area is cut into.
 const MAX_SLOTS: u64 = 4096;
@@ -27,17 +30,38 @@ impl Control {
             Err(refused) => return self.refuse(id, request, refused.reason, &refused.detail),
         };
         self.recording.page_tokens.insert(space, open.space.family.page_tokens);
+        let probe = open.probe;
+        if let Err(refused) = self.probe(id, space, probe) {
+            return self.refuse(id, request, refused.reason, &refused.detail);
+        }
         let Some(session) = self.sessions.get(&id) else { return };
         if let Some(staging) = session.staging.get(&space) {
             let slots = staging.slots();
-            return self.space_opened(&Wanted { session: id, request, digest, page_bytes, slots });
+            let opened = Wanted { session: id, request, digest, page_bytes, slots, probe };
+            return self.space_opened(&opened);
         }
         let slot_bytes = u64::from(frame_bytes(page_bytes));
         let slots = (self.config.staging_bytes / slot_bytes).clamp(1, MAX_SLOTS) as u32;
-        let wanted = Wanted { session: id, request, digest, page_bytes, slots };
+        let wanted = Wanted { session: id, request, digest, page_bytes, slots, probe };
         if let Err(detail) = self.want_staging(wanted) {
             self.refuse(id, request, RefusedReason::Busy, &detail);
         }
+    }
+
+    /// Holds a session's hash against that of others.
+    fn probe(
+        &mut self,
+        id: SessionId,
+        space: SpaceId,
+        probe: Option<PageKey>,
+    ) -> Result<(), Refused> {
+        let Some(probe) = probe else { return Ok(()) };
+        let probed = self.core.probe_space(id, space, probe);
+        if let (Err(refused), Some(session)) = (&probed, self.sessions.get(&id)) {
+            let (name, pid, why) = (&session.name, session.peer.pid, &refused.detail);
+            tracing::warn!(session = %id.0, name, pid, why, "a space is refused");
+        }
+        probed
     }
 
     /// Has a staging area made; [`Control::staging_made`] goes on with it.
@@ -105,7 +129,10 @@ impl Control {
         };
         let Some(domain) = self.domain_of(id) else { return };
         // Named again: a space that nobody has open may have lost its number meanwhile.
-        match self.core.intern_space(domain, digest, page_bytes) {
+        let interned = self.core.intern_space(domain, digest, page_bytes);
+        // And another client may have told another probe.
+        let space = interned.and_then(|space| self.probe(id, space, wanted.probe).map(|()| space));
+        match space {
             Ok(space) => {
                 if let Some(session) = self.sessions.get_mut(&id) {
                     session.staging.insert(space, staging);

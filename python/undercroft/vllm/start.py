@@ -222,9 +222,15 @@ def _opening(client: undercroft.Client) -> float:
     return time.monotonic() + patience
 
 
-def _open(client: undercroft.Client, handshake: Handshake, until: float) -> list[Any]:
+def _open(
+    client: undercroft.Client,
+    handshake: Handshake,
+    until: float,
+    probe_hash: bytes | None = None,
+) -> list[Any]:
     try:
         family = undercroft.Family(**handshake.family)
+        probe = None if probe_hash is None else family.key(probe_hash)
         return [
             client.open_space(
                 family,
@@ -232,6 +238,7 @@ def _open(client: undercroft.Client, handshake: Handshake, until: float) -> list
                 rank=handshake.rank,
                 group=number,
                 deadline=max(0.0, until - time.monotonic()),
+                probe=probe,
             )
             for number, (layers, parts) in enumerate(handshake.shapes)
         ]
@@ -309,16 +316,40 @@ def lookups(
     told = agreed(shakes, _world(vllm_config))
     client = _client(settings, "vllm scheduler")
     until = _opening(client)
+    probe_hash = probe(vllm_config, told[0].family["page_tokens"], half.hash_tokens)
     spaces: list[Any] = []
     try:
         for handshake in told:
-            spaces += _open(client, handshake, until)
+            spaces += _open(client, handshake, until, probe_hash)
     except CannotStart:
         client.close()
         raise
     half.bind_daemon(client, spaces, undercroft.Family(**told[0].family))
     logger.info("undercroft: lookups in %d spaces", len(spaces))
     return client
+
+
+def probe(vllm_config: Any, page_tokens: int, hash_tokens: int) -> bytes | None:
+    """What this engine's hash makes of one page of the token ids 1, 2, 3 and so on: function, seed
+    and versions are in it, whatever the identity says of them. None where the engine does not let
+    itself be asked."""
+    try:
+        from vllm.utils.hashing import get_hash_fn_by_name
+        from vllm.v1.core import kv_cache_utils
+
+        name = getattr(vllm_config.cache_config, "prefix_caching_hash_algo", "sha256")
+        function = get_hash_fn_by_name(name)
+        if not hasattr(kv_cache_utils, "NONE_HASH"):
+            # As the engine does by itself, right after it has connected its halves.
+            kv_cache_utils.init_none_hash(function)
+        found = None
+        for first in range(1, page_tokens + 1, hash_tokens):
+            tokens = tuple(range(first, first + hash_tokens))
+            found = kv_cache_utils.hash_block_tokens(function, found, tokens, None)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        complaints.say("probe", "undercroft: the daemon is not told how prompts are hashed: %r", error)
+        return None
+    return None if found is None else bytes(found)
 
 
 def agreed(shakes: Mapping[Any, Any], world: int) -> list[Handshake]:

@@ -186,7 +186,7 @@ impl RawClient {
     /// # Errors
     /// The daemon hung up.
     pub fn open_as(&mut self, space: &Space) -> Result<std::result::Result<RawSpace, Refused>> {
-        match self.ask(&Request::OpenSpace(OpenSpace { space: space.clone() }))? {
+        match self.ask(&Request::OpenSpace(OpenSpace { space: space.clone(), probe: None }))? {
             Reply::SpaceOpened(opened) => {
                 let staging = self.fds.pop_front().ok_or(ErrorKind::InvalidData)?;
                 let (id, slots, slot_bytes) = (opened.space, opened.slots, opened.slot_bytes);

@@ -249,14 +249,16 @@ fn an_identity_out_of_range_names_its_field() {
 
 #[test]
 fn a_geometry_off_the_wire_is_checked_not_believed() {
-    // OpenSpace ends with the geometry: 32 layers, 2 parts of 32,768 bytes, room for six more.
-    let frame = request_frame(REQUEST, &Request::OpenSpace(OpenSpace { space: space() }));
-    let good = [32, 0x80, 0x80, 2, 0x80, 0x80, 2, 0, 0, 0, 0, 0, 0];
+    // OpenSpace ends with the geometry: 32 layers, 2 parts of 32,768 bytes, room for six more; and
+    // no probe.
+    let frame =
+        request_frame(REQUEST, &Request::OpenSpace(OpenSpace { space: space(), probe: None }));
+    let good = [32, 0x80, 0x80, 2, 0x80, 0x80, 2, 0, 0, 0, 0, 0, 0, 0];
     let start = frame.len() - good.len();
     assert_eq!(&frame[start..], good);
-    let no_layer = [0, 0x80, 0x80, 2, 0x80, 0x80, 2, 0, 0, 0, 0, 0, 0];
-    let a_hole = [32, 0x80, 0x80, 2, 0, 0x80, 0x80, 2, 0, 0, 0, 0, 0];
-    let no_part = [32, 0, 0, 0, 0, 0, 0x80, 0x80, 2, 0x80, 0x80, 2, 0];
+    let no_layer = [0, 0x80, 0x80, 2, 0x80, 0x80, 2, 0, 0, 0, 0, 0, 0, 0];
+    let a_hole = [32, 0x80, 0x80, 2, 0, 0x80, 0x80, 2, 0, 0, 0, 0, 0, 0];
+    let no_part = [32, 0, 0, 0, 0, 0, 0x80, 0x80, 2, 0x80, 0x80, 2, 0, 0];
     for bad in [no_layer, a_hole, no_part] {
         let mut bytes = frame[..start].to_vec();
         bytes.extend(bad);

@@ -65,7 +65,11 @@ pub(crate) fn requests() -> Vec<(&'static str, Request<'static>)> {
     let hint = Hint { space: SpaceId(5), keys: keys(), kind: HintKind::ExpectedInMs(9_000) };
     vec![
         ("hello", Request::Hello(hello)),
-        ("open-space", Request::OpenSpace(OpenSpace { space: space() })),
+        ("open-space", Request::OpenSpace(OpenSpace { space: space(), probe: None })),
+        (
+            "open-space-probe",
+            Request::OpenSpace(OpenSpace { space: space(), probe: Some(key(30)) }),
+        ),
         ("lookup", Request::Lookup(lookup)),
         ("fetch-keys", Request::Fetch(fetch(FetchSource::Keys { keys: keys() }))),
         ("fetch-hold", Request::Fetch(fetch(hold))),
@@ -198,7 +202,9 @@ fn explained() -> Explained {
         finding,
     };
     let board = one(1_700_000_001_234, Finding::Board { lookups: 300 });
-    let lookups = vec![one(1_700_000_000_123, Finding::Looked(looked)), board];
+    let other = OtherProbe { space: SpaceDigest(key(3).0), known: [9; 8], told: [8; 8] };
+    let other = one(1_700_000_002_345, Finding::OtherProbe(other));
+    let lookups = vec![one(1_700_000_000_123, Finding::Looked(looked)), board, other];
     Explained { now_unix_ms: 1_700_000_009_000, lookups }
 }
 
@@ -337,6 +343,7 @@ fn status() -> StatusReport {
             digest: "0011223344556677".repeat(4),
             page_bytes: 2_097_152,
             pages: 256,
+            probe: Some("1e1f202122232425".to_owned()),
         }],
         sessions: vec![session],
         refused: vec!["mlock: not permitted".to_owned()],
@@ -344,6 +351,7 @@ fn status() -> StatusReport {
         descriptors: 803,
         fallbacks: vec![Fallback::new("SO_PEERPIDFD", "Linux 6.5", "pidfd_open", "a race")],
         lease_alarms: 804,
+        refused_probes: 805,
         told_to: Some("tenant-a".to_owned()),
     }
 }

@@ -152,7 +152,8 @@ pub(crate) fn request() -> impl Strategy<Value = Request<'static>> {
     });
     prop_oneof![
         hello.prop_map(Request::Hello),
-        space().prop_map(|space| Request::OpenSpace(OpenSpace { space })),
+        (space(), prop::option::of(key()))
+            .prop_map(|(space, probe)| Request::OpenSpace(OpenSpace { space, probe })),
         lookup().prop_map(Request::Lookup),
         fetch().prop_map(Request::Fetch),
         release.prop_map(Request::Release),
@@ -425,7 +426,7 @@ fn domain() -> impl Strategy<Value = DomainStatus> {
 }
 
 fn status() -> impl Strategy<Value = StatusReport> {
-    let numbers = (any::<[u32; 3]>(), any::<[u64; 6]>(), -1e12_f64..1e12);
+    let numbers = (any::<[u32; 3]>(), any::<[u64; 7]>(), -1e12_f64..1e12);
     let misses = vec((cause(), any::<u64>()), 0..4);
     let hits = (any::<[u64; 7]>(), misses).prop_map(|(counts, misses)| HitStatus {
         lookups: counts[0],
@@ -440,8 +441,15 @@ fn status() -> impl Strategy<Value = StatusReport> {
     let stores = any::<[u64; 5]>().prop_map(|[offered, stored, held, declined, failed]| {
         StoreStatus { offered, stored, held, declined, failed }
     });
-    let space = ([text(), text()], any::<(u32, u64)>()).prop_map(
-        |([domain, digest], (page_bytes, pages))| SpaceStatus { domain, digest, page_bytes, pages },
+    let probe = prop::option::of(text());
+    let space = ([text(), text()], any::<(u32, u64)>(), probe).prop_map(
+        |([domain, digest], (page_bytes, pages), probe)| SpaceStatus {
+            domain,
+            digest,
+            page_bytes,
+            pages,
+            probe,
+        },
     );
     let tiers = ((start(), reload()), arena(), tier(), prop::option::of(ssd()));
     let lists = (vec(domain(), 0..3), vec(space, 0..3), vec(session(), 0..3), vec(text(), 0..3));
@@ -455,7 +463,8 @@ fn status() -> impl Strategy<Value = StatusReport> {
             lists,
         )| {
             let ([schema, pid, descriptors], counts, cpu_s) = numbers;
-            let [uptime_ms, epoch, protocol_errors, heap_bytes, known_pages, lease_alarms] = counts;
+            let [uptime_ms, epoch, protocol_errors, heap_bytes, known_pages, ..] = counts;
+            let [.., lease_alarms, refused_probes] = counts;
             let ((domains, spaces, sessions, refused), fallbacks, told_to) = lists;
             StatusReport {
                 schema,
@@ -482,6 +491,7 @@ fn status() -> impl Strategy<Value = StatusReport> {
                 descriptors,
                 fallbacks,
                 lease_alarms,
+                refused_probes,
                 told_to,
             }
         },
@@ -597,6 +607,9 @@ fn finding() -> impl Strategy<Value = Finding> {
     prop_oneof![
         looked.prop_map(Finding::Looked),
         any::<u32>().prop_map(|lookups| Finding::Board { lookups }),
+        (digest(), any::<[[u8; 8]; 2]>()).prop_map(|(space, [known, told])| {
+            Finding::OtherProbe(OtherProbe { space, known, told })
+        }),
     ]
 }
 

@@ -88,7 +88,14 @@ fn story(seed: u8) -> (Vec<Op>, Vec<Snapshot>) {
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     let mut random = || ops().new_tree(&mut runner).unwrap().current();
     let mut story = (Vec::new(), vec![Snapshot::default()]);
-    let round = |_| SETTLED.into_iter().chain(LEASED).chain([(); 16].map(|()| random()));
+    let probed = |round: u8| {
+        let space = u32::from(round % 2);
+        [Op::Space { space }, Op::SpaceProbed { space, probe: round }]
+    };
+    let round = |round| {
+        let random = [(); 16].map(|()| random());
+        SETTLED.into_iter().chain(LEASED).chain(probed(round)).chain(random)
+    };
     for op in (0..24).flat_map(round) {
         let now = story.1.last().unwrap();
         // What is refused changes nothing, and takes as long to step through.
@@ -155,7 +162,7 @@ fn at_any_instruction_each_row_is_whole_or_none() {
         };
         assert!(moments as usize > 4 * ops.len(), "{moments} moments");
     }
-    assert_eq!(kinds.len(), 15, "everything happened");
+    assert_eq!(kinds.len(), 16, "everything happened");
 }
 
 #[test]

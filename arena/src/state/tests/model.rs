@@ -38,6 +38,10 @@ impl Snapshot {
                 let room = self.spaces.len() < TINY.max_spaces as usize;
                 room && insert(&mut self.spaces, space, space_row(space))
             }
+            Op::SpaceProbed { space, probe } => {
+                let known = self.spaces.get_mut(&space);
+                known.map(|row| row.probe = Some(PageKey([probe; 32]))).is_some()
+            }
             Op::SpaceGone { space } => {
                 self.spaces.remove(&space);
                 true

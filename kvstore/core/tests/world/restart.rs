@@ -26,7 +26,8 @@ impl Rows {
     pub(crate) fn of(state: &State) -> Self {
         let mut rows = Self::default();
         for (&space, &(domain, digest, page_bytes)) in &state.spaces {
-            rows.spaces.push(RestoredSpace { space, domain, digest, page_bytes });
+            let probe = state.probes.get(&space).copied();
+            rows.spaces.push(RestoredSpace { space, domain, digest, page_bytes, probe });
         }
         for (&(part, offset), &(bytes, frame_bytes)) in &state.slabs {
             rows.slabs.push(RestoredSlab { part, offset, bytes, frame_bytes });

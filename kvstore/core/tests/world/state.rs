@@ -23,6 +23,7 @@ pub(crate) struct Row {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct State {
     pub(crate) spaces: BTreeMap<SpaceId, (DomainId, SpaceDigest, u32)>,
+    pub(crate) probes: BTreeMap<SpaceId, PageKey>,
     /// Length and frame size of each slab.
     pub(crate) slabs: BTreeMap<Place, (u64, u32)>,
     /// Frames in use; `None` while they are filled.
@@ -39,8 +40,13 @@ impl State {
                 let old = self.spaces.insert(space, (domain, digest, page_bytes));
                 assert_eq!(old, None, "a number is one space's");
             }
+            Note::SpaceProbe { space, probe } => {
+                assert!(self.spaces.contains_key(&space), "a space that is there");
+                self.probes.insert(space, probe);
+            }
             Note::SpaceGone { space } => {
                 self.spaces.remove(&space);
+                self.probes.remove(&space);
                 let of_space = |row: &&Option<Row>| row.is_some_and(|row| row.space == space);
                 assert_eq!(self.frames.values().find(of_space), None, "no page of it is left");
             }
