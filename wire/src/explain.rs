@@ -47,11 +47,13 @@ pub enum MissCause {
     /// It is not known in this space and is held in another one of the same domain: another model,
     /// adapter, layout, rank or group.
     OtherSpace,
+    /// It left DRAM, and writing it would have gone beyond the write budget.
+    OverBudget,
 }
 
 impl MissCause {
     /// All there are, in their order.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::NeverStored,
         Self::NotTaken,
         Self::Coming,
@@ -69,6 +71,7 @@ impl MissCause {
         Self::Purged,
         Self::Expired,
         Self::OtherSpace,
+        Self::OverBudget,
     ];
 
     /// Its name in JSON and in the metrics.
@@ -92,6 +95,7 @@ impl MissCause {
             Self::Purged => "purged",
             Self::Expired => "expired",
             Self::OtherSpace => "other-space",
+            Self::OverBudget => "over-budget",
         }
     }
 }
@@ -122,6 +126,7 @@ impl fmt::Display for MissCause {
             Self::Purged => "purged",
             Self::Expired => "older than its domain keeps pages (max_age)",
             Self::OtherSpace => "not known in this space, but held in another one",
+            Self::OverBudget => "evicted from DRAM, and the write budget of SSDs was used up",
         })
     }
 }

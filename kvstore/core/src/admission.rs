@@ -74,7 +74,7 @@ impl Core {
         self.is_worth_writing(id) && self.has_budget(id)
     }
 
-    fn is_worth_writing(&self, id: PageId) -> bool {
+    pub(crate) fn is_worth_writing(&self, id: PageId) -> bool {
         let Admission::Auto(price) = self.config.admission else {
             return true;
         };

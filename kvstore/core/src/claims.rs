@@ -259,8 +259,9 @@ impl Core {
                 self.index[id].set(Mark::AppendRefused, true);
                 return self.settle(id);
             }
+            let over_budget = self.is_worth_writing(id);
             self.note_left(id, false);
-            MissCause::NotAdmitted
+            if over_budget { MissCause::OverBudget } else { MissCause::NotAdmitted }
         } else if self.index[id].is(Mark::AppendRefused) {
             MissCause::NotWritten
         } else {

@@ -6,6 +6,7 @@ mod world;
 
 use undercroft_core::{
     Action, Admission, Config, Core, DomainConfig, DomainLimits, Event, Health, Micros, ProcessId,
+    WriteBudget,
 };
 use undercroft_wire::{
     DomainId, Finding, Looked, Lookup, Miss, MissCause, Missed, Mode, OfferReply, PageKey,
@@ -128,6 +129,21 @@ fn what_was_not_worth_writing_was_not_admitted() {
     }
     assert!(world.core.stats().refused_pages > 400);
     assert_eq!(cause(&mut world, space, &chain(180, 4)), MissCause::NotAdmitted);
+}
+
+#[test]
+fn what_the_write_budget_did_not_pay_for_is_told_so() {
+    let sizes = [size(100, 30, 4)];
+    let write_budget = WriteBudget { bytes_per_s: Some(4096), ..WriteBudget::default() };
+    let settings = Config { write_budget, ..config(&sizes) };
+    let (mut world, space) = opened(World::with_devices_in(settings, 2, &sizes), 2);
+    for number in 1..40 {
+        let stamp = world.lookup(1, space, &chain(number, 2)).stamp;
+        world.store(1, space, &chain(number, 2), 0, stamp);
+        world.finish_jobs();
+    }
+    assert!(world.core.stats().over_budget_pages > 0);
+    assert_eq!(cause(&mut world, space, &chain(38, 2)), MissCause::OverBudget);
 }
 
 #[test]
