@@ -41,7 +41,8 @@ class Lender:
         family += number(layers) + number(1) + number(16)
         sizes = [*parts, *[0] * (8 - len(parts))]
         geometry = number(layers) + b"".join(map(number, sizes))
-        opened = self._ask(OPEN_SPACE, family, number(0), number(0), geometry)
+        no_probe = b"\0"
+        opened = self._ask(OPEN_SPACE, family, number(0), number(0), geometry, no_probe)
         assert opened[0] < 128, "the first spaces have small numbers"
         self._space = opened[:1]
 
