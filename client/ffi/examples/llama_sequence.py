@@ -76,6 +76,7 @@ class SpaceOptions(ctypes.Structure):
         ("rank_index", ctypes.c_uint16),
         ("rank_count", ctypes.c_uint16),
         ("group", u32),
+        ("probe", c_ptr),
     ]
 
 
