@@ -10,13 +10,14 @@ const KEPT_SLOTS: usize = SLOTS as usize + 2;
 const MINUTE_US: u64 = 60_000_000;
 const DAY_US: u64 = 24 * 60 * MINUTE_US;
 
+/// What shares of a budget are counted in.
 const PARTS: u64 = 32;
 
 /// How many ancestors are looked at to tell what a chain takes. Of a longer one the rest is taken to
 /// be unwritten.
 const WALK: u32 = 256;
 
-/// In how many slots of a minute a promise that nobody redeems is about halved.
+/// In each slot of a minute one part in two to the power of this is let go of what is promised.
 const FADING: u32 = 6;
 
 /// What was written in the last while, and how much may be: never more in any stretch of time as long
