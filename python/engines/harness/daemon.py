@@ -97,7 +97,9 @@ class Daemon:
         if status is None:
             raise RuntimeError(f"the daemon does not answer: see {self.log}")
         hits, stores, ssd = status["hits"], status["stores"], status["ssd"]
-        counted = {f"hits.{name}": value for name, value in hits.items()}
+        # Why lookups found no more is a list.
+        numbers = {name: value for name, value in hits.items() if isinstance(value, int)}
+        counted = {f"hits.{name}": value for name, value in numbers.items()}
         counted |= {f"stores.{name}": value for name, value in stores.items()}
         counted |= {
             f"ssd.{name}": ssd[name] for name in ("read_bytes", "corrupt_records", "io_errors")
