@@ -162,6 +162,7 @@ fn ssd(control: &Control, stats: &Stats) -> Option<SsdStatus> {
     let sum = |count: fn(&SsdDeviceStatus) -> u64| devices.iter().map(count).sum();
     let (written_bytes, reappended_bytes) =
         (sum(|device| device.written_bytes), sum(|device| device.reappended_bytes));
+    let prefetched = stats.prefetched();
     Some(SsdStatus {
         tier: tier(control.core.ssd().unwrap_or_default(), stats.ssd_dropped_pages),
         written_bytes,
@@ -177,10 +178,10 @@ fn ssd(control: &Control, stats: &Stats) -> Option<SsdStatus> {
         refused_pages: stats.refused_pages,
         over_budget_pages: stats.over_budget_pages,
         prefetch: PrefetchStatus {
-            pages: stats.prefetched_pages,
-            used_pages: stats.prefetched_used_pages,
-            wasted_pages: stats.prefetched_wasted_pages,
-            wasted_bytes: stats.prefetched_wasted_bytes,
+            pages: prefetched.pages,
+            used_pages: prefetched.used_pages,
+            wasted_pages: prefetched.wasted_pages,
+            wasted_bytes: prefetched.wasted_bytes,
         },
         devices,
     })

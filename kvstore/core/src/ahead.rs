@@ -4,7 +4,8 @@ use crate::fetches::{Fetch, FetchId, Reader};
 use crate::lanes::LaneAt;
 use crate::page::PageId;
 use crate::spaces::ClassId;
-use hashbrown::HashSet;
+use crate::stats::Source;
+use hashbrown::HashMap;
 use undercroft_wire::DeviceId;
 
 /// Reads that nobody waits for yet: prefetches.
@@ -12,13 +13,13 @@ use undercroft_wire::DeviceId;
 pub(crate) struct Ahead {
     /// For each device, prefetches whose next page lies there and waits until it has less to do.
     lulls: Vec<Vec<FetchId>>,
-    /// Pages in DRAM that were brought there by prefetches alone, and that nobody has used yet.
-    brought: HashSet<PageId>,
+    /// Pages in DRAM that were brought there by prefetches alone, and that nobody has used yet, and why.
+    brought: HashMap<PageId, Source>,
 }
 
 impl Ahead {
     pub(crate) fn new(devices: usize) -> Self {
-        Self { lulls: vec![Vec::new(); devices], brought: HashSet::new() }
+        Self { lulls: vec![Vec::new(); devices], brought: HashMap::new() }
     }
 
     /// The prefetches that wait for a device.
@@ -27,7 +28,7 @@ impl Ahead {
     }
 
     pub(crate) fn brought(&self) -> impl Iterator<Item = PageId> + '_ {
-        self.brought.iter().copied()
+        self.brought.keys().copied()
     }
 }
 
@@ -84,30 +85,40 @@ impl Core {
 
     /// A page was read into DRAM for these.
     pub(crate) fn note_brought(&mut self, id: PageId, fetches: &[FetchId]) {
-        let mut readers = fetches.iter().filter_map(|id| Some(self.fetches.get(id)?.reader));
-        let Some(Reader::Prefetch) = readers.next() else {
+        let of = |id: &FetchId| Some((*id, self.fetches.get(id)?.reader));
+        let mut readers = fetches.iter().filter_map(of);
+        let Some((first, Reader::Prefetch)) = readers.next() else {
             return;
         };
-        self.stats.prefetched_pages += 1;
-        if readers.all(|reader| reader == Reader::Prefetch) {
-            self.ahead.brought.insert(id);
-        } else {
-            self.stats.prefetched_used_pages += 1;
+        let used = !readers.all(|(_, reader)| reader == Reader::Prefetch);
+        let source = self.source_of(first);
+        let stats = self.stats.prefetched_for(source);
+        stats.pages += 1;
+        stats.used_pages += u64::from(used);
+        if !used {
+            self.ahead.brought.insert(id, source);
         }
     }
 
     /// A page in DRAM is delivered to somebody.
     pub(crate) fn note_used(&mut self, id: PageId) {
-        if !self.ahead.brought.is_empty() && self.ahead.brought.remove(&id) {
-            self.stats.prefetched_used_pages += 1;
+        if let Some(source) = self.no_longer_brought(id) {
+            self.stats.prefetched_for(source).used_pages += 1;
         }
     }
 
     /// A page leaves DRAM.
     pub(crate) fn note_unused(&mut self, id: PageId) {
-        if !self.ahead.brought.is_empty() && self.ahead.brought.remove(&id) {
-            self.stats.prefetched_wasted_pages += 1;
-            self.stats.prefetched_wasted_bytes += self.frame_bytes(self.class_of(id));
+        if let Some(source) = self.no_longer_brought(id) {
+            let bytes = self.frame_bytes(self.class_of(id));
+            let stats = self.stats.prefetched_for(source);
+            stats.wasted_pages += 1;
+            stats.wasted_bytes += bytes;
         }
+    }
+
+    fn no_longer_brought(&mut self, id: PageId) -> Option<Source> {
+        let any = !self.ahead.brought.is_empty();
+        any.then(|| self.ahead.brought.remove(&id)).flatten()
     }
 }

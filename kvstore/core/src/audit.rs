@@ -37,6 +37,7 @@ impl Core {
         self.audit_pinning();
         self.audit_domains();
         self.audit_timers();
+        self.audit_expected();
         assert!(self.ready.is_empty() && self.hungry.is_empty(), "a step ends at rest");
     }
 
@@ -160,6 +161,9 @@ impl Core {
         for (page, pinned) in holds.chain(self.searching.held()) {
             let counts = if pinned { &mut pins } else { &mut keeps };
             *counts.entry(page).or_default() += 1;
+        }
+        for page in self.expected.held() {
+            *pins.entry(page).or_default() += 1;
         }
         for grip in self.letting.grips() {
             match grip {
@@ -338,7 +342,8 @@ impl Core {
         let holds = self.holds.iter().map(|(id, hold)| (hold.expires, Timer::Hold(*id)));
         let tokens = self.tokens.iter().map(|(id, given)| (given.expires, Timer::Token(id)));
         let offers = self.offers.iter().map(|(id, offer)| (offer.due, Timer::Offer(*id)));
-        let expected: BTreeSet<_> = fetches.chain(holds).chain(tokens).chain(offers).collect();
+        let expected = fetches.chain(holds).chain(tokens).chain(offers);
+        let expected: BTreeSet<_> = expected.chain(self.expected.timers()).collect();
         assert_eq!(expected, self.timers, "exactly what ends by itself has a timer");
     }
 }

@@ -43,6 +43,8 @@ pub(crate) enum Purpose {
     Read,
     /// A page that nobody waits for, standing here in the eviction order.
     Prefetch(OrderKey),
+    /// A page for a turn that is expected.
+    Turn,
 }
 
 /// Whether a frame can be had.
@@ -83,10 +85,17 @@ impl Core {
             }
             let state = self.frames.class(class);
             let Some(coldest) = state.order.coldest() else {
+                // Nothing under way will free one.
+                let waits = state.busy == 0 && matches!(purpose, Purpose::Store(_) | Purpose::Read);
+                if waits && self.yield_turn(class) && !self.frames.class(class).order.is_empty() {
+                    continue;
+                }
+                let state = self.frames.class(class);
                 let hopeless = match purpose {
                     Purpose::Store(_) => state.busy == 0,
                     // A lease may be released at any time; only no frames at all is hopeless.
                     Purpose::Read | Purpose::Prefetch(_) => state.total == 0,
+                    Purpose::Turn => true,
                 };
                 return if hopeless { Claimed::Full } else { Claimed::Wait };
             };
@@ -114,7 +123,7 @@ impl Core {
             return true;
         }
         match state.order.coldest() {
-            None => state.busy > 0,
+            None => state.busy > 0 || self.holds_for_turns(class),
             Some(coldest) => coldest < key || !self.is_last_of(coldest.page()),
         }
     }

@@ -171,6 +171,8 @@ pub struct Limits {
     pub max_lane_bytes: u64,
     /// Bytes that a device may have to read before prefetches wait, frames counted whole.
     pub max_ahead_bytes: u64,
+    /// Turns of conversations that are expected in one domain.
+    pub max_expected: u32,
     /// Relocations under way on one device: they are many at a time, and reads wait behind them.
     pub max_relocations_per_device: u32,
 }
@@ -189,6 +191,7 @@ impl Default for Limits {
             max_proofs_per_device: 4,
             max_lane_bytes: 32 << 20,
             max_ahead_bytes: 8 << 20,
+            max_expected: 4096,
             max_relocations_per_device: 8,
         }
     }

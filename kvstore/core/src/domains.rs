@@ -3,6 +3,7 @@ use crate::heat::LAST_STAMP;
 use crate::quotas::OnSsds;
 use crate::spaces::ClassId;
 use crate::stats::{DomainReport, TierFill};
+use crate::turnover::Turnover;
 use crate::{Core, DomainConfig, DomainLimits};
 use std::collections::BTreeMap;
 use undercroft_wire::{DomainId, PartId, SessionId, SpaceId};
@@ -62,6 +63,11 @@ pub(crate) struct Domain {
     pub(crate) draining: Option<u32>,
     /// How long its newest requests are.
     pub(crate) lengths: Lengths,
+    /// Turns of its conversations that are expected, and the frames of what waits for them in DRAM.
+    pub(crate) expected: u32,
+    pub(crate) expected_bytes: u64,
+    /// How fast its DRAM fills.
+    pub(crate) turnover: Turnover,
 }
 
 impl Domain {
@@ -105,6 +111,9 @@ impl Domains {
             tokens: 0,
             draining: None,
             lengths: Lengths::default(),
+            expected: 0,
+            expected_bytes: 0,
+            turnover: Turnover::default(),
         };
         let numbered = configs.iter().enumerate();
         Self {

@@ -154,6 +154,7 @@ impl Core {
     pub(crate) fn forget_lease(&mut self, id: FetchId, fetch: &Fetch) {
         match fetch.reader {
             Reader::Prefetch => {
+                self.has_brought(id);
                 let domain = self.frames.class(fetch.class).domain;
                 self.domains.get_mut(domain).prefetches -= 1;
             }
@@ -219,12 +220,16 @@ impl Core {
                     self.join_read(page, id);
                 }
                 Dram::None if self.counts_on_ssd(&self.index[page]) => {
+                    if !self.may_bring(id) {
+                        return Some(FetchOutcome::Full);
+                    }
                     if !self.may_read_now(id, fetch, page) {
                         return None;
                     }
                     let queue = &self.frames.class(fetch.class).waiting;
                     let claimed = if queue.is_empty() || first_in_line {
                         let purpose = match fetch.reader {
+                            Reader::Prefetch if self.is_for_turn(id) => Purpose::Turn,
                             Reader::Prefetch => Purpose::Prefetch(self.index.order_key(page)),
                             Reader::Lease { .. } => Purpose::Read,
                         };
@@ -236,6 +241,7 @@ impl Core {
                         Claimed::Frame(frame) => {
                             self.keep_to_pin(page);
                             fetch.reads.push_back(true);
+                            self.promise_turn(id);
                             self.start_read(page, frame, id, actions);
                         }
                         Claimed::Wait => {
@@ -340,7 +346,9 @@ impl Core {
             match fetch.reader {
                 Reader::Prefetch => {
                     fetch.released += 1;
-                    self.unpin(page);
+                    if !self.hold_for_turn(fetch.id, page) {
+                        self.unpin(page);
+                    }
                 }
                 Reader::Lease { mode, .. } => {
                     self.note_used(page);

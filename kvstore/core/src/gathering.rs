@@ -170,7 +170,7 @@ impl Core {
         }
         let (session, request) = rest.asker;
         let (resident, started) = (rest.resident, fetch.limit - rest.resident);
-        if started == 0 {
+        if started == 0 && !self.is_for_turn(id) {
             self.withdraw(id, fetch);
         } else {
             self.stats.prefetches += 1;

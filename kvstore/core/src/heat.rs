@@ -53,6 +53,11 @@ impl Heat {
         self.0 & LAST_STAMP
     }
 
+    /// Whether nothing is colder.
+    pub(crate) fn is_cooled(self) -> bool {
+        self.stamp() == 0
+    }
+
     fn code(self) -> u64 {
         self.0 >> STAMP_BITS
     }
@@ -102,7 +107,7 @@ impl Heat {
     pub(crate) fn order_key(self, policy: Policy, depth: u32, page: PageId) -> OrderKey {
         let rank = match policy {
             // Cooled.
-            _ if self.stamp() == 0 => 0,
+            _ if self.is_cooled() => 0,
             Policy::Lru => self.stamp(),
             Policy::Density => self.expiry(),
             Policy::Depth => GROUND + self.stamp() + self.credit() - DEPTH_COST * u64::from(depth),

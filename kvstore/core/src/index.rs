@@ -140,7 +140,12 @@ impl PageIndex {
     /// Where a page stands in the eviction order.
     pub(crate) fn order_key(&self, id: PageId) -> OrderKey {
         let page = &self[id];
-        page.heat.order_key(self.policy, page.depth, id)
+        match page.aside() {
+            aside if aside > 0 && !{ page.heat }.is_cooled() => {
+                OrderKey::aside(aside, page.depth, id)
+            }
+            _ => page.heat.order_key(self.policy, page.depth, id),
+        }
     }
 
     /// Where a page would stand that is not known: below all that are known and no colder.

@@ -21,6 +21,7 @@ mod devices;
 mod domains;
 mod drains;
 mod event;
+mod expected;
 mod fetches;
 mod findings;
 mod firsts;
@@ -71,6 +72,7 @@ mod spaces;
 mod stats;
 mod timers;
 mod tokens;
+mod turnover;
 mod waves;
 mod wear;
 mod worth;
@@ -93,5 +95,6 @@ pub use restored::{
     RestoredSpace,
 };
 pub use stats::{
-    DeviceReport, DeviceState, DeviceStats, DomainReport, SessionLeases, SpaceInfo, Stats, TierFill,
+    DeviceReport, DeviceState, DeviceStats, DomainReport, Prefetched, SessionLeases, SpaceInfo,
+    Stats, TierFill,
 };

@@ -4,6 +4,7 @@ use crate::commits::{CommitId, PendingCommit};
 use crate::devices::Devices;
 use crate::domains::{DomainAt, Domains};
 use crate::drains::Drains;
+use crate::expected::Expected;
 use crate::fetches::{Fetch, FetchId, Reader};
 use crate::findings::Findings;
 use crate::firsts::Firsts;
@@ -89,6 +90,7 @@ pub struct Core {
     pub(crate) notes: Notes,
     pub(crate) firsts: Firsts,
     pub(crate) ahead: Ahead,
+    pub(crate) expected: Expected,
     pub(crate) ghosts: Ghosts,
     pub(crate) obituaries: Obituaries,
     pub(crate) findings: Findings,
@@ -148,6 +150,7 @@ impl Core {
             notes: Notes::new(config.notes),
             firsts: Firsts::new(config.firsts),
             ahead: Ahead::new(config.devices.len()),
+            expected: Expected::default(),
             ghosts: Ghosts::new(config.admission, config.limits.max_pages),
             obituaries: Obituaries::new(config.explained > 0, config.limits.max_pages),
             findings: Findings::new(config.explained),
@@ -269,6 +272,7 @@ impl Core {
                 self.gather_on(actions);
                 self.search_on(actions);
                 self.offer_on(actions);
+                self.bring_on(actions);
                 self.let_parts_go(actions);
                 self.reclaim(actions);
                 self.prove(actions);
@@ -293,7 +297,7 @@ impl Core {
         let behind = self.devices.next_to_forget().is_some() || self.is_reach_behind();
         let letting = self.is_letting_go() || self.is_draining();
         let searching = !self.searching.is_empty() || !self.offering.is_empty();
-        let looking = self.is_gathering() || searching;
+        let looking = self.is_gathering() || self.is_climbing() || searching;
         let forgetting = self.is_purging() || self.is_any_over_quota();
         if behind || self.has_waves() || letting || looking || forgetting {
             return Some(self.now);

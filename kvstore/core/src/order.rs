@@ -2,18 +2,34 @@ use crate::index::PageIndex;
 use crate::page::{Links, PageId};
 use std::cmp::Ordering;
 
-/// A page's place in the eviction order, least first: by rank ([`crate::heat`]), then deeper, then
+/// A page's place in the eviction order, least first: whether it was laid aside
+/// ([`crate::expected`]), by rank ([`crate::heat`]), then deeper, then
 /// (never needed by one chain, but the order must be total) the number of the entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct OrderKey(u128);
 
+/// Ranks by heat are less than this.
+const WARM: u64 = 1 << 63;
+
 impl OrderKey {
+    /// That of a page by its heat. One of rank 0 was cooled, and leaves before all others.
     pub(crate) fn new(rank: u64, depth: u32, page: PageId) -> Self {
-        Self(u128::from(rank) << 64 | u128::from(!depth) << 32 | u128::from(page.number()))
+        let warm = if rank == 0 { 0 } else { WARM };
+        Self::of(rank | warm, depth, page)
     }
 
+    /// That of a page that was laid aside: after those that were cooled and before all others.
+    pub(crate) fn aside(place: u8, depth: u32, page: PageId) -> Self {
+        Self::of(place.into(), depth, page)
+    }
+
+    fn of(bits: u64, depth: u32, page: PageId) -> Self {
+        Self(u128::from(bits) << 64 | u128::from(!depth) << 32 | u128::from(page.number()))
+    }
+
+    /// Its rank by heat. Of what was laid aside that is lower than any that counts.
     pub(crate) fn rank(self) -> u64 {
-        (self.0 >> 64) as u64
+        (self.0 >> 64) as u64 & !WARM
     }
 
     pub(crate) fn page(self) -> PageId {
@@ -294,6 +310,11 @@ mod tests {
         assert!(key(1, 0, 0) < key(2, 9, 0));
         assert!(key(2, 9, 0) < key(2, 8, 0));
         assert!(key(2, 9, 0) < key(2, 9, 1));
+        let aside = |place, depth| OrderKey::aside(place, depth, PageId::at(0));
+        assert!(
+            key(0, 0, 0) < aside(1, 9) && aside(1, 0) < aside(2, 9) && aside(31, 0) < key(1, 9, 0)
+        );
+        assert_eq!((key(7, 9, 0).rank(), aside(31, 0).rank()), (7, 31));
         assert_eq!(key(2, 9, 77).page(), PageId::at(77));
     }
 

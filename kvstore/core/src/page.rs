@@ -61,6 +61,7 @@ pub(crate) enum Ssd {
 
 /// As [`Ssd`], without where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
 pub(crate) enum OnSsd {
     None,
     Writing,
@@ -100,6 +101,15 @@ pub(crate) enum Mark {
     Rising = 1 << 7,
 }
 
+/// Beside what an SSD has of a page: a turn that would go on from it is expected.
+const AWAITED: u8 = 1 << 2;
+/// Above that, how soon it leaves DRAM if it was laid aside; 0: it was not.
+const ASIDE_SHIFT: u32 = 3;
+/// Bits of what an SSD has.
+const SSD_MASK: u8 = AWAITED - 1;
+/// The last of what was laid aside to leave.
+pub(crate) const LAST_ASIDE: u8 = u8::MAX >> ASIDE_SHIFT;
+
 /// Beside the number of a page's relocations: it was used by more requests than one.
 const USED_AGAIN: u8 = 1 << 7;
 
@@ -116,7 +126,8 @@ pub(crate) struct Page {
     pub(crate) chained: Option<PageId>,
     pub(crate) space: SpaceId,
     pub(crate) dram: Dram,
-    ssd: OnSsd,
+    /// What the SSD has of it, and above that [`AWAITED`] and [`ASIDE_SHIFT`].
+    ssd: u8,
     marks: u8,
     /// Relocations of its records under way. One may hang on a device that does not answer while
     /// the page, stored anew, is moved on another: no more than there are devices. Above that, whether
@@ -161,7 +172,7 @@ impl Page {
             chained: None,
             space,
             dram: Dram::None,
-            ssd: OnSsd::None,
+            ssd: OnSsd::None as u8,
             marks: 0,
             relocating: 0,
             writer: 0,
@@ -191,11 +202,36 @@ impl Page {
 
     /// What the SSD has of it; [`crate::Core::ssd_of`] says where.
     pub(crate) fn on_ssd(&self) -> OnSsd {
-        self.ssd
+        const ALL: [OnSsd; 4] = [OnSsd::None, OnSsd::Writing, OnSsd::On, OnSsd::Unproved];
+        ALL[usize::from(self.ssd & SSD_MASK)]
+    }
+
+    fn set_ssd(&mut self, ssd: OnSsd) {
+        self.ssd = self.ssd & !SSD_MASK | ssd as u8;
+    }
+
+    /// Whether a turn is expected that goes on from it ([`crate::expected`]).
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.ssd & AWAITED != 0
+    }
+
+    pub(crate) fn set_awaited(&mut self, on: bool) {
+        self.ssd = if on { self.ssd | AWAITED } else { self.ssd & !AWAITED };
+    }
+
+    /// When it leaves DRAM among what was laid aside, from 1 on, first those of a lower number; 0:
+    /// it was not.
+    pub(crate) fn aside(&self) -> u8 {
+        self.ssd >> ASIDE_SHIFT
+    }
+
+    pub(crate) fn set_aside(&mut self, place: u8) {
+        assert!(place <= LAST_ASIDE, "places aside are few");
+        self.ssd = self.ssd & (AWAITED | SSD_MASK) | place << ASIDE_SHIFT;
     }
 
     pub(crate) fn has_record(&self) -> bool {
-        matches!(self.ssd, OnSsd::On | OnSsd::Unproved)
+        matches!(self.on_ssd(), OnSsd::On | OnSsd::Unproved)
     }
 
     /// Where its record lies, whether or not that counts for anything now.
@@ -206,11 +242,11 @@ impl Page {
 
     /// The device that it is being written to.
     pub(crate) fn written_to(&self) -> Option<DeviceId> {
-        (self.ssd == OnSsd::Writing).then_some(DeviceId(self.segment as u8))
+        (self.on_ssd() == OnSsd::Writing).then_some(DeviceId(self.segment as u8))
     }
 
     pub(crate) fn set_record(&mut self, (segment, record): (SegmentAt, u32), proved: bool) {
-        self.ssd = if proved { OnSsd::On } else { OnSsd::Unproved };
+        self.set_ssd(if proved { OnSsd::On } else { OnSsd::Unproved });
         let above = record >> u16::BITS;
         let fits = segment.0 <= SEGMENT_MASK && above <= u32::MAX >> SEGMENT_BITS;
         assert!(fits, "segments, and records of each, are fewer than numbers reach");
@@ -219,17 +255,18 @@ impl Page {
     }
 
     pub(crate) fn set_proved(&mut self) {
-        assert_eq!(self.ssd, OnSsd::Unproved, "a record proves itself once");
-        self.ssd = OnSsd::On;
+        assert_eq!(self.on_ssd(), OnSsd::Unproved, "a record proves itself once");
+        self.set_ssd(OnSsd::On);
     }
 
     pub(crate) fn set_writing(&mut self, device: DeviceId) {
-        (self.ssd, self.segment) = (OnSsd::Writing, u32::from(device.0));
+        self.set_ssd(OnSsd::Writing);
+        self.segment = u32::from(device.0);
     }
 
     /// It is neither on an SSD nor being written.
     pub(crate) fn clear_ssd(&mut self) {
-        self.ssd = OnSsd::None;
+        self.set_ssd(OnSsd::None);
     }
 
     /// Whether it has a frame: in DRAM, or on its way there from a slot or SSD.

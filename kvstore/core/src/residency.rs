@@ -6,10 +6,12 @@ use undercroft_wire::{FrameId, MissCause};
 
 /// What happens to one page, whoever asks: touching, pinning, leaving a tier, being forgotten.
 impl Core {
-    pub(crate) fn set_heat(&mut self, id: PageId, heat: Heat) {
+    /// How dear a page is from here on, and whether it is laid aside ([`crate::page::Page::aside`]).
+    pub(crate) fn set_heat(&mut self, id: PageId, heat: Heat, aside: u8) {
         self.unorder(id);
         let page = &mut self.index[id];
         page.heat = heat;
+        page.set_aside(aside);
         page.set(Mark::AppendRefused, false);
         self.settle(id);
         self.note_touched(id);
@@ -167,6 +169,9 @@ impl Core {
         self.index.set_crc(id, crc);
         let class = self.class_of(id);
         self.frames.class_mut(class).resident += 1;
+        let (bytes, now) = (self.frame_bytes(class), self.now);
+        let domain = self.domains.get_mut(self.frames.class(class).domain);
+        domain.turnover.enter(bytes, domain.arena_bytes, now);
         self.settle(id);
         self.note_filled(id);
     }

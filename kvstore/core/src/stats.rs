@@ -74,14 +74,10 @@ pub struct Stats {
     pub drained_slabs: u64,
     /// Prefetches begun.
     pub prefetches: u64,
-    /// Pages that were read from SSD for a prefetch.
-    pub prefetched_pages: u64,
-    /// Of these, pages that somebody used before they left DRAM.
-    pub prefetched_used_pages: u64,
-    /// And pages that nobody did.
-    pub prefetched_wasted_pages: u64,
-    /// Bytes of these, frames counted whole.
-    pub prefetched_wasted_bytes: u64,
+    /// What was read from SSD ahead of need because a client asked for it.
+    pub asked: Prefetched,
+    /// And because a hint said when it would be wanted.
+    pub hinted: Prefetched,
     /// Hints received.
     pub hints: u64,
     /// Requests refused because a limit was reached.
@@ -139,6 +135,46 @@ pub struct Stats {
     pub disproved_records: u64,
     /// Completions that name no job under way.
     pub unknown_jobs: u64,
+}
+
+/// What came of pages that were read from SSD before anybody fetched them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Prefetched {
+    /// Pages read.
+    pub pages: u64,
+    /// Of these, pages that somebody used before they left DRAM.
+    pub used_pages: u64,
+    /// And pages that nobody did.
+    pub wasted_pages: u64,
+    /// Bytes of these, frames counted whole.
+    pub wasted_bytes: u64,
+}
+
+/// Why pages are read before anybody fetches them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    Asked,
+    Hinted,
+}
+
+impl Stats {
+    /// What was read ahead of need, for whatever reason.
+    #[must_use]
+    pub fn prefetched(&self) -> Prefetched {
+        [self.asked, self.hinted].iter().fold(Prefetched::default(), |sum, of| Prefetched {
+            pages: sum.pages + of.pages,
+            used_pages: sum.used_pages + of.used_pages,
+            wasted_pages: sum.wasted_pages + of.wasted_pages,
+            wasted_bytes: sum.wasted_bytes + of.wasted_bytes,
+        })
+    }
+
+    pub(crate) fn prefetched_for(&mut self, source: Source) -> &mut Prefetched {
+        match source {
+            Source::Asked => &mut self.asked,
+            Source::Hinted => &mut self.hinted,
+        }
+    }
 }
 
 /// How full a tier is.

@@ -1,3 +1,4 @@
+use crate::expected::ExpectedId;
 use crate::fetches::FetchId;
 use crate::tokens::TokenId;
 use crate::{Action, Core};
@@ -10,6 +11,7 @@ pub(crate) enum Timer {
     Hold(HoldId),
     Token(TokenId),
     Offer((SessionId, OfferId)),
+    Expected(ExpectedId),
 }
 
 impl Core {
@@ -23,6 +25,7 @@ impl Core {
                 Timer::Token(token) => self.void(token),
                 Timer::Offer(offer) => self.offer_overdue(offer),
                 Timer::Hold(hold) => self.expire_hold(hold),
+                Timer::Expected(turn) => self.expected_due(turn),
             }
         }
     }

@@ -1,6 +1,6 @@
 use crate::domains::DomainAt;
 use crate::heat::Heat;
-use crate::page::{Dram, Mark, PageId};
+use crate::page::{Dram, LAST_ASIDE, Mark, Page, PageId};
 use crate::{Core, Policy};
 use std::collections::VecDeque;
 use undercroft_wire::{PageKey, SpaceId};
@@ -31,14 +31,23 @@ struct DomainWaves {
     /// Pages that may be dearer than their parent. They stay known until they are looked at. The
     /// last comes first: a later wave runs into an earlier one and ends it.
     rising: Vec<PageId>,
-    /// Pages that are to be cooled if their only child is.
-    cooling: VecDeque<(SpaceId, PageKey)>,
+    /// Pages that are to be cooled or laid aside if their only child is, and where to.
+    cooling: VecDeque<(SpaceId, PageKey, Chill)>,
+}
+
+/// How pages are made less dear that only one conversation has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Chill {
+    /// They are worth nothing more.
+    Cooled,
+    /// They leave DRAM early, and are worth to SSDs what they were ([`Page::aside`]).
+    Aside(u8),
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Wave {
     Rising(PageId),
-    Cooling(SpaceId, PageKey),
+    Cooling(SpaceId, PageKey, Chill),
 }
 
 impl Waves {
@@ -56,7 +65,7 @@ impl Waves {
         self.waiting += 1;
     }
 
-    fn cool(&mut self, domain: DomainAt, page: (SpaceId, PageKey)) {
+    fn cool(&mut self, domain: DomainAt, page: (SpaceId, PageKey, Chill)) {
         let cooling = &mut self.of(domain).cooling;
         if cooling.len() < MAX_COOLING {
             cooling.push_back(page);
@@ -72,8 +81,10 @@ impl Waves {
             self.turn = (self.turn + 1) % self.domains.len();
             let domain = &mut self.domains[self.turn];
             let rising = domain.rising.pop().map(Wave::Rising);
-            let cooling =
-                || domain.cooling.pop_front().map(|(space, key)| Wave::Cooling(space, key));
+            let cooling = || {
+                let next = domain.cooling.pop_front();
+                next.map(|(space, key, chill)| Wave::Cooling(space, key, chill))
+            };
             if let Some(wave) = rising.or_else(cooling) {
                 self.waiting -= 1;
                 return Some(wave);
@@ -86,6 +97,15 @@ impl Waves {
         let waiting = self.domains.iter().map(|domain| domain.rising.len() + domain.cooling.len());
         assert_eq!(waiting.sum::<usize>(), self.waiting, "waves are counted");
         self.domains.iter().flat_map(|domain| &domain.rising).copied()
+    }
+}
+
+/// How long a page stays, as far as it was laid aside: the more the longer.
+fn stays(page: &Page) -> u8 {
+    match page.aside() {
+        _ if { page.heat }.is_cooled() => 0,
+        0 => LAST_ASIDE + 1,
+        aside => aside,
     }
 }
 
@@ -106,8 +126,14 @@ impl Core {
     /// another is granted half a capacity for that: what came back once does so again. By density
     /// it is granted what was learnt.
     pub(crate) fn touch(&mut self, page: PageId, stamp: u64) {
+        if self.index[page].is_awaited() {
+            self.turn_came(page, stamp);
+        }
         let heat = self.index[page].heat;
         if heat.stamp() >= stamp {
+            if stamp > 0 {
+                self.warm(page, heat);
+            }
             return;
         }
         let class = self.class_of(page);
@@ -129,23 +155,28 @@ impl Core {
     /// Has a page be as dear as that. Those before it are used with it, so a page is never dearer
     /// than the one before it: raising stops where that holds already.
     pub(crate) fn warm(&mut self, page: PageId, heat: Heat) {
-        if self.index[page].heat.covers(heat, self.config.policy) {
+        let entry = &self.index[page];
+        if { entry.heat }.covers(heat, self.config.policy) && entry.aside() == 0 {
             return;
         }
-        self.raise(page, heat);
+        self.raise(page, heat, 0);
         let mut id = page;
-        while let Some((parent, heat)) = self.colder_parent(id) {
+        while let Some((parent, heat, aside)) = self.colder_parent(id) {
             if !self.may_go_on() {
                 return self.raise_later(id);
             }
-            self.raise(parent, heat);
+            self.raise(parent, heat, aside);
             id = parent;
         }
     }
 
-    fn raise(&mut self, id: PageId, heat: Heat) {
+    /// Has a page be no less dear than one of that heat, laid aside so or not at all.
+    fn raise(&mut self, id: PageId, heat: Heat, aside: u8) {
         self.index[id].set(Mark::Touched, true);
-        self.set_heat(id, self.index[id].heat.joined(heat, self.config.policy));
+        let page = &self.index[id];
+        let aside = if page.aside() == 0 || aside == 0 { 0 } else { page.aside().max(aside) };
+        let heat = { page.heat }.joined(heat, self.config.policy);
+        self.set_heat(id, heat, aside);
     }
 
     /// Somebody uses the page who did not store it.
@@ -161,11 +192,13 @@ impl Core {
     }
 
     /// The page's parent, if that is less dear, and what the page has.
-    fn colder_parent(&self, id: PageId) -> Option<(PageId, Heat)> {
+    fn colder_parent(&self, id: PageId) -> Option<(PageId, Heat, u8)> {
         let (page, policy) = (&self.index[id], self.config.policy);
-        let covers = |parent: PageId| { self.index[parent].heat }.covers(page.heat, policy);
-        let parent = page.parent.filter(|parent| !covers(*parent));
-        parent.map(|parent| (parent, page.heat))
+        let covers = |parent: &Page| {
+            { parent.heat }.covers(page.heat, policy) && stays(parent) >= stays(page)
+        };
+        let parent = page.parent.filter(|parent| !covers(&self.index[*parent]));
+        parent.map(|parent| (parent, page.heat, page.aside()))
     }
 
     fn raise_later(&mut self, id: PageId) {
@@ -177,37 +210,51 @@ impl Core {
         self.waves.rise(domain, id);
     }
 
-    /// Makes a leaf, and the ancestors that have no other descendants, the oldest of all.
-    pub(crate) fn cool(&mut self, leaf: PageId) {
+    /// Makes a leaf, and the ancestors that have no other descendants, less dear than all others.
+    pub(crate) fn chill(&mut self, leaf: PageId, chill: Chill) {
         if self.index[leaf].first_child.is_none() {
-            self.cool_one(leaf);
-            self.cool_above(leaf);
+            self.chill_one(leaf, chill);
+            self.chill_above(leaf, chill);
         }
     }
 
-    fn cool_one(&mut self, id: PageId) {
-        self.set_heat(id, Heat::default());
-        self.index[id].set(Mark::Touched, false);
+    fn chill_one(&mut self, id: PageId, chill: Chill) {
+        let (heat, aside) = ({ self.index[id].heat }, self.index[id].aside());
+        match chill {
+            Chill::Cooled => {
+                self.set_heat(id, Heat::default(), 0);
+                self.index[id].set(Mark::Touched, false);
+            }
+            // What was laid further aside stays there.
+            Chill::Aside(place) if aside == 0 || aside > place => self.set_heat(id, heat, place),
+            Chill::Aside(_) => {}
+        }
     }
 
-    fn cool_above(&mut self, cooled: PageId) {
-        let mut id = cooled;
-        while let Some(parent) = self.index[id].parent.filter(|parent| self.may_cool(*parent)) {
+    fn chill_above(&mut self, chilled: PageId, chill: Chill) {
+        let mut id = chilled;
+        while let Some(parent) = self.index[id].parent.filter(|id| self.may_chill(*id, chill)) {
             if !self.may_go_on() {
                 let page = &self.index[parent];
                 let (space, key) = (page.space, page.key);
                 let domain = self.domain_of_space(space);
-                return self.waves.cool(domain, (space, key));
+                return self.waves.cool(domain, (space, key, chill));
             }
-            self.cool_one(parent);
+            self.chill_one(parent, chill);
             id = parent;
         }
     }
 
-    /// Whether the page has one child, and that is of the oldest.
-    fn may_cool(&self, id: PageId) -> bool {
+    /// Whether the page has one child, and that is as cold as it is to be.
+    fn may_chill(&self, id: PageId, chill: Chill) -> bool {
         let child = self.index[id].first_child.map(|child| &self.index[child]);
-        child.is_some_and(|child| child.next_sibling.is_none() && { child.heat } == Heat::default())
+        child.is_some_and(|child| {
+            let is_chilled = match chill {
+                Chill::Cooled => Heat::is_cooled(child.heat),
+                Chill::Aside(place) => stays(child) <= place,
+            };
+            child.next_sibling.is_none() && is_chilled
+        })
     }
 
     /// Goes on with no more than `limit` pages; returns with how many.
@@ -216,11 +263,12 @@ impl Core {
             match self.waves.pop() {
                 None => return passed,
                 Some(Wave::Rising(id)) => self.rise_on(id),
-                Some(Wave::Cooling(space, key)) => {
-                    if let Some(id) = self.index.find(space, &key).filter(|id| self.may_cool(*id)) {
+                Some(Wave::Cooling(space, key, chill)) => {
+                    let known = self.index.find(space, &key);
+                    if let Some(id) = known.filter(|id| self.may_chill(*id, chill)) {
                         self.waves.left = 0;
-                        self.cool_one(id);
-                        self.cool_above(id);
+                        self.chill_one(id, chill);
+                        self.chill_above(id, chill);
                     }
                 }
             }
@@ -230,8 +278,8 @@ impl Core {
 
     fn rise_on(&mut self, id: PageId) {
         self.index[id].set(Mark::Rising, false);
-        if let Some((parent, heat)) = self.colder_parent(id) {
-            self.raise(parent, heat);
+        if let Some((parent, heat, aside)) = self.colder_parent(id) {
+            self.raise(parent, heat, aside);
             if self.colder_parent(parent).is_some() {
                 self.raise_later(parent);
             }

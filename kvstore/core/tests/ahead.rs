@@ -109,15 +109,15 @@ fn what_was_prefetched_is_used_or_wasted() {
     prefetch(&mut world, space, &used);
     prefetch(&mut world, space, &wasted);
     world.finish_jobs();
-    assert_eq!(world.core.stats().prefetched_pages, 12);
+    assert_eq!(world.core.stats().asked.pages, 12);
     world.fetch(1, 1, space, &used, Stamp(0), 10_000);
     world.release(1, 1, u32::MAX);
-    assert_eq!(world.core.stats().prefetched_used_pages, 6);
+    assert_eq!(world.core.stats().asked.used_pages, 6);
     fill(&mut world, space, 1001);
     fill(&mut world, space, 1002);
-    let stats = *world.core.stats();
-    assert_eq!((stats.prefetched_used_pages, stats.prefetched_wasted_pages), (6, 6));
-    assert_eq!(stats.prefetched_wasted_bytes, 6 * 4096);
+    let stats = world.core.stats().asked;
+    assert_eq!((stats.used_pages, stats.wasted_pages), (6, 6));
+    assert_eq!(stats.wasted_bytes, 6 * 4096);
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn a_prefetch_that_somebody_joins_is_used() {
     assert!(world.count_jobs(is_read) > 0);
     world.fetch(1, 1, space, &keys, Stamp(0), 10_000);
     world.finish_jobs();
-    let stats = *world.core.stats();
-    assert!(stats.prefetched_pages > 0 && stats.prefetched_wasted_pages == 0, "{stats:?}");
-    assert_eq!(stats.prefetched_used_pages, stats.prefetched_pages);
+    let stats = world.core.stats().asked;
+    assert!(stats.pages > 0 && stats.wasted_pages == 0, "{stats:?}");
+    assert_eq!(stats.used_pages, stats.pages);
 }

@@ -155,7 +155,7 @@ impl Chaos {
         let keys = chain(u64::from(b >> 4));
         let from = (c % DEPTH as u32) as usize;
         let upto = from + (c >> 4) as usize % (keys.len() - from) + 1;
-        match op % 36 {
+        match op % 37 {
             0..=2 => self.lookup(session, space, &keys[..upto], c),
             3..=6 => self.fetch(session, space, &keys[..upto], c),
             7 => self.fetch(session, space, &keys[from..upto], c),
@@ -176,7 +176,7 @@ impl Chaos {
                 self.world.advance(now);
             }
             28 => self.prefetch(session, space, &keys[..upto], c),
-            29 => self.hint(session, space, &keys[..upto], c),
+            29 | 36 => self.hint(session, space, &keys[..upto], c),
             30 => self.drop_hold(session, a),
             31 | 32 => self.recover_some(a, b),
             33 => self.change_health(a, b),
@@ -309,8 +309,14 @@ impl Chaos {
     }
 
     fn hint(&mut self, session: u64, space: SpaceId, keys: &[PageKey], c: u32) {
-        let kind = [HintKind::Active, HintKind::Ended, HintKind::Demote, HintKind::PinMs(5)];
-        let kind = kind[c as usize % kind.len()];
+        let kind = match c % 7 {
+            0 => HintKind::Active,
+            1 => HintKind::Ended,
+            2 => HintKind::Demote,
+            3 => HintKind::Paused,
+            4 => HintKind::PinMs(c / 7 % 16),
+            _ => HintKind::ExpectedInMs(c / 7 % 16),
+        };
         self.world.ask(session, &Request::Hint(Hint { space, keys: keys.into(), kind }));
     }
 

@@ -223,7 +223,15 @@ impl World {
                 );
             }
             38 => {
-                let kinds = [HintKind::Active, HintKind::Ended, HintKind::Demote, HintKind::Paused];
+                let ms = self.rng.u32(..200);
+                let kinds = [
+                    HintKind::Active,
+                    HintKind::Ended,
+                    HintKind::Demote,
+                    HintKind::Paused,
+                    HintKind::ExpectedInMs(ms),
+                    HintKind::PinMs(ms),
+                ];
                 let kind = kinds[self.rng.usize(..kinds.len())];
                 self.ask(session, &Request::Hint(Hint { space, keys: keys.into(), kind }));
             }

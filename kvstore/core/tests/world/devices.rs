@@ -55,7 +55,12 @@ pub(crate) fn config(sizes: &[Size]) -> Config {
         demote_ahead: 2,
         fetch_window: 2,
         step_pages: 2,
-        limits: Limits { max_lane_bytes: 2 * 4096, max_ahead_bytes: 4096, ..Limits::default() },
+        limits: Limits {
+            max_lane_bytes: 2 * 4096,
+            max_ahead_bytes: 4096,
+            max_expected: 2,
+            ..Limits::default()
+        },
         ..Config::default()
     }
 }
