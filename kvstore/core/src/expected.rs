@@ -16,6 +16,8 @@ use undercroft_wire::{FetchOutcome, PageKey, RequestId, SessionId, SpaceId};
 const SHARE: u64 = 2;
 /// What is expected later than this is not told apart from it, milliseconds.
 const MOST_TOLD_MS: u32 = 24 * 3_600_000;
+/// What is brought less long before its turn is not brought twice, microseconds.
+const LEAST_PUT_OFF_US: u64 = 10_000;
 /// Who asks for what is brought for turns that nobody has asked for.
 const NOBODY: (SessionId, RequestId) = (SessionId(u64::MAX), RequestId(0));
 
@@ -89,7 +91,7 @@ impl Core {
     pub(crate) fn expect_turn(&mut self, page: PageId, told_ms: u32, source: Source) {
         let told = u64::from(told_ms.min(MOST_TOLD_MS)) * 1000;
         let off = (u64::from(self.config.limits.max_hold_ms) * 1000).min(told / 2);
-        let times = Times { due: told, lead: off / 2 + self.reading_us(page), slack: off };
+        let times = Times { due: told, lead: off + self.reading_us(page), slack: off };
         self.expect(page, times, (source, true));
         let domain = self.domain_of_space(self.index[page].space);
         let stays = self.domains.get(domain).turnover.takes_us(self.now);
@@ -346,6 +348,46 @@ impl Core {
         let domain = self.domains.get(one.domain);
         let bytes = domain.expected_bytes + self.frame_bytes(one.class);
         bytes <= domain.arena_bytes / SHARE
+    }
+
+    /// Whether one more page may wait in DRAM for turns, if it is for any. What waits for later turns
+    /// goes, and is brought nearer to their time.
+    pub(crate) fn make_room_for_turn(&mut self, fetch: FetchId) -> bool {
+        while !self.may_bring(fetch) {
+            let own = &self.expected.list[&self.expected.by_fetch[&fetch]];
+            let (domain, due) = (own.domain, own.due);
+            let others = self.expected.list.iter();
+            let others = others.filter(|(_, one)| one.domain == domain && one.pages() > 0);
+            let last = others.map(|(id, one)| (one.due, *id)).max();
+            let Some((_, last)) = last.filter(|(last, _)| *last > due.max(self.now)) else {
+                return false;
+            };
+            self.put_off(last);
+        }
+        true
+    }
+
+    /// What was brought for a turn goes; half of the time that is left is to pass before it is
+    /// brought again.
+    fn put_off(&mut self, id: ExpectedId) {
+        let one = self.expected.list.get_mut(&id).expect("who is put off is expected");
+        let left = one.due.0.saturating_sub(self.now.0);
+        if !one.ends || left < LEAST_PUT_OFF_US {
+            return self.end_expected(id);
+        }
+        self.timers.remove(&(one.next, Timer::Expected(id)));
+        one.next = Micros(self.now.0 + left / 2);
+        self.timers.insert((one.next, Timer::Expected(id)));
+        if let State::Brings(fetch) = std::mem::replace(&mut one.state, State::Waits) {
+            self.expected.by_fetch.remove(&fetch);
+            self.expected.over.push(fetch);
+        }
+        let (class, domain, pages) = (one.class, one.domain, one.pages());
+        one.promised = 0;
+        let held = std::mem::take(&mut one.held);
+        let bytes = pages * self.frame_bytes(class);
+        self.domains.get_mut(domain).expected_bytes -= bytes;
+        self.let_go(None, held.into_iter().map(Grip::Pin));
     }
 
     /// A page has come that was brought by a prefetch. If that is for a turn, it takes the pin over.

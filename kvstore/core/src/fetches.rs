@@ -220,7 +220,7 @@ impl Core {
                     self.join_read(page, id);
                 }
                 Dram::None if self.counts_on_ssd(&self.index[page]) => {
-                    if !self.may_bring(id) {
+                    if !self.make_room_for_turn(id) {
                         return Some(FetchOutcome::Full);
                     }
                     if !self.may_read_now(id, fetch, page) {
