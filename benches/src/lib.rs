@@ -45,8 +45,8 @@ pub use plan::{
 };
 pub use record::{RecordOptions, RecordReport, record};
 pub use replay::{
-    FleetMember, FleetOptions, FleetReport, HitPages, LookupTimes, ReplayOptions, ReplayReport,
-    replay, replay_by_fleet, replay_keys,
+    Ahead, AheadReport, FleetMember, FleetOptions, FleetReport, HitPages, LookupTimes,
+    ReplayOptions, ReplayReport, replay, replay_by_fleet, replay_keys,
 };
 pub use size::{ByteRate, ByteSize, SizeError, TierSize};
 pub use trace::{MAX_REQUEST_PAGES, RawRequest, Trace, TraceReader, TraceRequest, TraceStats};

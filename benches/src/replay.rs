@@ -1,3 +1,4 @@
+mod ahead;
 mod driver;
 mod fleet;
 mod fleet_report;
@@ -10,6 +11,7 @@ mod tally;
 mod watch;
 mod worker;
 
+pub use ahead::{Ahead, AheadReport};
 pub use driver::replay;
 pub use fleet::{FleetOptions, replay_by_fleet};
 pub use fleet_report::{FleetMember, FleetReport};

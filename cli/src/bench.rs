@@ -6,7 +6,7 @@ use crate::outcome::{Failure, Outcome};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 use undercroft_benches::{
-    Admission, BenchError, ByteRate, ByteSize, CallerOptions, EchoOptions, FleetOptions,
+    Admission, Ahead, BenchError, ByteRate, ByteSize, CallerOptions, EchoOptions, FleetOptions,
     LimitsOptions, Policy, ReplayOptions, TierSize, caller, echo_peer, limits, replay,
     replay_by_fleet, replay_defaults,
 };
@@ -42,6 +42,8 @@ enum What {
   undercroft bench replay --trace conversation.jsonl.zst --page-bytes 64KiB --dram 5% --ssd 20%
   undercroft bench replay --trace conversation.jsonl.zst --ssd 0 --dram 5% --serial --csv hits.csv
   undercroft bench replay --processes 8 --barrier
+  undercroft bench replay --trace agents.jsonl.zst --page-bytes 4KiB --dram 2% --ssd 10% \\
+    --clients 8 --speed 30 --ahead hints:30
 
 SIZE is bytes, or a number with KiB, MiB or GiB; N% is a share of the trace's distinct pages.
 Traces are JSON Lines, plain or .zst, with the fields timestamp, input_length, output_length and
@@ -107,6 +109,13 @@ struct Replay {
     /// With --processes: all look up and fetch, then all store, request by request.
     #[arg(long, requires = "processes")]
     barrier: bool,
+    /// Have requests come when they do in the trace, X times as fast, instead of one after the other.
+    #[arg(long, value_name = "X", conflicts_with_all = ["serial", "processes"])]
+    speed: Option<f64>,
+    /// What the daemon is told before a request comes, for prefetches: none; queue:MS, its prompt so
+    /// long before; hints:PERCENT, at the end of a turn when the next one comes, off by so much.
+    #[arg(long, value_name = "HOW", requires = "speed", default_value_t)]
+    ahead: Ahead,
     #[arg(long, hide = true)]
     in_company: bool,
     #[arg(long, hide = true)]
@@ -198,6 +207,8 @@ impl Replay {
             seed: self.seed,
             in_company: self.in_company,
             in_step: self.in_step,
+            speed: self.speed,
+            ahead: self.ahead,
         };
         if let Some(processes) = self.processes {
             let fleet = FleetOptions { processes, barrier: self.barrier };

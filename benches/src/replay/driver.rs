@@ -1,3 +1,4 @@
+use super::ahead::{Ahead, AheadReport, Times};
 use super::options::{Checked, ReplayOptions};
 use super::output::Outputs;
 use super::report::{HitPages, LookupTimes, ReplayReport};
@@ -9,8 +10,8 @@ use crate::daemon::{Daemon, DaemonPlan, SsdPlan, part_bytes};
 use crate::interrupt::Interrupt;
 use crate::{BenchError, progress};
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 use undercroft_wire::SsdStatus;
@@ -52,6 +53,7 @@ pub fn replay(options: &ReplayOptions) -> Result<ReplayReport, BenchError> {
         next: AtomicUsize::new(0),
         stop: AtomicBool::new(false),
         turn: Mutex::new(()),
+        times: OnceLock::new(),
         bar: progress::bar(checked.requests as u64, "requests"),
     };
     let mut watch = Watch::connect(&socket)?;
@@ -59,6 +61,7 @@ pub fn replay(options: &ReplayOptions) -> Result<ReplayReport, BenchError> {
         .map(|index| Worker::connect(&shared, &socket, index))
         .collect::<Result<Vec<_>, _>>()?;
     let since = Instant::now();
+    shared.begin(options.seed);
     let tally = run(workers, &shared, &mut watch, daemon.as_mut(), &interrupt)?;
     let wall = since.elapsed();
     shared.bar.finish_and_clear();
@@ -207,5 +210,43 @@ fn report(
         overdue_calls: tally.overdue_calls,
         daemon_restarts: 0,
         faults: tally.faults.clone(),
+        in_time: checked.speed.map(|speed| in_time(speed, checked, tally, &daemon)),
+    }
+}
+
+fn in_time(speed: f64, checked: &Checked, tally: &Tally, daemon: &Counters) -> AheadReport {
+    let waits = &tally.waits;
+    let share = |part: u64, of: u64| if of == 0 { 0.0 } else { part as f64 / of as f64 };
+    let us = |times: &hdrhistogram::Histogram<u64>| LookupTimes {
+        p50: times.value_at_quantile(0.5) as f64 / 1e3,
+        p99: times.value_at_quantile(0.99) as f64 / 1e3,
+    };
+    let [prefetched_pages, used_pages, wasted_pages, wasted_bytes] = daemon.prefetched;
+    AheadReport {
+        speed,
+        ahead: checked.ahead.to_string(),
+        late_requests: waits.late,
+        found_pages: waits.found,
+        in_dram_ratio: share(waits.found_dram, waits.found),
+        first_page_us: us(&waits.first_page),
+        all_pages_us: us(&waits.all_pages),
+        prefetched_pages,
+        used_pages,
+        wasted_pages,
+        wasted_ratio: share(wasted_bytes, prefetched_pages * checked.frame),
+    }
+}
+
+impl Shared<'_> {
+    /// Requests that come in their time do so from now on.
+    fn begin(&self, seed: u64) {
+        let off = match self.checked.ahead {
+            Ahead::Hints(off) => off,
+            Ahead::Nothing | Ahead::Queue(_) => 0.0,
+        };
+        if let Some(speed) = self.checked.speed {
+            let times = Times::new(self.trace, self.checked.requests, speed, (off, seed));
+            self.times.set(times).expect("a replay begins once");
+        }
     }
 }

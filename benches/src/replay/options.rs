@@ -1,3 +1,4 @@
+use super::ahead::{Ahead, check_speed};
 use crate::limits::available_memory;
 use crate::{
     BenchError, ByteRate, ByteSize, GeneratorOptions, TierSize, Trace, generate, replay_defaults,
@@ -51,6 +52,11 @@ pub struct ReplayOptions {
     pub seed: u64,
     /// Others replay at the same time: what a lookup found is held until it is fetched.
     pub in_company: bool,
+    /// Requests come when they do in the trace, so many times as fast; `None`: as soon as the one
+    /// before is done.
+    pub speed: Option<f64>,
+    /// What the daemon is told before they come; only with a speed.
+    pub ahead: Ahead,
     /// Wait for a line on standard input before each request's loads, and before its stores.
     pub in_step: bool,
 }
@@ -79,6 +85,8 @@ impl ReplayOptions {
             seed: replay_defaults::SEED,
             in_company: false,
             in_step: false,
+            speed: None,
+            ahead: Ahead::Nothing,
         }
     }
 
@@ -158,10 +166,25 @@ impl ReplayOptions {
             }
         }
         let requests = self.requests.map_or(trace.len(), |n| trace.len().min(n as usize));
-        let serial = self.serial || self.clients == 1;
+        if let Some(speed) = self.speed {
+            check_speed(speed)?;
+        }
+        let (speed, ahead) = (self.speed, self.ahead);
+        let serial = speed.is_none() && (self.serial || self.clients == 1);
         let alone = serial && !self.in_company;
         let in_step = self.in_step;
-        Ok(Checked { page_bytes, frame, dram_pages, ssd_pages, requests, serial, alone, in_step })
+        Ok(Checked {
+            page_bytes,
+            frame,
+            dram_pages,
+            ssd_pages,
+            requests,
+            serial,
+            alone,
+            in_step,
+            speed,
+            ahead,
+        })
     }
 }
 
@@ -178,4 +201,6 @@ pub(super) struct Checked {
     /// Nobody else stores or loads meanwhile.
     pub(super) alone: bool,
     pub(super) in_step: bool,
+    pub(super) speed: Option<f64>,
+    pub(super) ahead: Ahead,
 }

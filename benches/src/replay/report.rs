@@ -1,3 +1,4 @@
+use super::AheadReport;
 use serde::Serialize;
 
 /// What a replay measured. Serializes as the JSON of schema 1.
@@ -73,6 +74,9 @@ pub struct ReplayReport {
     pub daemon_restarts: u32,
     /// The first faults seen, in words.
     pub faults: Vec<String>,
+    /// Only with `--speed`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_time: Option<AheadReport>,
 }
 
 /// Prefix hits by tier, pages.
@@ -139,6 +143,9 @@ impl ReplayReport {
             self.store_gbps,
             self.daemon_cpu_s,
         );
+        if let Some(in_time) = &self.in_time {
+            text.push_str(&in_time.summary());
+        }
         for (count, what) in [
             (self.cut_fetches, "fetches were cut short"),
             (self.unanswered_lookups, "lookups got no answer"),

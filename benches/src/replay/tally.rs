@@ -1,3 +1,4 @@
+use super::ahead::Waits;
 use crate::WrongBytes;
 use hdrhistogram::Histogram;
 use std::time::Duration;
@@ -35,6 +36,7 @@ pub(super) struct Tally {
     pub(super) missed_calls: u64,
     pub(super) overdue_calls: u64,
     pub(super) faults: Vec<String>,
+    pub(super) waits: Waits,
 }
 
 /// Bytes moved in so much time.
@@ -64,6 +66,7 @@ impl Default for Tally {
             missed_calls: 0,
             overdue_calls: 0,
             faults: Vec::new(),
+            waits: Waits::default(),
         }
     }
 }
@@ -100,6 +103,7 @@ impl Tally {
         self.cut_fetches += other.cut_fetches;
         self.missed_calls += other.missed_calls;
         self.overdue_calls += other.overdue_calls;
+        self.waits.add(other.waits);
         for fault in other.faults {
             self.fault(|| fault);
         }

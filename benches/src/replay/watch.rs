@@ -29,6 +29,8 @@ pub(super) struct Counters {
     pub(super) ssd_written: u64,
     pub(super) ssd_reappended: u64,
     pub(super) ssd_read: u64,
+    /// Pages prefetched, used and wasted, and bytes of these.
+    pub(super) prefetched: [u64; 4],
 }
 
 impl Watch {
@@ -81,6 +83,9 @@ impl Watch {
             ssd_reappended: sum.ssd_reappended + seen.last.ssd_reappended
                 - seen.first.ssd_reappended,
             ssd_read: sum.ssd_read + seen.last.ssd_read - seen.first.ssd_read,
+            prefetched: std::array::from_fn(|at| {
+                sum.prefetched[at] + seen.last.prefetched[at] - seen.first.prefetched[at]
+            }),
         })
     }
 }
@@ -93,6 +98,10 @@ impl Counters {
             ssd_written: ssd.map_or(0, |ssd| ssd.written_bytes),
             ssd_reappended: ssd.map_or(0, |ssd| ssd.reappended_bytes),
             ssd_read: ssd.map_or(0, |ssd| ssd.read_bytes),
+            prefetched: ssd.map_or([0; 4], |ssd| {
+                let of = &ssd.prefetch;
+                [of.pages, of.used_pages, of.wasted_pages, of.wasted_bytes]
+            }),
         }
     }
 }

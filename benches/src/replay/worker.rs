@@ -1,3 +1,4 @@
+use super::ahead::{Ahead, Times};
 use super::options::Checked;
 use super::space::Content;
 use super::step::{Place, Step};
@@ -6,14 +7,14 @@ use crate::{BenchError, Trace};
 use indicatif::ProgressBar;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use undercroft_client::{
     Client, ConnectOptions, FetchFrom, Found, LookupOptions, MissReason, SpaceHandle, StoreOptions,
     StoreRun, Wait,
 };
 use undercroft_gpu_shim::{BlockId, HostDevice, HostOptions};
-use undercroft_wire::PageKey;
+use undercroft_wire::{HintKind, PageKey};
 
 const GREETING: Duration = Duration::from_secs(5);
 const LOOKUP_DEADLINE: Duration = Duration::from_secs(2);
@@ -35,6 +36,8 @@ pub(super) struct Shared<'a> {
     pub(super) stop: AtomicBool,
     /// Serial replays: held during a request, so that clients take turns in file order.
     pub(super) turn: Mutex<()>,
+    /// Where requests come in their time.
+    pub(super) times: OnceLock<Times>,
     pub(super) bar: ProgressBar,
 }
 
@@ -106,13 +109,16 @@ impl<'a> Worker<'a> {
             self.wait_at(Place::Load)?;
             let keys: Vec<PageKey> =
                 pages.iter().map(|page| self.shared.content.key(*page)).collect();
+            self.wait_for_time(request, &keys);
+            let since = Instant::now();
             let mut found = self.look_up(request, &keys);
-            let (hits, ssd_hit) = self.fetch(request, pages, &keys, &mut found)?;
+            let (hits, ssd_hit) = self.fetch(request, pages, &keys, (&mut found, since))?;
             line.ssd_hit = ssd_hit;
             line.dram_hit = hits - ssd_hit;
             drop(found.hold.take());
             self.wait_at(Place::Store)?;
             self.store(request, pages, &keys, hits as usize, &found)?;
+            self.say_when_it_goes_on(request, &keys);
             self.wait_for_daemon();
         }
         self.tally.lines.push(line);
@@ -121,6 +127,33 @@ impl<'a> Worker<'a> {
 
     fn wait_at(&self, place: Place) -> Result<(), BenchError> {
         if self.shared.checked.in_step { Step.wait_at(place) } else { Ok(()) }
+    }
+
+    /// Where requests come in their time, waits for this one's.
+    fn wait_for_time(&mut self, request: usize, keys: &[PageKey]) {
+        let Some(times) = self.shared.times.get() else {
+            return;
+        };
+        let is_stopped = || self.is_stopped();
+        if let Ahead::Queue(before) = self.shared.checked.ahead {
+            times.wait(request, before, is_stopped);
+            // What it comes to is seen in what the lookup finds.
+            let _told = self.space.prefetch(keys, MOVE_DEADLINE, LOOKUP_DEADLINE);
+        }
+        let late = times.wait(request, Duration::ZERO, is_stopped);
+        self.tally.waits.late += u64::from(late);
+    }
+
+    fn say_when_it_goes_on(&mut self, request: usize, keys: &[PageKey]) {
+        if let (Some(times), Ahead::Hints(_)) = (self.shared.times.get(), self.shared.checked.ahead)
+            && let Some(told) = times.told(request)
+        {
+            let told = u32::try_from(told.as_millis()).unwrap_or(u32::MAX);
+            let hint = HintKind::ExpectedInMs(told);
+            if let Err(why) = self.space.hint(keys, hint, LOOKUP_DEADLINE) {
+                self.tally.fault(|| format!("request {request}: no answer to its hint: {why}"));
+            }
+        }
     }
 
     fn look_up(&mut self, request: usize, keys: &[PageKey]) -> Found {
@@ -149,11 +182,19 @@ impl<'a> Worker<'a> {
         request: usize,
         pages: &[u32],
         keys: &[PageKey],
-        found: &mut Found,
+        (found, began): (&mut Found, Instant),
     ) -> Result<(u32, u32), BenchError> {
         let (mut hits, mut ssd_hits) = (0, 0);
+        let in_time = self.shared.times.get().is_some() && found.pages > 0;
+        let mut checking = Duration::ZERO;
+        if in_time {
+            self.tally.waits.found += u64::from(found.pages);
+            self.tally.waits.found_dram += u64::from(found.dram);
+        }
         while hits < found.pages && !self.is_stopped() {
-            let count = (found.pages - hits).min(self.blocks.len() as u32);
+            // What an engine can begin with comes by itself where that is timed.
+            let most = if in_time && hits == 0 { 1 } else { self.blocks.len() as u32 };
+            let count = (found.pages - hits).min(most);
             let piece = hits as usize..(hits + count) as usize;
             self.forget(&pages[piece.clone()])?;
             let from = match &found.hold {
@@ -172,7 +213,15 @@ impl<'a> Worker<'a> {
             self.tally.fetch.time += took;
             self.tally.fetch.bytes += loaded.bytes;
             let delivered = &pages[piece][..loaded.pages as usize];
+            let arrived = (began.elapsed().saturating_sub(checking)).as_nanos() as u64;
             self.verify(request, hits as usize, delivered)?;
+            checking += since.elapsed().saturating_sub(took);
+            if in_time && hits == 0 {
+                self.tally.waits.first_page.saturating_record(arrived);
+            }
+            if in_time && hits + loaded.pages == found.pages {
+                self.tally.waits.all_pages.saturating_record(arrived);
+            }
             hits += loaded.pages;
             ssd_hits += loaded.ssd_pages.min(loaded.pages);
             if loaded.pages < count {
