@@ -116,16 +116,7 @@ impl ReplayOptions {
             let problem = format!("is {}, allowed 1..={MAX_CLIENTS}", self.clients);
             return option("--clients", problem);
         }
-        let range = u64::from(MIN_PAGE_BYTES)..=u64::from(MAX_PAGE_BYTES);
-        if !range.contains(&self.page_bytes.0) {
-            let problem = format!(
-                "is {}, allowed {}..={}",
-                self.page_bytes,
-                ByteSize(*range.start()),
-                ByteSize(*range.end())
-            );
-            return option("--page-bytes", problem);
-        }
+        self.check_page_bytes()?;
         let page_bytes = self.page_bytes.0 as u32;
         let frame = u64::from(frame_bytes(page_bytes));
         // The share is of the whole trace even where only its start is replayed: then a shorter
@@ -185,6 +176,20 @@ impl ReplayOptions {
             speed,
             ahead,
         })
+    }
+
+    fn check_page_bytes(&self) -> Result<(), BenchError> {
+        let range = u64::from(MIN_PAGE_BYTES)..=u64::from(MAX_PAGE_BYTES);
+        if !range.contains(&self.page_bytes.0) {
+            let problem = format!(
+                "is {}, allowed {}..={}",
+                self.page_bytes,
+                ByteSize(*range.start()),
+                ByteSize(*range.end())
+            );
+            return Err(BenchError::Option { option: "--page-bytes", problem });
+        }
+        Ok(())
     }
 }
 

@@ -100,6 +100,9 @@ impl Core {
         }
         if let Some(page) = above {
             self.warm(page, Heat::new(stamp));
+            if self.index[page].is_awaited() {
+                self.turn_came(page, stamp);
+            }
         }
         self.note_length(session, stamp, body.first as usize + keys.len());
         let orphaned = body.parent.is_some() && above.is_none();

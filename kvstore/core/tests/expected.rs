@@ -239,6 +239,7 @@ fn what_goes_on_is_not_aside_any_more_up_to_its_beginning() {
     hint(&mut world, space, &told, HintKind::ExpectedInMs(10_000));
     let longer: Vec<PageKey> = told.iter().chain(&chain(3000, 1)).copied().collect();
     world.store(1, space, &longer, 6, Stamp(0));
+    assert_eq!(world.core.next_timer(), None, "that was the turn");
     fill(&mut world, space, 1002, 9);
     assert_eq!(in_dram(&mut world, space, &longer), 7);
     assert_eq!(in_dram(&mut world, space, &other), 0);
