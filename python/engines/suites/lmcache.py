@@ -61,6 +61,8 @@ def server(setting: Setting, daemon: Daemon, name: str) -> LMCache:
     cache would."""
     # A busy machine's late answer is a miss, and rightly; here it would hide what is asked.
     patient = {"lookup_deadline": 5.0, "load_deadline": 30.0}
+    # Read while the server begins. Else the first lookup waits until a cold disk has brought it.
+    model = str(setting.model())
     adapter: dict[str, Any] = {
         "type": "plugin",
         "module_path": "undercroft.lmcache",
@@ -68,6 +70,7 @@ def server(setting: Setting, daemon: Daemon, name: str) -> LMCache:
         "adapter_params": {
             "socket": str(daemon.socket),
             "identity": f"block-size {PAGE}",
+            "models": {model: model},
             **patient,
         },
     }
