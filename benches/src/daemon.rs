@@ -9,7 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use undercroft_client::{Client, ConnectError, ConnectOptions, Wait};
-use undercroft_core::{Admission, Policy};
+use undercroft_core::{Admission, LoadPolicy, Policy};
 
 /// The longest socket path the system takes, bytes.
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -34,6 +34,7 @@ pub(crate) struct DaemonPlan {
     pub(crate) staging_bytes: u64,
     pub(crate) policy: Policy,
     pub(crate) admission: Admission,
+    pub(crate) load: LoadPolicy,
     pub(crate) ssd: Option<SsdPlan>,
 }
 
@@ -96,6 +97,11 @@ impl Daemon {
         self.store.as_ref().map(TempDir::path)
     }
 
+    /// Its process; `None` while it is not running.
+    pub(crate) fn process(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
     pub(crate) fn restarts(&self) -> u32 {
         self.restarts
     }
@@ -135,13 +141,14 @@ impl Daemon {
         let mut text = format!(
             "[server]\nsocket = {}\nmetrics = \"off\"\n\n\
              [arena]\nsize = {}\npart = {}\nstaging = {}\n\n\
-             [policy]\neviction = {}\nadmission = {}\n",
+             [policy]\neviction = {}\nadmission = {}\nload = {}\n",
             quoted(&self.socket()),
             plan.arena_bytes,
             plan.part_bytes,
             plan.staging_bytes,
             toml_text(plan.policy.name()),
             toml_text(&plan.admission.to_string()),
+            toml_text(plan.load.name()),
         );
         let depth = plan.ssd.as_ref().and_then(|ssd| ssd.depth);
         if let Some(depth) = depth {
@@ -298,6 +305,7 @@ mod tests {
             staging_bytes: 4096,
             policy: Policy::Lru,
             admission: Admission::Demote,
+            load: LoadPolicy::default(),
             ssd: None,
         }
     }

@@ -5,9 +5,9 @@ use clap::Args;
 use std::path::PathBuf;
 use std::time::Duration;
 use undercroft_client::wire::{
-    ArenaStatus, DeviceCondition, DomainStatus, GpuReport, Mode, ProcessState, ReloadStatus,
-    SessionStatus, SsdDeviceStatus, SsdStatus, StartKind, StartStatus, StatusReport, TierStatus,
-    WearStatus,
+    ArenaStatus, DeviceCondition, DomainStatus, GpuReport, LoadStatus, Mode, ProcessState,
+    ReloadStatus, SessionStatus, SsdDeviceStatus, SsdStatus, StartKind, StartStatus, StatusReport,
+    TierStatus, WearStatus,
 };
 use undercroft_client::{Client, ConnectOptions, Wait};
 
@@ -342,12 +342,48 @@ fn render_traffic(report: &StatusReport, out: &mut Lines) {
     if !misses.is_empty() {
         out.line("", format!("lookups that missed a page: {}", misses.join(", ")));
     }
+    render_loads(&report.loads, out);
     let stores = &report.stores;
     out.line(
         "stores",
         format!(
             "{} stored of {} offered (held {}, declined {}, failed {})",
             stores.stored, stores.offered, stores.held, stores.declined, stores.failed
+        ),
+    );
+}
+
+/// What loads were worth, where engines say what computing costs.
+fn render_loads(loads: &LoadStatus, out: &mut Lines) {
+    if loads.weighed_fetches == 0 && loads.trimmed_lookups == 0 {
+        return;
+    }
+    let seconds = |us: u64| us as f64 / 1e6;
+    out.line(
+        "loads",
+        format!(
+            "{}: {:.3} s saved and {:.3} s lost against computing, in {} fetches",
+            loads.policy,
+            seconds(loads.saved_us),
+            seconds(loads.lost_us),
+            loads.weighed_fetches
+        ),
+    );
+    out.line(
+        "",
+        format!(
+            "not worth it: {} pages in {} lookups; fell behind: {} fetches, {} pages",
+            loads.trimmed_pages, loads.trimmed_lookups, loads.behind_fetches, loads.behind_pages
+        ),
+    );
+    out.line(
+        "",
+        format!(
+            "from ssd: {:.3} s expected, {:.3} s taken, off by {:.3} s, in {} fetches",
+            seconds(loads.expected_us),
+            seconds(loads.taken_us),
+            seconds(loads.error_us),
+            loads.expected_fetches
         ),
     );
 }

@@ -54,7 +54,8 @@ impl Engine {
         // The hold keeps what was found until it is loaded. A deadline bounds what a scheduler waits.
         let hold = Some(Duration::from_secs(1));
         let deadline = Duration::from_millis(50);
-        let found = self.pages.lookup(&keys, LookupOptions { hold, deadline });
+        let found =
+            self.pages.lookup(&keys, LookupOptions { hold, deadline, ..LookupOptions::default() });
 
         let loaded = match &found.hold {
             Some(hold) => {

@@ -100,6 +100,9 @@
 // Other bytes are kept under the blob's key, all of them, and stay.
 #define UNDERCROFT_MISS_TAKEN 16
 
+// Computing it is faster than loading it, as far as the daemon can tell.
+#define UNDERCROFT_MISS_SLOWER 17
+
 // A reason that this header does not know.
 #define UNDERCROFT_MISS_OTHER 99
 
@@ -348,7 +351,8 @@ typedef struct undercroft_prefetched {
 typedef struct undercroft_found {
     // `sizeof(undercroft_found)`.
     size_t size;
-    // Leading pages that every space asked about holds.
+    // Leading pages that every space asked about holds; where the daemon enforces its cost model, of these no
+    // more than are worth loading.
     uint32_t pages;
     // Of these, how many are in DRAM in every space.
     uint32_t dram;
@@ -364,6 +368,12 @@ typedef struct undercroft_found {
     // `undercroft_hold_free`. It may be null although pages were found, where the tenant holds as much as it may:
     // load them by their keys then.
     struct undercroft_hold *hold;
+    // Leading pages that are there, whether or not they are worth loading.
+    uint32_t present;
+    // Leading pages that are worth loading, as far as the daemon can tell.
+    uint32_t worth;
+    // Estimated time to copy all found pages out of DRAM, microseconds.
+    uint64_t copy_us;
 } undercroft_found;
 
 // One allocation of the engine that holds fragments.
@@ -645,6 +655,12 @@ void undercroft_space_free(struct undercroft_space *space) UNDERCROFT_NOEXCEPT;
 
 // `UNDERCROFT_OK` if the space is open in the session of the moment, else why not. Never waits.
 int32_t undercroft_space_is_open(const struct undercroft_space *space) UNDERCROFT_NOEXCEPT;
+
+// Says what computing one page anew costs, nanoseconds, when the engine does little else; 0: not known, as at
+// first. The daemon weighs lookups and loads of the space against it from the next call on. Never waits.
+int32_t undercroft_space_set_recompute(const struct undercroft_space *space,
+                                       uint64_t page_ns)
+UNDERCROFT_NOEXCEPT;
 
 // Lifts pages towards DRAM ahead of need, to stay there for about `ttl_us`. `keys` are `count` keys of one
 // chain from its start. What was set in motion goes to `prefetched`, which may be null.

@@ -241,7 +241,9 @@ impl Blob {
             return Ok(true);
         }
         let deadline = until.saturating_duration_since(Instant::now());
-        let found = self.space.lookup(&keys, LookupOptions { hold: None, deadline });
+        let found = self
+            .space
+            .lookup(&keys, LookupOptions { hold: None, deadline, ..LookupOptions::default() });
         match found.why {
             None => Ok(true),
             Some(MissReason::Absent) => Ok(false),

@@ -124,6 +124,7 @@ impl SpaceHandle {
             source,
             stamp,
             deadline_ms: whole_ms(until.saturating_duration_since(Instant::now())),
+            recompute_ns: self.recompute_ns(),
         });
         let ticket = connection.post(&request, Expects::Pages(lease, delivery), until)?;
         Ok(Lease::new(Arc::clone(&self.client), ticket, lease))

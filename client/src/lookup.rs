@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use undercroft_wire::{
     DropHold, HoldId, KeyRun, Lookup, LookupReply, MAX_KEYS, MAX_SPACES_PER_LOOKUP, PageKey, Reply,
-    Request, Stamp,
+    Request, Rival, Stamp,
 };
 
 /// How to look up.
@@ -19,11 +19,15 @@ pub struct LookupOptions {
     pub hold: Option<Duration>,
     /// The answer is there by then, or it is a miss.
     pub deadline: Duration,
+    /// If given, pages that take longer to load than this are not worth it.
+    pub due: Option<Duration>,
+    /// Leading pages that the engine has itself. They need not be loaded, and are found all the same.
+    pub have: u32,
 }
 
 impl Default for LookupOptions {
     fn default() -> Self {
-        Self { hold: None, deadline: Duration::from_millis(50) }
+        Self { hold: None, deadline: Duration::from_millis(50), due: None, have: 0 }
     }
 }
 
@@ -31,7 +35,8 @@ impl Default for LookupOptions {
 #[derive(Debug, Default)]
 #[must_use]
 pub struct Found {
-    /// Leading pages that every space asked about holds.
+    /// Leading pages that every space asked about holds; where the daemon enforces its cost model, of
+    /// these no more than are worth loading.
     pub pages: u32,
     /// Of these, how many are in DRAM in every space.
     pub dram: u32,
@@ -44,6 +49,13 @@ pub struct Found {
     pub stamp: Stamp,
     /// Estimated time until all found pages are in DRAM.
     pub estimate: Duration,
+    /// Leading pages that are there, whether or not they are worth loading.
+    pub present: u32,
+    /// Leading pages that are worth loading, as far as the daemon can tell: all that are there, until it
+    /// was told what computing them costs ([`SpaceHandle::set_recompute`]) or when they are due.
+    pub worth: u32,
+    /// Estimated time to copy all found pages out of DRAM.
+    pub copy: Duration,
     /// Why it was not more: `None` if every page was found.
     pub why: Option<MissReason>,
 }
@@ -146,7 +158,7 @@ impl Client {
         keys: &[PageKey],
         options: LookupOptions,
     ) -> Result<PendingLookup, MissReason> {
-        begin(self.inner(), spaces, keys, options.hold, from_now(options.deadline))
+        begin(self.inner(), spaces, keys, options, from_now(options.deadline))
     }
 }
 
@@ -157,7 +169,7 @@ fn look_up(
     options: LookupOptions,
 ) -> Found {
     let until = from_now(options.deadline);
-    match begin(client, spaces, keys, options.hold, until) {
+    match begin(client, spaces, keys, options, until) {
         Ok(pending) => pending.until(until).unwrap_or_else(Found::miss),
         Err(why) => Found::miss(why),
     }
@@ -167,7 +179,7 @@ fn begin(
     client: &Arc<Inner>,
     spaces: &[&SpaceHandle],
     keys: &[PageKey],
-    hold: Option<Duration>,
+    options: LookupOptions,
     until: Instant,
 ) -> Result<PendingLookup, MissReason> {
     let foreign = spaces.iter().any(|space| !Arc::ptr_eq(&space.client, client));
@@ -188,11 +200,19 @@ fn begin(
     let request = Request::Lookup(Lookup {
         spaces: ids,
         keys: KeyRun::from(asked),
-        hold_ms: hold.map_or(0, whole_ms),
+        hold_ms: options.hold.map_or(0, whole_ms),
+        rival: rival(spaces, options),
     });
     let ticket = connection.post(&request, Expects::Reply, until)?;
     let (wanted, asked) = (keys.len(), asked.len());
     Ok(PendingLookup { client: Arc::clone(client), ticket, wanted, asked })
+}
+
+/// What the pages are weighed against: of several spaces the quickest to compute, and nothing where one
+/// of them has said nothing.
+fn rival(spaces: &[&SpaceHandle], options: LookupOptions) -> Rival {
+    let recompute_ns = spaces.iter().map(|space| space.recompute_ns()).min().unwrap_or(0);
+    Rival { recompute_ns, due_ms: options.due.map_or(0, whole_ms), have: options.have }
 }
 
 impl PendingLookup {
@@ -222,17 +242,20 @@ fn found(
     asked: usize,
     reply: &LookupReply,
 ) -> Result<Found, MissReason> {
-    let LookupReply { pages, dram, ssd, hold, stamp, estimate_us } = *reply;
-    if pages as usize > asked || u64::from(dram) + u64::from(ssd) != u64::from(pages) {
+    let LookupReply { pages, dram, ssd, hold, stamp, present, worth, .. } = *reply;
+    let is_sum = u64::from(dram) + u64::from(ssd) == u64::from(pages);
+    if present as usize > asked || pages.max(worth) > present || !is_sum {
         return Err(connection.violated("a lookup's counts contradict each other"));
     }
     let why = match pages as usize {
         all if all == wanted => None,
         all if all == asked => Some(MissReason::TooLong),
+        _ if pages < present => Some(MissReason::Slower),
         _ => Some(MissReason::Absent),
     };
     let client = Arc::clone(client);
     let hold = hold.map(|id| Hold { client, connection, id, pages });
-    let estimate = Duration::from_micros(estimate_us);
-    Ok(Found { pages, dram, ssd, hold, stamp, estimate, why })
+    let estimate = Duration::from_micros(reply.estimate_us);
+    let copy = Duration::from_micros(reply.copy_us);
+    Ok(Found { pages, dram, ssd, hold, stamp, estimate, present, worth, copy, why })
 }

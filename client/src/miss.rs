@@ -51,6 +51,9 @@ pub enum MissReason {
     /// The device could not copy it.
     #[error("the device could not copy the page")]
     Device,
+    /// Computing it is faster than loading it, as far as the daemon can tell.
+    #[error("computing the page is faster than loading it")]
+    Slower,
     /// Other bytes are kept under the blob's key, all of them, and stay.
     #[error("other bytes are kept under this key")]
     Taken,
@@ -67,6 +70,7 @@ impl MissReason {
             FetchOutcome::Damaged => Some(Self::Damaged),
             FetchOutcome::Invalid => Some(Self::Invalid),
             FetchOutcome::Released => Some(Self::Released),
+            FetchOutcome::Slower => Some(Self::Slower),
         }
     }
 }

@@ -3,7 +3,7 @@ use crate::client::{Client, Inner, not_expected};
 use crate::connection::{Connection, Ticket, locked};
 use crate::inbox::Expects;
 use crate::{MissReason, OpenError};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use undercroft_arena::StagingView;
@@ -23,6 +23,8 @@ pub(crate) struct SpaceState {
     /// What this process's hash makes of the probe prefix, as the first handle was told.
     probe: Option<PageKey>,
     standing: Mutex<Standing>,
+    /// What computing a page costs, nanoseconds; 0: nobody has said.
+    recompute_ns: AtomicU64,
     /// How many handles there are. Changed to and from 0 only under the lock of the client's spaces.
     handles: AtomicUsize,
 }
@@ -73,7 +75,8 @@ impl SpaceState {
     pub(crate) fn new(space: Space, probe: Option<PageKey>) -> Self {
         let digest = space.digest();
         let standing = Mutex::new(Standing::Closed);
-        Self { space, digest, probe, standing, handles: AtomicUsize::new(0) }
+        let recompute_ns = AtomicU64::new(0);
+        Self { space, digest, probe, standing, recompute_ns, handles: AtomicUsize::new(0) }
     }
 
     /// Whether somebody who says this of the probe prefix may have it.
@@ -309,6 +312,18 @@ impl SpaceHandle {
     #[must_use]
     pub fn is_of(&self, client: &Client) -> bool {
         Arc::ptr_eq(&self.client, client.inner())
+    }
+
+    /// Says what computing one page anew costs, on this space's engine when it does little else;
+    /// zero: that is not known, as at first. The daemon weighs loads of every handle of this space
+    /// against it from the next call on.
+    pub fn set_recompute(&self, page: Duration) {
+        let ns = u64::try_from(page.as_nanos()).unwrap_or(u64::MAX);
+        self.state.recompute_ns.store(ns, Ordering::Relaxed);
+    }
+
+    pub(crate) fn recompute_ns(&self) -> u64 {
+        self.state.recompute_ns.load(Ordering::Relaxed)
     }
 
     /// Lifts pages towards DRAM ahead of need, to stay there for about `ttl`. `keys` is a run of

@@ -112,6 +112,7 @@ pub(crate) fn core_config(
         policy: config.policy,
         admission: config.admission,
         write_budget: write_budget(config),
+        load: config.load,
         limits,
         seed,
     }

@@ -7,8 +7,8 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use undercroft_wire::{
-    DeviceCondition, MissStatus, PrefetchStatus, SsdDeviceStatus, SsdStatus, StatusReport,
-    WearStatus,
+    DeviceCondition, LoadStatus, MissStatus, PrefetchStatus, SsdDeviceStatus, SsdStatus,
+    StatusReport, WearStatus,
 };
 
 /// The report as OpenMetrics text.
@@ -55,6 +55,7 @@ impl Collector for Snapshot {
         out.counter("held_pages", "Offered keys already held", report.stores.held)?;
         out.counter("declined_pages", "Offered keys declined", report.stores.declined)?;
         out.counter("failed_pages", "Pages whose copy failed", report.stores.failed)?;
+        out.loads(&report.loads)?;
         out.gauge("open_descriptors", "Descriptors that are open", report.descriptors.into())?;
         let help = "Spaces refused to clients that name pages otherwise than others";
         out.counter("refused_probes", help, report.refused_probes)?;
@@ -78,7 +79,7 @@ struct Out<'a, 'b> {
 /// One number of each SSD.
 type Each = fn(&SsdDeviceStatus) -> u64;
 
-const SSD_GAUGES: [(&str, &str, Each); 8] = [
+const SSD_GAUGES: [(&str, &str, Each); 10] = [
     ("ssd_capacity_bytes", "Capacity of SSD", |d| d.tier.capacity_bytes),
     ("ssd_used_bytes", "Bytes of pages on SSD", |d| d.tier.used_bytes),
     ("ssd_pages", "Pages on SSD", |d| d.tier.pages),
@@ -86,6 +87,8 @@ const SSD_GAUGES: [(&str, &str, Each); 8] = [
     ("ssd_free_segments", "Free segments", |d| d.free_segments.into()),
     ("ssd_queue_depth", "Page transfers that may be in flight", |d| d.queue_depth.into()),
     ("ssd_unproved_records", "Records yet to prove themselves", |d| d.unproved_records),
+    ("ssd_read_bytes_per_second", "Speed of reads, as measured", |d| d.read_bytes_per_s),
+    ("ssd_read_latency_microseconds", "Time before a read's first byte", |d| d.read_latency_us),
     ("ssd_io_uring", "1 if io_uring is in use", |d| u64::from(d.engine == "io_uring")),
 ];
 
@@ -189,6 +192,30 @@ impl Out<'_, '_> {
         for MissStatus { cause, lookups } in misses {
             let labels = [("cause", cause.name())];
             ConstCounter::new(*lookups).encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+
+    /// What the cost model said, and how right it was.
+    fn loads(&mut self, loads: &LoadStatus) -> Result<(), std::fmt::Error> {
+        for (name, help, value) in [
+            ("load_trimmed_lookups", "Lookups not all worth loading", loads.trimmed_lookups),
+            ("load_trimmed_pages", "Pages found and not worth loading", loads.trimmed_pages),
+            ("load_behind_fetches", "Fetches that fell behind computing", loads.behind_fetches),
+            ("load_behind_pages", "Pages of these that were missing then", loads.behind_pages),
+            ("load_weighed_fetches", "Fetches weighed against computing", loads.weighed_fetches),
+            ("load_expected_fetches", "Of these, whole ones from SSD", loads.expected_fetches),
+        ] {
+            self.counter(name, help, value)?;
+        }
+        for (name, help, us) in [
+            ("load_expected_seconds", "Time these were expected to take", loads.expected_us),
+            ("load_taken_seconds", "Time they took", loads.taken_us),
+            ("load_error_seconds", "Difference of the two, fetch by fetch", loads.error_us),
+            ("load_saved_seconds", "Time saved against computing", loads.saved_us),
+            ("load_lost_seconds", "Time lost against computing", loads.lost_us),
+        ] {
+            self.seconds(name, help, us as f64 / 1e6)?;
         }
         Ok(())
     }

@@ -7,11 +7,11 @@ use crate::device::Device;
 use crate::process;
 use crate::session::Session;
 use std::time::Duration;
-use undercroft_core::{DeviceReport, DeviceState, Health, Stats, TierFill};
+use undercroft_core::{CostStats, DeviceReport, DeviceState, Health, Stats, TierFill};
 use undercroft_wire::{
-    ArenaStatus, DeviceCondition, DomainStatus, Fallback, HitStatus, MissCause, MissStatus, Mode,
-    PrefetchStatus, SessionId, SessionStatus, SpaceStatus, SsdDeviceStatus, SsdStatus, StartStatus,
-    StatusReport, StoreStatus, TierStatus, WearStatus,
+    ArenaStatus, DeviceCondition, DomainStatus, Fallback, HitStatus, LoadStatus, MissCause,
+    MissStatus, Mode, PrefetchStatus, SessionId, SessionStatus, SpaceStatus, SsdDeviceStatus,
+    SsdStatus, StartStatus, StatusReport, StoreStatus, TierStatus, WearStatus,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -58,6 +58,7 @@ pub(crate) fn report(control: &Control) -> StatusReport {
             declined: stats.declined_credit + stats.declined_parent + stats.declined_full,
             failed: stats.copy_failures,
         },
+        loads: loads(control, &stats.cost),
         domains: domains(control),
         spaces: spaces(control),
         sessions: sessions(control, |_| true),
@@ -96,6 +97,23 @@ pub(crate) fn report_for(control: &Control, id: SessionId) -> StatusReport {
         sessions: sessions(control, |session| session.domain_name() == name),
         told_to: Some(name.to_owned()),
         ..StatusReport::default()
+    }
+}
+
+fn loads(control: &Control, cost: &CostStats) -> LoadStatus {
+    LoadStatus {
+        policy: control.config.load.to_string(),
+        trimmed_lookups: cost.trimmed_lookups,
+        trimmed_pages: cost.trimmed_pages,
+        behind_fetches: cost.behind_fetches,
+        behind_pages: cost.behind_pages,
+        weighed_fetches: cost.weighed_fetches,
+        expected_fetches: cost.expected_fetches,
+        expected_us: cost.expected_us,
+        taken_us: cost.taken_us,
+        error_us: cost.error_us,
+        saved_us: cost.saved_us,
+        lost_us: cost.lost_us,
     }
 }
 
@@ -213,6 +231,8 @@ fn ssd_device(report: &DeviceReport, device: &Device) -> SsdDeviceStatus {
         corrupt_tables: counters.corrupt_tables,
         io_errors: counters.io_errors,
         stalls: counters.stalls,
+        read_bytes_per_s: report.read_bytes_per_s,
+        read_latency_us: report.read_latency_us,
         set_aside: facts
             .and_then(|facts| facts.set_aside.as_ref())
             .map(|aside| aside.display().to_string()),

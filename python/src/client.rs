@@ -167,8 +167,9 @@ impl Client {
         if peek { self.client.peek(&first) } else { self.client.may_hold(&first) }
     }
 
-    #[pyo3(signature = (spaces, keys, *, hold = None, deadline = 0.05))]
+    #[pyo3(signature = (spaces, keys, *, hold = None, deadline = 0.05, due = None, have = 0))]
     #[expect(clippy::needless_pass_by_value, reason = "what Python hands over")]
+    #[expect(clippy::too_many_arguments, reason = "most have names")]
     fn lookup(
         &self,
         python: Python<'_>,
@@ -176,14 +177,17 @@ impl Client {
         keys: Keys,
         hold: Option<f64>,
         deadline: f64,
+        due: Option<f64>,
+        have: u32,
     ) -> PyResult<Found> {
-        let options = lookup_options(hold, deadline)?;
+        let options = lookup_options(hold, deadline, due, have)?;
         let handles: Vec<&SpaceHandle> = spaces.iter().map(|space| &space.get().handle).collect();
         let found = python.detach(|| self.client.lookup_family(&handles, &keys.0, options));
         Found::new(python, found)
     }
 
-    #[pyo3(signature = (spaces, keys, *, hold = None, deadline = 0.05))]
+    #[pyo3(signature = (spaces, keys, *, hold = None, deadline = 0.05, due = None, have = 0))]
+    #[expect(clippy::too_many_arguments, reason = "most have names")]
     fn start_lookup(
         &self,
         python: Python<'_>,
@@ -191,8 +195,10 @@ impl Client {
         keys: Keys,
         hold: Option<f64>,
         deadline: f64,
+        due: Option<f64>,
+        have: u32,
     ) -> PyResult<LookupTask> {
-        let options = lookup_options(hold, deadline)?;
+        let options = lookup_options(hold, deadline, due, have)?;
         let handles: Vec<&SpaceHandle> = spaces.iter().map(|space| &space.get().handle).collect();
         let pending = python.detach(|| self.client.start_lookup(&handles, &keys.0, options));
         Ok(LookupTask::new(pending))

@@ -22,6 +22,7 @@ pub(crate) fn name_of(why: MissReason) -> &'static str {
         MissReason::Busy => "busy",
         MissReason::TooLong => "too_long",
         MissReason::Device => "device",
+        MissReason::Slower => "slower",
         _ => "other",
     }
 }
@@ -81,6 +82,9 @@ pub(crate) struct Found {
     ssd: u32,
     stamp: u64,
     estimate: f64,
+    present: u32,
+    worth: u32,
+    copy: f64,
     hold: Option<Py<Hold>>,
     why: Option<&'static str>,
 }
@@ -94,6 +98,9 @@ impl Found {
             ssd: found.ssd,
             stamp: found.stamp.0,
             estimate: found.estimate.as_secs_f64(),
+            present: found.present,
+            worth: found.worth,
+            copy: found.copy.as_secs_f64(),
             hold,
             why: found.why.map(name_of),
         })

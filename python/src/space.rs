@@ -55,15 +55,22 @@ impl Space {
         self.handle.space().group
     }
 
-    #[pyo3(signature = (keys, *, hold = None, deadline = 0.05))]
+    fn set_recompute(&self, page: f64) -> PyResult<()> {
+        self.handle.set_recompute(seconds("page", page)?);
+        Ok(())
+    }
+
+    #[pyo3(signature = (keys, *, hold = None, deadline = 0.05, due = None, have = 0))]
     fn lookup(
         &self,
         python: Python<'_>,
         keys: Keys,
         hold: Option<f64>,
         deadline: f64,
+        due: Option<f64>,
+        have: u32,
     ) -> PyResult<Found> {
-        let options = lookup_options(hold, deadline)?;
+        let options = lookup_options(hold, deadline, due, have)?;
         let found = python.detach(|| self.handle.lookup(&keys.0, options));
         Found::new(python, found)
     }
@@ -273,9 +280,15 @@ fn from_now(deadline: f64) -> PyResult<Instant> {
     Ok(Instant::now() + seconds("deadline", deadline)?)
 }
 
-pub(crate) fn lookup_options(hold: Option<f64>, deadline: f64) -> PyResult<LookupOptions> {
+pub(crate) fn lookup_options(
+    hold: Option<f64>,
+    deadline: f64,
+    due: Option<f64>,
+    have: u32,
+) -> PyResult<LookupOptions> {
     let hold = hold.map(|hold| seconds("hold", hold)).transpose()?;
-    Ok(LookupOptions { hold, deadline: seconds("deadline", deadline)? })
+    let due = due.map(|due| seconds("due", due)).transpose()?;
+    Ok(LookupOptions { hold, deadline: seconds("deadline", deadline)?, due, have })
 }
 
 fn hint_kind(kind: &str, given: Option<f64>) -> PyResult<HintKind> {

@@ -27,6 +27,7 @@ Why: TypeAlias = Literal[
     "busy",  # too many calls or tasks wait
     "too_long",  # the run is longer than one request may be
     "device",  # the device could not copy it; `fault` says what it said
+    "slower",  # computing it is faster than loading it
     "other",
 ]
 
@@ -118,8 +119,15 @@ class Client:
         *,
         hold: float | None = None,
         deadline: float = 0.05,
+        due: float | None = None,
+        have: int = 0,
     ) -> Found:
-        """The longest run of leading pages that all these spaces of one family hold."""
+        """The longest run of leading pages that all these spaces of one family hold.
+
+        `due`: pages that take longer to load are not worth it. `have`: leading pages that the
+        engine has itself, and that need not be loaded. What is found of pages that are worth
+        loading is up to the daemon: see `Space.set_recompute`.
+        """
     def start_lookup(
         self,
         spaces: Sequence[Space],
@@ -127,6 +135,8 @@ class Client:
         *,
         hold: float | None = None,
         deadline: float = 0.05,
+        due: float | None = None,
+        have: int = 0,
     ) -> LookupTask:
         """Sends a lookup and returns; `deadline` is for the sending. A hold lasts from when the
         daemon answers."""
@@ -296,8 +306,17 @@ class Space:
     def rank(self) -> tuple[int, int] | None: ...
     @property
     def group(self) -> int: ...
+    def set_recompute(self, page: float) -> None:
+        """Says what computing one page anew costs, in seconds, when the engine does little else;
+        0: not known, as at first. The daemon weighs lookups and loads of this space against it."""
     def lookup(
-        self, keys: Keys, *, hold: float | None = None, deadline: float = 0.05
+        self,
+        keys: Keys,
+        *,
+        hold: float | None = None,
+        deadline: float = 0.05,
+        due: float | None = None,
+        have: int = 0,
     ) -> Found:
         """The longest run of leading pages it holds. `hold`: nothing of it is evicted until it is
         fetched and the hold dropped, or so long has passed."""
@@ -391,7 +410,8 @@ class Hold:
 class Found:
     @property
     def pages(self) -> int:
-        """Leading pages that every space asked about holds."""
+        """Leading pages that every space asked about holds; where the daemon enforces its cost
+        model, of these no more than are worth loading."""
     @property
     def dram(self) -> int: ...
     @property
@@ -402,6 +422,15 @@ class Found:
     @property
     def estimate(self) -> float:
         """Time until all of them are in DRAM."""
+    @property
+    def present(self) -> int:
+        """Leading pages that are there, whether or not they are worth loading."""
+    @property
+    def worth(self) -> int:
+        """Leading pages that are worth loading, as far as the daemon can tell."""
+    @property
+    def copy(self) -> float:
+        """Time to copy all of them out of DRAM."""
     @property
     def hold(self) -> Hold | None: ...
     @property

@@ -135,7 +135,8 @@ fn the_c_example_goes_on_without_a_hold() {
     let mut holds = Vec::new();
     let take_all = |daemon: &TestDaemon| {
         let (space, keys) = kept(daemon);
-        let options = LookupOptions { hold: Some(PATIENCE), deadline: PATIENCE };
+        let options =
+            LookupOptions { hold: Some(PATIENCE), deadline: PATIENCE, ..LookupOptions::default() };
         holds.extend(std::iter::from_fn(|| space.lookup(&keys, options).hold));
         assert!(!holds.is_empty());
         Vec::new()

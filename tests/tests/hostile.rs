@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use undercroft_client::MissReason;
 use undercroft_client::wire::{
     Commit, CommitOutcome, CopyReason, FetchSource, KeyRun, LeaseId, Lookup, Mode, ProcessState,
-    Reply, Request, SessionStatus, Stamp,
+    Reply, Request, Rival, SessionStatus, Stamp,
 };
 use undercroft_tests::{
     Accomplice, DaemonOptions, Deaths, Engine, Footprint, PAGE_BYTES, PLAIN_POLICY, Place,
@@ -77,7 +77,8 @@ fn guessing_gets_nothing_that_is_another_ones() {
     let (end, _) = owner.fetch(space.id, source, LeaseId(1)).expect("pages");
     assert_eq!(end.ready, 6);
     let spaces = vec![space.id];
-    let lookup = Lookup { spaces, keys: KeyRun::from(&keys[..]), hold_ms: 60_000 };
+    let lookup =
+        Lookup { spaces, keys: KeyRun::from(&keys[..]), hold_ms: 60_000, rival: Rival::default() };
     let Reply::Lookup(found) = owner.ask(&Request::Lookup(lookup)).expect("an answer") else {
         panic!("no answer to a lookup");
     };

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use undercroft_client::wire::{
     HEADER_BYTES, Hello, KeyRun, LeaseId, Lookup, MAGIC, PROTOCOL_MAX, PROTOCOL_MIN, Release,
-    Reply, Request, RequestId, SessionId, SpaceId, Stamp, decode_reply, encode_request,
+    Reply, Request, RequestId, Rival, SessionId, SpaceId, Stamp, decode_reply, encode_request,
     split_frame,
 };
 use undercroft_tests::{DaemonOptions, Engine, TestDaemon};
@@ -77,7 +77,12 @@ fn every_kind_of_garbage_closes_its_own_session_only() {
     second_hello.extend(hello());
     let mut trailing = header(12, 3);
     trailing.extend([1, 2, 3]);
-    let empty_lookup = Lookup { spaces: Vec::new(), keys: KeyRun::from(Vec::new()), hold_ms: 0 };
+    let empty_lookup = Lookup {
+        spaces: Vec::new(),
+        keys: KeyRun::from(Vec::new()),
+        hold_ms: 0,
+        rival: Rival::default(),
+    };
     let after_hello = |bytes: Vec<u8>| [hello(), bytes].concat();
     let cases: Vec<(&str, Vec<u8>)> = vec![
         ("noise", (0..200u8).map(|b| b.wrapping_mul(37)).collect()),
@@ -120,7 +125,12 @@ fn a_truncated_message_waits_and_then_ends_with_its_sender() {
         let mut stream = connect(&daemon);
         stream.write_all(&hello()).expect("the daemon reads");
         assert!(matches!(reply(&mut stream), Reply::Welcome(_)));
-        let lookup = Lookup { spaces: vec![SpaceId(0)], keys: KeyRun::from(&keys[..]), hold_ms: 0 };
+        let lookup = Lookup {
+            spaces: vec![SpaceId(0)],
+            keys: KeyRun::from(&keys[..]),
+            hold_ms: 0,
+            rival: Rival::default(),
+        };
         let whole = frame(2, &Request::Lookup(lookup));
         stream.write_all(&whole[..cut]).expect("the daemon reads");
         assert_eq!(witness.load(&keys).pages, 3, "half a message in another session");
@@ -143,7 +153,12 @@ fn requests_for_what_is_not_ours_are_refused_and_the_session_goes_on() {
     let mut stream = connect(&daemon);
     stream.write_all(&hello()).expect("the daemon reads");
     assert!(matches!(reply(&mut stream), Reply::Welcome(_)));
-    let lookup = Lookup { spaces: vec![SpaceId(99)], keys: KeyRun::from(Vec::new()), hold_ms: 0 };
+    let lookup = Lookup {
+        spaces: vec![SpaceId(99)],
+        keys: KeyRun::from(Vec::new()),
+        hold_ms: 0,
+        rival: Rival::default(),
+    };
     stream.write_all(&frame(2, &Request::Lookup(lookup))).expect("the daemon reads");
     assert!(matches!(reply(&mut stream), Reply::Refused(_)));
     let foreign = Release { session: SessionId(4711), lease: LeaseId(1), upto: u32::MAX };

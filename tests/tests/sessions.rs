@@ -88,7 +88,8 @@ impl Raw {
     /// Leases pages, all of them in DRAM.
     fn lease(&mut self, space: SpaceId, keys: &[PageKey], lease: LeaseId) {
         let source = FetchSource::Keys { keys: KeyRun::from(keys) };
-        let fetch = Fetch { space, lease, source, stamp: Stamp(0), deadline_ms: 10_000 };
+        let fetch =
+            Fetch { space, lease, source, stamp: Stamp(0), deadline_ms: 10_000, recompute_ns: 0 };
         self.send(&Request::Fetch(fetch));
         loop {
             if let Reply::FetchEnd(end) = self.reply() {

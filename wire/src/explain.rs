@@ -49,6 +49,8 @@ pub enum MissCause {
     OtherSpace,
     /// It left DRAM, and writing it would have gone beyond the write budget.
     OverBudget,
+    /// It is there, and computing it is faster than loading it.
+    Slower,
 }
 
 impl MissCause {
@@ -72,6 +74,7 @@ impl MissCause {
         Self::Expired,
         Self::OtherSpace,
         Self::OverBudget,
+        Self::Slower,
     ];
 
     /// Its name in JSON and in the metrics.
@@ -96,6 +99,7 @@ impl MissCause {
             Self::Expired => "expired",
             Self::OtherSpace => "other-space",
             Self::OverBudget => "over-budget",
+            Self::Slower => "slower",
         }
     }
 }
@@ -127,6 +131,7 @@ impl fmt::Display for MissCause {
             Self::Expired => "older than its domain keeps pages (max_age)",
             Self::OtherSpace => "not known in this space, but held in another one",
             Self::OverBudget => "evicted from DRAM, and the write budget of SSDs was used up",
+            Self::Slower => "there, but computed faster than loaded",
         })
     }
 }

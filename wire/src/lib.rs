@@ -41,8 +41,8 @@ pub use message::{
     BoardAdded, Commit, CommitReply, DropHold, Fetch, FetchEnd, FetchReady, FetchSource, Gift,
     Give, Given, Heirloom, Hello, Hint, HintKind, Lookup, LookupReply, Missed, Mode, Offer,
     OfferReply, OpenSpace, PartAdded, PartLetGo, PartRetired, Prefetch, PrefetchReply, Purge,
-    Purged, Recorded, RecordedRun, Refused, RefusedReason, Release, Reply, Request, SpaceOpened,
-    Take, TakenHold, Welcome,
+    Purged, Recorded, RecordedRun, Refused, RefusedReason, Release, Reply, Request, Rival,
+    SpaceOpened, Take, TakenHold, Welcome,
 };
 pub use page::{
     CommitOutcome, Extent, FetchOutcome, OfferOutcome, Origin, PageIdentity, PagePlace, PurgeScope,
@@ -55,7 +55,8 @@ pub use space::{
 };
 pub use standing::{CopyReason, Fallback, ProcessState};
 pub use status::{
-    ArenaStatus, DeviceCondition, DomainStatus, GpuReport, HitStatus, MAX_GPU_TEXT_BYTES,
-    MissStatus, PrefetchStatus, ReloadStatus, SessionStatus, SpaceStatus, SsdDeviceStatus,
-    SsdStatus, StartKind, StartStatus, StatusReport, StoreStatus, TierStatus, WearStatus,
+    ArenaStatus, DeviceCondition, DomainStatus, GpuReport, HitStatus, LoadStatus,
+    MAX_GPU_TEXT_BYTES, MissStatus, PrefetchStatus, ReloadStatus, SessionStatus, SpaceStatus,
+    SsdDeviceStatus, SsdStatus, StartKind, StartStatus, StatusReport, StoreStatus, TierStatus,
+    WearStatus,
 };

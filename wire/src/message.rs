@@ -37,6 +37,19 @@ pub struct OpenSpace {
     pub probe: Option<PageKey>,
 }
 
+/// What loading pages competes with, as whoever asks knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Rival {
+    /// What computing one page anew costs, nanoseconds; 0: nobody knows, and nothing is weighed
+    /// against it.
+    pub recompute_ns: u64,
+    /// Pages that arrive later than this after the lookup are of no use, milliseconds; 0: at any
+    /// time.
+    pub due_ms: u32,
+    /// Leading pages that the engine has itself: they need not be loaded and gain nothing.
+    pub have: u32,
+}
+
 /// Which leading pages are held by all of `spaces`?
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lookup<'a> {
@@ -47,6 +60,8 @@ pub struct Lookup<'a> {
     pub keys: KeyRun<'a>,
     /// If not 0, what was found stays until it is fetched, given back, or this long has passed.
     pub hold_ms: u32,
+    /// What the pages are weighed against.
+    pub rival: Rival,
 }
 
 /// What to fetch.
@@ -84,6 +99,8 @@ pub struct Fetch<'a> {
     pub stamp: Stamp,
     /// After this long the daemon ends the fetch with what was ready.
     pub deadline_ms: u32,
+    /// As [`Rival::recompute_ns`]: a fetch that falls behind it is cut.
+    pub recompute_ns: u64,
 }
 
 /// Ends a lease, or a part of it.
@@ -322,9 +339,10 @@ pub struct SpaceOpened {
 }
 
 /// What a lookup found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LookupReply {
-    /// Leading pages that every space asked about holds.
+    /// Leading pages that every space asked about holds, and that are to be loaded: where the cost
+    /// model is enforced no more than are worth it.
     pub pages: u32,
     /// Of these, how many are in DRAM in every space.
     pub dram: u32,
@@ -336,6 +354,12 @@ pub struct LookupReply {
     pub stamp: Stamp,
     /// Estimated time until all pages are in DRAM, microseconds.
     pub estimate_us: u64,
+    /// Leading pages that are there, whether or not they are worth loading: at least `pages`.
+    pub present: u32,
+    /// Leading pages that are worth loading, as far as is known: at most `present`.
+    pub worth: u32,
+    /// Estimated time in which the engine copies all pages out of DRAM, microseconds.
+    pub copy_us: u64,
 }
 
 /// Some pages of a fetch are ready, in order.

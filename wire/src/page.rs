@@ -170,5 +170,7 @@ byte_enum!(
         Invalid = 5,
         /// Released by its owner before it was complete.
         Released = 6,
+        /// Computing the rest is faster than waiting for it.
+        Slower = 7,
     }
 );

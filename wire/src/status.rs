@@ -36,6 +36,8 @@ pub struct StatusReport {
     pub hits: HitStatus,
     /// Stores.
     pub stores: StoreStatus,
+    /// What loading costs, set against computing.
+    pub loads: LoadStatus,
     /// Domains, in the order of the configuration.
     pub domains: Vec<DomainStatus>,
     /// Spaces known.
@@ -315,6 +317,10 @@ pub struct SsdDeviceStatus {
     pub io_errors: u64,
     /// Times its answers were overdue.
     pub stalls: u64,
+    /// How fast it reads, as measured, bytes per second.
+    pub read_bytes_per_s: u64,
+    /// What a read takes before its first byte, as measured, microseconds.
+    pub read_latency_us: u64,
     /// Where a page log was moved that this build could not read.
     pub set_aside: Option<String>,
     /// How fast it wears out.
@@ -389,6 +395,35 @@ pub struct MissStatus {
     pub cause: MissCause,
     /// How many.
     pub lookups: u64,
+}
+
+/// What the cost model said of loads, and how right it was.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LoadStatus {
+    /// `off`, `advisory` or `enforced`.
+    pub policy: String,
+    /// Lookups of which not all that was there was worth loading.
+    pub trimmed_lookups: u64,
+    /// Pages of these that were not. Where the model is enforced they were not loaded.
+    pub trimmed_pages: u64,
+    /// Fetches that fell behind computing their pages. Where the model is enforced they were cut.
+    pub behind_fetches: u64,
+    /// Pages of these that were not delivered by then.
+    pub behind_pages: u64,
+    /// Fetches that were weighed against computing their pages, and have ended.
+    pub weighed_fetches: u64,
+    /// Of these, fetches that read from SSD and brought all.
+    pub expected_fetches: u64,
+    /// Time that these were expected to take, microseconds.
+    pub expected_us: u64,
+    /// Time that they took, microseconds.
+    pub taken_us: u64,
+    /// By how much the two differed, fetch by fetch, microseconds.
+    pub error_us: u64,
+    /// Time that weighed fetches saved, over those that saved any, microseconds.
+    pub saved_us: u64,
+    /// Time that they lost, over those that lost any, microseconds.
+    pub lost_us: u64,
 }
 
 /// Offers and what became of them.

@@ -9,10 +9,10 @@ use crate::BenchError;
 use crate::daemon::DaemonPlan;
 use std::time::Duration;
 use undercroft_client::FetchFrom;
-use undercroft_core::{Admission, Policy};
+use undercroft_core::{Admission, LoadPolicy, Policy};
 use undercroft_wire::{
     Fetch, FetchEnd, FetchReady, FetchSource, KeyRun, LeaseId, Lookup, LookupReply, PageKey,
-    PagePlace, PartId, Release, Reply, Request, RequestId, SessionId, Space, SpaceId, Stamp,
+    PagePlace, PartId, Release, Reply, Request, RequestId, Rival, SessionId, Space, SpaceId, Stamp,
     encode_reply, encode_request,
 };
 
@@ -38,6 +38,7 @@ pub(super) fn measure(setup: &Setup<'_>, pairs: &Pairs<'_>) -> Result<Vec<Row>, 
         staging_bytes: 4 << 20,
         policy: Policy::Lru,
         admission: Admission::Demote,
+        load: LoadPolicy::default(),
         ssd: None,
     };
     let rig = Rig::start(MANY, plan, PAGE_BYTES, KEYS as u32, 1, setup.interrupt)?;
@@ -177,11 +178,16 @@ pub(super) fn known() -> (Space, Vec<PageKey>) {
 pub(super) fn lookup_bytes(keys: &[PageKey]) -> (usize, usize) {
     let (mut request, mut reply) = (Vec::new(), Vec::new());
     let id = RequestId(1);
-    let lookup = Lookup { spaces: vec![SpaceId(0)], keys: KeyRun::from(keys), hold_ms: 0 };
+    let lookup = Lookup {
+        spaces: vec![SpaceId(0)],
+        keys: KeyRun::from(keys),
+        hold_ms: 0,
+        rival: Rival::default(),
+    };
     encode_request(&mut request, id, &Request::Lookup(lookup));
     let pages = keys.len() as u32;
-    let found =
-        LookupReply { pages, dram: pages, ssd: 0, hold: None, stamp: Stamp(1), estimate_us: 0 };
+    let (dram, present, worth, stamp) = (pages, pages, pages, Stamp(1));
+    let found = LookupReply { pages, dram, present, worth, stamp, ..LookupReply::default() };
     encode_reply(&mut reply, id, &Reply::Lookup(found));
     (request.len(), reply.len())
 }
@@ -191,7 +197,14 @@ fn fetch_bytes(keys: &[PageKey]) -> (usize, usize) {
     let (mut request, mut reply) = (Vec::new(), Vec::new());
     let (id, lease) = (RequestId(1), LeaseId(1));
     let source = FetchSource::Keys { keys: KeyRun::from(keys) };
-    let fetch = Fetch { space: SpaceId(0), lease, source, stamp: Stamp(0), deadline_ms: 30_000 };
+    let fetch = Fetch {
+        space: SpaceId(0),
+        lease,
+        source,
+        stamp: Stamp(0),
+        deadline_ms: 30_000,
+        recompute_ns: 0,
+    };
     encode_request(&mut request, id, &Request::Fetch(fetch));
     let release = Release { session: SessionId(1), lease, upto: u32::MAX };
     encode_request(&mut request, RequestId(0), &Request::Release(release));

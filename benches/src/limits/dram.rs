@@ -7,7 +7,7 @@ use crate::BenchError;
 use crate::daemon::{DaemonPlan, part_bytes};
 use std::ops::Range;
 use std::time::{Duration, Instant};
-use undercroft_core::{Admission, Policy};
+use undercroft_core::{Admission, LoadPolicy, Policy};
 
 /// Bytes of one fetch or store: a prompt of a thousand tokens or so.
 const RUN_BYTES: u64 = 128 << 20;
@@ -38,6 +38,7 @@ pub(super) fn measure(
         staging_bytes: STAGING_BYTES,
         policy: Policy::Lru,
         admission: Admission::Demote,
+        load: LoadPolicy::default(),
         ssd: None,
     };
     let blocks = (count * per_run) as u32;

@@ -190,7 +190,7 @@ fn drain(mut fetch: Fetch) -> FetchReport {
 }
 
 pub(super) fn lookup() -> LookupOptions {
-    LookupOptions { hold: None, deadline: DEADLINE }
+    LookupOptions { hold: None, deadline: DEADLINE, ..LookupOptions::default() }
 }
 
 /// Processor time the daemon took while its side of the pairs ran, for each GiB.

@@ -15,7 +15,7 @@ use fill::{fill, go_round, settle, store, written};
 use std::collections::VecDeque;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use undercroft_core::{Admission, Policy};
+use undercroft_core::{Admission, LoadPolicy, Policy};
 use undercroft_wire::PageKey;
 
 const ARENA_BYTES: u64 = 512 << 20;
@@ -58,6 +58,7 @@ impl Tier {
             staging_bytes: super::dram::STAGING_BYTES,
             policy: Policy::Lru,
             admission: Admission::Demote,
+            load: LoadPolicy::default(),
             ssd: Some(SsdPlan {
                 within: setup.folder.clone(),
                 bytes: SSD_BYTES,

@@ -7,7 +7,7 @@ use super::target::Target;
 use crate::BenchError;
 use crate::daemon::{DaemonPlan, SsdPlan, part_bytes};
 use crate::median::{median, sorted};
-use undercroft_core::{Admission, Policy};
+use undercroft_core::{Admission, LoadPolicy, Policy};
 use undercroft_wire::frame_bytes;
 
 const MIB: u64 = 1 << 20;
@@ -89,6 +89,7 @@ fn plan(setup: &Setup<'_>, context: Context) -> DaemonPlan {
         staging_bytes: (2 * frame).max(STAGING_BYTES.min(pages * frame)),
         policy: Policy::Lru,
         admission: Admission::Demote,
+        load: LoadPolicy::default(),
         ssd: has_ssd.then(|| SsdPlan {
             within: setup.folder.clone(),
             bytes,

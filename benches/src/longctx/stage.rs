@@ -357,7 +357,7 @@ fn settle(client: &Client) -> Result<(), BenchError> {
 }
 
 fn lookup() -> LookupOptions {
-    LookupOptions { hold: None, deadline: DEADLINE }
+    LookupOptions { hold: None, deadline: DEADLINE, ..LookupOptions::default() }
 }
 
 fn problem(tier: Tier, problem: String) -> BenchError {

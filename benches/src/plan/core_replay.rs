@@ -8,7 +8,7 @@ use undercroft_core::{
 use undercroft_wire::{
     Commit, DeviceId, DomainId, Fetch, FetchEnd, FetchSource, JobId, LeaseId, Lookup, LookupReply,
     Mode, Offer, OfferOutcome, OfferReply, PageKey, PartId, Release, Reply, Request, RequestId,
-    SessionId, SpaceDigest, SpaceId, Stamp,
+    Rival, SessionId, SpaceDigest, SpaceId, Stamp,
 };
 
 /// What the core is told that a page takes: it counts pages, and bytes only as so many times this.
@@ -150,7 +150,12 @@ impl CoreReplay {
 
     fn play(&mut self, keys: &[PageKey]) -> CoreHits {
         let (spaces, hold_ms) = (vec![self.space], 0);
-        self.ask(&Request::Lookup(Lookup { spaces, keys: keys.into(), hold_ms }));
+        self.ask(&Request::Lookup(Lookup {
+            spaces,
+            keys: keys.into(),
+            hold_ms,
+            rival: Rival::default(),
+        }));
         let found = self.answers.found.take().expect("a lookup is answered");
         let hits = self.fetch(&keys[..found.pages as usize], found.stamp);
         self.store(keys, (hits.dram + hits.ssd) as usize, found.stamp);
@@ -165,7 +170,14 @@ impl CoreReplay {
         let (space, lease, source) =
             (self.space, self.lease, FetchSource::Keys { keys: keys.into() });
         let deadline_ms = u32::MAX;
-        self.ask(&Request::Fetch(Fetch { space, lease, source, stamp, deadline_ms }));
+        self.ask(&Request::Fetch(Fetch {
+            space,
+            lease,
+            source,
+            stamp,
+            deadline_ms,
+            recompute_ns: 0,
+        }));
         // Pages are let go as they come: all of them may be more than DRAM has room for.
         while self.answers.ended.is_none()
             && let Some(upto) = self.answers.ready.take()

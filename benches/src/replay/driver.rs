@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
+use undercroft_core::LoadPolicy;
 use undercroft_wire::SsdStatus;
 
 /// How often the run is looked after.
@@ -89,6 +90,7 @@ pub(super) fn plan(options: &ReplayOptions, checked: &Checked) -> DaemonPlan {
         staging_bytes: (2 * frame).max(16 * MIB),
         policy: options.policy,
         admission: options.admission,
+        load: LoadPolicy::default(),
         ssd: (checked.ssd_pages > 0).then_some(SsdPlan {
             within,
             bytes,

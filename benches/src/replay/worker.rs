@@ -160,7 +160,10 @@ impl<'a> Worker<'a> {
         // Alone, nothing can be evicted between a lookup and its fetch.
         let hold = (!self.shared.checked.alone).then_some(HOLD);
         let since = Instant::now();
-        let found = self.space.lookup(keys, LookupOptions { hold, deadline: LOOKUP_DEADLINE });
+        let found = self.space.lookup(
+            keys,
+            LookupOptions { hold, deadline: LOOKUP_DEADLINE, ..LookupOptions::default() },
+        );
         let took = since.elapsed();
         self.tally.called(took, LOOKUP_DEADLINE);
         match found.why {

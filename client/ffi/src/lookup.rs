@@ -28,7 +28,8 @@ pub struct UndercroftHold {
 pub struct UndercroftFound {
     /// `sizeof(undercroft_found)`.
     pub size: usize,
-    /// Leading pages that every space asked about holds.
+    /// Leading pages that every space asked about holds; where the daemon enforces its cost model, of these no
+    /// more than are worth loading.
     pub pages: u32,
     /// Of these, how many are in DRAM in every space.
     pub dram: u32,
@@ -44,6 +45,12 @@ pub struct UndercroftFound {
     /// `undercroft_hold_free`. It may be null although pages were found, where the tenant holds as much as it may:
     /// load them by their keys then.
     pub hold: *mut UndercroftHold,
+    /// Leading pages that are there, whether or not they are worth loading.
+    pub present: u32,
+    /// Leading pages that are worth loading, as far as the daemon can tell.
+    pub worth: u32,
+    /// Estimated time to copy all found pages out of DRAM, microseconds.
+    pub copy_us: u64,
 }
 
 // SAFETY: numbers and raw pointers.
@@ -89,7 +96,8 @@ pub unsafe extern "C" fn undercroft_lookup(
             return Err(Fault::argument(format!("spaces[{at}] was opened by another client")));
         }
         let hold = (hold_us > 0).then(|| time(hold_us));
-        let options = LookupOptions { hold, deadline: time(deadline_us) };
+        let options =
+            LookupOptions { hold, deadline: time(deadline_us), ..LookupOptions::default() };
         let all = client.client.lookup_family(&spaces, keys, options);
         let why = miss(all.why);
         out.put(UndercroftFound {
@@ -101,6 +109,9 @@ pub unsafe extern "C" fn undercroft_lookup(
             stamp: all.stamp.0,
             estimate_us: all.estimate.as_micros() as u64,
             hold: all.hold.map_or(ptr::null_mut(), handed_out),
+            present: all.present,
+            worth: all.worth,
+            copy_us: all.copy.as_micros() as u64,
         });
         Ok(why)
     })

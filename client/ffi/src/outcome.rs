@@ -47,6 +47,8 @@ pub const UNDERCROFT_MISS_TOO_LONG: i32 = 14;
 pub const UNDERCROFT_MISS_DEVICE: i32 = 15;
 /// Other bytes are kept under the blob's key, all of them, and stay.
 pub const UNDERCROFT_MISS_TAKEN: i32 = 16;
+/// Computing it is faster than loading it, as far as the daemon can tell.
+pub const UNDERCROFT_MISS_SLOWER: i32 = 17;
 /// A reason that this header does not know.
 pub const UNDERCROFT_MISS_OTHER: i32 = 99;
 /// Not a miss: a task is not over yet.
@@ -82,6 +84,7 @@ const MISSES: &[(i32, &CStr)] = &[
     (UNDERCROFT_MISS_TOO_LONG, c"too_long"),
     (UNDERCROFT_MISS_DEVICE, c"device"),
     (UNDERCROFT_MISS_TAKEN, c"taken"),
+    (UNDERCROFT_MISS_SLOWER, c"slower"),
     (UNDERCROFT_MISS_OTHER, c"other"),
     (UNDERCROFT_PENDING, c"pending"),
     (UNDERCROFT_ERROR_ARGUMENT, c"argument"),
@@ -142,6 +145,7 @@ pub(crate) fn code(why: MissReason) -> i32 {
         MissReason::TooLong => UNDERCROFT_MISS_TOO_LONG,
         MissReason::Device => UNDERCROFT_MISS_DEVICE,
         MissReason::Taken => UNDERCROFT_MISS_TAKEN,
+        MissReason::Slower => UNDERCROFT_MISS_SLOWER,
         _ => UNDERCROFT_MISS_OTHER,
     }
 }

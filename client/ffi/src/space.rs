@@ -8,6 +8,7 @@ use crate::keys::{self, UndercroftFamily, UndercroftGeometry};
 use crate::outcome::{Fault, UNDERCROFT_OK, answer, miss, quietly};
 use crate::strings::{self, Place, time};
 use std::sync::Arc;
+use std::time::Duration;
 use undercroft_client::{MissReason, SpaceHandle, TaskPool};
 use undercroft_wire::{HintKind, PageKey, Rank, Space};
 
@@ -140,6 +141,21 @@ pub unsafe extern "C" fn undercroft_space_is_open(space: *const UndercroftSpace)
         // SAFETY: the caller's, as the header says.
         let space = unsafe { strings::handle("space", space) }?;
         Ok(miss(space.handle.check_open().err()))
+    })
+}
+
+/// Says what computing one page anew costs, nanoseconds, when the engine does little else; 0: not known, as at
+/// first. The daemon weighs lookups and loads of the space against it from the next call on. Never waits.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn undercroft_space_set_recompute(
+    space: *const UndercroftSpace,
+    page_ns: u64,
+) -> i32 {
+    answer("undercroft_space_set_recompute", || {
+        // SAFETY: the caller's, as the header says.
+        let space = unsafe { strings::handle("space", space) }?;
+        space.handle.set_recompute(Duration::from_nanos(page_ns));
+        Ok(UNDERCROFT_OK)
     })
 }
 

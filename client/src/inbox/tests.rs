@@ -25,8 +25,8 @@ fn inbox() -> Inbox {
 }
 
 fn found(hold: Option<HoldId>) -> Reply {
-    let (stamp, estimate_us) = (Stamp(1), 0);
-    Reply::Lookup(LookupReply { pages: 1, dram: 1, ssd: 0, hold, stamp, estimate_us })
+    let found = LookupReply { pages: 1, dram: 1, present: 1, worth: 1, ..LookupReply::default() };
+    Reply::Lookup(LookupReply { hold, stamp: Stamp(1), ..found })
 }
 
 fn offered() -> Reply {

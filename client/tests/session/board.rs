@@ -10,7 +10,7 @@ use undercroft_client::{Client, ClientState, FetchFrom, LookupOptions, MissReaso
 use undercroft_gpu_shim::{Device, DeviceError, HostDevice, LoadJob, StoreJob, Transfer};
 use undercroft_wire::{BoardAdded, Epoch, Geometry, Mode, Reply, Request, SessionId, Stamp};
 
-const BRIEF: LookupOptions = LookupOptions { hold: None, deadline: SHORT };
+const BRIEF: LookupOptions = LookupOptions { hold: None, deadline: SHORT, due: None, have: 0 };
 const LATE: Option<MissReason> = Some(MissReason::Deadline);
 const HUNG: Option<MissReason> = Some(MissReason::Hung);
 

@@ -15,7 +15,7 @@ use undercroft_wire::{
     Request, RequestId, SpaceOpened, Stamp,
 };
 
-const BRIEF: LookupOptions = LookupOptions { hold: None, deadline: SHORT };
+const BRIEF: LookupOptions = LookupOptions { hold: None, deadline: SHORT, due: None, have: 0 };
 
 #[test]
 fn a_silent_daemon_costs_no_call_more_than_its_deadline() {
@@ -106,10 +106,9 @@ fn a_daemon_that_breaks_the_rules_is_left_and_met_anew() {
         Reply::Lookup(LookupReply {
             pages,
             dram,
-            ssd: 0,
-            hold: None,
             stamp: Stamp(1),
-            estimate_us: 0,
+            present: pages,
+            ..LookupReply::default()
         })
     };
     let mut too_long = encoded(RequestId(1), &Reply::Done);
@@ -328,7 +327,11 @@ fn keys_travel_as_they_are() {
     });
     let (_client, space) = world.open();
     let keys = keys(5000);
-    let options = LookupOptions { hold: Some(Duration::from_micros(1500)), deadline: LONG };
+    let options = LookupOptions {
+        hold: Some(Duration::from_micros(1500)),
+        deadline: LONG,
+        ..LookupOptions::default()
+    };
     assert_eq!(space.lookup(&keys, options).pages, 0);
     assert_eq!(told.recv().unwrap(), (keys, 2));
 }

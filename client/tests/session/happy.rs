@@ -112,7 +112,7 @@ fn lookups_that_were_sent_are_answered_in_any_order_and_once() {
     (0..4).for_each(|at| shelf.lock().unwrap().put(key(at), 9));
     let _daemon = world.daemon(&shelf);
     let (client, space) = world.open();
-    let held = LookupOptions { hold: Some(LONG), deadline: SHORT };
+    let held = LookupOptions { hold: Some(LONG), deadline: SHORT, ..LookupOptions::default() };
     let all = keys(6);
     let lookups: Vec<_> =
         (1..=6).map(|count| client.start_lookup(&[&space], &all[..count], held).unwrap()).collect();

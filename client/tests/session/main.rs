@@ -17,3 +17,4 @@ mod shelf;
 mod slots;
 mod tokens;
 mod world;
+mod worth;

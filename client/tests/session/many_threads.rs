@@ -26,9 +26,10 @@ fn answers_out_of_order_find_their_callers() {
             waiting.push((id, lookup.keys.len() as u32));
             if waiting.len() == THREADS {
                 for (id, pages) in waiting.drain(..).rev() {
-                    let (dram, ssd, hold, estimate_us) = (pages, 0, None, 0);
+                    let (dram, present, worth) = (pages, pages, pages);
                     let stamp = Stamp(pages.into());
-                    let reply = LookupReply { pages, dram, ssd, hold, stamp, estimate_us };
+                    let found = LookupReply::default();
+                    let reply = LookupReply { pages, dram, present, worth, stamp, ..found };
                     peer.reply(id, &Reply::Lookup(reply));
                 }
             }
@@ -68,7 +69,7 @@ fn a_reader_that_leaves_hands_its_role_on() {
     let (client, space) = world.open();
     std::thread::scope(|scope| {
         let unanswered = scope.spawn(|| {
-            let options = LookupOptions { hold: None, deadline: SHORT };
+            let options = LookupOptions { hold: None, deadline: SHORT, ..LookupOptions::default() };
             in_time(SHORT, || space.lookup(&keys(1), options)).why
         });
         std::thread::sleep(SHORT / 4);

@@ -34,7 +34,7 @@ fn a_space_that_was_wanted_while_the_daemon_hung_is_open_when_it_goes_on() {
     let client = patient(&world);
     let space = client.open_space(&space(), LONG).unwrap();
     stopped.store(true, Ordering::SeqCst);
-    let brief = LookupOptions { hold: None, deadline: SHORT };
+    let brief = LookupOptions { hold: None, deadline: SHORT, ..LookupOptions::default() };
     assert_eq!(space.lookup(&keys(1), brief).why, Some(MissReason::Deadline));
     let wanted = in_time(SHORT, || client.open_space(&other(1), SHORT)).unwrap();
     assert_eq!(wanted.lookup(&keys(1), PLAIN).why, Some(MissReason::Hung));

@@ -270,8 +270,19 @@ impl Shelf {
             self.holds.insert(id, (self.session_of[&peer.number], held));
             id
         });
-        let (dram, ssd, stamp) = (pages, 0, Stamp(77));
-        Reply::Lookup(LookupReply { pages, dram, ssd, hold, stamp, estimate_us: 5 })
+        let (dram, stamp, present, worth) = (pages, Stamp(77), pages, pages);
+        let (estimate_us, copy_us, ssd) = (5, 3, 0);
+        Reply::Lookup(LookupReply {
+            pages,
+            dram,
+            ssd,
+            hold,
+            stamp,
+            estimate_us,
+            present,
+            worth,
+            copy_us,
+        })
     }
 
     fn fetch(&mut self, peer: &mut Peer, id: RequestId, fetch: &Fetch<'_>) {

@@ -65,7 +65,7 @@ fn a_hold_made_too_late_goes_back() {
     let _daemon =
         world.daemon_with(&shelf, late(&shelf, |request| matches!(request, Request::Lookup(_))));
     let (client, space) = world.open();
-    let options = LookupOptions { hold: Some(LONG), deadline: SHORT };
+    let options = LookupOptions { hold: Some(LONG), deadline: SHORT, ..LookupOptions::default() };
     let found = in_time(SHORT, || space.lookup(&keys(1), options));
     assert_eq!((found.pages, found.why), (0, Some(MissReason::Deadline)));
     client.ping(LONG).unwrap();

@@ -16,8 +16,10 @@ pub(crate) const SHORT: Duration = Duration::from_millis(40);
 /// How late a call may come back on a busy machine.
 pub(crate) const GRACE: Duration = Duration::from_millis(400);
 
-pub(crate) const HELD: LookupOptions = LookupOptions { hold: Some(LONG), deadline: LONG };
-pub(crate) const PLAIN: LookupOptions = LookupOptions { hold: None, deadline: LONG };
+pub(crate) const HELD: LookupOptions =
+    LookupOptions { hold: Some(LONG), deadline: LONG, due: None, have: 0 };
+pub(crate) const PLAIN: LookupOptions =
+    LookupOptions { hold: None, deadline: LONG, due: None, have: 0 };
 
 pub(crate) struct World {
     pub(crate) directory: TempDir,

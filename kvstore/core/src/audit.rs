@@ -1,6 +1,6 @@
 use crate::Core;
 use crate::claims::{Claim, Filling};
-use crate::fetches::{Fetch, Reader};
+use crate::fetches::{Fetch, FetchId, Reader};
 use crate::frames::Class;
 use crate::jobs::{Delivery, Job};
 use crate::letting::Grip;
@@ -339,10 +339,15 @@ impl Core {
     fn audit_timers(&self) {
         let active = self.fetches.iter().filter(|(_, fetch)| fetch.active && !fetch.late);
         let fetches = active.map(|(id, fetch)| (fetch.deadline, Timer::Fetch(*id)));
+        let race = |(id, fetch): (&FetchId, &Fetch)| {
+            let due = fetch.race.as_ref().and_then(|race| race.due)?;
+            Some((due, Timer::Race(*id)))
+        };
+        let races = self.fetches.iter().filter_map(race);
         let holds = self.holds.iter().map(|(id, hold)| (hold.expires, Timer::Hold(*id)));
         let tokens = self.tokens.iter().map(|(id, given)| (given.expires, Timer::Token(id)));
         let offers = self.offers.iter().map(|(id, offer)| (offer.due, Timer::Offer(*id)));
-        let expected = fetches.chain(holds).chain(tokens).chain(offers);
+        let expected = fetches.chain(races).chain(holds).chain(tokens).chain(offers);
         let expected: BTreeSet<_> = expected.chain(self.expected.timers()).collect();
         assert_eq!(expected, self.timers, "exactly what ends by itself has a timer");
     }

@@ -1,3 +1,4 @@
+use crate::cost::LoadPolicy;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
@@ -138,9 +139,9 @@ pub struct DeviceConfig {
     pub capacity_bytes: u64,
     /// Reclaim starts when no more than this many segments are free.
     pub low_water_segments: u32,
-    /// Read speed assumed by a lookup's estimate, bytes per second.
+    /// Read speed assumed until it was measured, bytes per second.
     pub read_bytes_per_s: u64,
-    /// Delay of one read assumed by a lookup's estimate, microseconds.
+    /// Delay of one read assumed until it was measured, microseconds.
     pub read_latency_us: u64,
 }
 
@@ -299,6 +300,8 @@ pub struct Config {
     pub admission: Admission,
     /// How much of it may be.
     pub write_budget: WriteBudget,
+    /// What is made of what loading costs.
+    pub load: LoadPolicy,
     /// Bounds of all tables.
     pub limits: Limits,
     /// Decides how keys spread over the index, so that nobody outside can choose collisions, and
@@ -323,8 +326,8 @@ pub enum ConfigError {
 }
 
 impl Default for Config {
-    /// One domain, the default one, and no SSD; least recently used leaves first, and all that does is
-    /// written: what needs no traffic to be known.
+    /// One domain, the default one, and no SSD; least recently used leaves first, all that does is
+    /// written, and what is there is loaded: what needs no traffic to be known.
     fn default() -> Self {
         Self {
             domains: vec![DomainConfig::default()],
@@ -342,6 +345,7 @@ impl Default for Config {
             policy: Policy::Lru,
             admission: Admission::Demote,
             write_budget: WriteBudget::default(),
+            load: LoadPolicy::Off,
             limits: Limits::default(),
             seed: 0,
         }

@@ -1,8 +1,9 @@
 use crate::config::MAX_DEVICES;
+use crate::cost::{Meter, Pace};
 use crate::segments::{Age, Segments};
 use crate::stats::{DeviceReport, DeviceState, DeviceStats, TierFill};
 use crate::wear::Wear;
-use crate::{Core, DeviceConfig, Health, WriteBudget};
+use crate::{Core, DeviceConfig, Health, Micros, WriteBudget};
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 use undercroft_wire::{DeviceId, Extent};
@@ -36,6 +37,8 @@ pub(crate) struct Device {
     pub(crate) segments: Segments,
     /// Bytes of the jobs under way, frames counted whole.
     pub(crate) load_bytes: u64,
+    /// Its reads of pages that somebody wants, and how fast they are.
+    pub(crate) reading: Meter,
     /// Records that have not proved themselves.
     pub(crate) unproved: u64,
     /// Records to be proved, in order of recovery. Some may be gone, or have proved themselves to
@@ -160,6 +163,7 @@ impl Device {
             free_segments: 0,
             segments: Segments::default(),
             load_bytes: 0,
+            reading: Meter::new(Pace::new(config.read_latency_us, config.read_bytes_per_s)),
             unproved: 0,
             to_prove: VecDeque::new(),
             proving: 0,
@@ -209,7 +213,8 @@ impl Device {
         }
     }
 
-    fn report(&self) -> DeviceReport {
+    fn report(&self, now: Micros) -> DeviceReport {
+        let pace = self.reading.pace(now);
         DeviceReport {
             device: self.id,
             state: self.state,
@@ -218,6 +223,8 @@ impl Device {
             free_segments: self.free_segments,
             unproved_records: self.unproved,
             written_in_a_day_bytes: self.wear.written_in_a_day(),
+            read_bytes_per_s: (1e6 / pace.us_per_byte) as u64,
+            read_latency_us: pace.latency_us as u64,
             stats: self.stats,
         }
     }
@@ -264,6 +271,6 @@ impl Core {
 
     /// What is known of each device, in the order of their numbers.
     pub fn devices(&self) -> impl Iterator<Item = DeviceReport> + '_ {
-        self.devices.iter().map(Device::report)
+        self.devices.iter().map(|device| device.report(self.now))
     }
 }

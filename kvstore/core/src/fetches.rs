@@ -3,6 +3,7 @@ use crate::gathering::Rest;
 use crate::jobs::{Delivery, Job};
 use crate::letting::Grip;
 use crate::page::{Dram, PageId};
+use crate::races::Race;
 use crate::sessions::Slot;
 use crate::spaces::ClassId;
 use crate::timers::Timer;
@@ -66,6 +67,10 @@ pub(crate) struct Fetch {
     pub(crate) slots: VecDeque<(SlotId, bool)>,
     /// Delivered pages that had to be read.
     pub(crate) ssd: u32,
+    /// When it was asked for; `None` of a lease that it did not begin as.
+    pub(crate) began: Option<Micros>,
+    /// What it is weighed against, if it is.
+    pub(crate) race: Option<Box<Race>>,
     pub(crate) deadline: Micros,
     /// Whether the deadline has passed while there was more to take in or to deliver of what lies in
     /// DRAM: the fetch ends with that.
@@ -117,7 +122,11 @@ impl Core {
             if fetch.is_copy() {
                 self.copy_out(id, &mut fetch, actions);
             }
+            let read = fetch.ssd;
             self.deliver(&mut fetch, &mut places);
+            if fetch.delivered > before.2 {
+                self.race_on(&mut fetch, read);
+            }
             if before == (fetch.issued, fetch.copied, fetch.delivered) {
                 break;
             }
@@ -193,7 +202,8 @@ impl Core {
     /// Whether nothing but its session's bound keeps a fetch from going on.
     pub(crate) fn may_issue(&self, fetch: &Fetch) -> bool {
         let waits = fetch.waits_for_frame || fetch.waits_for_lull;
-        fetch.issued - fetch.delivered < self.config.fetch_window && !waits
+        let window = fetch.race.as_ref().map_or(u32::MAX, |race| race.window);
+        fetch.issued - fetch.delivered < window.min(self.config.fetch_window) && !waits
     }
 
     /// Gives pages before `most` their frames; says how the run ends if the next cannot come.
@@ -426,6 +436,7 @@ impl Core {
         self.truncate(fetch, fetch.delivered, outcome);
         fetch.active = false;
         self.timers.remove(&(fetch.deadline, Timer::Fetch(id)));
+        self.end_race(fetch, outcome);
         if std::mem::take(&mut fetch.waits_for_frame) {
             self.count_awaited((fetch.reader, fetch.class), false);
             let state = self.frames.class_mut(fetch.class);

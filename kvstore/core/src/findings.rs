@@ -65,6 +65,15 @@ pub(crate) struct Outcome<'a> {
     pub(crate) ssd: u32,
     /// The first key that was not found.
     pub(crate) missed: Option<PageKey>,
+    /// Whether that one is there, and not worth loading.
+    pub(crate) is_there: bool,
+}
+
+/// As much of a key as is told.
+fn head(key: &PageKey) -> [u8; 8] {
+    let mut head = [0; 8];
+    head.copy_from_slice(&key.0[..8]);
+    head
 }
 
 /// Saying of lookups what they came to, and why it was no more.
@@ -87,7 +96,12 @@ impl Core {
         };
         let lacks = |key: &PageKey| outcome.spaces.iter().find(|space| !self.has(**space, key));
         let at = outcome.missed.as_ref().and_then(lacks).unwrap_or(first);
-        let miss = outcome.missed.map(|key| self.miss(outcome.spaces, *at, &key));
+        let miss = outcome.missed.map(|key| match outcome.is_there {
+            true => {
+                Miss { key: head(&key), cause: MissCause::Slower, left_unix_s: None, held_in: None }
+            }
+            false => self.miss(outcome.spaces, *at, &key),
+        });
         if let Some(miss) = miss {
             self.stats.misses[miss.cause as usize] += 1;
         }

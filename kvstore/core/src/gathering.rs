@@ -162,8 +162,9 @@ impl Core {
         }
     }
 
-    fn gathered(&mut self, id: FetchId, fetch: Fetch, rest: &Rest, actions: &mut Vec<Action>) {
+    fn gathered(&mut self, id: FetchId, mut fetch: Fetch, rest: &Rest, actions: &mut Vec<Action>) {
         if fetch.reader != Reader::Prefetch {
+            self.start_race(id, &mut fetch);
             self.fetches.insert(id, fetch);
             self.ready.push_back(id);
             return;
@@ -209,6 +210,9 @@ impl Core {
         }
         let resident = self.index[page].dram == Dram::Resident;
         rest.resident += u32::from(resident);
+        if let Some(race) = fetch.race.as_mut().filter(|_| !resident) {
+            race.to_read += 1;
+        }
         rest.lead &= resident && (fetch.issued as usize) < pins;
         rest.at += 1;
         if rest.lead {

@@ -141,6 +141,7 @@ impl Core {
             self.jobs.insert(job, Job::StrayRead { page, extent, class, frame });
         } else {
             self.end_reading(extent, self.frame_bytes(class));
+            self.end_metering(extent.device, class, false);
             self.give_back(class, frame);
         }
         self.unbusy(class);

@@ -38,7 +38,9 @@ impl Core {
         let reader = Reader::Lease { session, lease: body.lease, request, mode };
         let deadline = self.now.after_ms(body.deadline_ms);
         let stamp = self.clamp_stamp(session, body.stamp);
-        let fetch = self.new_fetch(reader, body.space, deadline);
+        let mut fetch = self.new_fetch(reader, body.space, deadline);
+        fetch.began = Some(self.now);
+        fetch.race = self.new_race(&fetch, body.recompute_ns);
         let id = self.begin_fetch(fetch, Rest::new(source, (session, request), stamp));
         self.stats.fetches += 1;
         self.add_lease(session, body.lease, id);
@@ -82,6 +84,8 @@ impl Core {
             reads: VecDeque::new(),
             slots: VecDeque::new(),
             ssd: 0,
+            began: None,
+            race: None,
             deadline,
             late: false,
             active: true,
@@ -129,6 +133,7 @@ impl Core {
             }
             if let Some(&fetch) = owner.leases.get(&body.lease) {
                 if body.upto == u32::MAX {
+                    self.note_copied(fetch);
                     self.abandon_fetch(fetch, actions);
                     self.end_lease(fetch);
                 } else {

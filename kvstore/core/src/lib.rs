@@ -16,6 +16,7 @@ mod audit;
 mod claims;
 mod commits;
 mod config;
+mod cost;
 mod density;
 mod devices;
 mod domains;
@@ -57,6 +58,7 @@ mod probes;
 mod proofs;
 mod purges;
 mod quotas;
+mod races;
 mod reach;
 mod reads;
 mod reclaim;
@@ -75,6 +77,7 @@ mod tokens;
 mod turnover;
 mod waves;
 mod wear;
+mod weighing;
 mod worth;
 
 pub use action::{Action, FramePlace};
@@ -82,6 +85,7 @@ pub use config::{
     Admission, Config, ConfigError, DeviceConfig, DomainConfig, DomainLimits, Limits, Policy,
     UnknownAdmission, UnknownPolicy, WriteBudget,
 };
+pub use cost::{LoadPolicy, UnknownLoadPolicy};
 pub use event::{
     AppendOutcome, CopyOutcome, Event, Health, ProcessId, ReadOutcome, RecoveredRecord,
 };
@@ -90,6 +94,7 @@ pub use firsts::FirstPage;
 pub use machine::Core;
 pub use micros::Micros;
 pub use notes::Note;
+pub use races::CostStats;
 pub use restored::{
     Restored, RestoredFrame, RestoredLease, RestoredPage, RestoredSession, RestoredSlab,
     RestoredSpace,

@@ -1,9 +1,11 @@
 use crate::commits::NOT_OPEN;
+use crate::cost::LoadPolicy;
 use crate::findings::Outcome;
 use crate::holds::Hold;
 use crate::index::Guide;
 use crate::letting::Grip;
 use crate::page::{Dram, Page, PageId};
+use crate::weighing::{Weighing, Worth};
 use crate::{Action, Core};
 use std::collections::{BTreeSet, VecDeque};
 use undercroft_wire::{
@@ -17,8 +19,11 @@ struct Found {
     pages: u32,
     /// Pages that are in DRAM in every space.
     dram: u32,
-    /// Bytes to be read from each SSD, over all spaces; empty for none.
-    ssd_bytes: Vec<u64>,
+    /// Bytes to be read from each SSD, over all spaces, beyond those that it has been asked for; empty
+    /// for none.
+    ssd_bytes: Vec<Option<u64>>,
+    /// Which part of it is worth loading, where that is weighed.
+    weighing: Option<Weighing>,
 }
 
 /// A lookup. One that is long takes several steps: what it has found is held meanwhile if it is to be
@@ -86,7 +91,7 @@ impl Core {
             spaces: body.spaces.clone(),
             keys: Vec::new(),
             at: 0,
-            found: Found::default(),
+            found: Found { weighing: self.weighing(body), ..Found::default() },
             guides: body.spaces.iter().map(|_| Guide::default()).collect(),
             hold_ms: body.hold_ms,
             held: Vec::new(),
@@ -95,7 +100,7 @@ impl Core {
             missed: None,
         };
         if self.search(&mut search, keys, u32::MAX) {
-            self.answer_search(search, actions);
+            self.answer_search(search, keys, actions);
         } else {
             search.keys = keys.to_vec();
             self.searching.queue.push_back(search);
@@ -130,7 +135,7 @@ impl Core {
         {
             let keys = std::mem::take(&mut search.keys);
             if self.search(&mut search, &keys, TURN_PROBES) {
-                self.answer_search(search, actions);
+                self.answer_search(search, &keys, actions);
             } else {
                 search.keys = keys;
                 self.searching.queue.push_back(search);
@@ -161,17 +166,41 @@ impl Core {
         found < slice.len() || end == keys.len()
     }
 
-    fn answer_search(&mut self, search: Search, actions: &mut Vec<Action>) {
+    fn answer_search(&mut self, mut search: Search, keys: &[PageKey], actions: &mut Vec<Action>) {
         let Search { session, request, ref found, stamp, .. } = search;
         self.stats.prefix_pages += u64::from(found.pages);
         self.stats.prefix_dram_pages += u64::from(found.dram);
-        let (pages, dram, ssd) = (found.pages, found.dram, found.pages - found.dram);
-        let (spaces, keys, missed) = (&search.spaces, search.asked, search.missed);
-        self.explain(&Outcome { session, spaces, keys, dram, ssd, missed });
-        let estimate_us = self.estimate_us(&found.ssd_bytes);
+        let (present, all) = (found.pages, self.all_of(found, &search.spaces));
+        let worth = found.weighing.as_ref().map_or(all, |weighing| weighing.worth());
+        let is_bound = self.config.load == LoadPolicy::Enforced;
+        let Worth { pages, dram, ssd_us, copy_us } = if is_bound { worth } else { all };
+        let worth = worth.pages;
+        if worth < present {
+            self.stats.cost.trimmed_lookups += 1;
+            self.stats.cost.trimmed_pages += u64::from(present - worth);
+        }
+        let unworthy = (pages < present).then(|| keys[pages as usize]);
+        let missed = unworthy.or(search.missed);
+        let (spaces, keys, ssd) = (&search.spaces, search.asked, pages - dram);
+        let is_there = unworthy.is_some();
+        self.explain(&Outcome { session, spaces, keys, dram, ssd, missed, is_there });
+        if pages < present {
+            self.trim(&mut search, pages);
+        }
         let hold = self.keep_hold(search);
         let stamp = Stamp(stamp);
-        let reply = Reply::Lookup(LookupReply { pages, dram, ssd, hold, stamp, estimate_us });
+        let (estimate_us, copy_us) = (ssd_us as u64, copy_us as u64);
+        let reply = Reply::Lookup(LookupReply {
+            pages,
+            dram,
+            ssd,
+            hold,
+            stamp,
+            estimate_us,
+            present,
+            worth,
+            copy_us,
+        });
         actions.push(Action::Reply { session, request, reply });
     }
 
@@ -191,7 +220,8 @@ impl Core {
         let mut queue = std::mem::take(&mut self.searching.queue);
         for search in &mut queue {
             if search.spaces.iter().any(|space| spaces.contains(space)) {
-                (search.at, search.found) = (0, Found::default());
+                let weighing = search.found.weighing.take().map(Weighing::restarted);
+                (search.at, search.found) = (0, Found { weighing, ..Found::default() });
                 self.let_go_held(search.session, std::mem::take(&mut search.held));
             }
         }
@@ -218,12 +248,11 @@ impl Core {
                 return;
             }
             let page = &self.index[id];
-            if page.dram == Dram::Resident {
-                found.dram += 1;
-            } else {
+            let in_dram = page.dram == Dram::Resident;
+            if !in_dram {
                 self.note_read(found, page);
             }
-            found.pages += 1;
+            found.add_page(in_dram);
         }
     }
 
@@ -252,28 +281,63 @@ impl Core {
             for page in &to_read {
                 self.note_read(found, page);
             }
-            found.pages += 1;
-            found.dram += u32::from(in_dram);
+            found.add_page(in_dram);
         }
     }
 
     fn note_read(&self, found: &mut Found, page: &Page) {
         let record = page.record().expect("a page that is read has a record");
         let device = self.segments.device(record.0);
-        found.ssd_bytes.resize(self.config.devices.len(), 0);
-        found.ssd_bytes[usize::from(device.0)] +=
-            self.frame_bytes(self.spaces.get(page.space).class);
+        let bytes = match page.dram {
+            // Its device has been asked for it.
+            Dram::Reading => 0,
+            _ => self.frame_bytes(self.spaces.get(page.space).class),
+        };
+        found.ssd_bytes.resize(self.config.devices.len(), None);
+        *found.ssd_bytes[usize::from(device.0)].get_or_insert_default() += bytes;
+        if let Some(weighing) = &mut found.weighing {
+            weighing.read(device, bytes);
+        }
     }
 
-    /// Time to read so many bytes from each SSD, all at once and otherwise idle.
-    fn estimate_us(&self, ssd_bytes: &[u64]) -> u64 {
-        let read = ssd_bytes.iter().zip(&self.config.devices).filter(|(bytes, _)| **bytes > 0);
-        let times = read.map(|(bytes, device)| {
-            let rate = u128::from(device.read_bytes_per_s.max(1));
-            let transfer = u128::from(*bytes) * 1_000_000 / rate;
-            device.read_latency_us.saturating_add(transfer as u64)
+    /// What the pages of a lookup are weighed against, if they are.
+    fn weighing(&self, body: &Lookup<'_>) -> Option<Weighing> {
+        if self.config.load == LoadPolicy::Off {
+            return None;
+        }
+        let copying = self.copying(&body.spaces);
+        Weighing::new(body.rival, || self.queues(), copying)
+    }
+
+    /// What copying pages out of DRAM takes the slowest of these spaces: once, and for each.
+    fn copying(&self, spaces: &[SpaceId]) -> (f64, f64) {
+        let paces = spaces.iter().map(|space| {
+            let space = self.spaces.get(*space);
+            let pace = space.copying.at(self.now);
+            (pace.latency_us, pace.us_per_byte * f64::from(space.page_bytes))
         });
-        times.max().unwrap_or(0)
+        paces.fold((0.0, 0.0), |all: (f64, f64), one| (all.0.max(one.0), all.1.max(one.1)))
+    }
+
+    /// All of what was found, and what loading it takes.
+    fn all_of(&self, found: &Found, spaces: &[SpaceId]) -> Worth {
+        let read = found.ssd_bytes.iter().zip(self.devices.iter());
+        let times = read.filter_map(|(bytes, device)| {
+            let queue = device.reading.queue(self.now);
+            bytes.map(|bytes| queue.us(bytes))
+        });
+        let (once, each) = self.copying(spaces);
+        let copy_us = if found.pages > 0 { once + each * f64::from(found.pages) } else { 0.0 };
+        let ssd_us = times.fold(0.0, f64::max);
+        Worth { pages: found.pages, dram: found.dram, ssd_us, copy_us }
+    }
+
+    /// Of what a lookup has found and holds only the first pages are of use.
+    fn trim(&mut self, search: &mut Search, pages: u32) {
+        search.found.pages = pages;
+        let kept = pages as usize * search.spaces.len();
+        let rest = search.held.split_off(kept.min(search.held.len()));
+        self.let_go_held(search.session, rest);
     }
 
     /// Holds `keys`, all visible in all spaces of a lookup that wants a hold. At a limit it gets none.
@@ -317,6 +381,16 @@ impl Core {
         let expires = self.now.after_ms(hold_ms.min(self.config.limits.max_hold_ms));
         let count = found.pages;
         Some(self.insert_hold(Hold { session, domain, spaces, count, pages, expires }))
+    }
+}
+
+impl Found {
+    fn add_page(&mut self, in_dram: bool) {
+        self.pages += 1;
+        self.dram += u32::from(in_dram);
+        if let Some(weighing) = &mut self.weighing {
+            weighing.page(in_dram);
+        }
     }
 }
 

@@ -26,6 +26,7 @@ impl Core {
         self.note_filling(class, frame);
         self.frames.class_mut(class).busy += 1;
         self.begin_reading(extent, self.frame_bytes(class));
+        self.begin_metering(extent.device, class);
         let fetches = vec![fetch];
         let job = self.new_job(Job::Read { page: id, extent, fetches });
         self.index.set_read_job(id, job);
@@ -56,6 +57,7 @@ impl Core {
         assert_eq!(self.index[id].dram, Dram::Reading, "a read fills its page's frame");
         let class = self.class_of(id);
         self.end_reading(extent, self.frame_bytes(class));
+        self.end_metering(extent.device, class, outcome != ReadOutcome::Failed);
         self.lane_done(LaneAt::Reads(extent.device), self.frame_bytes(class));
         self.read_over(self.frames.class(class).domain);
         self.count_read(extent.device, class, outcome);
@@ -92,6 +94,7 @@ impl Core {
         outcome: ReadOutcome,
     ) {
         self.end_reading(extent, self.frame_bytes(class));
+        self.end_metering(extent.device, class, outcome != ReadOutcome::Failed);
         self.lane_done(LaneAt::Reads(extent.device), self.frame_bytes(class));
         self.count_read(extent.device, class, outcome);
         let answers = self.devices.answers(extent.device);
@@ -114,6 +117,17 @@ impl Core {
             _ => {}
         }
         self.give_back(class, frame);
+    }
+
+    fn begin_metering(&mut self, device: DeviceId, class: ClassId) {
+        let (now, bytes) = (self.now, self.frame_bytes(class));
+        self.devices.get_mut(device).reading.begin(now, bytes);
+    }
+
+    /// A read has ended; it tells how fast the device is unless it failed or was taken back.
+    pub(crate) fn end_metering(&mut self, device: DeviceId, class: ClassId, counts: bool) {
+        let (now, bytes) = (self.now, self.frame_bytes(class));
+        self.devices.get_mut(device).reading.end(now, bytes, counts);
     }
 
     fn count_read(&mut self, device: DeviceId, class: ClassId, outcome: ReadOutcome) {

@@ -1,5 +1,6 @@
 use crate::SpaceInfo;
 use crate::admission::Returns;
+use crate::cost::{Speed, assumed_copying};
 use crate::notes::{Note, Notes};
 use std::collections::BTreeMap;
 use undercroft_wire::{DomainId, PageKey, SpaceDigest, SpaceId};
@@ -26,6 +27,8 @@ pub(crate) struct Space {
     pub(crate) returns: Returns,
     /// What its clients' hash makes of the probe prefix, as the first said that told.
     pub(crate) probe: Option<PageKey>,
+    /// How fast engines copy its pages out of DRAM.
+    pub(crate) copying: Speed,
 }
 
 impl Space {
@@ -36,7 +39,9 @@ impl Space {
         class: ClassId,
     ) -> Self {
         let returns = Returns::default();
-        Self { domain, digest, page_bytes, class, pages: 0, opened: 0, returns, probe: None }
+        let copying = Speed::new(assumed_copying());
+        let probe = None;
+        Self { domain, digest, page_bytes, class, pages: 0, opened: 0, returns, probe, copying }
     }
 }
 

@@ -1,4 +1,4 @@
-use crate::{DomainLimits, Health};
+use crate::{CostStats, DomainLimits, Health};
 use undercroft_wire::{DeviceId, DomainId, MissCause, PageKey, SpaceDigest, SpaceId};
 
 /// What happened since start. Counters only grow; what is a gauge says so.
@@ -135,6 +135,8 @@ pub struct Stats {
     pub disproved_records: u64,
     /// Completions that name no job under way.
     pub unknown_jobs: u64,
+    /// What the cost model has said, and how right it was.
+    pub cost: CostStats,
 }
 
 /// What came of pages that were read from SSD before anybody fetched them.
@@ -250,6 +252,10 @@ pub struct DeviceReport {
     /// Bytes written to it in the last day, or since start, as of the last step: frames counted
     /// whole, and what the write budget says that a record takes beside.
     pub written_in_a_day_bytes: u64,
+    /// How fast it reads, bytes per second, as measured, or else as assumed.
+    pub read_bytes_per_s: u64,
+    /// What a read takes before its first byte, microseconds.
+    pub read_latency_us: u64,
     /// What happened to it.
     pub stats: DeviceStats,
 }

@@ -8,6 +8,8 @@ use undercroft_wire::{HoldId, OfferId, SessionId};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Timer {
     Fetch(FetchId),
+    /// A fetch may have fallen behind.
+    Race(FetchId),
     Hold(HoldId),
     Token(TokenId),
     Offer((SessionId, OfferId)),
@@ -22,6 +24,7 @@ impl Core {
         {
             match timer {
                 Timer::Fetch(fetch) => self.expire_fetch(fetch, actions),
+                Timer::Race(fetch) => self.expire_race(fetch, actions),
                 Timer::Token(token) => self.void(token),
                 Timer::Offer(offer) => self.offer_overdue(offer),
                 Timer::Hold(hold) => self.expire_hold(hold),

@@ -121,7 +121,7 @@ fn what_is_held_outlasts_a_flood_until_its_time_is_over() {
     assert_eq!(world.lookup(1, space, &kept).pages, 0);
     let source = FetchSource::Hold { hold, first: 0, count: 1 };
     let lease = LeaseId(2);
-    let fetch = Fetch { space, lease, source, stamp: Stamp(0), deadline_ms: 10 };
+    let fetch = Fetch { space, lease, source, stamp: Stamp(0), deadline_ms: 10, recompute_ns: 0 };
     let reply = world.ask(1, &Request::Fetch(fetch));
     let Some(Reply::FetchEnd(end)) = reply else { panic!("an expired hold is refused") };
     assert_eq!(end.outcome, FetchOutcome::Invalid.to_byte());
@@ -214,7 +214,7 @@ fn a_limit_reached_is_a_refusal() {
     world.fetch(1, 1, space, &keys[..1], Stamp(0), 10);
     let source = FetchSource::Keys { keys: keys[..1].into() };
     let (lease, stamp) = (LeaseId(2), Stamp(0));
-    let fetch = Fetch { space, lease, source, stamp, deadline_ms: 10 };
+    let fetch = Fetch { space, lease, source, stamp, deadline_ms: 10, recompute_ns: 0 };
     let reply = world.ask(1, &Request::Fetch(fetch));
     let Some(Reply::Refused(refused)) = reply else { panic!("one lease is the limit") };
     assert_eq!(refused.reason, RefusedReason::Busy);

@@ -10,12 +10,13 @@ mod world;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, VecDeque};
 use undercroft_core::{
-    Admission, Config, DeviceState, Health, Micros, Policy, RecoveredRecord, WriteBudget,
+    Admission, Config, DeviceState, Health, LoadPolicy, Micros, Policy, RecoveredRecord,
+    WriteBudget,
 };
 use undercroft_wire::{
     DeviceId, DomainId, DropHold, Fetch, FetchOutcome, FetchSource, Hint, HintKind, HoldId,
-    LeaseId, Lookup, Mode, OfferId, PageKey, Prefetch, PurgeScope, Reply, Request, SessionId,
-    SlotId, SpaceId, Stamp, Token,
+    LeaseId, Lookup, Mode, OfferId, PageKey, Prefetch, PurgeScope, Reply, Request, Rival,
+    SessionId, SlotId, SpaceId, Stamp, Token,
 };
 use world::devices::{Size, config, size};
 use world::log::Log;
@@ -33,6 +34,8 @@ fn chain(number: u64) -> Vec<PageKey> {
 #[derive(Debug, Clone, Copy)]
 struct Faults {
     policy: (Policy, Admission, WriteBudget),
+    /// What is made of what loading costs, and what computing a page costs, nanoseconds.
+    load: (LoadPolicy, u64),
     /// SSDs, of different sizes.
     devices: usize,
     jobs_fail: bool,
@@ -48,7 +51,7 @@ struct Faults {
 impl Faults {
     fn settings(self, sizes: &[Size]) -> Config {
         let (policy, admission, write_budget) = self.policy;
-        Config { policy, admission, write_budget, ..config(sizes) }
+        Config { policy, admission, write_budget, load: self.load.0, ..config(sizes) }
     }
 }
 
@@ -61,6 +64,13 @@ fn policy() -> impl Strategy<Value = (Policy, Admission, WriteBudget)> {
         prop::sample::select(admissions.to_vec()),
         prop::sample::select(budgets.to_vec()),
     )
+}
+
+/// Pages that cost much more and much less to load than to compute.
+fn load() -> impl Strategy<Value = (LoadPolicy, u64)> {
+    let costs = [(LoadPolicy::Off, 0), (LoadPolicy::Advisory, 900_000)];
+    let enforced = [(LoadPolicy::Enforced, 60_000), (LoadPolicy::Enforced, 9_000_000)];
+    prop::sample::select([costs, enforced].concat())
 }
 
 struct OpenOffer {
@@ -108,7 +118,8 @@ impl Chaos {
     }
 
     /// Clients of a world, whatever lies on its devices.
-    fn on(world: World, faults: Faults, slots: u32, next: u64) -> Self {
+    fn on(mut world: World, faults: Faults, slots: u32, next: u64) -> Self {
+        world.recompute_ns = faults.load.1;
         let unread = world.logs.iter().map(|log| log.recover().into()).collect();
         let mut chaos = Self {
             world,
@@ -414,13 +425,18 @@ impl Chaos {
         for space in foreign {
             let keys = chain(0);
             let keys = undercroft_wire::KeyRun::from(keys.as_slice());
-            let lookup = Lookup { spaces: vec![space], keys: keys.clone(), hold_ms: 10 };
+            let lookup = Lookup {
+                spaces: vec![space],
+                keys: keys.clone(),
+                hold_ms: 10,
+                rival: Rival::default(),
+            };
             let reply = self.world.ask(session, &Request::Lookup(lookup));
             assert!(matches!(reply, Some(Reply::Refused(_))), "found another's: {reply:?}");
             let (lease, stamp) = (LeaseId(self.next_lease), Stamp(0));
             self.next_lease += 1;
             let source = FetchSource::Keys { keys };
-            let fetch = Fetch { space, lease, source, stamp, deadline_ms: 10 };
+            let fetch = Fetch { space, lease, source, stamp, deadline_ms: 10, recompute_ns: 0 };
             let reply = self.world.ask(session, &Request::Fetch(fetch));
             assert!(matches!(reply, Some(Reply::FetchEnd(_))), "fetched another's: {reply:?}");
         }
@@ -641,6 +657,7 @@ fn run(faults: Faults, frames: u64, slots: u32, torn: u32, operations: &[Op]) {
 
 const FAULTS: Faults = Faults {
     policy: (Policy::Lru, Admission::Demote, WriteBudget::NONE),
+    load: (LoadPolicy::Off, 0),
     devices: 0,
     jobs_fail: false,
     moody: false,
@@ -655,29 +672,32 @@ proptest! {
     #[test]
     fn dram_alone_keeps_its_promises(
         policy in policy(),
+        load in load(),
         frames in 1..8_u64,
         slots in 1..4_u32,
         jobs_fail: bool,
         operations in operations(),
     ) {
-        run(Faults { policy, jobs_fail, ..FAULTS }, frames, slots, 0, &operations);
+        run(Faults { policy, load, jobs_fail, ..FAULTS }, frames, slots, 0, &operations);
     }
 
     #[test]
     fn two_tiers_keep_their_promises(
         policy in policy(),
+        load in load(),
         frames in 1..8_u64,
         slots in 1..4_u32,
         devices in 1..=3_usize,
         jobs_fail: bool,
         operations in operations(),
     ) {
-        run(Faults { policy, devices, jobs_fail, ..FAULTS }, frames, slots, 0, &operations);
+        run(Faults { policy, load, devices, jobs_fail, ..FAULTS }, frames, slots, 0, &operations);
     }
 
     #[test]
     fn a_crash_loses_only_what_is_torn(
         policy in policy(),
+        load in load(),
         frames in 1..8_u64,
         slots in 1..4_u32,
         devices in 1..=3_usize,
@@ -685,13 +705,14 @@ proptest! {
         torn: u32,
         operations in operations(),
     ) {
-        let faults = Faults { policy, devices, jobs_fail, crashes: true, ..FAULTS };
+        let faults = Faults { policy, load, devices, jobs_fail, crashes: true, ..FAULTS };
         run(faults, frames, slots, torn, &operations);
     }
 
     #[test]
     fn what_is_in_memory_outlives_the_daemon(
         policy in policy(),
+        load in load(),
         frames in 1..8_u64,
         slots in 1..4_u32,
         devices in 0..=2_usize,
@@ -700,13 +721,14 @@ proptest! {
         operations in operations(),
     ) {
         let moody = moody && devices > 0;
-        let faults = Faults { policy, devices, jobs_fail, moody, crashes: true, remembers: true, ..FAULTS };
+        let faults = Faults { policy, load, devices, jobs_fail, moody, crashes: true, remembers: true, ..FAULTS };
         run(faults, frames, slots, torn, &operations);
     }
 
     #[test]
     fn moody_devices_break_no_promise(
         policy in policy(),
+        load in load(),
         frames in 1..8_u64,
         slots in 1..4_u32,
         devices in 1..=3_usize,
@@ -714,13 +736,14 @@ proptest! {
         torn: u32,
         operations in operations(),
     ) {
-        let faults = Faults { policy, devices, jobs_fail, moody: true, crashes, ..FAULTS };
+        let faults = Faults { policy, load, devices, jobs_fail, moody: true, crashes, ..FAULTS };
         run(faults, frames, slots, torn, &operations);
     }
 
     #[test]
     fn dying_devices_break_no_promise(
         policy in policy(),
+        load in load(),
         frames in 1..8_u64,
         slots in 1..4_u32,
         devices in 1..=3_usize,
@@ -728,7 +751,7 @@ proptest! {
         torn: u32,
         operations in operations(),
     ) {
-        let faults = Faults { policy, devices, jobs_fail: true, moody, devices_die: true, crashes, remembers: false };
+        let faults = Faults { policy, load, devices, jobs_fail: true, moody, devices_die: true, crashes, remembers: false };
         run(faults, frames, slots, torn, &operations);
     }
 }

@@ -136,7 +136,7 @@ fn one_domain_cannot_use_up_the_leases_or_holds_of_another() {
         world.fetch(session, 1, space, &keys[..2], Stamp(0), 10);
         let source = FetchSource::Keys { keys: keys[2..].into() };
         let (lease, stamp) = (LeaseId(2), Stamp(0));
-        let fetch = Fetch { space, lease, source, stamp, deadline_ms: 10 };
+        let fetch = Fetch { space, lease, source, stamp, deadline_ms: 10, recompute_ns: 0 };
         let reply = world.ask(session, &Request::Fetch(fetch));
         let Some(Reply::Refused(refused)) = reply else { panic!("two pages are the limit") };
         assert_eq!(refused.reason, RefusedReason::Busy);

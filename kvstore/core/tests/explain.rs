@@ -10,7 +10,7 @@ use undercroft_core::{
 };
 use undercroft_wire::{
     DomainId, Finding, Looked, Lookup, Miss, MissCause, Missed, Mode, OfferReply, PageKey,
-    PurgeScope, Request, RequestId, SessionId, SpaceId, Stamp,
+    PurgeScope, Request, RequestId, Rival, SessionId, SpaceId, Stamp,
 };
 use world::devices::{FIRST, config, size};
 use world::{EXPLAINED, OTHER, World, chain, digest, opened};
@@ -395,7 +395,7 @@ fn nothing_is_remembered_where_nobody_asks() {
     step(Event::SpaceOpened { session, request, domain, digest, page_bytes, slots: 1 });
     let keys = chain(1, 1);
     let keys = keys.as_slice().into();
-    let lookup = Lookup { spaces: vec![SpaceId(0)], keys, hold_ms: 0 };
+    let lookup = Lookup { spaces: vec![SpaceId(0)], keys, hold_ms: 0, rival: Rival::default() };
     step(Event::Request { session, request, body: &Request::Lookup(lookup) });
     assert_eq!((core.stats().lookups, core.explanations().count()), (1, 0));
     assert!(core.stats().misses.iter().all(|lookups| *lookups == 0));

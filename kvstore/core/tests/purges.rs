@@ -125,7 +125,14 @@ fn a_run_that_two_have_stored_is_delivered_up_to_what_is_purged() {
             };
             world.leases.insert((session, lease), lent);
             let source = FetchSource::Keys { keys: keys.as_slice().into() };
-            let body = Request::Fetch(Fetch { space, lease, source, stamp, deadline_ms: 1000 });
+            let body = Request::Fetch(Fetch {
+                space,
+                lease,
+                source,
+                stamp,
+                deadline_ms: 1000,
+                recompute_ns: 0,
+            });
             let request = world.request_id();
             world.step(Event::Request { session, request, body: &body });
             let pinned = mode == Mode::ZeroCopy && !ssd;

@@ -9,7 +9,7 @@ mod world;
 use undercroft_core::{Config, DomainConfig, DomainLimits, Event, Limits, Micros};
 use undercroft_wire::{
     Fetch, FetchOutcome, FetchSource, Hint, HintKind, LeaseId, Lookup, Mode, Offer, PageKey,
-    Prefetch, PrefetchReply, PurgeScope, Refused, RefusedReason, Release, Reply, Request,
+    Prefetch, PrefetchReply, PurgeScope, Refused, RefusedReason, Release, Reply, Request, Rival,
     SessionId, SpaceId, Stamp,
 };
 use world::{HeldLease, World, key, user_of};
@@ -181,7 +181,8 @@ fn a_hold_does_not_end_under_a_fetch_that_has_begun_to_take_from_it() {
     rest(&mut world);
     let source = FetchSource::Hold { hold: found.hold.unwrap(), first: 0, count: LONG as u32 };
     let lease = LeaseId(1);
-    let fetch = Fetch { space, lease, source, stamp: found.stamp, deadline_ms: 1000 };
+    let fetch =
+        Fetch { space, lease, source, stamp: found.stamp, deadline_ms: 1000, recompute_ns: 0 };
     let (session, request) = (SessionId(1), world.request_id());
     let held = HeldLease { space, keys, places: Vec::new(), released: 0, ended: None };
     world.leases.insert((session, lease), held);
@@ -206,7 +207,12 @@ fn a_long_lookup_takes_several_steps_and_finds_and_holds_what_one_would() {
         let (session, request) = (SessionId(1), world.request_id());
         let spaces = vec![space];
         let wished: Vec<PageKey> = keys.iter().chain(&missing).copied().collect();
-        let body = Request::Lookup(Lookup { spaces, keys: wished.as_slice().into(), hold_ms });
+        let body = Request::Lookup(Lookup {
+            spaces,
+            keys: wished.as_slice().into(),
+            hold_ms,
+            rival: Rival::default(),
+        });
         world.step(Event::Request { session, request, body: &body });
         let mut steps = 0;
         while world.core.is_session_busy(session) {
@@ -233,7 +239,12 @@ fn a_session_that_ends_in_the_middle_of_its_request_leaves_nothing_behind() {
     let keys = chain(1, LONG);
     assert_eq!(world.store(1, space, &keys, 0, Stamp(0)), keys.len());
     rest(&mut world);
-    let lookup = Lookup { spaces: vec![space], keys: keys.as_slice().into(), hold_ms: 1000 };
+    let lookup = Lookup {
+        spaces: vec![space],
+        keys: keys.as_slice().into(),
+        hold_ms: 1000,
+        rival: Rival::default(),
+    };
     let (session, request) = (SessionId(1), world.request_id());
     world.step(Event::Request { session, request, body: &Request::Lookup(lookup) });
     assert!(world.core.is_session_busy(session));
@@ -249,7 +260,8 @@ fn a_lookup_names_each_space_once() {
     let (mut world, space) = world(4);
     let spaces = vec![space, space];
     let keys = chain(1, 1);
-    let lookup = Lookup { spaces, keys: keys.as_slice().into(), hold_ms: 0 };
+    let lookup =
+        Lookup { spaces, keys: keys.as_slice().into(), hold_ms: 0, rival: Rival::default() };
     let reply = world.ask(1, &Request::Lookup(lookup));
     let invalid =
         matches!(reply, Some(Reply::Refused(Refused { reason: RefusedReason::Invalid, .. })));

@@ -189,6 +189,12 @@ pub const KEYS: &[Key] = &[
         what: "What of the pages that leave DRAM is written to SSD: `through` every page as soon as it is stored; `demote` every page when it leaves; `auto:N` when they leave, pages that were used again and what leads to them, and others only while half of the SSD is free or at least one in N of their space comes back while the SSD would keep it. N is the price of a hit in writes.",
     },
     Key {
+        name: "policy.load",
+        default: "\"advisory\"",
+        allowed: "\"off\", \"advisory\" or \"enforced\"",
+        what: "What is made of what loading costs: every lookup weighs it against computing the same pages, by how fast each SSD and the engine were lately, what they have to do already, and what the engine says that computing a page costs. `enforced` finds no more than is worth loading, and cuts fetches that fall behind; `advisory` tells and counts it, and loads all the same; `off` weighs nothing. Of an engine that has said nothing everything is worth loading.",
+    },
+    Key {
         name: "policy.demote_ahead",
         default: "64",
         allowed: "0..=65536",

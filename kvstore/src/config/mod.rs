@@ -19,7 +19,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use thiserror::Error;
-use undercroft_core::{Admission, Policy};
+use undercroft_core::{Admission, LoadPolicy, Policy};
 
 pub(crate) use domains::{DomainConfig, Rule};
 pub(crate) use renewal::Renewal;
@@ -98,6 +98,7 @@ pub struct Config {
     pub(crate) copy_workers: usize,
     pub(crate) policy: Policy,
     pub(crate) admission: Admission,
+    pub(crate) load: LoadPolicy,
     pub(crate) demote_ahead: u32,
     pub(crate) fetch_window: u32,
     pub(crate) max_hold_ms: u32,
@@ -263,6 +264,7 @@ fn check_arena(raw: &RawArena) -> Result<Config, ConfigError> {
         copy_workers: 0,
         policy: Policy::default(),
         admission: Admission::default(),
+        load: LoadPolicy::default(),
         demote_ahead: 0,
         fetch_window: 0,
         max_hold_ms: 0,
@@ -327,6 +329,9 @@ fn check_policy(config: &mut Config, raw: &RawPolicy) -> Result<(), ConfigError>
             allowed: Admission::ALLOWED.to_owned(),
         })?;
     }
+    let load = raw.load.as_deref();
+    let load = choice("policy.load", load, LoadPolicy::default().name(), &LoadPolicy::NAMES)?;
+    config.load = LoadPolicy::ALL[load];
     config.demote_ahead = number("policy.demote_ahead", raw.demote_ahead, 64, 0, 65_536)? as u32;
     config.fetch_window = number("policy.fetch_window", raw.fetch_window, 32, 1, 4096)? as u32;
     config.max_hold_ms =

@@ -65,6 +65,7 @@ pub(crate) struct RawCopy {
 pub(crate) struct RawPolicy {
     pub(crate) eviction: Option<String>,
     pub(crate) admission: Option<String>,
+    pub(crate) load: Option<String>,
     pub(crate) demote_ahead: Option<u64>,
     pub(crate) fetch_window: Option<u64>,
     pub(crate) max_hold_ms: Option<u64>,

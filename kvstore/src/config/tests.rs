@@ -43,6 +43,7 @@ fn a_value_out_of_range_names_key_value_and_range() {
         ("[server]\nmax_sessions = 1000000", "server.max_sessions", "1000000"),
         ("[policy]\neviction = \"fifo\"", "policy.eviction", "\"fifo\""),
         ("[policy]\nadmission = \"auto:0\"", "policy.admission", "\"auto:0\""),
+        ("[policy]\nload = \"on\"", "policy.load", "\"on\""),
     ] {
         let error = parse(text).unwrap_err().to_string();
         assert!(

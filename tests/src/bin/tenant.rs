@@ -126,7 +126,8 @@ fn time(
 ) -> Result<serde_json::Value> {
     let keys = |base: u32| -> Vec<_> { (0..count).map(|n| engine.keys(base + n, pages)).collect() };
     let (theirs, nobodys, own) = (keys(0), keys(1_000_000), keys(2_000_000));
-    let options = LookupOptions { hold: None, deadline: Duration::from_secs(5) };
+    let options =
+        LookupOptions { hold: None, deadline: Duration::from_secs(5), ..LookupOptions::default() };
     let look = |keys: &[_]| -> Result<(u64, u32)> {
         let since = Instant::now();
         let found = engine.space().lookup(keys, options);

@@ -234,7 +234,8 @@ impl RawClient {
         source: FetchSource<'_>,
         lease: LeaseId,
     ) -> Result<(FetchEnd, Vec<PagePlace>)> {
-        let fetch = Fetch { space, lease, source, stamp: Stamp(0), deadline_ms: 10_000 };
+        let fetch =
+            Fetch { space, lease, source, stamp: Stamp(0), deadline_ms: 10_000, recompute_ns: 0 };
         self.send(&Request::Fetch(fetch))?;
         let mut places = Vec::new();
         loop {

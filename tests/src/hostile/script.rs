@@ -3,7 +3,7 @@ use rustix::process::{Signal, getpid, kill_process};
 use std::io::Result;
 use std::path::Path;
 use undercroft_client::wire::{
-    Commit, FetchSource, KeyRun, LeaseId, Lookup, Request, RequestId, Stamp, encode_request,
+    Commit, FetchSource, KeyRun, LeaseId, Lookup, Request, RequestId, Rival, Stamp, encode_request,
 };
 
 /// The last step at which a client can die.
@@ -51,7 +51,8 @@ pub fn die_at(socket: &Path, step: u32, conversation: u32) -> Result<()> {
     die_if(step == 5);
     client.reply()?;
     let all = || KeyRun::from(&keys[..]);
-    let lookup = Lookup { spaces: vec![space.id], keys: all(), hold_ms: 60_000 };
+    let lookup =
+        Lookup { spaces: vec![space.id], keys: all(), hold_ms: 60_000, rival: Rival::default() };
     let found = client.ask(&Request::Lookup(lookup))?;
     die_if(step == 6);
     let fetch = |lease, source| {
@@ -62,6 +63,7 @@ pub fn die_at(socket: &Path, step: u32, conversation: u32) -> Result<()> {
             source,
             stamp,
             deadline_ms: 10_000,
+            recompute_ns: 0,
         })
     };
     if step == 7 {

@@ -9,7 +9,7 @@ use undercroft_core::{Event, ProcessId};
 use undercroft_wire::{
     Commit, DomainId, DropHold, Fetch, FetchEnd, FetchSource, Hint, HintKind, HoldId, LeaseId,
     Lookup, Mode, Offer, OfferId, PageIdentity, PageKey, PagePlace, Prefetch, Release, Reply,
-    Request, RequestId, SessionId, SlotId, SpaceId, Stamp,
+    Request, RequestId, Rival, SessionId, SlotId, SpaceId, Stamp,
 };
 
 /// A connected session.
@@ -253,7 +253,12 @@ impl World {
         let spaces = if both { &client.spaces[..] } else { &client.spaces[..1] };
         let hold_ms = if self.rng.bool() { self.rng.u32(..100) } else { 0 };
         let ids = spaces.iter().map(|(space, _)| *space).collect();
-        let request = Request::Lookup(Lookup { spaces: ids, keys: keys.into(), hold_ms });
+        let request = Request::Lookup(Lookup {
+            spaces: ids,
+            keys: keys.into(),
+            hold_ms,
+            rival: Rival::default(),
+        });
         // A page may leave in the very step in which it was counted.
         let identity = |world: &Self, at: usize, key: &PageKey| {
             world.book.identity(&world.book.spaces[at], *key)
@@ -315,7 +320,8 @@ impl World {
         };
         self.clients.leases.insert((session, lease), held);
         let stamp = self.stamp();
-        let body = Request::Fetch(Fetch { space, lease, source, stamp, deadline_ms });
+        let body =
+            Request::Fetch(Fetch { space, lease, source, stamp, deadline_ms, recompute_ns: 0 });
         self.ask(session, &body);
     }
 
@@ -437,7 +443,12 @@ impl World {
     /// Loads what there is of a chain and stores the rest, as an engine does.
     fn turn_over(&mut self, session: SessionId, space: (SpaceId, usize), keys: &[PageKey]) {
         let spaces = vec![space.0];
-        let request = Request::Lookup(Lookup { spaces, keys: keys.into(), hold_ms: 0 });
+        let request = Request::Lookup(Lookup {
+            spaces,
+            keys: keys.into(),
+            hold_ms: 0,
+            rival: Rival::default(),
+        });
         let Some(Reply::Lookup(found)) = self.ask(session, &request) else {
             panic!("a lookup is answered when all was looked at")
         };
@@ -457,8 +468,12 @@ impl World {
         let Some(space) = all.iter().find(foreign).copied() else {
             return;
         };
-        let request =
-            Request::Lookup(Lookup { spaces: vec![space], keys: keys.into(), hold_ms: 0 });
+        let request = Request::Lookup(Lookup {
+            spaces: vec![space],
+            keys: keys.into(),
+            hold_ms: 0,
+            rival: Rival::default(),
+        });
         let reply = self.ask(session, &request);
         assert!(matches!(reply, Some(Reply::Refused(_))), "another domain's pages: {reply:?}");
     }

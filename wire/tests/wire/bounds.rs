@@ -14,7 +14,10 @@ type Change = fn(&mut Space);
 fn lookup(spaces: usize, keys: usize) -> Vec<u8> {
     let spaces = (0..spaces).map(|index| SpaceId(u32::MAX - index as u32)).collect();
     let keys = KeyRun::from(vec![key(1); keys]);
-    request_frame(REQUEST, &Request::Lookup(Lookup { spaces, keys, hold_ms: u32::MAX }))
+    request_frame(
+        REQUEST,
+        &Request::Lookup(Lookup { spaces, keys, hold_ms: u32::MAX, rival: Rival::default() }),
+    )
 }
 
 #[test]
@@ -36,7 +39,14 @@ fn the_bound_on_keys_holds_in_every_message_that_carries_them() {
         (4, |keys| {
             let source = FetchSource::Keys { keys };
             let (lease, stamp) = (LeaseId(1), Stamp(0));
-            Request::Fetch(Fetch { space: SpaceId(1), lease, source, stamp, deadline_ms: 1 })
+            Request::Fetch(Fetch {
+                space: SpaceId(1),
+                lease,
+                source,
+                stamp,
+                deadline_ms: 1,
+                recompute_ns: 0,
+            })
         }),
         (7, |keys| {
             let (parent, first, stamp) = (None, 0, Stamp(0));
@@ -274,7 +284,7 @@ fn outcome_bytes_are_stable_and_unknown_ones_are_none() {
     for (count, known) in [
         (7, (0..=u8::MAX).filter(|byte| OfferOutcome::from_byte(*byte).is_some()).count()),
         (5, (0..=u8::MAX).filter(|byte| CommitOutcome::from_byte(*byte).is_some()).count()),
-        (7, (0..=u8::MAX).filter(|byte| FetchOutcome::from_byte(*byte).is_some()).count()),
+        (8, (0..=u8::MAX).filter(|byte| FetchOutcome::from_byte(*byte).is_some()).count()),
     ] {
         assert_eq!(known, count);
     }

@@ -37,13 +37,19 @@ const WIDE: u64 = 0x0102_0304_0506_0708;
 pub(crate) fn requests() -> Vec<(&'static str, Request<'static>)> {
     let keys = || KeyRun::from(vec![key(10), key(20)]);
     let hello = Hello { min: 1, max: 3, name: "engine-0".to_owned(), copy_mode: true };
-    let lookup = Lookup { spaces: vec![SpaceId(5), SpaceId(300)], keys: keys(), hold_ms: 1_500 };
+    let lookup = Lookup {
+        spaces: vec![SpaceId(5), SpaceId(300)],
+        keys: keys(),
+        hold_ms: 1_500,
+        rival: Rival { recompute_ns: 1_600_000, due_ms: 4_000, have: 3 },
+    };
     let fetch = |source| Fetch {
         space: SpaceId(5),
         lease: LeaseId(WIDE),
         source,
         stamp: Stamp(77),
         deadline_ms: 250,
+        recompute_ns: 1_600_001,
     };
     let hold = FetchSource::Hold { hold: HoldId(9), first: 4, count: 1_000 };
     let release = Release { session: SessionId(6), lease: LeaseId(WIDE), upto: u32::MAX };
@@ -126,6 +132,9 @@ pub(crate) fn replies() -> Vec<(&'static str, Reply)> {
         hold: Some(HoldId(9)),
         stamp: Stamp(77),
         estimate_us: 3_000,
+        present: 14,
+        worth: 13,
+        copy_us: 2_000,
     };
     let places = vec![
         PagePlace { part: PartId(1), offset: 0x20_0000 },
@@ -337,6 +346,20 @@ fn status() -> StatusReport {
             misses: vec![MissStatus { cause: MissCause::Evicted, lookups: 208 }],
         },
         stores: StoreStatus { offered: 301, stored: 302, held: 303, declined: 304, failed: 305 },
+        loads: LoadStatus {
+            policy: "enforced".to_owned(),
+            trimmed_lookups: 311,
+            trimmed_pages: 312,
+            behind_fetches: 313,
+            behind_pages: 314,
+            weighed_fetches: 315,
+            expected_fetches: 316,
+            expected_us: 317,
+            taken_us: 318,
+            error_us: 319,
+            saved_us: 320,
+            lost_us: 321,
+        },
         domains: vec![domain],
         spaces: vec![SpaceStatus {
             domain: "tenant-a".to_owned(),
@@ -380,6 +403,8 @@ fn ssd_device(tier: TierStatus) -> SsdDeviceStatus {
         corrupt_tables: 414,
         io_errors: 415,
         stalls: 416,
+        read_bytes_per_s: 417,
+        read_latency_us: 418,
         set_aside: Some("pages-0.log.set-aside-1".to_owned()),
         wear: WearStatus {
             day_bytes: 417,

@@ -73,10 +73,16 @@ fn space() -> impl Strategy<Value = Space> {
 
 fn lookup() -> impl Strategy<Value = Lookup<'static>> {
     let spaces = vec(any::<u32>().prop_map(SpaceId), 1..5);
-    (spaces, keys(), any::<u32>()).prop_map(|(spaces, keys, hold_ms)| Lookup {
+    let rival = any::<(u64, u32, u32)>().prop_map(|(recompute_ns, due_ms, have)| Rival {
+        recompute_ns,
+        due_ms,
+        have,
+    });
+    (spaces, keys(), any::<u32>(), rival).prop_map(|(spaces, keys, hold_ms, rival)| Lookup {
         spaces,
         keys,
         hold_ms,
+        rival,
     })
 }
 
@@ -87,13 +93,14 @@ fn fetch() -> impl Strategy<Value = Fetch<'static>> {
             FetchSource::Hold { hold: HoldId(hold), first, count }
         }),
     ];
-    (any::<(u32, u64, u64, u32)>(), source).prop_map(
-        |((space, lease, stamp, deadline_ms), source)| Fetch {
+    (any::<(u32, u64, u64, u32, u64)>(), source).prop_map(
+        |((space, lease, stamp, deadline_ms, recompute_ns), source)| Fetch {
             space: SpaceId(space),
             lease: LeaseId(lease),
             source,
             stamp: Stamp(stamp),
             deadline_ms,
+            recompute_ns,
         },
     )
 }
@@ -242,7 +249,7 @@ fn condition() -> impl Strategy<Value = DeviceCondition> {
 
 fn ssd_device() -> impl Strategy<Value = SsdDeviceStatus> {
     let texts = (text(), text(), prop::option::of(text()));
-    let counts = (any::<[u32; 3]>(), any::<[u64; 12]>(), any::<Option<u64>>());
+    let counts = (any::<[u32; 3]>(), any::<[u64; 14]>(), any::<Option<u64>>());
     (texts, condition(), (tier(), wear()), any::<[bool; 2]>(), counts).prop_map(
         |((path, engine, set_aside), condition, (tier, wear), flags, counts)| {
             let (small, counts, recovery_ms) = counts;
@@ -269,6 +276,8 @@ fn ssd_device() -> impl Strategy<Value = SsdDeviceStatus> {
                 corrupt_tables: counts[9],
                 io_errors: counts[10],
                 stalls: counts[11],
+                read_bytes_per_s: counts[12],
+                read_latency_us: counts[13],
                 set_aside,
                 wear,
             }
@@ -454,12 +463,12 @@ fn status() -> impl Strategy<Value = StatusReport> {
     let tiers = ((start(), reload()), arena(), tier(), prop::option::of(ssd()));
     let lists = (vec(domain(), 0..3), vec(space, 0..3), vec(session(), 0..3), vec(text(), 0..3));
     let lists = (lists, vec(fallback(), 0..3), prop::option::of(text()));
-    (numbers, (text(), text()), tiers, (hits, stores), lists).prop_map(
+    (numbers, (text(), text()), tiers, (hits, stores, loads()), lists).prop_map(
         |(
             numbers,
             (version, socket),
             ((start, reload), arena, dram, ssd),
-            (hits, stores),
+            (hits, stores, loads),
             lists,
         )| {
             let ([schema, pid, descriptors], counts, cpu_s) = numbers;
@@ -483,6 +492,7 @@ fn status() -> impl Strategy<Value = StatusReport> {
                 ssd,
                 hits,
                 stores,
+                loads,
                 domains,
                 spaces,
                 sessions,
@@ -498,15 +508,35 @@ fn status() -> impl Strategy<Value = StatusReport> {
     )
 }
 
+fn loads() -> impl Strategy<Value = LoadStatus> {
+    (text(), any::<[u64; 11]>()).prop_map(|(policy, counts)| LoadStatus {
+        policy,
+        trimmed_lookups: counts[0],
+        trimmed_pages: counts[1],
+        behind_fetches: counts[2],
+        behind_pages: counts[3],
+        weighed_fetches: counts[4],
+        expected_fetches: counts[5],
+        expected_us: counts[6],
+        taken_us: counts[7],
+        error_us: counts[8],
+        saved_us: counts[9],
+        lost_us: counts[10],
+    })
+}
+
 fn lookup_reply() -> impl Strategy<Value = LookupReply> {
-    (any::<[u32; 3]>(), any::<Option<u64>>(), any::<[u64; 2]>()).prop_map(
-        |([pages, dram, ssd], hold, [stamp, estimate_us])| LookupReply {
+    (any::<[u32; 5]>(), any::<Option<u64>>(), any::<[u64; 3]>()).prop_map(
+        |([pages, dram, ssd, present, worth], hold, [stamp, estimate_us, copy_us])| LookupReply {
             pages,
             dram,
             ssd,
             hold: hold.map(HoldId),
             stamp: Stamp(stamp),
             estimate_us,
+            present,
+            worth,
+            copy_us,
         },
     )
 }

@@ -20,7 +20,7 @@ use undercroft_core::{
 use undercroft_wire::{
     Commit, DeviceId, DomainId, Extent, Fetch, FetchEnd, FetchOutcome, FetchSource, JobId, LeaseId,
     Lookup, LookupReply, Mode, Offer, OfferId, OfferReply, PageIdentity, PageKey, PagePlace,
-    PartId, PurgeId, PurgeScope, Release, Reply, Request, RequestId, SessionId, SlotId,
+    PartId, PurgeId, PurgeScope, Release, Reply, Request, RequestId, Rival, SessionId, SlotId,
     SpaceDigest, SpaceId, Stamp,
 };
 
@@ -143,6 +143,8 @@ pub(crate) struct World {
     /// When what device was asked to write a page.
     pub(crate) writes: Vec<(Micros, DeviceId)>,
     pub(crate) audits: bool,
+    /// What clients say that computing a page costs.
+    pub(crate) recompute_ns: u64,
     /// The most notes that one step made.
     pub(crate) most_notes: usize,
     pub(crate) config: Config,
@@ -194,6 +196,7 @@ impl World {
             processes: HashMap::new(),
             writes: Vec::new(),
             audits: true,
+            recompute_ns: 0,
             most_notes: 0,
             next_part: 0,
             next_lease: 0,
@@ -517,10 +520,12 @@ impl World {
     ) -> LookupReply {
         let readable = self.readable(spaces, keys);
         let spaces = spaces.to_vec();
-        let request = Request::Lookup(Lookup { spaces, keys: keys.into(), hold_ms });
+        let rival = Rival { recompute_ns: self.recompute_ns, ..Rival::default() };
+        let request = Request::Lookup(Lookup { spaces, keys: keys.into(), hold_ms, rival });
         match self.ask(session, &request) {
             Some(Reply::Lookup(reply)) => {
-                assert!(reply.pages <= readable, "a page is reported that nobody can read");
+                assert!(reply.present <= readable, "a page is reported that nobody can read");
+                assert!(reply.pages.max(reply.worth) <= reply.present, "{reply:?}");
                 reply
             }
             other => panic!("a lookup is answered at once, not with {other:?}"),
@@ -595,7 +600,9 @@ impl World {
         let held =
             HeldLease { space, keys: keys.to_vec(), places: Vec::new(), released: 0, ended: None };
         self.leases.insert((SessionId(session), lease), held);
-        let body = Request::Fetch(Fetch { space, lease, source, stamp, deadline_ms });
+        let recompute_ns = self.recompute_ns;
+        let body = Fetch { space, lease, source, stamp, deadline_ms, recompute_ns };
+        let body = Request::Fetch(body);
         self.ask(session, &body);
     }
 

@@ -44,7 +44,7 @@ impl Family {
 fn in_the_child(family: &mut Family, socket: &Path) -> Result<()> {
     let Holder { client, engine, .. } = &mut family.holder;
     let keys = engine.keys(1, PAGES);
-    let options = LookupOptions { hold: None, deadline: DEADLINE };
+    let options = LookupOptions { hold: None, deadline: DEADLINE, ..LookupOptions::default() };
     let found = engine.space().lookup(&keys, options);
     ensure!(found.pages == 0 && found.why == Some(MissReason::Forked), "{found:?}");
     ensure!(client.state() == ClientState::Forked, "it thinks it is connected");

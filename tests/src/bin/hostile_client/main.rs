@@ -98,6 +98,7 @@ fn rob(socket: &Path, victim: SessionId) -> Result<()> {
             source,
             stamp: undercroft_client::wire::Stamp(0),
             deadline_ms: 1000,
+            recompute_ns: 0,
         };
         client.send(&Request::Fetch(fetch))?;
         loop {
@@ -134,6 +135,7 @@ fn with_lease(socket: &Path) -> Result<RawClient> {
         source: source(),
         stamp: undercroft_client::wire::Stamp(0),
         deadline_ms: 10_000,
+        recompute_ns: 0,
     };
     client.send(&Request::Fetch(fetch))?;
     Ok(client)
