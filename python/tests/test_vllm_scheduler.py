@@ -113,12 +113,25 @@ class Claims(unittest.TestCase):
         self.assertEqual(bench.half.count["lookup_missed"], 1)
 
     def test_what_is_slower_than_computing_is_not_claimed(self) -> None:
-        bench = Bench(prefill_tokens_per_s=1000)
+        bench = Bench()
         request = Request("a", range(PAGE * 3 + 1))
         bench.daemon.keep(request, 3)
-        bench.daemon.estimate = 1.0
-        self.assertEqual(bench.half.claim(request, 0), 0)
-        self.assertTrue(bench.daemon.holds[0].dropped)
+        bench.daemon.worth = 1
+        self.assertEqual(bench.half.claim(request, 0), PAGE)
+        self.assertEqual(bench.daemon.weighed, [(5.0, 0)])
+        self.assertEqual(bench.half.count["unworthy_pages"], 2)
+        bench.daemon.worth, bench.daemon.estimate = None, 6.0
+        late = Request("b", range(PAGE * 3 + 1))
+        self.assertEqual(bench.half.claim(late, 0), 0)
+        self.assertTrue(bench.daemon.holds[1].dropped)
+
+    def test_a_beginning_not_worth_loading_alone_may_be_with_the_rest(self) -> None:
+        bench = Bench(first_slice_pages=2)
+        request = Request("a", range(PAGE * 6 + 1))
+        bench.daemon.keep(request, 6)
+        bench.daemon.worth = 0
+        bench.half.claim(request, 0)
+        self.assertEqual(bench.daemon.asked, [2, 6])
 
     def test_few_tokens_are_computed(self) -> None:
         bench = Bench(min_tokens=PAGE * 3)

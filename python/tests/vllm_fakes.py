@@ -94,6 +94,10 @@ class Output:
     scheduled_new_reqs: Sequence[Any] = ()
 
     @property
+    def total_num_scheduled_tokens(self) -> int:
+        return sum(self.num_scheduled_tokens.values())
+
+    @property
     def kv_connector_block_state(self) -> Any:
         return SimpleNamespace(get_block_ids=self.tables.get, block_ids=self.tables)
 
@@ -143,6 +147,10 @@ class Daemon:
         self.holds: list[Hold] = []
         self.why: str | None = None
         self.estimate = 0.0
+        self.worth: int | None = None
+        """How many pages are worth loading."""
+        self.weighed: list[tuple[float | None, int]] = []
+        """By when pages were due, and how many the engine had itself."""
 
     @property
     def is_connected(self) -> bool:
@@ -157,28 +165,45 @@ class Daemon:
         self.spared += not told and not peek
         return told
 
-    def lookup(self, spaces: list[int], keys: bytes, *, hold: float, deadline: float) -> Any:
+    def lookup(
+        self,
+        spaces: list[Any],
+        keys: bytes,
+        *,
+        hold: float,
+        deadline: float,
+        due: float | None = None,
+        have: int = 0,
+    ) -> Any:
         run = [keys[at : at + 32] for at in range(0, len(keys), 32)]
         self.asked.append(len(run))
         if self.why is not None:
             return SimpleNamespace(
-                pages=0, dram=0, ssd=0, stamp=0, estimate=0, hold=None, why=self.why
+                pages=0, present=0, worth=0, dram=0, ssd=0, stamp=0, estimate=0, hold=None,
+                why=self.why,
             )
         pages = 0
         while pages < len(run) and all(run[pages] in self.held[space] for space in spaces):
             pages += 1
+        present = pages
+        worth = present if self.worth is None else max(min(self.worth, present), have)
+        pages = min(pages, worth)
+        self.weighed.append((due, have))
         given = Hold() if pages else None
         if given is not None:
             self.holds.append(given)
-        why = None if pages == len(run) else "absent"
+        why = "slower" if pages < present else None if present == len(run) else "absent"
         return SimpleNamespace(
-            pages=pages, dram=pages, ssd=0, stamp=7, estimate=self.estimate, hold=given, why=why
+            pages=pages, present=present, worth=worth, dram=pages, ssd=0, stamp=7,
+            estimate=self.estimate, hold=given, why=why,
         )
 
-    def start_lookup(self, spaces: list[int], keys: bytes, *, hold: float, deadline: float) -> Any:
+    def start_lookup(
+        self, spaces: list[Any], keys: bytes, *, hold: float, deadline: float, due: float
+    ) -> Any:
         self.begun += 1
         return SimpleNamespace(
-            result=lambda deadline: self.lookup(spaces, keys, hold=hold, deadline=deadline)
+            result=lambda deadline: self.lookup(spaces, keys, hold=hold, deadline=deadline, due=due)
         )
 
     def keep(self, request: Request, pages: int, spaces: Sequence[int] | None = None) -> None:

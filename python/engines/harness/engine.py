@@ -92,7 +92,8 @@ def transfer(
         "kv_connector_module_path": module,
         "kv_role": "kv_both",
         "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": {"socket": str(socket), **extra},
+        # Models so small are computed faster than anything is loaded, and loads are what is tried.
+        "kv_connector_extra_config": {"socket": str(socket), "prefill_tokens_per_s": 0, **extra},
     }
 
 

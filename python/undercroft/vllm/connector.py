@@ -127,6 +127,8 @@ class UndercroftConnector(KVConnectorBase_V1, SupportsHMA):
         step = connector_metadata if isinstance(connector_metadata, Step) else None
         self._step = self._due = step
         self._outer_error = sys.exc_info()[1]
+        if step is not None and self._worker is not None:
+            self._worker.begin(step)
 
     def clear_connector_metadata(self) -> None:
         """The step is over."""

@@ -33,6 +33,7 @@ class Lookups:
         self._keys = keys
         self._count = count
         self._clock = clock
+        self._due = settings.load_deadline_ms / 1000
         self._left = 0.0
         self._begun = 0
         self.new_step()
@@ -60,7 +61,7 @@ class Lookups:
         asked = min(pages, self._settings.first_slice_pages)
         keys = self._keys.first(known, asked)
         hold = self._settings.hold_ms / 1000
-        known.begun = client.start_lookup(spaces, keys, hold=hold, deadline=0.0)
+        known.begun = client.start_lookup(spaces, keys, hold=hold, deadline=0.0, due=self._due)
         known.begun_keys, known.begun_at = keys, self._clock()
         self._begun += 1
 
@@ -127,7 +128,10 @@ class Lookups:
             found = self._take(known, begun.result)
         else:
             found = self._ask(client, spaces, known, asked)
-        if found is not None and found.pages == asked < limit and self._left >= LEAST_S:
+        is_cut = found is not None and found.present == asked < limit
+        # What it had to read of pages that the engine has itself is of no account.
+        is_off = is_fresh and found is not None and known.local > 0 and found.worth < found.present
+        if (is_cut or is_off) and self._left >= LEAST_S:
             known.drop_hold()
             found = self._ask(client, spaces, known, limit)
         if found is None:
@@ -137,8 +141,9 @@ class Lookups:
         known.cursor = found.pages
         if self.announced is not None and found.why == "absent":
             self.announced.missed(known, found.pages, limit)
-        self._count["found_pages"] = self._count.get("found_pages", 0) + found.pages
-        if self._is_slower(found, known):
+        self._add("found_pages", found.present)
+        self._add("unworthy_pages", found.present - found.worth)
+        if found.estimate > self._settings.load_deadline_ms / 1000:
             known.drop_hold()
 
     def _ask(self, client: Any, spaces: list[Any], known: Known, pages: int) -> Any:
@@ -147,7 +152,10 @@ class Lookups:
             return None
         hold = self._settings.hold_ms / 1000
         return self._take(
-            known, lambda left: client.lookup(spaces, keys, hold=hold, deadline=left)
+            known,
+            lambda left: client.lookup(
+                spaces, keys, hold=hold, deadline=left, due=self._due, have=known.local
+            ),
         )
 
     def _take(self, known: Known, answer: Callable[[float], Any]) -> Any:
@@ -161,16 +169,11 @@ class Lookups:
         count["lookups"] = count.get("lookups", 0) + 1
         count["lookup_seconds"] = count.get("lookup_seconds", 0) + took
         known.hold = found.hold
-        if found.why not in (None, "absent", "too_long"):
+        if found.why not in (None, "absent", "too_long", "slower"):
             known.drop_hold()
             count["lookup_missed"] = count.get("lookup_missed", 0) + 1
             return None
         return found
 
-    def _is_slower(self, found: Any, known: Known) -> bool:
-        """Whether computing what was found would be done before it is fetched."""
-        if found.estimate > self._settings.load_deadline_ms / 1000:
-            return True
-        rate = self._settings.prefill_tokens_per_s
-        tokens = (found.pages - known.local) * self._keys.page_tokens
-        return rate > 0 and found.estimate > tokens / rate
+    def _add(self, name: str, value: float) -> None:
+        self._count[name] = self._count.get(name, 0) + value

@@ -78,6 +78,10 @@ class Step(KVConnectorMetadata):
     stores: list[StoreJob] = field(default_factory=list)
     forgets: bool = False
     """Loads that are under way when it begins are of no use: they are to fail."""
+    is_timed: bool = False
+    """Workers are to tell when it is over."""
+    page_s: float | None = None
+    """What computing a page costs from now on, where that has changed."""
 
 
 @dataclass
@@ -88,6 +92,8 @@ class Reports(KVConnectorWorkerMetadata):
     """By job: how many workers are done with it, and whether all of them hold every page."""
     layered: dict[int, int] = field(default_factory=dict)
     """By step: how many workers are done with the loads inside of it."""
+    over: list[int] = field(default_factory=list)
+    """Steps that were to be told of and are over, by the first worker that says so."""
 
     def aggregate(self, other: Reports) -> Reports:
         """The reports of both."""
@@ -96,11 +102,12 @@ class Reports(KVConnectorWorkerMetadata):
             self.stores[number] = (mine + workers, mine_whole and whole)
         for step, workers in other.layered.items():
             self.layered[step] = self.layered.get(step, 0) + workers
+        self.over += [step for step in other.over if step not in self.over]
         return self
 
     def is_empty(self) -> bool:
         """Whether there is nothing to tell."""
-        return not self.stores and not self.layered
+        return not (self.stores or self.layered or self.over)
 
 
 @dataclass

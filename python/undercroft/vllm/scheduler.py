@@ -15,11 +15,12 @@ from typing import Any
 
 from .adapters import Adapters
 from .events import Announced
-from .guard import ENDS, complaints
+from .guard import ENDS, complaints, logger
 from .items import are_named_by_content
 from .lookups import Lookups
 from .messages import KEY_BYTES, LoadJob, Reports, Run, Step
 from .prefetches import Prefetches
+from .prefill import Prefill
 from .requests import Keys, Known
 from .settings import Settings
 from .stores import Stores
@@ -41,6 +42,7 @@ class Scheduler:
         self._lookups = Lookups(settings, self._keys, self.count)
         self._stores = Stores(self._keys, workers, settings.max_pinned_share, self.count)
         self._adapters = Adapters()
+        self._prefill = Prefill(page_tokens, settings.prefill_tokens_per_s)
         self._known: dict[str, Known] = {}
         self._loading: dict[str, Known] = {}
         self._loads: list[LoadJob] = []
@@ -230,6 +232,10 @@ class Scheduler:
             self._lookups.new_step()
         step = Step(self._steps, self._loads, forgets=self._forgets)
         self._loads, self._forgets = [], False
+        step.is_timed = self._prefill.planned(step.number, scheduler_output)
+        if self._spaces is not None and (page_s := self._prefill.news()) is not None:
+            self._tell_prefill(page_s)
+            step.page_s = page_s
         for job in step.loads:
             if job.by_layer:
                 self._layered[step.number] = 0
@@ -244,6 +250,12 @@ class Scheduler:
         self._was_connected = False
         step.stores = self._stores.take()
         return step
+
+    def _tell_prefill(self, page_s: float) -> None:
+        for space in self._spaces or ():
+            space.set_recompute(page_s)
+        rate = self._prefill.tokens_per_s
+        logger.info("undercroft: loads are weighed against computing %.0f tokens a second", rate)
 
     def _plan(self, scheduler_output: Any) -> None:
         may_store: bool | None = None
@@ -298,6 +310,7 @@ class Scheduler:
         for req_id in output.finished_recving or ():
             self._load_over(req_id)
         reports = output.kv_connector_worker_meta
+        self._prefill.over(reports.over if isinstance(reports, Reports) else [])
         if isinstance(reports, Reports):
             self._settle(reports)
 

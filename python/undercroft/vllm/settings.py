@@ -30,8 +30,9 @@ class Settings:
     """A store not settled by then ends; its blocks are the engine's again."""
     hold_ms: float = 20000.0
     """How long a lookup keeps what it found from being evicted before it is loaded."""
-    prefill_tokens_per_s: float = 0.0
-    """The engine's prefill rate: what takes longer to fetch is computed. 0: always load."""
+    prefill_tokens_per_s: float | None = None
+    """The engine's prefill rate, which the daemon weighs loads against; None: measured; 0: nothing
+    is said of it, and everything is loaded."""
     max_pinned_share: float = 0.5
     """The part of the engine's blocks that stores under way may keep from reuse."""
     prefetch: bool = True

@@ -18,6 +18,7 @@ COUNTERS: dict[str, str] = {
     "lookup_skipped": "Requests not asked about: the step's lookups had taken their time.",
     "hook_seconds": "Time the scheduler spent in the connector's hooks.",
     "found_pages": "Pages that lookups found on every rank.",
+    "unworthy_pages": "Of these, pages that are computed faster than loaded.",
     "claimed_tokens": "Tokens the connector offered the engine beyond its own hits.",
     "loads": "Loads begun, one a request and rank.",
     "loads_failed": "Loads of which a page did not arrive: the engine recomputed it.",

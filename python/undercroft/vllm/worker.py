@@ -84,6 +84,20 @@ class Worker:
         self._finished = Finished()
         self._reports = Reports()
 
+    def begin(self, step: Step) -> None:
+        """Takes in what the scheduler says beside what there is to do."""
+        if step.is_timed:
+            self._reports.over.append(step.number)
+        if step.page_s is None:
+            return
+        try:
+            for group in self._groups:
+                group.space.set_recompute(step.page_s)
+        except ENDS:
+            raise
+        except BaseException as error:  # noqa: BLE001 - loads are not weighed, and go on
+            complaints.say("prefill", "undercroft: the prefill rate was not told: %s", error)
+
     # Loads.
 
     def load(self, step: Step) -> None:
