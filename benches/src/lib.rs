@@ -15,6 +15,7 @@ mod generate;
 mod html;
 mod interrupt;
 mod limits;
+mod loads;
 mod longctx;
 mod median;
 mod plan;
@@ -34,6 +35,7 @@ pub use limits::{
     CallerOptions, EchoOptions, LimitsOptions, LimitsReport, Machine, Row, caller, echo_peer,
     limits,
 };
+pub use loads::{LoadsOptions, LoadsReport, LoadsRow, loads};
 pub use longctx::{
     BreakEven, Cache, ContextError, ContextTokens, DeviceChoice, DeviceChoiceError, Gpu, GpuError,
     LoadTime, LongctxOptions, LongctxReport, LongctxRow, Model, ModelError, Recompute, Scale,
@@ -50,4 +52,4 @@ pub use replay::{
 };
 pub use size::{ByteRate, ByteSize, SizeError, TierSize};
 pub use trace::{MAX_REQUEST_PAGES, RawRequest, Trace, TraceReader, TraceRequest, TraceStats};
-pub use undercroft_core::{Admission, Micros, Policy};
+pub use undercroft_core::{Admission, LoadPolicy, Micros, Policy};

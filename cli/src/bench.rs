@@ -1,5 +1,6 @@
 //! `undercroft bench`.
 
+mod loads;
 mod longctx;
 
 use crate::outcome::{Failure, Outcome};
@@ -23,6 +24,7 @@ enum What {
     Replay(Box<Replay>),
     Limits(Limits),
     Longctx(Box<longctx::Longctx>),
+    Loads(loads::Loads),
     #[command(hide = true)]
     Echo(Echo),
     #[command(hide = true)]
@@ -179,6 +181,7 @@ impl Bench {
             What::Replay(replay) => replay.run(),
             What::Limits(limits) => limits.run(),
             What::Longctx(longctx) => longctx.run(),
+            What::Loads(loads) => loads.run(),
             What::Echo(echo) => echo.run(),
             What::Caller(caller) => caller.run(),
         }
