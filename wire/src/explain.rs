@@ -55,7 +55,7 @@ pub enum MissCause {
 
 impl MissCause {
     /// All there are, in their order.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::NeverStored,
         Self::NotTaken,
         Self::Coming,

@@ -69,13 +69,6 @@ pub(crate) struct Outcome<'a> {
     pub(crate) is_there: bool,
 }
 
-/// As much of a key as is told.
-fn head(key: &PageKey) -> [u8; 8] {
-    let mut head = [0; 8];
-    head.copy_from_slice(&key.0[..8]);
-    head
-}
-
 /// Saying of lookups what they came to, and why it was no more.
 impl Core {
     /// What the newest lookups came to, oldest first: as many as [`crate::Config::explained`].
@@ -98,7 +91,7 @@ impl Core {
         let at = outcome.missed.as_ref().and_then(lacks).unwrap_or(first);
         let miss = outcome.missed.map(|key| match outcome.is_there {
             true => {
-                Miss { key: head(&key), cause: MissCause::Slower, left_unix_s: None, held_in: None }
+                Miss { key: key.head(), cause: MissCause::Slower, left_unix_s: None, held_in: None }
             }
             false => self.miss(outcome.spaces, *at, &key),
         });
