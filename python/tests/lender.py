@@ -50,7 +50,10 @@ class Lender:
         """A token for a lease of as many of these pages as are there."""
         lease = number(1)
         source = number(0) + number(len(keys)) + keys
-        self._ask(FETCH, self._space, lease, source, number(0), number(5000), until=FETCH_END)
+        no_stamp, deadline, no_cost = number(0), number(5000), number(0)
+        self._ask(
+            FETCH, self._space, lease, source, no_stamp, deadline, no_cost, until=FETCH_END
+        )
         token = self._ask(GIVE, number(1), lease, until=GIVEN)
         assert len(token) == 16, token
         return token
