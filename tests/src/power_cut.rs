@@ -19,7 +19,7 @@ pub(crate) use medium::{Attached, Medium};
 use crate::ledger::{Ledger, Settled};
 use crate::survey::{Survey, SurveyOptions, survey};
 use crate::traffic::{DEADLINE, Traffic, TrafficOptions, locked};
-use crate::{DaemonOptions, PAGE_BYTES, TestDaemon};
+use crate::{DaemonOptions, TestDaemon};
 use anyhow::{Context, Result, ensure};
 use fastrand::Rng;
 use fuse_file::locked as disk_of;
@@ -30,16 +30,20 @@ use std::time::{Duration, Instant};
 /// Only pages stored so long before the cut count: a closed segment waits up to a second for its
 /// flush, and one more second must have passed since.
 const EARLIER: Duration = Duration::from_secs(2);
+/// Small ones, for the store takes many.
+const PAGE_BYTES: u64 = 4 << 10;
 const CHAIN_PAGES: u32 = 8;
 const DRAM_PAGES: u64 = 64;
 const SEGMENT_PAGES: u64 = 64;
-const STORE_PAGES: u64 = 4096;
+const STORE_PAGES: u64 = 16_384;
 /// Behind a page that counts, so many were stored: DRAM twice over, as for a warm restart, and two
 /// segments, for the page's own must be closed.
 const BEHIND: u64 = 2 * DRAM_PAGES + 2 * SEGMENT_PAGES;
-/// Behind a page that counts, not more than that are there: the rest of the store is for what is
-/// appended again when its oldest segments are emptied.
-const WITHIN: u64 = STORE_PAGES / 3;
+/// Behind a page that counts, not more new ones than that were stored. Reclaim appends up to seven
+/// eighths of a segment again, and does where everything is read all the time: for each new page it
+/// empties up to eight, and a page that nobody has read is dropped when the whole store was. A tenth
+/// is for segments that are kept free or are being written.
+const WITHIN: u64 = STORE_PAGES / 8 * 9 / 10;
 /// The file system takes some room too.
 const DISK_BYTES: usize = 96 << 20;
 /// Above what is written between two flushes.
