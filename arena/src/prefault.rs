@@ -2,6 +2,7 @@ use crate::mapping::{HUGE_BYTES, Mapping};
 use rustix::io::Errno;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// How a mapping is to be faulted in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +13,9 @@ pub(crate) enum Fault {
     Write,
     /// Shared memory as huge pages where the kernel can make them, else small pages.
     Collapse,
+    /// The same, with small pages for what is left after so long: for each huge page the kernel
+    /// waits for all processors, and may have to move other memory out of the way.
+    CollapseWithin(Duration),
 }
 
 /// Faults the whole of `mapping` in with up to `threads` threads and returns how many bytes were
@@ -19,7 +23,12 @@ pub(crate) enum Fault {
 pub(crate) fn prefault(mapping: &Mapping, fault: Fault, threads: usize) -> Result<usize, Errno> {
     let next = AtomicUsize::new(0);
     let huge = AtomicUsize::new(0);
-    let collapsing = AtomicBool::new(fault == Fault::Collapse);
+    let until = match fault {
+        Fault::CollapseWithin(patience) => Some(Instant::now() + patience),
+        Fault::Read | Fault::Write | Fault::Collapse => None,
+    };
+    let is_huge = matches!(fault, Fault::Collapse | Fault::CollapseWithin(_));
+    let collapsing = AtomicBool::new(is_huge);
     let work = || -> Result<(), Errno> {
         loop {
             // A stripe is small enough to share the work evenly and large enough that a system
@@ -30,8 +39,8 @@ pub(crate) fn prefault(mapping: &Mapping, fault: Fault, threads: usize) -> Resul
                 return Ok(());
             }
             let end = (start + stripe).min(mapping.len());
-            if fault == Fault::Collapse {
-                let made = fault_huge(mapping, start..end, &collapsing)?;
+            if is_huge {
+                let made = fault_huge(mapping, start..end, &collapsing, until)?;
                 huge.fetch_add(made, Ordering::Relaxed);
             } else {
                 mapping.populate(&(start..end), fault == Fault::Write)?;
@@ -56,12 +65,16 @@ fn fault_huge(
     mapping: &Mapping,
     range: Range<usize>,
     collapsing: &AtomicBool,
+    until: Option<Instant>,
 ) -> Result<usize, Errno> {
     let mut made = 0;
     let mut start = range.start;
     while start < range.end {
         let end = (start + HUGE_BYTES).min(range.end);
         let whole = end - start == HUGE_BYTES;
+        if until.is_some_and(|until| Instant::now() >= until) {
+            collapsing.store(false, Ordering::Relaxed);
+        }
         if whole && collapsing.load(Ordering::Relaxed) {
             mapping.populate(&(start..start + 4096), true)?;
             match mapping.collapse(&(start..end)) {

@@ -5,7 +5,11 @@ use crate::region::{Access, MappingId, Region};
 use crate::{ArenaError, Span, memfd};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 use undercroft_wire::SlotId;
+
+/// A client waits for its staging area: huge pages are worth that much of its time.
+const HUGE_PATIENCE: Duration = Duration::from_millis(20);
 
 /// A session's staging area, as the daemon sees it: slots that the client writes to and that are
 /// only ever copied. Never reserved huge pages: a hole punched by the client would give one back
@@ -59,7 +63,7 @@ impl Staging {
         let mapping = Mapping::shared(fd.as_fd(), bytes, true)
             .map_err(ArenaError::system("map a staging area", bytes as u64))?;
         let _dumped = mapping.keep_out_of_dumps();
-        prefault(&mapping, Fault::Collapse, 1)
+        prefault(&mapping, Fault::CollapseWithin(HUGE_PATIENCE), 1)
             .map_err(ArenaError::system("fault a staging area in", bytes as u64))?;
         let region = Region { mapping, bytes, access: Access::Foreign, part: None };
         let slots = Slots { region: Arc::new(region), count: slots, slot_bytes };

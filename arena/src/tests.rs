@@ -9,8 +9,9 @@ use super::*;
 use proptest::prelude::*;
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
 use undercroft_wire::{PartId, SlotId};
 
 const SMALL: PartOptions =
@@ -126,6 +127,24 @@ fn facts_say_what_pages_there_are() {
     assert_eq!(part.base_ptr().align_offset(2 << 20), 0, "aligned for huge pages");
     let names = [PageKind::Hugetlb, PageKind::Transparent, PageKind::Base].map(|k| k.to_string());
     assert_eq!(names, ["hugetlb", "transparent", "4k"]);
+}
+
+#[test]
+fn who_cannot_wait_for_huge_pages_has_all_memory_in_small_ones() {
+    use crate::prefault::{Fault, prefault};
+    let bytes = 8 << 20;
+    let made = |fault| {
+        let fd = memfd::create(bytes as u64, false).unwrap();
+        let mapping = mapping::Mapping::shared(fd.as_fd(), bytes, true).unwrap();
+        let huge = prefault(&mapping, fault, 1).unwrap();
+        let there = rustix::fs::fstat(&fd).unwrap().st_blocks * 512;
+        assert_eq!(there as usize, bytes, "all of it is there");
+        huge
+    };
+    assert_eq!(made(Fault::CollapseWithin(Duration::ZERO)), 0);
+    // Where the kernel makes huge pages at all, it has the time for them.
+    let patient = made(Fault::CollapseWithin(Duration::from_secs(3600)));
+    assert_eq!(patient > 0, made(Fault::Collapse) > 0);
 }
 
 #[test]
