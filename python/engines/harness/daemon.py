@@ -29,8 +29,9 @@ class Daemon:
     """One daemon; started again it finds the same folder, its SSD's pages included."""
 
     # What is used last leaves DRAM last, and all that does is written: then a suite can say what is
-    # where. By the daemon's own policy beginnings of prefixes stay in DRAM, and are lost with it.
-    LEAVES_IN_ORDER = '[policy]\neviction = "lru"\nadmission = "demote"\n'
+    # where. By the daemon's own policy beginnings of prefixes stay in DRAM, and are lost with it. A
+    # disk that holds a write up for seconds costs time, and not what would have been written.
+    LEAVES_IN_ORDER = 'stall_ms = 15000\n[policy]\neviction = "lru"\nadmission = "demote"\n'
 
     def __init__(
         self,
