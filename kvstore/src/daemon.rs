@@ -14,6 +14,7 @@ use crate::mounts::{self, Ground};
 use crate::mourner::Mourner;
 use crate::part_maker::{PartMaker, Parted};
 use crate::peer::Peer;
+use crate::precedence::Precedence;
 use crate::process;
 use crate::purge_book::{PurgeBook, Saved, Savers};
 use crate::quarantine;
@@ -158,6 +159,7 @@ impl Daemon {
             .transpose()
             .map_err(failed("the web thread"))?;
         let leaving = Arc::clone(&self.control.leaving);
+        let precedence = precedence(self.control.config.realtime);
         let control = Rc::new(RefCell::new(self.control));
         let doors = self.doors;
         let mut failure = None;
@@ -168,7 +170,7 @@ impl Daemon {
             let mut interrupted = signal(SignalKind::interrupt())?;
             let hung_up = signal(SignalKind::hangup())?;
             tokio::select! {
-                () = work(&control, &doors, reports) => {}
+                () = work(&control, &doors, reports, &precedence) => {}
                 never = accept(listener, &control) => match never {},
                 error = open_up(&control, self.began, ready) => failure = Some(error),
                 () = reload(&control, hung_up) => tracing::info!("SIGHUP: stopping"),
@@ -259,6 +261,18 @@ fn assemble(
     let (completed, found) = start_recovery(prepared, &parts, &book, &mut control)?;
     let doors = Doors { copied, completed, found, gone, made, parted, saved };
     Ok((control, doors))
+}
+
+/// How this thread is to get a processor.
+fn precedence(is_wanted: bool) -> Precedence {
+    if !is_wanted {
+        return Precedence::none();
+    }
+    Precedence::ask().unwrap_or_else(|error| {
+        let limit = "RLIMIT_RTPRIO of 1 allows it";
+        tracing::info!(%error, limit, "the control thread shares processors as others do");
+        Precedence::none()
+    })
 }
 
 fn notify(state: &[NotifyState<'_>]) {
@@ -396,6 +410,7 @@ async fn work(
     control: &Rc<RefCell<Control>>,
     Doors { copied, completed, found, gone, made, parted, saved }: &Doors,
     mut reports: mpsc::Receiver<Question>,
+    precedence: &Precedence,
 ) {
     let look_again = Arc::clone(&control.borrow().look_again);
     let mut watchdog = Watchdog::of_this_process();
@@ -409,7 +424,7 @@ async fn work(
         tokio::select! {
             () = copied.rung() => drain(control, copied, Control::copied).await,
             () = completed.rung() => drain(control, completed, Control::completed).await,
-            () = found.rung() => recover(control, found).await,
+            () = found.rung() => recover(control, found, precedence).await,
             () = gone.rung() => drain(control, gone, Control::bury).await,
             () = made.rung() => drain(control, made, Control::staging_made).await,
             () = parted.rung() => drain(control, parted, Control::parted).await,
@@ -483,11 +498,12 @@ async fn until(at: Option<Instant>) {
     }
 }
 
-/// Takes in what was found on the SSDs, for a moment: there may be millions of records.
-async fn recover(control: &Rc<RefCell<Control>>, found: &Door<Found>) {
+/// Takes in what was found on the SSDs, for a moment: there may be millions of records, and engines
+/// have more use for the processor.
+async fn recover(control: &Rc<RefCell<Control>>, found: &Door<Found>, precedence: &Precedence) {
     let began = Instant::now();
     while let Some(word) = found.take() {
-        control.borrow_mut().found(word);
+        precedence.without(|| control.borrow_mut().found(word));
         if began.elapsed() >= RECOVERY_TURN {
             found.look_again();
             control.borrow_mut().flush_all();

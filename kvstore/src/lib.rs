@@ -29,6 +29,7 @@ mod outbox;
 mod part_maker;
 mod paths;
 mod peer;
+mod precedence;
 mod process;
 mod purge_book;
 mod quarantine;

@@ -302,3 +302,42 @@ fn metrics_are_served_on_loopback() {
     assert!(text.starts_with("HTTP/1.1 200"), "{text}");
     assert!(text.contains("undercroft_dram_capacity_bytes 1048576"), "{text}");
 }
+
+/// By which policy each thread of a process is given a processor, its first thread before the others.
+fn policies(pid: u32) -> Vec<String> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it lives");
+    let mut numbers: Vec<u32> =
+        threads.filter_map(|thread| thread.ok()?.file_name().to_str()?.parse().ok()).collect();
+    numbers.sort_unstable_by_key(|number| (*number != pid, *number));
+    let policy = |number: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/task/{number}/stat")).ok()?;
+        stat.rsplit_once(") ")?.1.split(' ').nth(38).map(str::to_owned)
+    };
+    numbers.iter().filter_map(policy).collect()
+}
+
+#[test]
+fn only_the_thread_that_answers_comes_before_others_and_only_where_it_may() {
+    let daemon = TestDaemon::start(DaemonOptions::default());
+    let (first, others) = {
+        let mut policies = policies(daemon.pid()).into_iter();
+        (policies.next().expect("it has a thread"), policies.collect::<Vec<_>>())
+    };
+    let refused = daemon.says("shares processors as others do");
+    assert_eq!(first, if refused { "0" } else { "2" });
+    assert!(!others.is_empty() && others.iter().all(|policy| policy == "0"), "{others:?}");
+
+    let mut without = Ending({
+        let config = daemon.home().join("without.toml");
+        let text = QUIET.replace("HOME/s", &daemon.home().join("without").display().to_string());
+        let text = text.replace("[server]", "[server]\nrealtime = false");
+        std::fs::write(&config, text).expect("a configuration");
+        let mut command = std::process::Command::new(program("undercroft"));
+        command.arg("serve").arg("--config").arg(config);
+        command.stderr(Stdio::piped()).spawn().expect("the binary runs")
+    });
+    let said = std::io::BufReader::new(without.0.stderr.take().expect("piped"));
+    let ready = std::io::BufRead::lines(said).map_while(Result::ok).any(|l| l.contains("ready"));
+    assert!(ready, "it does not come up");
+    assert!(policies(without.0.id()).iter().all(|policy| policy == "0"));
+}

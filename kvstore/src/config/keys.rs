@@ -39,6 +39,12 @@ pub const KEYS: &[Key] = &[
         what: "Connections beyond this are closed at once.",
     },
     Key {
+        name: "server.realtime",
+        default: "true",
+        allowed: "true or false",
+        what: "The thread that answers sessions asks for `SCHED_RR`, so that threads of engines that spin cannot keep it waiting. Refused without `RLIMIT_RTPRIO`, which the log says; no error.",
+    },
+    Key {
         name: "arena.size",
         default: "1 GiB, or a quarter of free memory where that is less",
         allowed: "64KiB..=7TiB; left out where there are `[[domain]]` tables",

@@ -85,6 +85,8 @@ pub struct Config {
     pub(crate) socket: PathBuf,
     pub(crate) metrics: Option<SocketAddr>,
     pub(crate) max_sessions: u32,
+    /// Whether the control thread is to come before threads that only share the processors.
+    pub(crate) realtime: bool,
     /// At least one; the first that fits a peer is its own.
     pub(crate) domains: Vec<DomainConfig>,
     pub(crate) part_bytes: u64,
@@ -252,6 +254,7 @@ fn check_arena(raw: &RawArena) -> Result<Config, ConfigError> {
         socket: PathBuf::new(),
         metrics: None,
         max_sessions: 0,
+        realtime: true,
         domains: Vec::new(),
         part_bytes,
         slab_bytes,
@@ -291,6 +294,7 @@ fn check_server(config: &mut Config, raw: RawServer) -> Result<(), ConfigError> 
     let metrics = raw.metrics.unwrap_or_else(|| keys::DEFAULT_METRICS.to_owned());
     config.metrics = check_metrics(&metrics)?;
     config.max_sessions = number("server.max_sessions", raw.max_sessions, 64, 1, 4096)? as u32;
+    config.realtime = raw.realtime.unwrap_or(true);
     Ok(())
 }
 

@@ -20,6 +20,7 @@ pub(crate) struct RawServer {
     pub(crate) socket: Option<String>,
     pub(crate) metrics: Option<String>,
     pub(crate) max_sessions: Option<u64>,
+    pub(crate) realtime: Option<bool>,
 }
 
 #[derive(Debug, Default, Clone, Deserialize)]
