@@ -18,6 +18,7 @@ const ALLOWED: &[&str] = &[
     "gpu-shim/stand-in/",
     "kvstore/src/inherited.rs",
     "kvstore/src/peer.rs",
+    "kvstore/src/precedence.rs",
     "client/ffi/",
     "python/src/",
     "tests/src/bin/hostile_client/fork.rs",
