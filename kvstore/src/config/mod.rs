@@ -15,6 +15,7 @@ pub use keys::{KEYS, Key, reference};
 
 use crate::{bounds, paths};
 use raw::{Quantity, RawArena, RawConfig, RawCopy, RawPolicy, RawServer};
+use std::fmt::{self, Display, Formatter, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -58,7 +59,7 @@ pub enum ConfigError {
         reason: String,
     },
     /// A value is out of range.
-    #[error("config key {key} = {found}: allowed {allowed}")]
+    #[error("config key {key} = {}: allowed {allowed}", OneLine(found))]
     Value {
         /// The key, dotted.
         key: &'static str,
@@ -67,6 +68,22 @@ pub enum ConfigError {
         /// What is allowed.
         allowed: String,
     },
+}
+
+/// Text out of the file, with line ends and other control characters as escapes: an error is one line.
+struct OneLine<'a>(&'a str);
+
+impl Display for OneLine<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            if c.is_control() {
+                write!(f, "{}", c.escape_debug())?;
+            } else {
+                f.write_char(c)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Where the arena is to lie.

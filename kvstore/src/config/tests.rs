@@ -54,6 +54,19 @@ fn a_value_out_of_range_names_key_value_and_range() {
 }
 
 #[test]
+fn a_value_of_several_lines_is_named_on_one() {
+    for (text, shown) in [
+        ("[server]\nmetrics = \"\"\"off\non\"\"\"", r#"server.metrics = "off\non":"#),
+        ("[server]\nmetrics = \"off\\r\\u0007\"", r#"server.metrics = "off\r\u{7}":"#),
+        ("[arena]\nsize = \"1\\tGiB\"", r#"arena.size = "1\tGiB":"#),
+        ("[ssd]\nengine = \"io\\nuring\"", r#"ssd.engine = "io\nuring":"#),
+    ] {
+        let error = parse(text).unwrap_err().to_string();
+        assert!(error.contains(shown) && !error.contains(char::is_control), "{text}: {error}");
+    }
+}
+
+#[test]
 fn directories_and_sizes_are_one_or_a_list() {
     let ssd = |text: &str| parse(&format!("[ssd]\n{text}\n")).unwrap().ssd.unwrap();
     let one = ssd("path = \"/a\"\nsize = \"2MiB\"");
